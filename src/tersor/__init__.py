@@ -1,0 +1,28 @@
+"""Terse tensors: make a trained PyTorch model many times smaller, and run it from its file."""
+
+from tersor.compress import factorize
+from tersor.errors import BudgetError, FileFormatError, InputError, TersorError
+from tersor.factors import Factors
+from tersor.files import inspect, load, load_state_dict, save
+from tersor.models import compress
+from tersor.normalization import match_normalization
+from tersor.storage.summary import Report, TensorSummary
+from tersor.version import __version__
+
+__all__ = [
+    "BudgetError",
+    "Factors",
+    "FileFormatError",
+    "InputError",
+    "Report",
+    "TensorSummary",
+    "TersorError",
+    "__version__",
+    "compress",
+    "factorize",
+    "inspect",
+    "load",
+    "load_state_dict",
+    "match_normalization",
+    "save",
+]

@@ -1,0 +1,198 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a trained PyTorch model many times smaller, as one real file.",
+    epilog="Start with: `tersor compress model.safetensors -o model.tersor --ratio 20`",
+)
+console = Console()
+errors = Console(stderr=True)
+
+FAILED = 2
+"""Exit code of everything that stops a command, apart from a bug in tersor."""
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="Checkpoint: .safetensors, its .index.json if sharded, or .pt/.pth/.bin/.ckpt "
+        "(weights only; never unpickled).",
+        show_default=False,
+    ),
+]
+TersorFile = Annotated[
+    Path, typer.Argument(metavar="MODEL.tersor", help="Compressed file.", show_default=False)
+]
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Turn what a user can mend into a message and an exit code."""
+    from tersor.errors import TersorError
+
+    try:
+        yield
+    except (TersorError, OSError) as error:
+        errors.print(f"[red]error:[/] {_message(error)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted; earlier files are as they were")
+        raise typer.Exit(FAILED) from None
+
+
+def _message(error: Exception) -> str:
+    from rich.markup import escape
+
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return escape(f"{where}{error.strerror}; earlier files are as they were")
+    return escape(str(error))
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "- `tersor compress model.safetensors -o model.tersor --ratio 20`\n"
+    "- `tersor compress model.pt -o model.tersor --target-size 54kB`\n"
+    "- `tersor compress model.safetensors.index.json -o model.tersor --bits-per-weight 1.5`"
+)
+def compress(
+    model: Checkpoint,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write.", show_default=False)
+    ],
+    ratio: Annotated[
+        Optional[float],  # noqa: UP045  (typer on Python 3.10)
+        typer.Option(help="Size of MODEL on disk over the size of the output."),
+    ] = None,
+    target_size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Size of the output: 54kB (1 kB = 1000 bytes), 1.5MiB, 54000."),
+    ] = None,
+    bits_per_weight: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Bits of the whole output over the number of weights."),
+    ] = None,
+) -> None:
+    """Compress a checkpoint into a file of at most the asked size. Needs no model code.
+
+    Give exactly one of --ratio, --target-size and --bits-per-weight.
+    """
+    with reporting_errors():
+        from tersor.compress import compress_source
+        from tersor.plan.progress import shown
+        from tersor.report import table
+        from tersor.storage import container, summary
+        from tersor.storage.atomic import check_writable
+        from tersor.storage.checkpoint import open_checkpoint
+
+        check_writable(output, model)
+        source = open_checkpoint(model)
+        with shown("compressing") as progress:
+            archive = compress_source(
+                source,
+                ratio=ratio,
+                target_size=target_size,
+                bits_per_weight=bits_per_weight,
+                progress=progress,
+            )
+        container.write(output, archive)
+        console.print(table.render(summary.summarize(archive)))
+        if source.ignored:
+            console.print(f"not tensors, left out: {', '.join(source.ignored)}", highlight=False)
+        console.print(f"wrote {output}", highlight=False)
+
+
+@app.command(epilog="Example: `tersor decompress model.tersor -o dense.safetensors`")
+def decompress(
+    model: TersorFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Safetensors file to write.", show_default=False)
+    ],
+) -> None:
+    """Give back the dense tensors, with the names, shapes and types that they came with."""
+    with reporting_errors():
+        from tersor.files import export_safetensors
+
+        written = export_safetensors(model, output)
+        console.print(f"wrote {output}: {written} bytes", highlight=False)
+
+
+@app.command(
+    epilog="Examples:\n\n- `tersor inspect model.tersor`\n"
+    "- `tersor inspect model.tersor --json | jq .ratio`"
+)
+def inspect(
+    model: TersorFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a file holds, from the file alone."""
+    with reporting_errors():
+        from tersor.files import inspect as inspect_file
+        from tersor.report import table
+
+        report = inspect_file(model)
+        if as_json:
+            sys.stdout.write(json.dumps(table.to_json(report), indent=2) + "\n")
+        else:
+            console.print(table.render(report))
+
+
+@app.command(epilog="Example: `tersor info`")
+def info() -> None:
+    """Show versions, which kernels are there, and the number of threads."""
+    from tersor.report.info import environment
+
+    for name, value in environment().items():
+        console.print(f"{name:<14}{value}", highlight=False)
+
+
+@app.command(epilog="Example: `tersor demo --output demo`")
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the files and the picture.")
+    ] = Path("demo"),
+) -> None:
+    """Train a small network on handwritten digits, compress it 10 and 30 times, compare."""
+    with reporting_errors():
+        from tersor.demo import run
+
+        run(output, console)
+
+
+def version(show: bool) -> None:
+    """Print the version and stop."""
+    if show:
+        from tersor.version import __version__
+
+        console.print(f"tersor {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def main() -> None:
+    """Entry point of the ``tersor`` command."""
+    app(prog_name="tersor")

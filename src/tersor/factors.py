@@ -1,0 +1,132 @@
+"""Factors: what every stage of tersor takes or returns.
+
+A weight, cut into tiles (see `tersor.tiling`), is the product of two small matrices and a number::
+
+    tiles (d, n)  =  scale * codebook (d, k) @ latent (k, n)
+
+Quantized factors are integers. Their product is then exact in float32 whatever the order of the
+additions, as long as every partial sum stays below 2**24: a file gives the same weights on every
+machine, for any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tersor.errors import InputError
+from tersor.tiling import Tiling
+
+EXACT_INTEGERS = 2**24
+"""Integers of magnitude up to this are exact in float32 (24-bit significand, IEEE 754)."""
+
+
+def multiply(codebook: Tensor, latent: Tensor, scale: Tensor | float) -> Tensor:
+    """``scale * codebook @ latent`` in float32, independent of an enclosing autocast region."""
+    with torch.autocast(device_type=codebook.device.type, enabled=False):
+        return (codebook.to(torch.float32) @ latent.to(torch.float32)) * scale
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """A weight tensor as the product of a codebook and a latent.
+
+    Parameters
+    ----------
+    codebook
+        C, shape (d, k): integers (int16) if quantized, else float32.
+    latent
+        Z, shape (k, n): integers (int16) if quantized, else float32.
+    scale
+        What the product is multiplied by; a number that float32 can hold.
+    shape
+        Shape of the weight. The tile size is d; n follows from both.
+    dtype
+        Data type of the weight, which `recompose` returns.
+    """
+
+    codebook: Tensor
+    latent: Tensor
+    scale: float
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        d, k = self.codebook.shape
+        if tuple(self.latent.shape) != (k, self.tiling.count):
+            raise InputError(
+                f"factors do not fit together: a weight of shape {self.shape}, tiles of {d} and a "
+                f"codebook of {k} columns need a latent of shape {(k, self.tiling.count)}, "
+                f"got {tuple(self.latent.shape)}"
+            )
+        if self.quantized and largest_sum(self.codebook, self.latent) > EXACT_INTEGERS:
+            raise InputError(
+                f"the integers of codebook and latent are too large for an exact product: sums may "
+                f"reach {largest_sum(self.codebook, self.latent)}, at most {EXACT_INTEGERS} is "
+                "allowed; use a larger step"
+            )
+
+    @property
+    def tiling(self) -> Tiling:
+        """How the weight is cut into tiles."""
+        return Tiling(self.shape, self.codebook.shape[0])
+
+    @property
+    def rank(self) -> int:
+        """Columns of the codebook, k."""
+        return self.codebook.shape[1]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether both factors are integers, and so can be entropy-coded."""
+        return not (self.codebook.is_floating_point() or self.latent.is_floating_point())
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these factors in a file, their tables included.
+
+        Quantized factors are entropy-coded to find out; real ones count as stored, element by
+        element.
+        """
+        from tersor.storage.records import encode  # the one look down: a size is a fact of storage
+
+        if not self.quantized:
+            return self.codebook.nbytes + self.latent.nbytes
+        return encode(self).nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``8 * nbytes / numel``."""
+        return 8 * self.nbytes / self.numel
+
+    def recompose(self) -> Tensor:
+        """The dense weight, of shape ``shape`` and type ``dtype``."""
+        tiles = multiply(self.codebook, self.latent, self.scale)
+        return self.tiling.join(tiles).to(self.dtype)
+
+
+def largest_sum(codebook: Tensor, latent: Tensor) -> int:
+    """Bound of every partial sum of ``codebook @ latent`` for integer factors."""
+    if codebook.numel() == 0 or latent.numel() == 0:
+        return 0
+    columns = codebook.to(torch.int64).abs().amax(dim=0)
+    rows = latent.to(torch.int64).abs().amax(dim=1)
+    return int((columns * rows).sum())
+
+
+def signal_to_noise(weight: Tensor, factors: Factors) -> float:
+    """Signal-to-noise ratio of the factors in dB: 10 log10(sum W^2 / sum (W - CZ)^2)."""
+    reference = weight.detach().to(torch.float32)
+    noise = float(((reference - factors.recompose()) ** 2).sum(dtype=torch.float64))
+    signal = float((reference**2).sum(dtype=torch.float64))
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -1,0 +1,182 @@
+"""Models and tensors <-> files: `save`, `load`, `load_state_dict`, `inspect`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import TypeVar
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tersor.errors import InputError
+from tersor.factors import Factors
+from tersor.models import fill, source_of
+from tersor.nn import state
+from tersor.plan import classify
+from tersor.storage import container, records
+from tersor.storage.archive import Alias, Archive, Entry, Kept
+from tersor.storage.atomic import check_writable, replacing
+from tersor.storage.summary import Report, summarize
+
+Path = str | os.PathLike[str]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save(model: nn.Module, path: Path) -> Report:
+    """Write a model as one file: factors entropy-coded, everything else losslessly.
+
+    The file takes the place of ``path`` only once it is complete.
+
+    Parameters
+    ----------
+    model
+        Model that `tersor.compress` has given factors, trained further or not. Weights that are
+        dense are stored exactly.
+
+    Returns
+    -------
+    Report
+        What is in the file, and its size.
+
+    Raises
+    ------
+    InputError
+        If a weight is NaN, infinite or of a type that cannot be stored.
+    OSError
+        If the file cannot be written.
+    """
+    source, values = source_of(model), state(model)
+    entries = {
+        name: _entry(name, value, source.aliases.get(name)) for name, value in values.items()
+    }
+    archive = Archive(entries, source.nbytes)
+    container.write(path, archive)
+    return summarize(archive)
+
+
+def _entry(name: str, value: Factors | Tensor, alias: str | None) -> Entry:
+    if alias is not None:
+        return Entry(tuple(value.shape), value.dtype, Alias(alias))
+    if isinstance(value, Factors):
+        return Entry(value.shape, value.dtype, records.encode(value))
+    reason = classify.reason_to_keep(name, value)
+    return classify.keep(name, value, Kept.LEFT_DENSE if reason is None else reason)
+
+
+def load(path: Path, model: Model) -> Model:
+    """Fill a model from a file; its weights become factors, as they were when saved.
+
+    Parameters
+    ----------
+    path
+        File that `save` or ``tersor compress`` wrote.
+    model
+        Model of the architecture that was saved, with any weights; changed in place.
+
+    Returns
+    -------
+    Module
+        The same model.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or names or shapes of the model differ from those in it; the
+        message lists them, and the model is unchanged.
+    FileFormatError
+        If the file is damaged.
+    """
+    archive = container.read(path)
+    _check_match(archive, model)
+    fill(model, archive)
+    return model
+
+
+def _check_match(archive: Archive, model: nn.Module) -> None:
+    values = state(model)
+    # A tied weight is there if it is there under any of its names.
+    tied = source_of(model).aliases
+    present = {tied.get(name, name) for name in archive.entries if name in values}
+    missing = [n for n in values if n not in archive.entries and tied.get(n, n) not in present]
+    unexpected = [n for n in archive.entries if n not in values]
+    shapes = [
+        f"{name} {entry.shape} in the file, {tuple(values[name].shape)} in the model"
+        for name, entry in archive.entries.items()
+        if name in values and entry.shape != tuple(values[name].shape)
+    ]
+    parts = {"lacks": unexpected, "has beside those in the file": missing, "differs in": shapes}
+    problems = [f"the model {verb} {_some(names)}" for verb, names in parts.items() if names]
+    if problems:
+        raise InputError(
+            f"the file does not fit a {type(model).__name__}: {'; '.join(problems)}. Give the "
+            "architecture that was saved"
+        )
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """Dense tensors of a file, of the names, shapes and types that they came with.
+
+    Tied tensors share their memory.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    FileFormatError
+        If the file is damaged.
+    """
+    return dense_tensors(container.read(path))
+
+
+def dense_tensors(archive: Archive) -> dict[str, Tensor]:
+    """Dense tensors of an archive."""
+    tensors: dict[str, Tensor] = {}
+    for name, entry in archive.entries.items():
+        if isinstance(entry.content, Alias):
+            tensors[name] = tensors[entry.content.target]
+        else:
+            tensors[name] = archive.tensor(name)
+    return tensors
+
+
+def export_safetensors(path: Path, output: Path) -> int:
+    """Write the dense tensors of a file as safetensors; returns the bytes written.
+
+    Tied tensors are written under each of their names, since safetensors knows no aliases.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or the output cannot be written there.
+    FileFormatError
+        If the file is damaged.
+    """
+    source, target = pathlib.Path(path), pathlib.Path(output)
+    check_writable(target, source)
+    archive = container.read(source)
+    tensors = dense_tensors(archive)
+    for name, entry in archive.entries.items():
+        if isinstance(entry.content, Alias):
+            tensors[name] = tensors[name].clone()
+    with replacing(target) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    return target.stat().st_size
+
+
+def inspect(path: Path) -> Report:
+    """What a file holds: per tensor its shape, tile, rank, bytes and signal-to-noise ratio.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    FileFormatError
+        If the file is damaged.
+    """
+    return summarize(container.read(path))

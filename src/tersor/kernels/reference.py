@@ -1,0 +1,74 @@
+"""Reference operators, in plain PyTorch: the definition of correct for every faster kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tersor.factors import multiply
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None]
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """``2 ** exponent`` in float32, exactly, for int32 exponents from -126 to 127.
+
+    `torch.ldexp` works in the default dtype, where a small power can underflow, and `torch.exp2`
+    promises no exact result; the bits of an IEEE 754 number do.
+    """
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+@torch.library.custom_op("tersor::recompose", mutates_args=())
+def recompose(codebook: Tensor, latent: Tensor, scale: Tensor, exponent: Tensor) -> Tensor:
+    """Tiles of a weight: ``scale * 2 ** exponent * codebook @ latent``, in float32.
+
+    One custom operator, so that an exported graph keeps it as one node and a faster kernel can
+    take its place.
+
+    Parameters
+    ----------
+    codebook
+        Floating-point, shape (d, k).
+    latent
+        Floating-point, shape (k, n).
+    scale
+        Floating-point, shape (1,).
+    exponent
+        int32, shape (1,), from -126 to 127. Has no gradient.
+
+    Returns
+    -------
+    Tensor
+        float32, shape (d, n); for integer-valued factors the same bits as `Factors.recompose`.
+    """
+    return multiply(codebook, latent, scale.to(torch.float32) * power_of_two(exponent))
+
+
+@recompose.register_fake
+def _(codebook: Tensor, latent: Tensor, scale: Tensor, exponent: Tensor) -> Tensor:
+    return codebook.new_empty((codebook.shape[0], latent.shape[1]), dtype=torch.float32)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> Gradients:
+    codebook, latent, scale, exponent = ctx.saved_tensors
+    power = power_of_two(exponent)
+    step = scale.to(torch.float32) * power
+    of_codebook = of_latent = of_scale = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+        of_product = multiply(grad, latent.T, 1.0)
+        of_codebook = (of_product * step).to(codebook.dtype)
+        # sum(grad * (C @ Z)) without another product over all tiles
+        of_scale = ((of_product * codebook).sum() * power).to(scale.dtype)
+    if ctx.needs_input_grad[1]:
+        of_latent = multiply(codebook.T, grad, step).to(latent.dtype)
+    return of_codebook, of_latent, of_scale, None
+
+
+recompose.register_autograd(_gradients, setup_context=_save)

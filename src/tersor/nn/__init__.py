@@ -1,0 +1,6 @@
+"""Models that hold factors instead of dense weights: dense model <-> factored model."""
+
+from tersor.nn.convert import insert_factors, set_mode, state
+from tersor.nn.weight import FactoredWeight, Mode
+
+__all__ = ["FactoredWeight", "Mode", "insert_factors", "set_mode", "state"]

@@ -1,0 +1,84 @@
+"""Refusal of models and weights that cannot hold factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from tersor.errors import InputError
+from tersor.factors import Factors
+from tersor.nn.sites import Site, Weight
+
+
+def explain_unknown(model: nn.Module, name: str, sites: Mapping[str, Site]) -> str:
+    """Why a name is not that of a parameter."""
+    path, _, attribute = name.rpartition(".")
+    owner = dict(model.named_modules(remove_duplicate=False)).get(path)
+    if isinstance(getattr(owner, attribute, None), Tensor):
+        return (
+            f"{name!r} is no parameter: it is a buffer, or computed from other parameters by a "
+            "parametrization (weight_norm, spectral_norm, pruning); remove that first"
+        )
+    close = get_close_matches(name, sites)
+    hint = f"did you mean {close[0]!r}?" if close else "see the names in model.state_dict()"
+    return f"the model has no parameter {name!r}; {hint}"
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuse a model whose parameters are already registered elsewhere."""
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise InputError(
+            "the model is wrapped in DistributedDataParallel, which does not see new parameters; "
+            "insert the factors first, then wrap it"
+        )
+
+
+def check_weight(name: str, weight: Weight, factors: Factors) -> None:
+    """Refuse a weight that these factors cannot replace."""
+    if isinstance(weight, nn.Parameter):
+        if torch.nn.parameter.is_lazy(weight):
+            raise InputError(f"{name!r} is not initialized yet; run the model once first")
+        if weight.is_meta:
+            raise InputError(f"{name!r} is on the meta device; load its values first")
+        if type(weight.data) is not Tensor or not weight.is_floating_point():
+            raise InputError(
+                f"{name!r} is a {weight.dtype} {type(weight.data).__name__}; only plain "
+                "floating-point weights can be replaced"
+            )
+    if tuple(weight.shape) != factors.shape:
+        raise InputError(
+            f"{name!r} needs factors of a weight of shape {tuple(weight.shape)}, "
+            f"got shape {factors.shape}"
+        )
+
+
+def check_module(name: str, module: nn.Module) -> None:
+    """Refuse a module that cannot hold factors."""
+    hooks = module._forward_pre_hooks.values()
+    computed = (WeightNorm, SpectralNorm, BasePruningMethod)
+    if (
+        parametrize.is_parametrized(module)
+        or isinstance(module, parametrize.ParametrizationList)
+        or any(isinstance(hook, computed) for hook in hooks)
+    ):
+        raise InputError(
+            f"{name!r} belongs to a module with a parametrization (weight_norm, spectral_norm, "
+            "pruning); remove that first"
+        )
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict | torch.jit.ScriptModule):
+        raise InputError(
+            f"{name!r} belongs directly to a {type(module).__name__}, which cannot hold factors: "
+            "move the parameter to a module of its own"
+        )
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+        raise InputError(
+            f"{name!r} belongs to a module with sparse gradients, which factors do not have; "
+            "set its attribute sparse to False"
+        )

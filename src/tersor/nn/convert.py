@@ -1,0 +1,134 @@
+"""Dense model <-> factored model, by the names in the dense model's ``state_dict``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from tersor.errors import InputError
+from tersor.factors import Factors
+from tersor.nn.checks import check_module, check_unwrapped, check_weight, explain_unknown
+from tersor.nn.owner import attach
+from tersor.nn.sites import Site, Weight, find_sites, join_names, weights_of
+from tersor.nn.weight import FactoredWeight, Mode
+
+
+def insert_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
+    """Replace weights of a model by factors, in place; the dense weights are freed.
+
+    Modules keep their identity, hooks, training flag and device. A weight keeps the data type of
+    the parameter that it replaces, and whether it is trained. Nothing is changed if any of the
+    factors does not fit. Parameters are new: make optimizers and DDP wrappers afterwards.
+
+    Parameters
+    ----------
+    model
+        Model of any device and floating-point type.
+    factors
+        Factors by the names of the parameters in the dense model's ``state_dict``. One name of a
+        tied weight is enough: all its sites then share one `FactoredWeight`.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, a shape does not fit, or a module cannot hold factors.
+    """
+    check_unwrapped(model)
+    sites = find_sites(model)
+    chosen = choose(model, factors, sites)
+    used = {name: site for name, site in sites.items() if site.weight in chosen}
+    for name, site in used.items():
+        check_weight(name, site.weight, chosen[site.weight])
+        check_module(name, site.module)
+    holders = {weight: make_holder(weight, value) for weight, value in chosen.items()}
+    for site in used.values():
+        attach(site.module, site.attribute, holders[site.weight])
+
+
+def state(model: nn.Module) -> dict[str, Factors | Tensor]:
+    """Content of a model, dense or factored, under the names of the dense model's ``state_dict``.
+
+    Parameters
+    ----------
+    model
+        Model, with factors or without.
+
+    Returns
+    -------
+    dict
+        `Factors` of factored weights and plain tensors (parameters and persistent buffers, not
+        copied) for the rest, in the order of the dense model. Names of one tied weight have the
+        same `Factors` object, or tensors of the same storage. Extra state that is no tensor is
+        left out, with a warning.
+    """
+    tensors = model.state_dict()
+    entries: dict[str, Factors | Tensor] = {}
+    exact: dict[FactoredWeight, Factors] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, FactoredWeight):
+            for part in module.state_dict():
+                del tensors[f"{path}.{part}"]
+            continue
+        for name, value in {**weights_of(module), **module._buffers}.items():
+            full = join_names(path, name)
+            if isinstance(value, FactoredWeight):
+                if value not in exact:
+                    exact[value] = value.to_factors()
+                entries[full] = exact[value]
+            elif full in tensors:
+                entries[full] = tensors.pop(full)
+    return entries | only_tensors(tensors)
+
+
+def set_mode(model: nn.Module, mode: Mode) -> None:
+    """Choose when dense weights are computed from their factors.
+
+    Parameters
+    ----------
+    model
+        Model with factors.
+    mode
+        "recompose": in each forward; gradients reach the factors. "dense": now, once; as fast and
+        as large as the dense model, for inference only. Dense weights are no part of the
+        ``state_dict``, and are computed anew by ``load_state_dict`` and ``to``.
+    """
+    if mode not in get_args(Mode):
+        raise InputError(f"unknown mode {mode!r}, choose one of {get_args(Mode)}")
+    for module in model.modules():
+        if isinstance(module, FactoredWeight):
+            module.set_mode(mode)
+
+
+def only_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What modules put into a ``state_dict`` beside parameters and buffers, if tensors."""
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    if left_out := [name for name in entries if name not in tensors]:
+        warnings.warn(f"extra state that is no tensor is left out: {left_out}", stacklevel=3)
+    return tensors
+
+
+def choose(
+    model: nn.Module, factors: Mapping[str, Factors], sites: Mapping[str, Site]
+) -> dict[Weight, Factors]:
+    """Factors by the weights that they replace."""
+    chosen: dict[Weight, Factors] = {}
+    for name, value in factors.items():
+        if name not in sites:
+            raise InputError(explain_unknown(model, name, sites))
+        if chosen.setdefault(sites[name].weight, value) is not value:
+            raise InputError(
+                f"{name!r} is tied to another of these weights, but they got different factors; "
+                "give the same object for both, or one of the names only"
+            )
+    return chosen
+
+
+def make_holder(weight: Weight, factors: Factors) -> FactoredWeight:
+    """Holder of factors that takes the place of a weight."""
+    like = weight.codebook if isinstance(weight, FactoredWeight) else weight
+    return FactoredWeight(
+        factors, dtype=weight.dtype, device=like.device, requires_grad=like.requires_grad
+    )

@@ -1,0 +1,109 @@
+"""Modules whose parameters are replaced by factors, in place.
+
+The module stays the same object and becomes an instance of a subclass of its own class, in which
+``weight`` (or any other parameter name) is a property that calls the `FactoredWeight` held in the
+child ``weight_factors``. So its forward, hooks, flags and every reference to it keep working, and
+so does code that reads ``module.weight``: padding modes, attention, forwards written by users.
+`torch.nn.utils.parametrize` does the same, but refuses to pickle, and renames what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from tersor.nn.weight import FactoredWeight
+
+SUFFIX = "_factors"
+"""A child module called weight_factors holds the factors of weight."""
+
+ORDER = "_dense_order"
+"""Attribute of a factored module: the names of the dense module's own parameters, in order."""
+
+
+class FactoredOwner(nn.Module):
+    """Mixin of the classes that `factored_class` makes."""
+
+    dense_class: ClassVar[type]
+    factored_names: ClassVar[tuple[str, ...]]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # Classes made at run time can't be imported: pickle and deepcopy make them again.
+        state = cast(tuple[Any, ...], super().__reduce_ex__(protocol))[2]
+        return new_instance, (self.dense_class, self.factored_names), state
+
+
+class FactoredRecurrent(FactoredOwner, nn.RNNBase):
+    """Mixin for LSTM, GRU and RNN, which cache a list of their weights: here it is always fresh."""
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor | None]) -> None:
+        """Nothing to keep."""
+
+    def _init_flat_weights(self) -> None:
+        """Nothing to keep."""
+
+    def _update_flat_weights(self) -> None:
+        """Nothing to keep."""
+
+    def flatten_parameters(self) -> None:
+        """Nothing to flatten: the weights are new tensors in each forward."""
+
+
+@cache
+def factored_class(dense: type, names: tuple[str, ...]) -> type[nn.Module]:
+    """Subclass of ``dense`` in which the given parameters are read from their factors."""
+    mixin = FactoredRecurrent if issubclass(dense, nn.RNNBase) else FactoredOwner
+    body: dict[str, Any] = {name: property(_reader(name)) for name in names}
+    # torch.fx tells by the module's name which classes it shall not trace into.
+    body |= {"__module__": dense.__module__, "dense_class": dense, "factored_names": names}
+    return type(f"Factored{dense.__name__}", (mixin, dense), body)
+
+
+def new_instance(dense: type, names: tuple[str, ...]) -> nn.Module:
+    """Blank instance of a factored class, for pickle."""
+    kind = factored_class(dense, names)
+    return kind.__new__(kind)
+
+
+def _reader(name: str) -> Callable[[nn.Module], Tensor]:
+    child = name + SUFFIX
+
+    def read(self: nn.Module) -> Tensor:
+        return cast(Tensor, getattr(self, child)())
+
+    return read
+
+
+def attach(module: nn.Module, name: str, holder: FactoredWeight) -> None:
+    """Let the module read parameter ``name`` from ``holder``, and forget the parameter."""
+    if name in module._parameters:
+        if not isinstance(module, FactoredOwner):
+            module.__dict__[ORDER] = tuple(module._parameters)
+        del module._parameters[name]
+        module.__class__ = _derive(module, name)
+    if isinstance(module, nn.RNNBase):
+        _let_go_of_flat_weights(module)
+    holder.training = module.training
+    module.add_module(name + SUFFIX, holder)
+
+
+def _derive(module: nn.Module, name: str) -> type[nn.Module]:
+    dense: type = type(module)
+    if isinstance(module, FactoredOwner):
+        return factored_class(module.dense_class, tuple(sorted((*module.factored_names, name))))
+    return factored_class(dense, (name,))
+
+
+def _let_go_of_flat_weights(module: nn.RNNBase) -> None:
+    module.__dict__.pop("_flat_weights", None)
+    for parameter in module.parameters(recurse=False):
+        # Under cuDNN all are views of one buffer, which would keep the dense weights alive.
+        parameter.data = parameter.data.clone()

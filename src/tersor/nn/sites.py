@@ -1,0 +1,43 @@
+"""Where the weights of a model are used, dense or factored."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from tersor.nn.owner import ORDER, SUFFIX
+from tersor.nn.weight import FactoredWeight
+
+Weight = nn.Parameter | FactoredWeight
+
+
+class Site(NamedTuple):
+    """A place where a weight is used: an attribute of a module."""
+
+    module: nn.Module
+    attribute: str
+    weight: Weight
+
+
+def find_sites(model: nn.Module) -> dict[str, Site]:
+    """All uses of all weights by their dense names; a tied weight has several."""
+    return {
+        join_names(path, name): Site(module, name, weight)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, FactoredWeight)
+        for name, weight in weights_of(module).items()
+    }
+
+
+def weights_of(module: nn.Module) -> dict[str, Weight]:
+    """Own parameters of a module, dense or factored, in the order of the dense module."""
+    held = {**module._parameters, **module._modules}
+    names = module.__dict__.get(ORDER, module._parameters)
+    found = {name: held.get(name + SUFFIX, held.get(name)) for name in names}
+    return {name: weight for name, weight in found.items() if isinstance(weight, Weight)}
+
+
+def join_names(path: str, name: str) -> str:
+    """Name of a parameter, of the model itself if the path is empty."""
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,65 @@
+"""Which tensors are factored, and how the others are kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tersor.errors import InputError
+from tersor.storage.archive import Entry, Kept, Plain
+from tersor.tiling import is_tileable
+
+FEWEST_WEIGHTS = 256
+"""Tensors with fewer weights are kept: their codebook and header would cost more than is saved."""
+
+_ROUNDABLE = ("weight", "bias", "running_mean", "running_var", "gamma", "beta")
+"""Last parts of the names of parameters and normalisation statistics. Rounding those to bfloat16
+changes them by at most 1/256; other tensors, such as tables of positions, may not bear that."""
+
+
+def reason_to_keep(name: str, tensor: Tensor) -> Kept | None:
+    """Why a tensor is not factored; None if it is.
+
+    Raises
+    ------
+    InputError
+        If it would be factored but has NaN or infinite elements.
+    """
+    if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+        return Kept.NOT_FLOAT
+    if tensor.numel() == 0:
+        return Kept.EMPTY
+    if not is_tileable(tuple(tensor.shape)):
+        return Kept.VECTOR
+    check_finite(name, tensor)
+    if tensor.numel() < FEWEST_WEIGHTS:
+        return Kept.SMALL
+    if float(tensor.abs().amax()) > torch.finfo(torch.float32).max:
+        return Kept.RANGE
+    return None
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse a weight with NaN or infinite elements."""
+    if not bool(tensor.isfinite().all()):
+        bad = int((~tensor.isfinite()).sum())
+        raise InputError(
+            f"tensor {name!r} has {bad} elements that are NaN or infinite, of {tensor.numel()}; "
+            "repair the checkpoint first"
+        )
+
+
+def keep(name: str, tensor: Tensor, reason: Kept) -> Entry:
+    """Entry of a tensor that is kept: at 16 bits where that is harmless, else exactly."""
+    tensor = tensor.detach().cpu()
+    values = tensor.to(torch.bfloat16) if _is_roundable(name, tensor, reason) else tensor
+    return Entry(tuple(tensor.shape), tensor.dtype, Plain(values, reason))
+
+
+def _is_roundable(name: str, tensor: Tensor, reason: Kept) -> bool:
+    return (
+        reason in (Kept.VECTOR, Kept.SMALL)
+        and tensor.dtype in (torch.float32, torch.float64)
+        and (name.rpartition(".")[2].startswith(_ROUNDABLE))
+        and bool((tensor.abs() < torch.finfo(torch.bfloat16).max).all())
+    )

@@ -1,0 +1,38 @@
+"""Progress of long work, for whoever looks: a bar on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of the work that is done, 0 to 1."""
+
+
+def silent(message: str, done: float) -> None:
+    """Progress that nobody looks at."""
+
+
+@contextmanager
+def shown(title: str) -> Iterator[Progress]:
+    """Progress bar with the time left, on standard error if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.fields[title]}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.description}", table_column=None),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0, title=title)
+        yield lambda message, done: bar.update(task, completed=done, description=message)

@@ -1,0 +1,27 @@
+"""What tersor runs on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+from tersor.version import __version__
+
+_PACKAGES = ("torch", "numpy", "constriction", "safetensors")
+
+
+def environment() -> dict[str, str]:
+    """Versions, kernels, threads and devices, by name."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "tersor": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "kernels": "reference (PyTorch); this release has no native ones",
+        "threads": str(torch.get_num_threads()),
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "accelerators": ", ".join(accelerators) or "none",
+    }

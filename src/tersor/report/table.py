@@ -1,0 +1,81 @@
+"""Reports as tables for a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tersor.plan.budget import format_size
+from tersor.storage.summary import Report, TensorSummary
+
+
+def render(report: Report) -> RenderableType:
+    """Factored tensors, kept tensors, and the total."""
+    parts: list[RenderableType] = []
+    if report.factored:
+        parts.append(_factored(report.factored))
+    kept = [t for t in report.tensors if t.tile is None]
+    if kept:
+        parts.append(_kept(kept))
+    parts.append(Text(total(report)))
+    return Group(*parts)
+
+
+def total(report: Report) -> str:
+    """The size of the file, its ratio and bits per weight, in one line."""
+    return (
+        f"{report.nbytes} bytes ({format_size(report.nbytes)}) from {report.source_bytes} "
+        f"({format_size(report.source_bytes)}): {report.ratio:.2f} times smaller, "
+        f"{report.bits_per_weight:.3f} bits per weight"
+    )
+
+
+def _factored(tensors: tuple[TensorSummary, ...]) -> Table:
+    table = Table(title="Stored as factors", title_justify="left", box=None)
+    table.add_column("tensor", overflow="fold")
+    for column in ("shape", "tile", "rank", "bits/weight", "bytes", "SNR dB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for t in tensors:
+        snr = "-" if t.snr is None else f"{t.snr:.1f}"
+        numbers = (str(t.tile), str(t.rank), f"{t.bits_per_weight:.2f}", str(t.nbytes), snr)
+        table.add_row(t.name, _shape(t), *numbers)
+    return table
+
+
+def _kept(tensors: list[TensorSummary]) -> Table:
+    """One row for names that differ in numbers only, and are kept in the same way."""
+    groups: dict[tuple[str, str, str], list[TensorSummary]] = {}
+    for t in tensors:
+        groups.setdefault((re.sub(r"\d+", "*", t.name), t.dtype, t.note), []).append(t)
+    table = Table(title="Kept (bytes before compression)", title_justify="left", box=None)
+    table.add_column("tensors", overflow="fold")
+    for column in ("number", "type", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("how, and why")
+    for (pattern, dtype, note), members in groups.items():
+        name = members[0].name if len(members) == 1 else pattern
+        size = str(sum(t.nbytes for t in members))
+        table.add_row(name, str(len(members)), dtype, size, note)
+    return table
+
+
+def _shape(tensor: TensorSummary) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Report as plain data, with what is computed from it."""
+    tensors = [asdict(t) | {"bits_per_weight": t.bits_per_weight} for t in report.tensors]
+    return {
+        "nbytes": report.nbytes,
+        "source_bytes": report.source_bytes,
+        "ratio": report.ratio,
+        "weights": report.weights,
+        "bits_per_weight": report.bits_per_weight,
+        "tensors": tensors,
+    }

@@ -1,0 +1,112 @@
+"""What a file holds: entries by tensor name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from tersor.factors import Factors
+from tersor.storage import records
+from tersor.storage.records import EncodedFactors
+
+
+class Kept(IntEnum):
+    """Why a tensor is not factored; the value stands in the file."""
+
+    VECTOR = 0
+    SMALL = 1
+    NOT_FLOAT = 2
+    EMPTY = 3
+    LEFT_DENSE = 4
+    RANGE = 5
+
+    def describe(self) -> str:
+        """The reason in words."""
+        return {
+            Kept.VECTOR: "not a matrix or kernel",
+            Kept.SMALL: "few weights",
+            Kept.NOT_FLOAT: "not floating-point",
+            Kept.EMPTY: "empty",
+            Kept.LEFT_DENSE: "left dense in the model",
+            Kept.RANGE: "beyond the range of float32",
+        }[self]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A tensor that is kept, exactly or rounded to bfloat16.
+
+    Parameters
+    ----------
+    values
+        The tensor as stored: of its own type, or bfloat16.
+    reason
+        Why it is not factored.
+    """
+
+    values: Tensor
+    reason: Kept
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A tensor that is the same as one stored before it (tied weights)."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the file.
+
+    Parameters
+    ----------
+    shape, dtype
+        As the tensor came and as it is given back.
+    content
+        What the file holds of it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    content: EncodedFactors | Plain | Alias
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a file holds.
+
+    Parameters
+    ----------
+    entries
+        By tensor name, in the order of the checkpoint.
+    source_bytes
+        Size in bytes of the checkpoint or model that was compressed; ratios refer to it.
+    """
+
+    entries: Mapping[str, Entry]
+    source_bytes: int
+
+    def tensor(self, name: str) -> Tensor:
+        """The dense tensor of that name, of its original shape and type."""
+        value = self.value(name)
+        return value.recompose() if isinstance(value, Factors) else value
+
+    def value(self, name: str) -> Factors | Tensor:
+        """Factors of that name if it is factored, else the tensor."""
+        entry = self.entries[name]
+        if isinstance(entry.content, Alias):
+            return self.value(entry.content.target)
+        if isinstance(entry.content, Plain):
+            return entry.content.values.to(entry.dtype)
+        return records.decode(entry.content, entry.shape, entry.dtype)

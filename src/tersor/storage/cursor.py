@@ -1,0 +1,86 @@
+"""Read and write the fields of a header: bytes, variable-length integers, arrays of them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tersor.errors import FileFormatError
+
+
+@dataclass
+class Writer:
+    """Appends fields to a byte string."""
+
+    data: bytearray = field(default_factory=bytearray)
+
+    def raw(self, data: bytes) -> None:
+        """Append bytes as they are."""
+        self.data += data
+
+    def integer(self, value: int) -> None:
+        """Append an unsigned integer, 7 bits a byte, least significant first (LEB128)."""
+        while value > 127:
+            self.data.append(value & 127 | 128)
+            value >>= 7
+        self.data.append(value)
+
+    def integers(self, values: Iterable[int]) -> None:
+        """Append unsigned integers; how many is for the reader to know."""
+        for value in values:
+            self.integer(value)
+
+    def pack(self, layout: str, *values: float) -> None:
+        """Append values in a little-endian `struct` layout."""
+        self.data += struct.pack("<" + layout, *values)
+
+
+@dataclass
+class Reader:
+    """Reads the fields back and never beyond the end.
+
+    Raises
+    ------
+    FileFormatError
+        From each method, when the data ends too early.
+    """
+
+    data: bytes
+    position: int = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes not read yet."""
+        return len(self.data) - self.position
+
+    def raw(self, size: int) -> bytes:
+        """Take ``size`` bytes."""
+        if size > self.left:
+            raise FileFormatError(
+                f"header ends too early: {size} bytes needed at {self.position}, {self.left} left"
+            )
+        self.position += size
+        return self.data[self.position - size : self.position]
+
+    def integer(self, limit: int = 2**48) -> int:
+        """Take an unsigned integer of at most ``limit``."""
+        value = 0
+        for shift in range(0, 63, 7):
+            byte = self.raw(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                break
+        if byte > 127 or value > limit:
+            raise FileFormatError(f"header field at {self.position}: at most {limit} is allowed")
+        return value
+
+    def integers(self, count: int, limit: int = 2**48) -> list[int]:
+        """Take ``count`` unsigned integers."""
+        if count > self.left:
+            raise FileFormatError(f"header ends too early: {count} fields at {self.position}")
+        return [self.integer(limit) for _ in range(count)]
+
+    def unpack(self, layout: str) -> tuple[float, ...]:
+        """Take values in a little-endian `struct` layout."""
+        return struct.unpack("<" + layout, self.raw(struct.calcsize("<" + layout)))

@@ -1,0 +1,211 @@
+"""The header: the entries of an archive without their payloads <-> bytes.
+
+Fields stand in columns, all names, then all data types and so on, not tensor by tensor: neighbours
+that look alike compress better. docs/format.md lists them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from tersor.errors import FileFormatError
+from tersor.factorization.rate import CURVATURES, LARGEST, EntropyModel, Integers
+from tersor.storage import dtypes
+from tersor.storage.archive import Alias, Entry, Kept, Plain
+from tersor.storage.cursor import Reader, Writer
+from tersor.storage.records import EncodedFactors
+
+EXACT, ROUNDED, FACTORS, ALIAS = range(4)
+"""The kinds of entries, as they stand in the file."""
+
+_MAX_AXES = 8
+_NO_SNR = -32768
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Field:
+    """What the header says of one tensor.
+
+    Parameters
+    ----------
+    kind
+        One of `EXACT`, `ROUNDED`, `FACTORS`, `ALIAS`.
+    detail
+        Why it is kept (exact or rounded), its factors without their payload, or the name that it
+        is an alias of.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: int
+    detail: Kept | EncodedFactors | str
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Data type of the values in the file, for kept tensors."""
+        return torch.bfloat16 if self.kind == ROUNDED else self.dtype
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the values before compression, for kept tensors."""
+        return math.prod(self.shape) * self.stored_dtype.itemsize
+
+
+def _kind(entry: Entry) -> int:
+    if isinstance(entry.content, Alias):
+        return ALIAS
+    if isinstance(entry.content, EncodedFactors):
+        return FACTORS
+    return EXACT if entry.content.values.dtype == entry.dtype else ROUNDED
+
+
+def write(out: Writer, entries: Mapping[str, Entry]) -> None:
+    """Append the header of these entries."""
+    positions = {name: i for i, name in enumerate(entries)}
+    contents = [e.content for e in entries.values()]
+    out.integer(len(entries))
+    _write_names(out, list(entries))
+    out.raw(bytes(dtypes.code(e.dtype, n) for n, e in entries.items()))
+    out.raw(bytes(map(_kind, entries.values())))
+    out.raw(bytes(len(e.shape) for e in entries.values()))
+    out.integers(n for e in entries.values() for n in e.shape)
+    out.raw(bytes(c.reason for c in contents if isinstance(c, Plain)))
+    out.integers(positions[c.target] for c in contents if isinstance(c, Alias))
+    _write_records(out, [c for c in contents if isinstance(c, EncodedFactors)])
+
+
+def read(reader: Reader) -> list[Field]:
+    """Parse and check what `write` wrote.
+
+    Raises
+    ------
+    FileFormatError
+        Where a field is missing, unknown or contradicts another.
+    """
+    count = reader.integer(limit=reader.left)
+    names = _read_names(reader, count)
+    types = [_choose(dtypes.CODES, b, "data type") for b in reader.raw(count)]
+    kinds = [_choose([EXACT, ROUNDED, FACTORS, ALIAS], b, "kind") for b in reader.raw(count)]
+    axes = reader.raw(count)
+    if max(axes, default=0) > _MAX_AXES:
+        raise FileFormatError(f"a tensor of {max(axes)} axes; at most {_MAX_AXES} are allowed")
+    shapes = [tuple(reader.integers(n)) for n in axes]
+    reasons = reader.raw(sum(kind in (EXACT, ROUNDED) for kind in kinds))
+    kept = iter([_choose(list(Kept), b, "reason") for b in reasons])
+    aliases = iter(reader.integers(kinds.count(ALIAS)))
+    factored = [shape for shape, kind in zip(shapes, kinds, strict=True) if kind == FACTORS]
+    encoded = iter(_read_records(reader, factored))
+    fields: list[Field] = []
+    for name, shape, dtype, kind in zip(names, shapes, types, kinds, strict=True):
+        detail: Kept | EncodedFactors | str
+        if kind == ALIAS:
+            detail = _alias_target(fields, next(aliases), shape, dtype)
+        else:
+            detail = next(encoded) if kind == FACTORS else next(kept)
+        fields.append(Field(name, shape, dtype, kind, detail))
+    return fields
+
+
+def _choose(values: Sequence[_T], position: int, what: str) -> _T:
+    if position >= len(values):
+        raise FileFormatError(f"unknown {what} {position} in the header")
+    return values[position]
+
+
+def _alias_target(
+    before: list[Field], position: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> str:
+    target = _choose(before, position, "tensor")
+    if target.kind == ALIAS or (target.shape, target.dtype) != (shape, dtype):
+        raise FileFormatError(f"an alias of {target.name!r} differs from it in shape or type")
+    return target.name
+
+
+def _write_names(out: Writer, names: list[str]) -> None:
+    previous = b""
+    for name in (n.encode() for n in names):
+        shared = _shared_prefix(previous, name)
+        out.integers([shared, len(name) - shared])
+        out.raw(name[shared:])
+        previous = name
+
+
+def _shared_prefix(a: bytes, b: bytes) -> int:
+    """Number of bytes that two names begin with alike."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _read_names(reader: Reader, count: int) -> list[str]:
+    names: list[str] = []
+    previous = b""
+    for _ in range(count):
+        shared, added = reader.integers(2)
+        if shared > len(previous):
+            raise FileFormatError("a name shares more bytes than the name before it has")
+        previous = previous[:shared] + reader.raw(added)
+        try:
+            names.append(previous.decode())
+        except UnicodeDecodeError:
+            raise FileFormatError("a tensor name is not UTF-8") from None
+    if len(set(names)) != count:
+        raise FileFormatError("two tensors have the same name")
+    return names
+
+
+def _write_records(out: Writer, factors: list[EncodedFactors]) -> None:
+    out.integers(f.tile for f in factors)
+    out.integers(f.rank for f in factors)
+    for f in factors:
+        out.pack("f", f.scale)
+    for f in factors:
+        out.pack("h", _NO_SNR if math.isnan(f.snr) else round(min(max(f.snr, -300), 300) * 100))
+    _write_models(out, [f.codebook for f in factors])
+    _write_models(out, [f.latent for f in factors])
+
+
+def _read_records(reader: Reader, shapes: list[tuple[int, ...]]) -> list[EncodedFactors]:
+    tiles = reader.integers(len(shapes))
+    ranks = reader.integers(len(shapes))
+    scales = [reader.unpack("f")[0] for _ in shapes]
+    snrs = [reader.unpack("h")[0] for _ in shapes]
+    for shape, tile, rank, scale in zip(shapes, tiles, ranks, scales, strict=True):
+        if len(shape) < 2 or math.prod(shape) == 0 or not 1 <= tile <= math.prod(shape[1:]):
+            raise FileFormatError(f"factors of a weight of shape {shape} in tiles of {tile}")
+        if rank > tile or not math.isfinite(scale):
+            raise FileFormatError(f"factors of rank {rank}, tile {tile}, scale {scale}")
+    codebooks = _read_models(reader, [1] * len(shapes))
+    latents = _read_models(reader, ranks)
+    return [
+        EncodedFactors(*f[:4], b"", math.nan if f[4] == _NO_SNR else f[4] / 100)
+        for f in zip(tiles, scales, codebooks, latents, snrs, strict=True)
+    ]
+
+
+def _write_models(out: Writer, models: list[EntropyModel]) -> None:
+    out.integers(m.largest for m in models)
+    out.raw(bytes(m.curvature for m in models))
+    for model in models:
+        out.raw(np.diff(model.zero, prepend=0).astype(np.uint8).tobytes())
+    for model in models:
+        out.raw(np.diff(model.decay, prepend=0).astype(np.uint8).tobytes())
+
+
+def _read_models(reader: Reader, rows: list[int]) -> list[EntropyModel]:
+    largest = [reader.integer(LARGEST) for _ in rows]
+    curvatures = [_choose(range(CURVATURES), b, "curvature") for b in reader.raw(len(rows))]
+    zeros = [_running_sum(reader.raw(n)) for n in rows]
+    decays = [_running_sum(reader.raw(n)) for n in rows]
+    return [EntropyModel(*m) for m in zip(zeros, decays, curvatures, largest, strict=True)]
+
+
+def _running_sum(differences: bytes) -> Integers:
+    return np.cumsum(np.frombuffer(differences, np.uint8), dtype=np.uint8).astype(np.int64)

@@ -1,0 +1,115 @@
+"""What an archive holds, in numbers: what `inspect` gives and the tables print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tersor.storage import container, dtypes
+from tersor.storage.archive import Alias, Archive, Entry
+from tersor.storage.records import EncodedFactors
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One tensor of a file.
+
+    Parameters
+    ----------
+    name, shape, dtype
+        As in the checkpoint; the data type by its safetensors name.
+    nbytes
+        Bytes of its section; for kept tensors, before compression; 0 for aliases.
+    tile, rank, snr
+        Tile size, rank and signal-to-noise ratio in dB of a factored tensor, else None. The ratio
+        is None too where it was not measured, as after training.
+    note
+        How and why a tensor is kept; empty for factored ones.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    tile: int | None = None
+    rank: int | None = None
+    snr: float | None = None
+    note: str = ""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for n in self.shape:
+            count *= n
+        return count
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``8 * nbytes / numel``."""
+        return 8 * self.nbytes / max(self.numel, 1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A file, or what will be one.
+
+    Parameters
+    ----------
+    tensors
+        In the order of the checkpoint.
+    nbytes
+        Size of the file, everything included.
+    source_bytes
+        Size of what was compressed.
+    """
+
+    tensors: tuple[TensorSummary, ...]
+    nbytes: int
+    source_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """Size of the source over the size of the file."""
+        return self.source_bytes / self.nbytes
+
+    @property
+    def weights(self) -> int:
+        """Number of elements of all tensors, tied ones once."""
+        return sum(t.numel for t in self.tensors if not t.note.startswith("same as"))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the whole file over the number of weights."""
+        return 8 * self.nbytes / max(self.weights, 1)
+
+    @property
+    def factored(self) -> tuple[TensorSummary, ...]:
+        """The tensors that are stored as factors."""
+        return tuple(t for t in self.tensors if t.tile is not None)
+
+
+def summarize(archive: Archive) -> Report:
+    """Summary of an archive, its size in the file included."""
+    tensors = tuple(_summarize(name, entry) for name, entry in archive.entries.items())
+    return Report(tensors, container.size(archive), archive.source_bytes)
+
+
+def _summarize(name: str, entry: Entry) -> TensorSummary:
+    content, dtype = entry.content, dtypes.NAMES[entry.dtype]
+    if isinstance(content, Alias):
+        return TensorSummary(name, entry.shape, dtype, 0, note=f"same as {content.target}")
+    if isinstance(content, EncodedFactors):
+        snr = None if content.snr != content.snr else content.snr
+        return TensorSummary(
+            name, entry.shape, dtype, len(content.payload), content.tile, content.rank, snr
+        )
+    values = content.values
+    how = "exact" if values.dtype == entry.dtype else "at 16 bits"
+    note = f"{how}: {content.reason.describe()}"
+    return TensorSummary(name, entry.shape, dtype, values.nbytes, note=note)
+
+
+def kept(report: Report) -> Iterator[TensorSummary]:
+    """The tensors that are not stored as factors."""
+    return (t for t in report.tensors if t.tile is None)
