@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -48,21 +49,27 @@ def reporting_errors() -> Iterator[None]:
 
     try:
         yield
-    except (TersorError, OSError) as error:
-        errors.print(f"[red]error:[/] {_message(error)}", highlight=False, soft_wrap=True)
+    except BrokenPipeError:  # who reads the output has seen enough, as in `tersor inspect | head`
+        raise
+    except (TersorError, OSError, MemoryError) as error:
+        errors.print("[red]error:[/]", end=" ")
+        say(_message(error), errors)
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
-        errors.print("interrupted; earlier files are as they were")
+        say("interrupted; earlier files are as they were", errors)
         raise typer.Exit(FAILED) from None
 
 
 def _message(error: Exception) -> str:
-    from rich.markup import escape
-
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return escape(f"{where}{error.strerror}; earlier files are as they were")
-    return escape(str(error))
+        return f"{where}{error.strerror}; earlier files are as they were"
+    return str(error) or "there is not enough memory for this"
+
+
+def say(text: str, where: Console = console) -> None:
+    """Print a line as it is: names in it may look like markup, or be long."""
+    where.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -111,11 +118,11 @@ def compress(
                 bits_per_weight=bits_per_weight,
                 progress=progress,
             )
-        container.write(output, archive)
-        console.print(table.render(summary.summarize(archive)))
+        written = container.write(output, archive)
+        console.print(table.render(summary.summarize(archive, written)))
         if source.ignored:
-            console.print(f"not tensors, left out: {', '.join(source.ignored)}", highlight=False)
-        console.print(f"wrote {output}", highlight=False)
+            say(f"left out: {', '.join(source.ignored)}")
+        say(f"wrote {output}")
 
 
 @app.command(epilog="Example: `tersor decompress model.tersor -o dense.safetensors`")
@@ -130,7 +137,7 @@ def decompress(
         from tersor.files import export_safetensors
 
         written = export_safetensors(model, output)
-        console.print(f"wrote {output}: {written} bytes", highlight=False)
+        say(f"wrote {output}: {written} bytes")
 
 
 @app.command(
@@ -159,7 +166,7 @@ def info() -> None:
     from tersor.report.info import environment
 
     for name, value in environment().items():
-        console.print(f"{name:<14}{value}", highlight=False)
+        say(f"{name:<14}{value}")
 
 
 @app.command(epilog="Example: `tersor demo --output demo`")
@@ -195,4 +202,7 @@ def options(
 
 def main() -> None:
     """Entry point of the ``tersor`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may not be printable where this runs
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="tersor")

@@ -13,23 +13,29 @@ from tersor.errors import BudgetError, InputError
 from tersor.factorization.rate_aware import factorize_weight
 from tersor.factors import Factors, signal_to_noise
 from tersor.plan import classify, tiles
-from tersor.plan.budget import format_size, target_bytes
+from tersor.plan.budget import target_bytes
 from tersor.plan.progress import Progress, silent
 from tersor.plan.search import finest_fit
 from tersor.storage import container, records
-from tersor.storage.archive import Alias, Archive, Entry
+from tersor.storage.archive import Alias, Archive, Entry, Kept
 from tersor.storage.checkpoint import Source
 from tersor.storage.records import EncodedFactors
-from tersor.tiling import as_float32, is_tileable
+from tersor.tiling import as_float32
 
 _DISTORTION = 0.09
 """Squared error per weight in units of the step squared, about, at rates from 0.5 to 3 bits."""
 
 _EXPECTED_PASSES = 4
 
+_MOST_PASSES = (8, 12)
+"""Passes over all weights until the tile sizes are chosen anew, and in all."""
+
+_FILLED = 0.98
+"""Share of the budget that is good enough not to choose them anew."""
+
 
 @dataclass(frozen=True)
-class _Weight:
+class Weight:
     """What is known of a tensor that will be factored, without holding it."""
 
     name: str
@@ -39,6 +45,7 @@ class _Weight:
 
     @property
     def numel(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -73,7 +80,7 @@ def compress_source(
     InputError
         If a tensor has NaN or infinite weights.
     """
-    entries, weights = _survey(source, progress)
+    entries, weights = survey(source, progress)
     numel = sum(e.numel for e in entries.values() if not isinstance(e.content, Alias))
     target = target_bytes(
         source.nbytes,
@@ -82,36 +89,59 @@ def compress_source(
         target_size=target_size,
         bits_per_weight=bits_per_weight,
     )
-    least = container.size(Archive(entries, source.nbytes))
+    attempt = _Attempt(source, entries, weights, progress)
+    least, archive = attempt.nothing()
     if target < least:
         raise BudgetError(
-            f"{format_size(target)} is too small: the smallest possible file has {least} bytes, "
-            f"with every weight zero; the tensors that are kept take most of it"
+            f"{target} bytes are too few: the smallest possible file has {least} bytes, with all "
+            "weights that can be factored zero; the tensors that are kept take the most of it"
         )
-    if not weights:
-        return Archive(entries, source.nbytes)
-    attempt = _Attempt(source, entries, weights, progress)
     guess = _guess_step([(w.numel, w.variance) for w in weights], 8 * (target - least))
-    return finest_fit(attempt, target, guess)[1]
+    return _best_fit(attempt, target, guess, archive) if weights else archive
 
 
-def _survey(source: Source, progress: Progress) -> tuple[dict[str, Entry], list[_Weight]]:
+def _best_fit(attempt: _Attempt, target: int, step: float, archive: Archive) -> Archive:
+    """The largest archive found that fits; at worst the given one.
+
+    With the tile sizes that suit the first step no other step may fill the budget: then they are
+    chosen anew, for the step found, and a few more are tried.
+    """
+    filled = 0
+    for most in _MOST_PASSES:
+        attempt.tiles.clear()
+        try:
+            step, (size, found) = finest_fit(attempt, target, step, most=most - attempt.passes)
+        except BudgetError:
+            break
+        if size > filled:
+            filled, archive = size, found
+        if size >= _FILLED * target or attempt.largest <= target:
+            break
+    return archive
+
+
+def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry], list[Weight]]:
     """Entries of all tensors, factored ones still as zeros, and what will be factored."""
     entries: dict[str, Entry] = {}
-    weights: list[_Weight] = []
+    weights: list[Weight] = []
     for name in source.names:
         progress(f"reading {name}", 0.0)
         tensor = source.load(name)
-        shape = tuple(tensor.shape)
+        reason = classify.reason_to_keep(name, tensor)
+        if reason is None and name in source.unchanged:
+            reason = Kept.LEFT_DENSE
+        shape, dtype = tuple(tensor.shape), tensor.dtype
         if name in source.aliases:
-            entries[name] = Entry(shape, tensor.dtype, Alias(source.aliases[name]))
-        elif (reason := classify.reason_to_keep(name, tensor)) is not None:
+            entries[name] = Entry(shape, dtype, Alias(source.aliases[name]))
+        elif reason is not None:
             entries[name] = classify.keep(name, tensor, reason)
         else:
-            nothing = factorize_weight(torch.zeros(shape, dtype=tensor.dtype), 1, 1.0)
-            entries[name] = Entry(shape, tensor.dtype, records.encode(nothing))
             variance = float((tensor.detach().double() ** 2).mean())
-            weights.append(_Weight(name, shape, tensor.dtype, variance))
+            entries[name] = Entry(
+                shape, dtype, records.zero(shape, dtype, 0 if variance else math.inf)
+            )
+            if variance:
+                weights.append(Weight(name, shape, dtype, variance))
     return entries, weights
 
 
@@ -136,32 +166,42 @@ class _Attempt:
         self,
         source: Source,
         entries: Mapping[str, Entry],
-        weights: list[_Weight],
+        weights: list[Weight],
         progress: Progress,
     ) -> None:
         self._source, self._entries, self._weights = source, entries, weights
         self._progress = progress
-        self._tiles: dict[str, int] = {}
-        self._passes = 0
+        self._kept = container.kept_sections(Archive(entries, source.nbytes))
+        self.passes = 0
+        self.tiles: dict[str, int] = {}
+        self.largest = 0
 
-    def __call__(self, step: float) -> tuple[int, Archive]:
+    def nothing(self) -> tuple[int, Archive]:
+        """The archive of all zeros."""
+        archive = Archive(self._entries, self._source.nbytes)
+        return container.size(archive, self._kept), archive
+
+    def __call__(self, step: float) -> tuple[int, tuple[int, Archive]]:
         entries, total = dict(self._entries), sum(w.numel for w in self._weights)
         done = 0
         for weight in self._weights:
-            passes = max(_EXPECTED_PASSES, self._passes + 1)
-            message = f"pass {self._passes + 1}: {weight.name}"
-            self._progress(message, (self._passes + done / total) / passes)
+            passes = max(_EXPECTED_PASSES, self.passes + 1)
+            message = f"pass {self.passes + 1}: {weight.name}"
+            self._progress(message, (self.passes + done / total) / passes)
             encoded = self._encode(weight.name, self._source.load(weight.name), step)
-            entries[weight.name] = Entry(weight.shape, weight.dtype, encoded)
+            if encoded.rank:  # else zeros, which are there already in their shortest form
+                entries[weight.name] = Entry(weight.shape, weight.dtype, encoded)
             done += weight.numel
-        self._passes += 1
         archive = Archive(entries, self._source.nbytes)
-        return container.size(archive), archive
+        size = container.size(archive, self._kept)
+        self.passes += 1
+        self.largest = max(self.largest, size)
+        return size, (size, archive)
 
     def _encode(self, name: str, weight: Tensor, step: float) -> EncodedFactors:
-        if name not in self._tiles:
-            self._tiles[name] = tiles.choose(as_float32(weight), step)
-        factors = factorize_weight(weight, self._tiles[name], step)
+        if name not in self.tiles:
+            self.tiles[name] = tiles.choose(as_float32(weight), step)
+        factors = factorize_weight(weight, self.tiles[name], step)
         return records.encode(factors, signal_to_noise(weight, factors))
 
 
@@ -188,20 +228,15 @@ def factorize(weight: Tensor, *, bits_per_weight: float) -> Factors:
     >>> factors.recompose().shape
     torch.Size([64, 64])
     """
-    if not (
-        isinstance(weight, Tensor) and weight.is_floating_point() and is_tileable(weight.shape)
-    ):
-        received = f"{weight.dtype} {tuple(weight.shape)}" if isinstance(weight, Tensor) else weight
-        raise InputError(f"a floating-point weight with two axes or more is needed, got {received}")
-    classify.check_finite("weight", weight)
+    _check_weight(weight)
     if not 0 < bits_per_weight < math.inf:
         raise InputError(f"bits per weight must be a positive number, got {bits_per_weight!r}")
     target = int(bits_per_weight * weight.numel() / 8)
-    least = factorize_weight(torch.zeros_like(weight), 1, 1.0).nbytes
-    if target < least:
+    nothing = factorize_weight(torch.zeros_like(weight), 1, 1.0)
+    if target < nothing.nbytes:
         raise BudgetError(
-            f"{target} bytes are too few: at least {least} are needed, "
-            f"{8 * least / weight.numel():.3g} bits per weight"
+            f"{target} bytes are too few: at least {nothing.nbytes} are needed, "
+            f"{nothing.bits_per_weight:.3g} bits per weight"
         )
     size, variance = 0, float((weight.detach().double() ** 2).mean())
 
@@ -211,4 +246,18 @@ def factorize(weight: Tensor, *, bits_per_weight: float) -> Factors:
         factors = factorize_weight(weight, size, step)
         return factors.nbytes, factors
 
-    return finest_fit(attempt, target, _guess_step([(weight.numel(), variance)], 8 * target))[1]
+    try:
+        return finest_fit(attempt, target, _guess_step([(weight.numel(), variance)], 8 * target))[1]
+    except BudgetError:
+        return nothing
+
+
+def _check_weight(weight: Tensor) -> None:
+    """Refuse what `factorize` cannot factor."""
+    if not isinstance(weight, Tensor):
+        raise InputError(f"a weight tensor is needed, got a {type(weight).__name__}")
+    if classify.reason_to_keep("weight", weight) not in (None, Kept.SMALL):
+        raise InputError(
+            "a weight of 16 floating-point bits or more with two axes or more and of moderate size "
+            f"is needed, got {weight.dtype} {tuple(weight.shape)}"
+        )

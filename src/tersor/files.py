@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 from typing import TypeVar
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.models import fill, source_of
+from tersor.models import distinct, fill, source_of
 from tersor.nn import state
 from tersor.plan import classify
 from tersor.storage import container, records
@@ -51,8 +54,7 @@ def save(model: nn.Module, path: Path) -> Report:
         name: _entry(name, value, source.aliases.get(name)) for name, value in values.items()
     }
     archive = Archive(entries, source.nbytes)
-    container.write(path, archive)
-    return summarize(archive)
+    return summarize(archive, container.write(path, archive))
 
 
 def _entry(name: str, value: Factors | Tensor, alias: str | None) -> Entry:
@@ -100,18 +102,32 @@ def _check_match(archive: Archive, model: nn.Module) -> None:
     present = {tied.get(name, name) for name in archive.entries if name in values}
     missing = [n for n in values if n not in archive.entries and tied.get(n, n) not in present]
     unexpected = [n for n in archive.entries if n not in values]
+    groups = distinct(model, archive.entries).items()
+    differing = [f"{a} and {b}" for a, tied in groups for b in tied if not _same(archive, a, b)]
     shapes = [
         f"{name} {entry.shape} in the file, {tuple(values[name].shape)} in the model"
         for name, entry in archive.entries.items()
         if name in values and entry.shape != tuple(values[name].shape)
     ]
-    parts = {"lacks": unexpected, "has beside those in the file": missing, "differs in": shapes}
+    parts = {
+        "lacks": unexpected,
+        "has beside those in the file": missing,
+        "differs in": shapes,
+        "ties what is not the same in the file:": differing,
+    }
     problems = [f"the model {verb} {_some(names)}" for verb, names in parts.items() if names]
     if problems:
         raise InputError(
             f"the file does not fit a {type(model).__name__}: {'; '.join(problems)}. Give the "
             "architecture that was saved"
         )
+
+
+def _same(archive: Archive, a: str, b: str) -> bool:
+    """Whether two entries hold the same tensor."""
+    return archive.original(a) == archive.original(b) or torch.equal(
+        archive.tensor(a), archive.tensor(b)
+    )
 
 
 def _some(names: list[str], most: int = 5) -> str:
@@ -137,11 +153,9 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 def dense_tensors(archive: Archive) -> dict[str, Tensor]:
     """Dense tensors of an archive."""
     tensors: dict[str, Tensor] = {}
-    for name, entry in archive.entries.items():
-        if isinstance(entry.content, Alias):
-            tensors[name] = tensors[entry.content.target]
-        else:
-            tensors[name] = archive.tensor(name)
+    for name in archive.entries:
+        original = archive.original(name)
+        tensors[name] = tensors[original] if original in tensors else archive.tensor(name)
     return tensors
 
 
@@ -156,16 +170,23 @@ def export_safetensors(path: Path, output: Path) -> int:
         If there is no such file, or the output cannot be written there.
     FileFormatError
         If the file is damaged.
+    OSError
+        If writing fails.
     """
     source, target = pathlib.Path(path), pathlib.Path(output)
     check_writable(target, source)
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target} is to be a safetensors file; give a name in .safetensors")
     archive = container.read(source)
-    tensors = dense_tensors(archive)
-    for name, entry in archive.entries.items():
-        if isinstance(entry.content, Alias):
+    tensors = {name: tensor.contiguous() for name, tensor in dense_tensors(archive).items()}
+    for name in archive.entries:
+        if archive.original(name) != name:
             tensors[name] = tensors[name].clone()
     with replacing(target) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from None
     return target.stat().st_size
 
 
@@ -179,4 +200,4 @@ def inspect(path: Path) -> Report:
     FileFormatError
         If the file is damaged.
     """
-    return summarize(container.read(path))
+    return summarize(container.read(path), pathlib.Path(path).stat().st_size)

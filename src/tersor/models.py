@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,15 @@ from torch import Tensor, nn
 from tersor.compress import compress_source
 from tersor.factors import Factors
 from tersor.nn import insert_factors, state
+from tersor.nn.checks import check_model, check_module
+from tersor.nn.sites import find_sites
+from tersor.plan.classify import FEWEST_WEIGHTS
 from tersor.plan.progress import shown
-from tersor.storage.archive import Archive, Plain
+from tersor.storage.archive import Archive
 from tersor.storage.checkpoint import Source, shared
-from tersor.storage.records import EncodedFactors
+from tersor.storage.dtypes import is_dense
 from tersor.storage.summary import Report, summarize
+from tersor.tiling import is_tileable
 
 
 def compress(
@@ -59,6 +64,7 @@ def compress(
     >>> report.nbytes <= 4 * (64 * 64 + 64) / 10
     True
     """
+    check_holders(model)
     source = source_of(model)
     with shown("compressing") as progress:
         archive = compress_source(
@@ -72,8 +78,16 @@ def compress(
     return summarize(archive)
 
 
+def check_holders(model: nn.Module) -> None:
+    """Refuse a model that could not hold the factors, before they are computed."""
+    check_model(model)
+    for name, site in find_sites(model).items():
+        if is_tileable(tuple(site.weight.shape)) and math.prod(site.weight.shape) >= FEWEST_WEIGHTS:
+            check_module(name, site.module)
+
+
 def source_of(model: nn.Module) -> Source:
-    """The tensors of a model, dense even where it holds factors."""
+    """The tensors of a model, dense even where it holds factors. Buffers are not to be factored."""
     entries = state(model)
     plain = {name: t for name, t in entries.items() if isinstance(t, Tensor)}
     factored: dict[Factors, str] = {}
@@ -82,7 +96,14 @@ def source_of(model: nn.Module) -> Source:
         if isinstance(value, Factors) and (first := factored.setdefault(value, name)) != name:
             aliases[name] = first
     size = sum(nbytes(value) for name, value in entries.items() if name not in aliases)
-    return Source(list(entries), lambda name: dense(entries[name]), size, aliases)
+    buffers = entries.keys() - find_sites(model).keys()
+    return Source(
+        list(entries),
+        lambda name: dense(entries[name]),
+        size,
+        aliases,
+        unchanged=frozenset(buffers),
+    )
 
 
 def dense(value: Factors | Tensor) -> Tensor:
@@ -92,15 +113,31 @@ def dense(value: Factors | Tensor) -> Tensor:
 
 def nbytes(value: Factors | Tensor) -> int:
     """Bytes of the dense tensor."""
-    return value.numel * value.dtype.itemsize if isinstance(value, Factors) else value.nbytes
+    if isinstance(value, Factors):
+        return value.numel * value.dtype.itemsize
+    return value.nbytes if is_dense(value) else 0
 
 
 def fill(model: nn.Module, archive: Archive) -> None:
     """Put the content of an archive into a model whose names and shapes are known to fit."""
-    names = [n for n, e in archive.entries.items() if isinstance(e.content, EncodedFactors)]
-    insert_factors(model, {name: cast(Factors, archive.value(name)) for name in names})
+    values = {name: archive.value(name) for name in distinct(model, archive.entries)}
+    sites = find_sites(model)
+    factors = {n: v for n, v in values.items() if isinstance(v, Factors) and n in sites}
+    insert_factors(model, factors)
     with torch.no_grad():
         for name, tensor in state(model).items():
-            entry = archive.entries.get(name)
-            if isinstance(tensor, Tensor) and entry and isinstance(entry.content, Plain):
-                tensor.copy_(entry.content.values)
+            if isinstance(tensor, Tensor) and name in values:
+                tensor.copy_(dense(values[name]))
+
+
+def distinct(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """The first name of each tensor of a model, and the other names that it is tied to."""
+    aliases = source_of(model).aliases
+    first: dict[str, str] = {}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        leader = first.setdefault(aliases.get(name, name), name)
+        others = groups.setdefault(leader, [])
+        if name != leader:
+            others.append(name)
+    return groups

@@ -129,6 +129,16 @@ def test_dense_weights_are_freed(make):
     assert "_flat_weights" not in model.__dict__
 
 
+def test_one_buffer_of_a_recurrent_layer_is_freed():
+    """As under cuDNN, where all weights and biases are views of it."""
+    lstm = nn.LSTM(5, 4)
+    buffer = nn.utils.parameters_to_vector(lstm.parameters()).detach()
+    nn.utils.vector_to_parameters(buffer, lstm.parameters())
+    insert_factors(lstm, factors_of(lstm))
+    for bias in (lstm.bias_ih_l0, lstm.bias_hh_l0):
+        assert bias.untyped_storage().nbytes() == bias.nbytes
+
+
 def test_recurrent_layers_use_current_factors():
     _, lstm, _ = pair(lambda: nn.LSTM(5, 4))
     x = torch.randn(3, 2, 5)
@@ -166,6 +176,10 @@ def pruned():
     return nn.Sequential(prune.l1_unstructured(nn.Linear(20, 6), "weight", 0.5))
 
 
+def scripted():
+    return torch.jit.script(nn.Sequential(nn.Linear(20, 6)))
+
+
 def wrapped(layer):
     return lambda: nn.Sequential(layer())
 
@@ -196,6 +210,10 @@ class OwningSequential(nn.Sequential):
         (wrapped(lambda: nn.Linear(20, 6, device="meta")), "0.weight", "meta"),
         (wrapped(lambda: nn.Linear(20, 6, dtype=torch.complex64)), "0.weight", "complex64"),
         (wrapped(lambda: nn.Embedding(6, 20, sparse=True)), "0.weight", "sparse"),
+        pytest.param(
+            *(scripted, "0.weight", "TorchScript"),
+            marks=pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+        ),
         (OwningSequential, "table", "move the parameter"),
     ],
 )

@@ -56,12 +56,14 @@ def test_operator_computes_only_wanted_gradients(wanted):
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.float16])
-def test_operator_ignores_the_default_data_type(default):
-    expected = recompose(*operands(requires_grad=False))
-    inputs = operands(requires_grad=False)
+def test_the_default_data_type_changes_nothing(default):
+    factors = random_factors((6, 20))
+    expected = factors.recompose()
     torch.set_default_dtype(default)
     try:
-        assert torch.equal(recompose(*inputs), expected)
+        holder = FactoredWeight(factors)
+        assert torch.equal(holder(), expected)
+        assert torch.equal(holder.to_factors().recompose(), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -42,7 +42,7 @@ def ones(count: int) -> Projection:
 
 
 def integers(largest: int | None = None) -> Projection:
-    """Integer matrices, of magnitude up to ``largest`` if given; halves go to the even neighbour."""
+    """Integer matrices, of magnitude up to ``largest`` if given; halves become even."""
 
     def project(y: Tensor) -> Tensor:
         return y.round() if largest is None else y.round().clamp(-largest, largest)
@@ -59,3 +59,8 @@ def grid(step: float, largest: int) -> Projection:
     """Multiples of ``step`` up to ``largest`` times it, in magnitude."""
     project = integers(largest)
     return lambda y: project(y / step) * step
+
+
+def short_rows() -> Projection:
+    """Matrices whose rows have at most unit norm: longer ones are scaled down."""
+    return lambda y: y / y.norm(dim=1, keepdim=True).clamp_min(1)

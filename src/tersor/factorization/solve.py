@@ -3,19 +3,21 @@
 With one factor fixed, the squared error is a quadratic function of the other, column by column. An
 *update* takes that quadratic and the factor as it is, and returns a better one in its set: a
 gradient step followed by a projection (`gradient_step`), or the minimiser itself where the set
-allows it (`least_squares`, `nearest_column`, `tersor.factorization.rate_aware`). What the known
-decompositions are made of is in `tersor.factorization.methods`.
+allows it (`least_squares` and `tersor.factorization.updates`). What the known decompositions are
+made of is in `tersor.factorization.methods`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tersor.factorization.products import inner
 from tersor.factorization.projections import Projection
 
 Status = Literal["converged", "iteration limit"]
@@ -23,23 +25,40 @@ Status = Literal["converged", "iteration limit"]
 
 @dataclass(frozen=True)
 class Quadratic:
-    """``f(x) = x.G x / 2 - b.x`` for each column x of a factor and b of ``target``.
+    """``f(x) = ||A x - w||**2 / 2`` for each column x of a factor and w of what it approximates.
 
     Parameters
     ----------
-    gram
-        G, shape (k, k), symmetric and positive semidefinite.
-    target
-        The columns b, shape (k, n).
+    basis
+        A, shape (m, k): the other factor.
+    wanted
+        The columns w, shape (m, n).
     """
 
-    gram: Tensor
-    target: Tensor
+    basis: Tensor
+    wanted: Tensor
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """``G = A.T A``, shape (k, k): the gradient is ``G x - b``."""
+        return inner(self.basis, self.basis)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """The columns ``b = A.T w``, shape (k, n)."""
+        return inner(self.basis, self.wanted)
+
+    def errors(self, x: Tensor) -> Tensor:
+        """Squared error of each column, shape (n,)."""
+        return ((self.wanted - self.basis @ x) ** 2).sum(dim=0)
 
     def lipschitz(self) -> float:
         """Lipschitz constant of the gradient: the largest eigenvalue of G."""
-        return float(torch.linalg.matrix_norm(self.gram, 2)) if self.gram.numel() else 0.0
+        return float(torch.linalg.eigvalsh(self.gram)[-1]) if self.gram.numel() else 0.0
 
+
+Start = tuple[Tensor, Tensor]
+"""A codebook (d, k) and a latent (k, n)."""
 
 Update = Callable[[Quadratic, Tensor], Tensor]
 Penalty = Callable[[Tensor, Tensor], float]
@@ -66,7 +85,11 @@ class Result:
 
 
 def gradient_step(project: Projection, steps: int = 1) -> Update:
-    """Projected gradient descent: ``steps`` steps of length 1/L, each projected onto the set."""
+    """Projected gradient descent: ``steps`` steps of length 1/L, each projected onto the set.
+
+    From a member of the set the error never rises, convex or not: each step minimises, over the
+    set, a parabola that bounds the error from above and touches it where the step starts.
+    """
 
     def update(quadratic: Quadratic, x: Tensor) -> Tensor:
         lipschitz = max(quadratic.lipschitz(), torch.finfo(x.dtype).tiny)
@@ -79,13 +102,14 @@ def gradient_step(project: Projection, steps: int = 1) -> Update:
 
 def least_squares(quadratic: Quadratic, x: Tensor) -> Tensor:
     """Minimiser over all real matrices; what the quadratic leaves open stays as it is in x."""
-    gram, target = quadratic.gram, quadratic.target
-    residual = target - gram @ x
+    gram = quadratic.gram.double()
+    residual = quadratic.target.double() - gram @ x.double()
     values, vectors = torch.linalg.eigh(gram)
-    limit = values.abs().amax().clamp_min(torch.finfo(gram.dtype).tiny) * gram.shape[0]
-    usable = values > limit * torch.finfo(gram.dtype).eps
-    inverse = torch.where(usable, 1 / torch.where(usable, values, torch.ones_like(values)), 0.0)
-    return x + vectors @ (inverse[:, None] * (vectors.T @ residual))
+    limit = values.abs().amax().clamp_min(torch.finfo(x.dtype).tiny) * len(gram)
+    usable = values > limit * torch.finfo(x.dtype).eps
+    inverse = torch.where(usable, 1 / torch.where(usable, values, 1.0), 0.0)
+    step: Tensor = vectors @ (inverse[:, None] * (vectors.T @ residual))
+    return x + step.to(x.dtype)
 
 
 def fixed(quadratic: Quadratic, x: Tensor) -> Tensor:
@@ -98,6 +122,11 @@ def distortion(tiles: Tensor, codebook: Tensor, latent: Tensor) -> float:
     return float(((tiles - codebook @ latent) ** 2).sum(dtype=torch.float64))
 
 
+def no_penalty(codebook: Tensor, latent: Tensor) -> float:
+    """Nothing but the squared error counts."""
+    return 0.0
+
+
 def solve(
     tiles: Tensor,
     codebook: Tensor,
@@ -105,7 +134,7 @@ def solve(
     *,
     update_latent: Update,
     update_codebook: Update = least_squares,
-    penalty: Penalty = lambda codebook, latent: 0.0,
+    penalty: Penalty = no_penalty,
     iterations: int = 100,
     tolerance: float = 1e-5,
 ) -> Result:
@@ -125,7 +154,7 @@ def solve(
     iterations
         Iterations at most.
     tolerance
-        Stop when an iteration lowers the objective by less than this share of it.
+        Stop when an iteration lowers the objective by no more than this share of it.
 
     Returns
     -------
@@ -139,9 +168,8 @@ def solve(
     best = (codebook, latent)
     history = [objective(codebook, latent)]
     for _ in range(iterations):
-        latent = update_latent(Quadratic(codebook.T @ codebook, codebook.T @ tiles), latent)
-        transposed = update_codebook(Quadratic(latent @ latent.T, latent @ tiles.T), codebook.T)
-        codebook = transposed.T
+        latent = update_latent(Quadratic(codebook, tiles), latent)
+        codebook = update_codebook(Quadratic(latent.T, tiles.T), codebook.T).T
         value, least = objective(codebook, latent), min(history)
         history.append(value)
         if value < least:

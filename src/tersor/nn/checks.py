@@ -31,13 +31,18 @@ def explain_unknown(model: nn.Module, name: str, sites: Mapping[str, Site]) -> s
     return f"the model has no parameter {name!r}; {hint}"
 
 
-def check_unwrapped(model: nn.Module) -> None:
-    """Refuse a model whose parameters are already registered elsewhere."""
-    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
-        raise InputError(
-            "the model is wrapped in DistributedDataParallel, which does not see new parameters; "
-            "insert the factors first, then wrap it"
-        )
+def check_model(model: nn.Module) -> None:
+    """Refuse a model whose modules cannot be changed any more."""
+    for module in model.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise InputError(
+                "the model is wrapped in DistributedDataParallel, which does not see new "
+                "parameters; insert the factors first, then wrap it"
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                "the model is compiled to TorchScript; insert the factors into the Python model"
+            )
 
 
 def check_weight(name: str, weight: Weight, factors: Factors) -> None:
@@ -72,8 +77,8 @@ def check_module(name: str, module: nn.Module) -> None:
             f"{name!r} belongs to a module with a parametrization (weight_norm, spectral_norm, "
             "pruning); remove that first"
         )
-    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict | torch.jit.ScriptModule):
-        raise InputError(
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        raise InputError(  # its children are its content, and the factors would be one more
             f"{name!r} belongs directly to a {type(module).__name__}, which cannot hold factors: "
             "move the parameter to a module of its own"
         )

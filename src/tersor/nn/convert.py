@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.nn.checks import check_module, check_unwrapped, check_weight, explain_unknown
+from tersor.nn.checks import check_model, check_module, check_weight, explain_unknown
 from tersor.nn.owner import attach
 from tersor.nn.sites import Site, Weight, find_sites, join_names, weights_of
 from tersor.nn.weight import FactoredWeight, Mode
@@ -36,7 +36,7 @@ def insert_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     InputError
         If a name is unknown, a shape does not fit, or a module cannot hold factors.
     """
-    check_unwrapped(model)
+    check_model(model)
     sites = find_sites(model)
     chosen = choose(model, factors, sites)
     used = {name: site for name, site in sites.items() if site.weight in chosen}

@@ -4,7 +4,11 @@ The module stays the same object and becomes an instance of a subclass of its ow
 ``weight`` (or any other parameter name) is a property that calls the `FactoredWeight` held in the
 child ``weight_factors``. So its forward, hooks, flags and every reference to it keep working, and
 so does code that reads ``module.weight``: padding modes, attention, forwards written by users.
-`torch.nn.utils.parametrize` does the same, but refuses to pickle, and renames what it holds.
+Each read recomposes the weight, unless it is kept ("dense" mode). What does not work: assigning or
+changing ``module.weight`` (an error, or no effect), and asking for ``type(module) is nn.Linear``.
+
+`torch.nn.utils.parametrize` does the same, but its modules refuse to be pickled, and those that
+cache their weights, like LSTM, need the care taken here all the same.
 """
 
 from __future__ import annotations

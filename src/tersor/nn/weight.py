@@ -72,7 +72,7 @@ class FactoredWeight(nn.Module):
         self.integer_latent = not factors.latent.is_floating_point()
         self.codebook = parameter(factors.codebook)
         self.latent = parameter(factors.latent)
-        self.scale = parameter(torch.tensor([mantissa]))
+        self.scale = parameter(torch.tensor([mantissa], dtype=torch.float32))
         self.register_buffer("exponent", torch.tensor([exponent], dtype=torch.int32, device=device))
         self._dense: Tensor | None = None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
+from numbers import Real
 
 from tersor.errors import BudgetError, InputError
 
@@ -19,12 +21,12 @@ def parse_size(text: str | int) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     units = {unit.lower(): factor for unit, factor in _UNITS.items()} | {"": 1}
-    if not match or match[2].lower() not in units or float(match[1]) <= 0:
+    if not match or match[2].lower() not in units or Decimal(match[1]) <= 0:
         raise InputError(
             f"not a size: {str(text)!r}; give a number of bytes, or a number with one "
             f"of {', '.join(_UNITS)}, such as 54kB"
         )
-    return int(float(match[1]) * units[match[2].lower()])
+    return int(Decimal(match[1]) * units[match[2].lower()])
 
 
 def format_size(nbytes: int) -> str:
@@ -69,9 +71,10 @@ def target_bytes(
         target = parse_size(target_size)
     else:
         number = ratio if ratio is not None else bits_per_weight
-        if not isinstance(number, (int, float)) or not 0 < number < float("inf"):
+        if not isinstance(number, Real) or not 0 < number < float("inf"):
             raise InputError(f"{chosen[0]} must be a positive number, got {number!r}")
-        target = int(source_bytes / ratio if ratio is not None else number * weights / 8)
+        wanted = source_bytes / number if ratio is not None else number * weights / 8
+        target = int(min(wanted, 2**63))
     if target >= source_bytes:
         raise BudgetError(
             f"the {chosen[0]} asks for {format_size(target)}, but the input has only "

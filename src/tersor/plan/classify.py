@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 from tersor.errors import InputError
+from tersor.storage import dtypes
 from tersor.storage.archive import Entry, Kept, Plain
 from tersor.tiling import is_tileable
 
 FEWEST_WEIGHTS = 256
 """Tensors with fewer weights are kept: their codebook and header would cost more than is saved."""
+
+_SMALLEST = 2.0**-60
+"""Weights that are all smaller, or some of which are larger than its inverse, are kept."""
 
 _ROUNDABLE = ("weight", "bias", "running_mean", "running_var", "gamma", "beta")
 """Last parts of the names of parameters and normalisation statistics. Rounding those to bfloat16
@@ -23,20 +27,30 @@ def reason_to_keep(name: str, tensor: Tensor) -> Kept | None:
     Raises
     ------
     InputError
-        If it would be factored but has NaN or infinite elements.
+        If it cannot be stored, has NaN elements, or is a matrix or kernel with infinite ones.
+        Vectors and single numbers may be infinite: observers start like that.
     """
+    dtypes.check(name, tensor)
     if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
         return Kept.NOT_FLOAT
     if tensor.numel() == 0:
         return Kept.EMPTY
     if not is_tileable(tuple(tensor.shape)):
+        if bool(tensor.isnan().any()):
+            check_finite(name, tensor)
         return Kept.VECTOR
     check_finite(name, tensor)
     if tensor.numel() < FEWEST_WEIGHTS:
         return Kept.SMALL
-    if float(tensor.abs().amax()) > torch.finfo(torch.float32).max:
-        return Kept.RANGE
-    return None
+    return None if _is_moderate(tensor) else Kept.RANGE
+
+
+def _is_moderate(tensor: Tensor) -> bool:
+    """Whether squares of the weights fit float32, and somewhat larger weights their own type."""
+    largest = float(tensor.detach().abs().amax())
+    return largest == 0 or _SMALLEST <= largest <= min(
+        1 / _SMALLEST, torch.finfo(tensor.dtype).max / 4
+    )
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

@@ -21,6 +21,7 @@ def shown(title: str) -> Iterator[Progress]:
         yield silent
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -35,4 +36,4 @@ def shown(title: str) -> Iterator[Progress]:
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0, title=title)
-        yield lambda message, done: bar.update(task, completed=done, description=message)
+        yield lambda message, done: bar.update(task, completed=done, description=escape(message))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from tersor.errors import BudgetError
 
 T = TypeVar("T")
 
@@ -13,9 +15,33 @@ FILL = 0.997
 
 MAX_TRIALS = 12
 
+_LEVEL = 1.001
+"""Sizes that differ by less than this factor count as the same."""
+
+_JUMP_WIDTH, _JUMP = 0.02, 0.9
+"""Steps this close whose sizes differ by more than this factor: the size jumps over the target."""
+
+_NARROWEST = 1e-4
+"""Steps that differ by less are the same."""
+
+_SMALLEST_MOVE, _LARGEST_MOVE = 0.05, 2.0
+"""Smallest and largest moves away from the trials so far, in the logarithm of the step."""
+
+
+class Trial(NamedTuple):
+    """What was tried, and the size that it took."""
+
+    position: float
+    """Logarithm of the step."""
+    size: int
+
 
 def finest_fit(
-    attempt: Callable[[float], tuple[int, T]], target: int, guess: float
+    attempt: Callable[[float], tuple[int, T]],
+    target: int,
+    guess: float,
+    *,
+    most: int = MAX_TRIALS,
 ) -> tuple[float, T]:
     """Smallest step found whose size is at most ``target``, with what the attempt made of it.
 
@@ -23,64 +49,83 @@ def finest_fit(
     ----------
     attempt
         Gives the size at a step, and the thing of that size. The size must fall, nearly always,
-        as the step grows, and reach the target for some step.
+        as the step grows.
     target
         Bytes that may be used.
     guess
         Step to begin with.
+    most
+        Attempts at most.
+
+    Raises
+    ------
+    BudgetError
+        If no attempt fits.
 
     Notes
     -----
     Sizes are nearly linear in the logarithm of the step (a bit for each halving), so that the
-    secant through two trials lands close; a bracket keeps it safe.
+    secant through two trials lands close. They can also jump: all of a weight may become zero at
+    once. Where secants do not halve the bracket, its middle is tried.
     """
-    trials: list[tuple[float, int]] = []
+    trials: list[Trial] = []
     best: tuple[float, T] | None = None
-    for step in _proposals(guess, target, trials):
+    position: float | None = math.log(guess)
+    while position is not None and len(trials) < most:
+        step = math.exp(position)
         size, made = attempt(step)
-        trials.append((math.log(step), size))
+        trials.append(Trial(position, size))
         if size <= target and (best is None or step < best[0]):
             best = (step, made)
-        if FILL * target <= size <= target or (best and len(trials) >= MAX_TRIALS):
-            break
-        if len(trials) > 1 and _is_level(trials) and size <= target:
-            break
-    assert best is not None
+        position = _next_position(trials, target)
+    if best is None:
+        raise BudgetError(f"{target} bytes were not reached in {len(trials)} attempts")
     return best
 
 
-def _is_level(trials: list[tuple[float, int]]) -> bool:
-    """Whether the two finest trials have the same size: steps have reached their limit."""
-    (_, first), (_, second) = sorted(trials)[:2]
-    return first <= second * 1.001
+def _next_position(trials: list[Trial], target: int) -> float | None:
+    """Where to try next; None if it is not worth while."""
+    if FILL * target <= trials[-1].size <= target:
+        return None
+    under = min((t for t in trials if t.size <= target), default=None)
+    over = max((t for t in trials if t.size > target and (not under or t < under)), default=None)
+    if under and over:
+        return _between(over, under, trials, target)
+    outwards = sorted(trials, reverse=under is not None)[-3:]
+    if under and len(outwards) == 3 and outwards[-1].size < outwards[0].size * _LEVEL:
+        return None  # finer steps gain nothing: they have reached their limit
+    return _beyond(outwards, target)
 
 
-def _proposals(guess: float, target: int, trials: list[tuple[float, int]]) -> Iterator[float]:
-    """Steps to try; ``trials`` grows (log step, size) between them."""
-    aim = target * (1 + FILL) / 2
-    yield guess
-    while True:
-        over = max((t for t in trials if t[1] > target), default=None)
-        under = min((t for t in trials if t[1] <= target), default=None)
-        if over and under:
-            middle = _secant(over, under, aim)
-            # Keep off the ends of the bracket, so that it always shrinks.
-            margin = 0.05 * (under[0] - over[0])
-            if under[0] - over[0] < 1e-6:
-                return
-            yield math.exp(min(max(middle, over[0] + margin), under[0] - margin))
-        elif len(trials) < 2:
-            yield math.exp(trials[-1][0] + (0.2 if over else -0.2))
-        else:
-            a, b = sorted(trials)[:2] if under else sorted(trials)[-2:]
-            outer = _secant(a, b, aim)
-            last = trials[-1][0]
-            jump = min(max(abs(outer - last) * 1.1, 0.05), 2.0)
-            yield math.exp(last + jump if over else last - jump)
+def _between(over: Trial, under: Trial, trials: list[Trial], target: int) -> float | None:
+    """Next position within a bracket: the secant's, or its middle if that does not shrink it."""
+    width = under.position - over.position
+    jumps = width < _JUMP_WIDTH and under.size < _JUMP * over.size
+    if jumps or width < _NARROWEST:
+        return None
+    if (trials[-1].size > target) == (trials[-2].size > target):
+        return over.position + width / 2
+    margin = 0.05 * width
+    found = _secant(over, under, target * (1 + FILL) / 2)
+    return min(max(found, over.position + margin), under.position - margin)
 
 
-def _secant(a: tuple[float, int], b: tuple[float, int], aim: float) -> float:
+def _beyond(outwards: list[Trial], target: int) -> float:
+    """Next position beyond all trials, of which these are the last ones outwards."""
+    *_, last = outwards
+    if len(outwards) == 1:
+        move = min(max(abs(math.log(target / last.size)), _SMALLEST_MOVE), 1.0)
+        return last.position + math.copysign(move, last.size - target)
+    before = outwards[-2]
+    gap = last.position - before.position
+    move = _secant(before, last, target) - last.position if before.size != last.size else math.inf
+    # A little more than the secant says, to get across; no leap that a bend could make too far.
+    limit = min(4 * abs(gap), _LARGEST_MOVE)
+    return last.position + math.copysign(min(max(1.1 * abs(move), _SMALLEST_MOVE), limit), gap)
+
+
+def _secant(a: Trial, b: Trial, aim: float) -> float:
     """Where the line through two trials reaches ``aim``; their middle if it is level."""
-    if a[1] == b[1]:
-        return (a[0] + b[0]) / 2
-    return a[0] + (aim - a[1]) * (b[0] - a[0]) / (b[1] - a[1])
+    if a.size == b.size:
+        return (a.position + b.position) / 2
+    return a.position + (aim - a.size) * (b.position - a.position) / (b.size - a.size)

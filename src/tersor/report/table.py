@@ -43,7 +43,7 @@ def _factored(tensors: tuple[TensorSummary, ...]) -> Table:
     for t in tensors:
         snr = "-" if t.snr is None else f"{t.snr:.1f}"
         numbers = (str(t.tile), str(t.rank), f"{t.bits_per_weight:.2f}", str(t.nbytes), snr)
-        table.add_row(t.name, _shape(t), *numbers)
+        table.add_row(_name(t.name), _shape(t), *numbers)
     return table
 
 
@@ -60,8 +60,13 @@ def _kept(tensors: list[TensorSummary]) -> Table:
     for (pattern, dtype, note), members in groups.items():
         name = members[0].name if len(members) == 1 else pattern
         size = str(sum(t.nbytes for t in members))
-        table.add_row(name, str(len(members)), dtype, size, note)
+        table.add_row(_name(name), str(len(members)), dtype, size, Text(note))
     return table
+
+
+def _name(name: str) -> Text:
+    """Name as it is, not as markup, and without characters that would steer the terminal."""
+    return Text(name if name.isprintable() else ascii(name))
 
 
 def _shape(tensor: TensorSummary) -> str:

@@ -30,10 +30,10 @@ class Kept(IntEnum):
         return {
             Kept.VECTOR: "not a matrix or kernel",
             Kept.SMALL: "few weights",
-            Kept.NOT_FLOAT: "not floating-point",
+            Kept.NOT_FLOAT: "not floating-point of 16 bits or more",
             Kept.EMPTY: "empty",
             Kept.LEFT_DENSE: "left dense in the model",
-            Kept.RANGE: "beyond the range of float32",
+            Kept.RANGE: "extreme in magnitude",
         }[self]
 
 
@@ -102,11 +102,15 @@ class Archive:
         value = self.value(name)
         return value.recompose() if isinstance(value, Factors) else value
 
+    def original(self, name: str) -> str:
+        """The name itself, or the one that it is an alias of."""
+        content = self.entries[name].content
+        return content.target if isinstance(content, Alias) else name
+
     def value(self, name: str) -> Factors | Tensor:
         """Factors of that name if it is factored, else the tensor."""
-        entry = self.entries[name]
-        if isinstance(entry.content, Alias):
-            return self.value(entry.content.target)
+        entry = self.entries[self.original(name)]
+        assert not isinstance(entry.content, Alias)  # an alias has no aliases
         if isinstance(entry.content, Plain):
             return entry.content.values.to(entry.dtype)
         return records.decode(entry.content, entry.shape, entry.dtype)

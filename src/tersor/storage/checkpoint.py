@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tersor.errors import InputError
+from tersor.storage.dtypes import is_dense
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "params")
 """Keys under which training scripts commonly put the tensors of a checkpoint."""
@@ -35,7 +37,9 @@ class Source:
     aliases
         Names of tensors that are the same as another one, and the name of that one.
     ignored
-        What else the checkpoint holds and is no tensor.
+        What else the checkpoint holds and is no tensor, or is not asked for.
+    unchanged
+        Names of tensors that must not be factored: buffers of a model.
     """
 
     names: list[str]
@@ -43,6 +47,7 @@ class Source:
     nbytes: int
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    unchanged: frozenset[str] = frozenset()
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Source:
@@ -61,9 +66,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
         )
     if not path.is_file():
         raise InputError(f"no such file: {path}")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} cannot be read; you lack the permission")
     readers = {".safetensors": _open_safetensors, ".json": _open_shards}
     readers |= dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _open_torch)
-    reader = readers.get(path.suffix)
+    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(
             f"cannot read {path}: a checkpoint ends in {', '.join(readers)}, "
@@ -81,24 +88,52 @@ def _open_safetensors(path: Path) -> Source:
     except SafetensorError as error:
         raise InputError(f"{path} is not a valid safetensors file: {error}") from None
     names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
-    return Source(names, file.get_tensor, path.stat().st_size)
+
+    def load(name: str) -> Tensor:
+        try:
+            return cast(Tensor, file.get_tensor(name))  # type: ignore[no-untyped-call]
+        except (SafetensorError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: tensor {name!r} cannot be read: {error}") from None
+
+    return Source(names, load, path.stat().st_size)
 
 
 def _open_shards(path: Path) -> Source:
+    shard_of = _weight_map(path)
+    shards = {name: open_checkpoint(path.parent / name) for name in sorted({*shard_of.values()})}
+    held = {shard: set(source.names) for shard, source in shards.items()}
+    for name, shard in shard_of.items():
+        if name not in held[shard]:
+            raise InputError(f"{shard} lacks the tensor {name!r} that {path} expects in it")
+    pairs = [(name, shard) for shard, source in shards.items() for name in source.names]
+    aliases: dict[str, str] = {}
+    for source in shards.values():
+        aliases |= {n: t for n, t in source.aliases.items() if n in shard_of and t in shard_of}
+    return Source(
+        [name for name, shard in pairs if shard_of.get(name) == shard],
+        lambda name: shards[shard_of[name]].load(name),
+        sum(source.nbytes for source in shards.values()),
+        aliases,
+        tuple(f"{name} in {shard}" for name, shard in pairs if shard_of.get(name) != shard),
+    )
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """File names by tensor name; only files beside the index."""
     try:
-        shard_of = json.loads(path.read_text())["weight_map"]
-        files = {name: path.parent / Path(name).name for name in sorted(set(shard_of.values()))}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        shard_of: dict[str, str] = json.loads(path.read_text())["weight_map"]
+        outside = [name for name in shard_of.values() if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(
             f"{path} is not a safetensors index: it needs a 'weight_map' of tensor "
             "names to file names"
         ) from None
-    shards = {name: open_checkpoint(file) for name, file in files.items()}
-    for name, shard in shard_of.items():
-        if name not in shards[shard].names:
-            raise InputError(f"{files[shard]} lacks the tensor {name!r} that {path} expects in it")
-    total = sum(shard.nbytes for shard in shards.values())
-    return Source(list(shard_of), lambda name: shards[shard_of[name]].load(name), total)
+    outside += [name for name in shard_of.values() if Path(name).suffix == path.suffix]
+    if outside:
+        raise InputError(
+            f"{path} names {outside[0]!r}; the shards must be checkpoint files in the same folder"
+        )
+    return shard_of
 
 
 def _open_torch(path: Path) -> Source:
@@ -109,23 +144,18 @@ def _open_torch(path: Path) -> Source:
 
 
 def _unpickle_weights(path: Path) -> Any:
+    # Files of before torch 1.6 are not zip archives and cannot be mapped.
+    mapped = zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # files of before torch 1.6 are not zip archives and cannot be mapped
-        pass
-    except pickle.UnpicklingError as error:
-        raise _refused(path, error) from None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises here depends on which byte is wrong
-        raise _refused(path, error) from None
-
-
-def _refused(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path} cannot be read as tensors only ({str(error).splitlines()[0][:120]}). If it "
-        "holds a whole pickled model, save its weights: torch.save(model.state_dict(), path)"
-    )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception:  # what torch raises here depends on which byte is wrong
+        raise InputError(
+            f"{path} is damaged, no PyTorch file, or holds more than tensors, which is never "
+            "loaded since it could run code. Of a whole pickled model, save the weights: "
+            "torch.save(model.state_dict(), path)"
+        ) from None
 
 
 def _tensors_of(content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -134,9 +164,12 @@ def _tensors_of(content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     while isinstance(content, Mapping):
         inner = next((k for k in _NESTED if isinstance(content.get(k), Mapping)), None)
         if inner is None:
-            tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-            ignored += [str(k) for k in content if str(k) not in tensors]
-            return tensors, tuple(ignored)
+            tensors = {k: v.detach() for k, v in content.items() if isinstance(v, Tensor)}
+            ignored += [str(k) for k in content if k not in tensors]
+            named = {str(k): v for k, v in tensors.items()}
+            if len(named) < len(tensors):
+                raise InputError("two tensors of the checkpoint have the same name")
+            return named, tuple(ignored)
         ignored += [str(k) for k in content if k != inner]
         content = content[inner]
     raise InputError(
@@ -157,7 +190,7 @@ def shared(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple[object, ...], str] = {}
     aliases = {}
     for name, tensor in tensors.items():
-        if tensor.numel():
+        if is_dense(tensor) and tensor.numel():
             key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
             if (original := first.setdefault(key, name)) != name:
                 aliases[name] = original

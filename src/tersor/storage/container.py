@@ -7,7 +7,6 @@ Nothing in it is code, and every field is checked before it is used.
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import zlib
@@ -34,15 +33,27 @@ MAX_BYTES = 1 << 36
 """Default limit of what a file may decode to: 64 GiB."""
 
 _PREFIX = struct.Struct("<8sBIII")  # magic, version, header: deflated size, size, CRC-32
-_MAX_HEADER = 1 << 28
+_MAX_HEADER = 1 << 26
 
 
-def to_bytes(archive: Archive) -> Iterator[bytes]:
-    """The parts of the file, in order: prefix, header, sections."""
-    contents = [e.content for e in archive.entries.values()]
+def kept_sections(archive: Archive) -> list[bytes]:
+    """The sections of the kept tensors, one for each group: what takes long if they are large."""
+    contents = (e.content for e in archive.entries.values())
     plain = [c.values for c in contents if isinstance(c, Plain)]
+    return [kept.encode([plain[i] for i in g]) for g in kept.group(t.nbytes for t in plain)]
+
+
+def to_bytes(archive: Archive, kept: list[bytes] | None = None) -> Iterator[bytes]:
+    """The parts of the file, in order: prefix, header, sections.
+
+    Parameters
+    ----------
+    kept
+        `kept_sections` of the archive, if they are known already.
+    """
+    contents = [e.content for e in archive.entries.values()]
     sections = [c.payload for c in contents if isinstance(c, EncodedFactors)]
-    sections += [kept.encode([plain[i] for i in g]) for g in kept.group(t.nbytes for t in plain)]
+    sections += kept_sections(archive) if kept is None else kept
     out = Writer()
     out.integer(archive.source_bytes)
     header.write(out, archive.entries)
@@ -51,14 +62,14 @@ def to_bytes(archive: Archive) -> Iterator[bytes]:
         out.pack("I", zlib.crc32(section))
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
     deflated = compressor.compress(out.data) + compressor.flush()
-    yield _PREFIX.pack(MAGIC, VERSION, len(deflated), len(out.data), zlib.crc32(out.data))
+    yield _PREFIX.pack(MAGIC, VERSION, len(deflated), len(out.data), zlib.crc32(deflated))
     yield deflated
     yield from sections
 
 
-def size(archive: Archive) -> int:
-    """Bytes of the file, exactly."""
-    return sum(map(len, to_bytes(archive)))
+def size(archive: Archive, kept: list[bytes] | None = None) -> int:
+    """Bytes of the file, exactly. For ``kept`` see `to_bytes`."""
+    return sum(map(len, to_bytes(archive, kept)))
 
 
 def write(path: str | os.PathLike[str], archive: Archive) -> int:
@@ -73,7 +84,7 @@ def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Archive
     Parameters
     ----------
     max_bytes
-        Refuse a file whose tensors would take more bytes than this.
+        Refuse a file whose dense tensors and factors would take more bytes than this.
 
     Raises
     ------
@@ -108,18 +119,19 @@ def from_bytes(data: bytes, *, max_bytes: int = MAX_BYTES) -> Archive:
     if header_size > _MAX_HEADER:
         raise FileFormatError(f"header of {header_size} bytes; at most {_MAX_HEADER} is allowed")
     end = _PREFIX.size + deflated_size
-    inflated = kept.inflate(data[_PREFIX.size : end], header_size, "the header")
-    if zlib.crc32(inflated) != checksum:
-        raise FileFormatError("the header is damaged (its checksum differs)")
+    deflated = data[_PREFIX.size : end]
+    if zlib.crc32(deflated) != checksum:
+        raise FileFormatError("the header is damaged or cut off (its checksum differs)")
+    inflated = kept.inflate(deflated, header_size, "the header")
     return _parse(Reader(inflated), data, end, max_bytes)
 
 
 def _parse(reader: Reader, data: bytes, start: int, max_bytes: int) -> Archive:
     source_bytes = reader.integer()
     fields = header.read(reader)
-    total = sum(math.prod(f.shape) * f.dtype.itemsize for f in fields)
+    total = sum(f.decoded_bytes for f in fields)
     if total > max_bytes:
-        raise FileFormatError(f"the tensors take {total} bytes; at most {max_bytes} are allowed")
+        raise FileFormatError(f"decoding takes {total} bytes; at most {max_bytes} are allowed")
     plain = [f for f in fields if f.kind in (header.EXACT, header.ROUNDED)]
     groups = [[plain[i] for i in g] for g in kept.group(f.stored_bytes for f in plain)]
     factored = [f.name for f in fields if f.kind == header.FACTORS]

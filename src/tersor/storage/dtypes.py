@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from tersor.errors import InputError
 
@@ -29,17 +31,35 @@ NAMES: dict[torch.dtype, str] = {
 CODES = list(NAMES)
 
 
-def code(dtype: torch.dtype, tensor: str) -> int:
-    """Code of a data type.
+MAX_AXES = 64
+"""Axes that a tensor may have; more than PyTorch computes with."""
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is an array of elements in memory: not sparse, nested, meta or lazy."""
+    return not (
+        is_lazy(tensor) or tensor.is_meta or tensor.is_nested or tensor.layout is not torch.strided
+    )
+
+
+def check(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that the file cannot hold.
 
     Raises
     ------
     InputError
-        If the file cannot hold it; names the tensor.
+        If it is not dense, or of an unknown data type; names the tensor.
     """
-    if dtype not in NAMES:
+    if not is_dense(tensor):
         raise InputError(
-            f"tensor {tensor!r} has the data type {dtype}, which cannot be stored; convert it to "
-            f"one of {', '.join(NAMES.values())} first"
+            f"tensor {name!r} is sparse, nested or without values; make it an ordinary tensor first"
         )
-    return CODES.index(dtype)
+    if tensor.ndim > MAX_AXES:
+        raise InputError(
+            f"tensor {name!r} has {tensor.ndim} axes; at most {MAX_AXES} can be stored"
+        )
+    if tensor.dtype not in NAMES:
+        raise InputError(
+            f"tensor {name!r} has the data type {tensor.dtype}, which cannot be stored; convert it "
+            f"to one of {', '.join(NAMES.values())} first"
+        )

@@ -14,18 +14,21 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from tersor.errors import FileFormatError
+from tersor.errors import FileFormatError, InputError
 from tersor.factorization.rate import CURVATURES, LARGEST, EntropyModel, Integers
 from tersor.storage import dtypes
 from tersor.storage.archive import Alias, Entry, Kept, Plain
 from tersor.storage.cursor import Reader, Writer
-from tersor.storage.records import EncodedFactors
+from tersor.storage.records import EncodedFactors, flaw
+from tersor.tiling import Tiling
 
 EXACT, ROUNDED, FACTORS, ALIAS = range(4)
 """The kinds of entries, as they stand in the file."""
 
-_MAX_AXES = 8
-_NO_SNR = -32768
+_MAX_ELEMENTS = 1 << 48
+_MAX_NAMES = 1 << 26
+_LARGEST_SNR = 300
+_NO_SNR = 30001
 _T = TypeVar("_T")
 
 
@@ -58,6 +61,15 @@ class Field:
         """Bytes of the values before compression, for kept tensors."""
         return math.prod(self.shape) * self.stored_dtype.itemsize
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of the dense tensor, and of its factors as 16-bit integers if it has some."""
+        dense = math.prod(self.shape) * self.dtype.itemsize
+        if not isinstance(self.detail, EncodedFactors):
+            return dense
+        columns = Tiling(self.shape, self.detail.tile).count
+        return dense + 2 * self.detail.rank * (self.detail.tile + columns)
+
 
 def _kind(entry: Entry) -> int:
     if isinstance(entry.content, Alias):
@@ -73,7 +85,7 @@ def write(out: Writer, entries: Mapping[str, Entry]) -> None:
     contents = [e.content for e in entries.values()]
     out.integer(len(entries))
     _write_names(out, list(entries))
-    out.raw(bytes(dtypes.code(e.dtype, n) for n, e in entries.items()))
+    out.raw(bytes(dtypes.CODES.index(e.dtype) for e in entries.values()))
     out.raw(bytes(map(_kind, entries.values())))
     out.raw(bytes(len(e.shape) for e in entries.values()))
     out.integers(n for e in entries.values() for n in e.shape)
@@ -94,15 +106,12 @@ def read(reader: Reader) -> list[Field]:
     names = _read_names(reader, count)
     types = [_choose(dtypes.CODES, b, "data type") for b in reader.raw(count)]
     kinds = [_choose([EXACT, ROUNDED, FACTORS, ALIAS], b, "kind") for b in reader.raw(count)]
-    axes = reader.raw(count)
-    if max(axes, default=0) > _MAX_AXES:
-        raise FileFormatError(f"a tensor of {max(axes)} axes; at most {_MAX_AXES} are allowed")
-    shapes = [tuple(reader.integers(n)) for n in axes]
+    shapes = _read_shapes(reader, count)
     reasons = reader.raw(sum(kind in (EXACT, ROUNDED) for kind in kinds))
     kept = iter([_choose(list(Kept), b, "reason") for b in reasons])
     aliases = iter(reader.integers(kinds.count(ALIAS)))
-    factored = [shape for shape, kind in zip(shapes, kinds, strict=True) if kind == FACTORS]
-    encoded = iter(_read_records(reader, factored))
+    weights = [(shapes[i], types[i]) for i in range(count) if kinds[i] == FACTORS]
+    encoded = iter(_read_records(reader, weights))
     fields: list[Field] = []
     for name, shape, dtype, kind in zip(names, shapes, types, kinds, strict=True):
         detail: Kept | EncodedFactors | str
@@ -110,6 +119,8 @@ def read(reader: Reader) -> list[Field]:
             detail = _alias_target(fields, next(aliases), shape, dtype)
         else:
             detail = next(encoded) if kind == FACTORS else next(kept)
+        if kind == ROUNDED and dtype not in (torch.float32, torch.float64):
+            raise FileFormatError(f"{name!r} of type {dtype} cannot have been rounded to bfloat16")
         fields.append(Field(name, shape, dtype, kind, detail))
     return fields
 
@@ -118,6 +129,17 @@ def _choose(values: Sequence[_T], position: int, what: str) -> _T:
     if position >= len(values):
         raise FileFormatError(f"unknown {what} {position} in the header")
     return values[position]
+
+
+def _read_shapes(reader: Reader, count: int) -> list[tuple[int, ...]]:
+    axes = reader.raw(count)
+    if max(axes, default=0) > dtypes.MAX_AXES:
+        raise FileFormatError(f"a tensor of {max(axes)} axes; {dtypes.MAX_AXES} are allowed")
+    shapes = [tuple(reader.integers(n)) for n in axes]
+    for shape in shapes:  # an empty axis must not hide that the strides of others overflow
+        if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
+            raise FileFormatError(f"a tensor of shape {shape} is too large")
+    return shapes
 
 
 def _alias_target(
@@ -131,11 +153,18 @@ def _alias_target(
 
 def _write_names(out: Writer, names: list[str]) -> None:
     previous = b""
-    for name in (n.encode() for n in names):
+    for name in map(_encode_name, names):
         shared = _shared_prefix(previous, name)
         out.integers([shared, len(name) - shared])
         out.raw(name[shared:])
         previous = name
+
+
+def _encode_name(name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the tensor name {name!r} is not valid Unicode; rename it") from None
 
 
 def _shared_prefix(a: bytes, b: bytes) -> int:
@@ -146,12 +175,14 @@ def _shared_prefix(a: bytes, b: bytes) -> int:
 
 def _read_names(reader: Reader, count: int) -> list[str]:
     names: list[str] = []
-    previous = b""
+    previous, total = b"", 0
     for _ in range(count):
         shared, added = reader.integers(2)
         if shared > len(previous):
             raise FileFormatError("a name shares more bytes than the name before it has")
         previous = previous[:shared] + reader.raw(added)
+        if (total := total + len(previous)) > _MAX_NAMES:
+            raise FileFormatError(f"the names take more than {_MAX_NAMES} bytes")
         try:
             names.append(previous.decode())
         except UnicodeDecodeError:
@@ -167,22 +198,27 @@ def _write_records(out: Writer, factors: list[EncodedFactors]) -> None:
     for f in factors:
         out.pack("f", f.scale)
     for f in factors:
-        out.pack("h", _NO_SNR if math.isnan(f.snr) else round(min(max(f.snr, -300), 300) * 100))
+        out.pack("h", _hundredths(f.snr))
     _write_models(out, [f.codebook for f in factors])
     _write_models(out, [f.latent for f in factors])
 
 
-def _read_records(reader: Reader, shapes: list[tuple[int, ...]]) -> list[EncodedFactors]:
-    tiles = reader.integers(len(shapes))
-    ranks = reader.integers(len(shapes))
-    scales = [reader.unpack("f")[0] for _ in shapes]
-    snrs = [reader.unpack("h")[0] for _ in shapes]
-    for shape, tile, rank, scale in zip(shapes, tiles, ranks, scales, strict=True):
-        if len(shape) < 2 or math.prod(shape) == 0 or not 1 <= tile <= math.prod(shape[1:]):
-            raise FileFormatError(f"factors of a weight of shape {shape} in tiles of {tile}")
-        if rank > tile or not math.isfinite(scale):
-            raise FileFormatError(f"factors of rank {rank}, tile {tile}, scale {scale}")
-    codebooks = _read_models(reader, [1] * len(shapes))
+def _hundredths(snr: float) -> int:
+    """Signal-to-noise ratio in hundredths of a decibel."""
+    return _NO_SNR if math.isnan(snr) else round(100 * min(max(snr, -_LARGEST_SNR), _LARGEST_SNR))
+
+
+def _read_records(
+    reader: Reader, weights: list[tuple[tuple[int, ...], torch.dtype]]
+) -> list[EncodedFactors]:
+    tiles = reader.integers(len(weights))
+    ranks = reader.integers(len(weights))
+    scales = [reader.unpack("f")[0] for _ in weights]
+    snrs = [reader.unpack("h")[0] for _ in weights]
+    for (shape, dtype), tile, scale in zip(weights, tiles, scales, strict=True):
+        if problem := flaw(shape, dtype, tile, scale):
+            raise FileFormatError(f"invalid factors: {problem}")
+    codebooks = _read_models(reader, [1] * len(weights))
     latents = _read_models(reader, ranks)
     return [
         EncodedFactors(*f[:4], b"", math.nan if f[4] == _NO_SNR else f[4] / 100)

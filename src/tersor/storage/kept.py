@@ -6,6 +6,7 @@ element of every tensor, then the next. Signs and exponents, which repeat, come 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -36,7 +37,8 @@ def group(sizes: Iterable[int]) -> Iterator[list[int]]:
 
 def _as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
     """Elements as rows of bytes, the most significant first: (numel, itemsize)."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    flat = plain.reshape(-1).view(torch.uint8).numpy()
     return flat.reshape(-1, tensor.dtype.itemsize)[:, ::-1]
 
 
@@ -75,8 +77,10 @@ def decode(
     payload: bytes, specs: Sequence[tuple[torch.dtype, tuple[int, ...]]], what: str
 ) -> list[Tensor]:
     """The tensors of one group from their data types and shapes."""
+    size = sum(math.prod(shape) * dtype.itemsize for dtype, shape in specs)
+    # Before any tensor is made: a file that claims more than it holds costs no memory.
+    data = np.frombuffer(inflate(payload, size, what), np.uint8)
     tensors = [torch.empty(shape, dtype=dtype) for dtype, shape in specs]
-    data = np.frombuffer(inflate(payload, sum(t.nbytes for t in tensors), what), np.uint8)
     views = [
         t.reshape(-1).view(torch.uint8).numpy().reshape(-1, t.dtype.itemsize)[:, ::-1]
         for t in tensors

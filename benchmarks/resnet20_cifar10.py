@@ -1,0 +1,107 @@
+"""How accurate is ResNet-20 on CIFAR-10 at 1/10 to 1/32 of its size, without training?
+
+Each model is written to a file, loaded back in a fresh process and evaluated on the whole test set.
+Normalisation statistics are matched to the dense model on 1,024 training images, for all methods.
+Baselines get the same bytes.
+
+    python benchmarks/resnet20_cifar10.py [--ratios 10 16 20 32]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cifar10
+import record
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import tersor
+from tersor import baselines
+from tersor.storage.checkpoint import open_checkpoint
+
+CALIBRATION_IMAGES = 1024
+
+
+def evaluate_file(path: Path) -> float:
+    """Accuracy of the model in a file, in a fresh process."""
+    command = [sys.executable, __file__, "--evaluate", path]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def matched(state: dict[str, torch.Tensor], images: torch.Tensor) -> cifar10.ResNet20:
+    """Model of these weights with its normalisation matched to the dense one."""
+    dense = cifar10.pretrained_resnet20()
+    model = cifar10.pretrained_resnet20()
+    model.load_state_dict(state, strict=False)
+    tersor.match_normalization(model, dense, images)
+    return model
+
+
+def ours(target: int, images: torch.Tensor, folder: Path) -> tuple[int, float]:
+    """Our file: its size on disk and its accuracy."""
+    path, asked = folder / "model.tersor", target
+    while True:
+        model = cifar10.pretrained_resnet20()
+        tersor.compress(model, target_size=asked)
+        tersor.match_normalization(model, cifar10.pretrained_resnet20(), images)
+        size = tersor.save(model, path).nbytes
+        if size <= target:
+            return path.stat().st_size, evaluate_file(path)
+        asked -= size - target  # matched statistics compress a few bytes worse
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[10, 16, 20, 32])
+    parser.add_argument("--evaluate", type=Path, help="print the accuracy of one file")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    if options.evaluate:
+        model = tersor.load(options.evaluate, cifar10.ResNet20())
+        print(cifar10.accuracy(model, *cifar10.images("test")))
+        return
+    rows = measure(options.ratios)
+    show(rows)
+    record.write("resnet20_cifar10", rows, seed=0, calibration_images=CALIBRATION_IMAGES)
+
+
+def measure(ratios: list[float]) -> list[dict[str, object]]:
+    source = open_checkpoint(cifar10.resnet20_path())
+    images = cifar10.images("train")[0][:CALIBRATION_IMAGES]
+    dense = cifar10.accuracy(cifar10.pretrained_resnet20(), *cifar10.images("test"))
+    rows: list[dict[str, object]] = []
+
+    def add(method: str, asked: float, size: int, top1: float) -> None:
+        ratio = source.nbytes / size
+        rows.append({"method": method, "asked": asked, "bytes": size, "ratio": ratio, "top1": top1})
+        print(f"{method:22} {size:8} bytes  {ratio:6.2f}x  {top1:.2f} %", flush=True)
+
+    add("fp32", 1, source.nbytes, dense)
+    targets = [int(source.nbytes / ratio) for ratio in ratios]
+    with tempfile.TemporaryDirectory() as folder:
+        for ratio, target in zip(ratios, targets, strict=True):
+            add("tersor", ratio, *ours(target, images, Path(folder)))
+    for method in (baselines.vector_quantization, baselines.scalar):
+        for ratio, (size, weights) in zip(ratios, method(source, targets), strict=True):
+            top1 = cifar10.accuracy(matched(weights, images), *cifar10.images("test"))
+            add(method.__name__, ratio, size, top1)
+    return rows
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    table = Table(title="ResNet-20, CIFAR-10 test set, no training")
+    for column in ("method", "bytes", "ratio", "top-1 %"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for r in rows:
+        table.add_row(str(r["method"]), str(r["bytes"]), f"{r['ratio']:.2f}", f"{r['top1']:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Write docs/results.md, the picture, and the table in the README, from the JSON in results/.
+
+    python benchmarks/results_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "resnet20_cifar10.png"
+START, END = "<!-- results: made by benchmarks/results_page.py -->", "<!-- end of results -->"
+NAMES = {
+    "tersor": "tersor",
+    "vector_quantization": "k-means vector quantization",
+    "scalar": "scalar quantization, same entropy coder",
+}
+
+Row = dict[str, Any]
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def resnet20_table(rows: list[Row]) -> str:
+    """One line per asked ratio, one column per method."""
+    lines = [
+        "| asked | " + " | ".join(NAMES.values()) + " |",
+        "| ---: |" + " ---: |" * len(NAMES),
+    ]
+    for asked in sorted({r["asked"] for r in rows if r["asked"] > 1}):
+        cells = [cell(rows, method, asked) for method in NAMES]
+        lines.append(f"| {asked:g}× smaller | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(rows: list[Row], method: str, asked: float) -> str:
+    row = next(r for r in rows if r["method"] == method and r["asked"] == asked)
+    return f"**{row['top1']:.2f} %** at {row['bytes']:,} bytes"
+
+
+def picture(rows: list[Row]) -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for (method, name), style in zip(NAMES.items(), ("o-", "s--", "^--"), strict=True):
+        points = [r for r in rows if r["method"] == method]
+        axes.plot([r["bytes"] / 1e3 for r in points], [r["top1"] for r in points], style, label=name)
+    dense = next(r for r in rows if r["method"] == "fp32")
+    axes.axhline(dense["top1"], color="gray", linewidth=1)
+    note = f"fp32, {dense['bytes'] / 1e3:,.0f} kB: {dense['top1']:.2f} %"
+    axes.annotate(note, (rows[1]["bytes"] / 1e3, dense["top1"] + 0.3), ha="right", color="gray")
+    axes.set_xlabel("kB on disk, everything included")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_title("ResNet-20 on CIFAR-10, compressed without training", fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(PICTURE, dpi=150)
+
+
+def setting(content: dict[str, Any]) -> str:
+    versions, machine = content["versions"], content["machine"]
+    return (
+        f"tersor {versions['tersor']}, torch {versions['torch']}, {versions['threads']} threads on "
+        f"{machine['processor']}."
+    )
+
+
+def page(resnet20: dict[str, Any], minilm: dict[str, Any]) -> str:
+    rows, encoder = resnet20["rows"], minilm["rows"][0]
+    dense = next(r for r in rows if r["method"] == "fp32")
+    return f"""# Results
+
+Made by `python benchmarks/results_page.py` from `benchmarks/results/*.json`, which the commands
+below write. Sizes are bytes on disk. Accuracies are of the model loaded back from its file in a
+fresh process.
+
+## ResNet-20 on CIFAR-10, without training
+
+`python benchmarks/resnet20_cifar10.py`. The dense checkpoint has {dense["bytes"]:,} bytes and
+{dense["top1"]:.2f} % top-1 accuracy on the 10,000 test images. Normalisation statistics are matched
+to the dense model on {resnet20["calibration_images"]:,} training images, for every method. Baselines get the
+same bytes: k-means on windows of 3×3 with a codebook of 8 bits, entropy-coded indices and the number
+of columns of each layer chosen for the least total error; scalar quantization with one step.
+
+{resnet20_table(rows)}
+
+![accuracy against bytes]({PICTURE.name})
+
+{setting(resnet20)}
+
+## The sentence encoder MiniLM-L6
+
+`python benchmarks/minilm.py`: {encoder["checkpoint_bytes"]:,} bytes become {encoder["bytes"]:,}
+({encoder["ratio"]:.2f} times smaller) in {encoder["seconds"]:.0f} seconds and {encoder["peak_memory_mb"]:,.0f} MB of memory at the peak. The
+cosine similarities of {minilm["pairs"]} sentence pairs differ from the dense model's by
+{encoder["mean_difference"]:.4f} on average, {encoder["largest_difference"]:.4f} at most.
+
+{setting(minilm)}
+"""
+
+
+def main() -> None:
+    resnet20, minilm = load("resnet20_cifar10"), load("minilm")
+    picture(resnet20["rows"])
+    (ROOT / "docs" / "results.md").write_text(page(resnet20, minilm))
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(START)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{START}\n{resnet20_table(resnet20['rows'])}\n{END}{after}")
+    print("wrote docs/results.md, its picture and the table in README.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Decompose a weight: cut it into tiles, solve, give back factors.
+
+What is solved, and from where, is a `Method`: `tersor.factorization.methods` has the known ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from tersor.errors import InputError
+from tersor.factorization.rate_aware import codebook_exponent
+from tersor.factorization.solve import (
+    Penalty,
+    Result,
+    Start,
+    Status,
+    Update,
+    least_squares,
+    no_penalty,
+    solve,
+)
+from tersor.factors import Factors
+from tersor.tiling import Tiling, as_float32
+
+
+def power_of_two(weight: Tensor) -> float:
+    """The unit of real factors: the power of two next below the largest weight, a normal number."""
+    exponent = math.frexp(float(weight.abs().amax()))[1] - 1
+    return 2.0 ** max(exponent, -126)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What `tersor.factorization.solve.solve` is to do.
+
+    Parameters
+    ----------
+    start
+        Starting factors of tiles (d, n): ``start(tiles, generator) -> (C, Z)``.
+    update_latent, update_codebook, penalty, iterations, tolerance
+        As in `tersor.factorization.solve.solve`.
+    starts
+        Runs from different starting factors; the best counts.
+    unit
+        What a weight, in float32, is divided by before it is solved.
+    """
+
+    start: Callable[[Tensor, Generator], Start]
+    update_latent: Update
+    update_codebook: Update = least_squares
+    penalty: Penalty = no_penalty
+    iterations: int = 100
+    tolerance: float = 1e-5
+    starts: int = 1
+    unit: Callable[[Tensor], float] = power_of_two
+
+    def solve(self, tiles: Tensor, generator: Generator) -> Result:
+        """The best of all runs on tiles in units of ``unit``."""
+        return min((self._run(tiles, generator) for _ in range(self.starts)), key=_objective)
+
+    def _run(self, tiles: Tensor, generator: Generator) -> Result:
+        return solve(
+            tiles,
+            *self.start(tiles, generator),
+            update_latent=self.update_latent,
+            update_codebook=self.update_codebook,
+            penalty=self.penalty,
+            iterations=self.iterations,
+            tolerance=self.tolerance,
+        )
+
+
+def _objective(result: Result) -> float:
+    return min(result.history)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A decomposed weight.
+
+    Parameters
+    ----------
+    factors
+        The factors.
+    status
+        Why the solver stopped.
+    history
+        Objective at the start and after each iteration of the best run, in units of the weight
+        squared; padding of the tiles counts.
+    """
+
+    factors: Factors
+    status: Status
+    history: tuple[float, ...]
+
+
+def decompose(weight: Tensor, method: Method, *, tile: int, seed: int = 0) -> Solution:
+    """Factors of a weight by any method.
+
+    Parameters
+    ----------
+    weight
+        Of a floating-point type, at least one axis, not empty, finite.
+    method
+        From `tersor.factorization.methods`, or a `Method` of your own.
+    tile
+        Tile size d, from 1 to the length of a flattened row ``weight[0]``.
+    seed
+        Of the generator that random starting points are drawn with.
+
+    Returns
+    -------
+    Solution
+        Its factors are integers where the method makes both integers, else float32. Columns of the
+        codebook that no tile uses are left out.
+
+    Raises
+    ------
+    InputError
+        If the weight is not as described, or the method asks for more than its size allows.
+    """
+    _check(weight, tile)
+    tiling, values = Tiling(tuple(weight.shape), tile), as_float32(weight)
+    if not bool(values.any()):
+        nothing = values.new_zeros(tile, 0), values.new_zeros(0, tiling.count)
+        return _solution(Result(*nothing, (0.0,), "converged"), 1.0, weight)
+    unit = float(torch.tensor(method.unit(values), dtype=torch.float32))
+    generator = torch.Generator().manual_seed(seed)
+    return _solution(method.solve(tiling.split(values) / unit, generator), unit, weight)
+
+
+def _solution(result: Result, unit: float, weight: Tensor) -> Solution:
+    history = tuple(unit**2 * value for value in result.history)
+    used = result.latent.any(dim=1)
+    codebook, latent = result.codebook[:, used], result.latent[used]
+    exponent = codebook_exponent(codebook)
+    whole = codebook * 2.0**-exponent
+    if _is_integer(whole) and _is_integer(latent):
+        codebook, latent, unit = whole.to(torch.int16), latent.to(torch.int16), unit * 2.0**exponent
+    parts = codebook.contiguous(), latent.contiguous()
+    factors = Factors(*parts, unit, tuple(weight.shape), weight.dtype)
+    return Solution(factors, result.status, history)
+
+
+def _is_integer(factor: Tensor) -> bool:
+    largest = torch.iinfo(torch.int16).max
+    return bool(((factor == factor.round()) & (factor.abs() <= largest)).all())
+
+
+def _check(weight: Tensor, tile: int) -> None:
+    shape = tuple(weight.shape)
+    if not weight.is_floating_point():
+        raise InputError(f"a weight must be of a floating-point type, got {weight.dtype}")
+    if not shape or not weight.numel():
+        raise InputError(f"a weight must have an axis and none that is empty, got shape {shape}")
+    if not 1 <= tile <= (row := Tiling(shape, 1).row_length):
+        raise InputError(
+            f"tile must be from 1 to {row}, the length of a flattened row of a weight of shape "
+            f"{shape}; got {tile}"
+        )
+    if bad := int((~as_float32(weight).isfinite()).sum()):
+        raise InputError(
+            f"{bad} of the {weight.numel()} elements of a weight of shape {shape} are NaN, "
+            "infinite or beyond the range of float32; all must be finite"
+        )

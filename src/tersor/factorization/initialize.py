@@ -1,0 +1,77 @@
+"""Starting points: where the solver sets out from.
+
+All are deterministic for a generator, which draws on the CPU whatever the device of the tiles.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from tersor.factorization.products import inner
+from tersor.factorization.projections import short_rows
+from tersor.factorization.solve import Quadratic, Start, gradient_step, solve
+from tersor.factorization.updates import nearest_column, shrink
+
+_PRICE = 0.1
+"""Of a unit of latent in `sparse_coding`, per mean norm of a tile; half and twice do as well."""
+
+
+def principal_axes(tiles: Tensor) -> Tensor:
+    """Eigenvectors of the tiles' covariance, largest first, signs fixed: (d, d), orthonormal."""
+    _, vectors = torch.linalg.eigh(inner(tiles.T, tiles.T, torch.float64))
+    vectors = vectors.flip(1)
+    largest: Tensor = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return (vectors * torch.where(largest < 0, -1.0, 1.0)).to(tiles.dtype)
+
+
+def gaussian(rows: int, columns: int, like: Tensor, generator: Generator) -> Tensor:
+    """Independent normal numbers, (rows, columns), of the type and device of ``like``."""
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(like)
+
+
+def spread_tiles(tiles: Tensor, columns: int, generator: Generator) -> Tensor:
+    """Tiles that lie far apart, (d, columns): k-means++ (Arthur and Vassilvitskii, SODA 2007).
+
+    Each is drawn with a probability proportional to its squared distance from the ones before it.
+    """
+    chosen = torch.zeros(columns, dtype=torch.long)
+    distance = torch.full((tiles.shape[1],), torch.inf, dtype=torch.float64)
+    draws = torch.rand(columns, generator=generator, dtype=torch.float64)
+    for j, draw in enumerate(draws):
+        # The first is drawn uniformly; so is any other once all tiles are taken.
+        weights = distance if 0 < distance.sum() < torch.inf else torch.ones_like(distance)
+        cumulative = weights.cumsum(0)
+        index = torch.searchsorted(cumulative, draw * cumulative[-1], right=True)
+        chosen[j] = index.clamp_max(tiles.shape[1] - 1)
+        gap = (tiles - tiles[:, chosen[j], None]).square().sum(dim=0)
+        distance = torch.minimum(distance, gap.double().cpu())
+    return tiles[:, chosen.to(tiles.device)]
+
+
+def clusters(tiles: Tensor, columns: int, generator: Generator) -> Start:
+    """Codebook of tiles that lie far apart; each tile takes the nearest."""
+    codebook = spread_tiles(tiles, columns, generator)
+    empty = tiles.new_zeros(columns, tiles.shape[1])
+    return codebook, nearest_column(Quadratic(codebook, tiles), empty)
+
+
+def sparse_coding(tiles: Tensor, columns: int, generator: Generator) -> Start:
+    """Factors of small error and small ``sum(abs(Z))``, the codebook's columns in the unit ball.
+
+    The landscape of this problem is smoother than with a given number of nonzeros (Olshausen and
+    Field, Nature 1996): most starting codebooks lead to a good one.
+    """
+    codebook = short_rows()(spread_tiles(tiles, columns, generator).T).T
+    price = _PRICE * float(tiles.norm(dim=0).mean())
+    result = solve(
+        tiles,
+        codebook,
+        tiles.new_zeros(columns, tiles.shape[1]),
+        update_latent=shrink(price, steps=20),
+        update_codebook=gradient_step(short_rows(), steps=20),
+        penalty=lambda codebook, latent: 2 * price * float(latent.abs().sum(dtype=torch.float64)),
+        iterations=50,
+        tolerance=1e-3,
+    )
+    return result.codebook, result.latent

@@ -1,0 +1,287 @@
+"""The known decompositions, each a setting of the same solver.
+
+=====================================  ===================  ====================================
+Method                                 Codebook C           Columns of the latent Z
+=====================================  ===================  ====================================
+`weight_svd`                           real                 real
+`vector_quantization`                  real                 a single one
+`additive_vector_quantization`         real                 so many ones
+`dictionary_learning` (sparse PCA)     real                 so many nonzeros
+`scalar`                               identity             integers
+`ternary`, `binary`                    identity             -1, 0, 1; -1, 1
+`rate_aware` (the default of tersor)   integers             integers, by error + price * bits
+`projected_gradient`                   real, or your set    your set
+=====================================  ===================  ====================================
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from tersor.errors import BudgetError, InputError
+from tersor.factorization import initialize
+from tersor.factorization import rate_aware as priced
+from tersor.factorization.decompose import Method, Solution, decompose
+from tersor.factorization.projections import Projection, integers, signs
+from tersor.factorization.rate import LARGEST
+from tersor.factorization.solve import (
+    Quadratic,
+    Start,
+    Update,
+    fixed,
+    gradient_step,
+    least_squares,
+)
+from tersor.factorization.updates import (
+    exchange_ones,
+    means,
+    nearest_column,
+    project_target,
+    pursue,
+    use_every_row,
+)
+from tersor.tiling import Tiling
+
+_INDEX_COUNTS = (1, 2, 3, 4)
+_CODEBOOK_BITS = 16
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
+
+
+def _at_most(name: str, number: int, limit: int, tiles: Tensor) -> None:
+    if number > limit:
+        d, n = tiles.shape
+        raise InputError(
+            f"{name} {number} is too large for {n} tiles of {d} elements; use at most {limit}"
+        )
+
+
+def _check_step(step: float, largest: float) -> None:
+    if largest > LARGEST:
+        raise InputError(
+            f"step {step:g} is too small: integers would reach {largest:.0f}, at most {LARGEST} "
+            f"can be coded; use a step of {1.001 * step * largest / LARGEST:g} or more"
+        )
+
+
+def weight_svd(rank: int) -> Method:
+    """Low rank: both factors real, any ``rank`` up to d and n; converges to the truncated SVD."""
+    _at_least_one(rank=rank)
+
+    def start(tiles: Tensor, generator: Generator) -> Start:
+        _at_most("rank", rank, min(tiles.shape), tiles)
+        codebook = initialize.gaussian(tiles.shape[0], rank, tiles, generator)
+        return codebook, tiles.new_zeros(rank, tiles.shape[1])
+
+    return Method(start, least_squares, iterations=1000, tolerance=1e-7)
+
+
+def vector_quantization(columns: int, *, starts: int = 1) -> Method:
+    """k-means: each tile is one of the codebook's columns (Lloyd, 1982), from k-means++ seeds."""
+    _at_least_one(columns=columns, starts=starts)
+
+    def start(tiles: Tensor, generator: Generator) -> Start:
+        _at_most("columns", columns, tiles.shape[1], tiles)
+        return initialize.clusters(tiles, columns, generator)
+
+    def update(quadratic: Quadratic, latent: Tensor) -> Tensor:
+        return use_every_row(quadratic, nearest_column(quadratic, latent))
+
+    return Method(start, update, means, iterations=300, tolerance=0.0, starts=starts)
+
+
+def additive_vector_quantization(columns: int, count: int, *, starts: int = 1) -> Method:
+    """Each tile is the sum of ``count`` different columns (Babenko and Lempitsky, CVPR 2014).
+
+    It starts from residual quantization: k-means with a share of the columns, then with another
+    share of what is left, and so on. With one column per tile it is `vector_quantization`.
+    """
+    _at_least_one(columns=columns, count=count, starts=starts)
+    if count == 1:
+        return vector_quantization(columns, starts=starts)
+    if count > columns:
+        raise InputError(f"{count} different ones need as many columns, got {columns}")
+
+    def start(tiles: Tensor, generator: Generator) -> Start:
+        _at_most("columns", columns, tiles.shape[1], tiles)
+        stages, left = [], tiles
+        for share in range(count):
+            method = vector_quantization((columns + share) // count)
+            stages.append(method.solve(left, generator))
+            left = left - stages[-1].codebook @ stages[-1].latent
+        codebooks, latents = [r.codebook for r in stages], [r.latent for r in stages]
+        return torch.cat(codebooks, dim=1), torch.cat(latents)
+
+    def update(quadratic: Quadratic, latent: Tensor) -> Tensor:
+        return use_every_row(quadratic, exchange_ones(quadratic, latent))
+
+    return Method(start, update, iterations=100, tolerance=1e-5, starts=starts)
+
+
+def additive_bits(columns: int, count: int, d: int, n: int) -> int:
+    """Bits of n tiles of d elements, each the sum of ``count`` of ``columns`` columns.
+
+    ``log2`` of the number of choices per tile, and 16 bits for each element of the codebook.
+    """
+    return math.ceil(n * math.log2(math.comb(columns, count))) + _CODEBOOK_BITS * columns * d
+
+
+def quantize_within(
+    weight: Tensor, nbytes: int, *, tile: int, counts: Sequence[int] = _INDEX_COUNTS, seed: int = 0
+) -> Solution:
+    """Best of additive vector quantization with 1, 2, ... ones per tile in the same bytes.
+
+    Each count gets the largest codebook that fits (`additive_bits`). One of the counts is 1, which
+    makes the result never worse than plain vector quantization in as many bytes.
+    """
+    n = Tiling(tuple(weight.shape), tile).count
+    methods = [
+        additive_vector_quantization(columns, count)
+        for count in counts
+        if (columns := _most_columns(count, tile, n, nbytes)) >= count
+    ]
+    if not methods:
+        raise BudgetError(
+            f"{nbytes} bytes are too few for a codebook: one column of {tile} elements takes "
+            f"{_CODEBOOK_BITS * tile // 8}"
+        )
+    solutions = [decompose(weight, method, tile=tile, seed=seed) for method in methods]
+    return min(solutions, key=lambda solution: min(solution.history))
+
+
+def _most_columns(count: int, d: int, n: int, nbytes: int) -> int:
+    """Columns of the largest codebook that fits; below ``count`` if none does."""
+    possible = range(count, n + 1)
+    fitting = bisect_right(possible, 8 * nbytes, key=lambda k: additive_bits(k, count, d, n))
+    return count - 1 + fitting
+
+
+def dictionary_learning(columns: int, nonzeros: int, *, starts: int = 4) -> Method:
+    """Sparse PCA: each tile is a combination of at most ``nonzeros`` of the columns."""
+    _at_least_one(columns=columns, nonzeros=nonzeros, starts=starts)
+    if nonzeros > columns:
+        raise InputError(f"{nonzeros} nonzeros need as many columns, got {columns}")
+    search = pursue(nonzeros)
+
+    def start(tiles: Tensor, generator: Generator) -> Start:
+        _at_most("columns", columns, tiles.shape[1], tiles)
+        codebook, latent = initialize.sparse_coding(tiles, columns, generator)
+        return codebook, search(Quadratic(codebook, tiles), latent)
+
+    def update(quadratic: Quadratic, latent: Tensor) -> Tensor:
+        return use_every_row(quadratic, search(quadratic, latent))
+
+    return Method(start, update, iterations=100, tolerance=1e-4, starts=starts)
+
+
+def scalar(step: float) -> Method:
+    """Rounding to multiples of ``step``."""
+    if not 0 < step < math.inf:
+        raise InputError(f"step must be positive and finite, got {step}")
+
+    def start(tiles: Tensor, generator: Generator) -> Start:
+        _check_step(step, float(tiles.abs().amax().round()))
+        return _identity(tiles), tiles.round()
+
+    return Method(start, project_target(integers()), fixed, unit=lambda weight: step)
+
+
+def ternary() -> Method:
+    """Weights become -step, 0 or step, by the step of the least squared error."""
+    return _with_identity(integers(1), ternary_step)
+
+
+def binary() -> Method:
+    """Weights become -step or step, by the step of least squared error, their mean magnitude."""
+    return _with_identity(signs(), lambda weight: float(weight.abs().double().mean()))
+
+
+def ternary_step(weight: Tensor) -> float:
+    """Step of the best ternary weights.
+
+    With the m largest magnitudes nonzero the best step is their mean, which lowers the squared
+    error by the square of their sum over m; all m are tried.
+    """
+    sums = weight.abs().double().flatten().sort(descending=True).values.cumsum(0)
+    numbers = torch.arange(1, len(sums) + 1, dtype=sums.dtype, device=sums.device)
+    best = (sums**2 / numbers).argmax()
+    return float(sums[best] / numbers[best])
+
+
+def _identity(tiles: Tensor) -> Tensor:
+    return torch.eye(tiles.shape[0], dtype=tiles.dtype, device=tiles.device)
+
+
+def _with_identity(project: Projection, unit: Callable[[Tensor], float]) -> Method:
+    def start(tiles: Tensor, generator: Generator) -> Start:
+        return _identity(tiles), project(tiles)
+
+    return Method(start, project_target(project), fixed, unit=unit)
+
+
+def rate_aware(step: float) -> Method:
+    """Least error + price * bits at the latent grid ``step``: see the module of this name.
+
+    As `tersor.factorization.rate_aware.factorize_weight`, but a step that is too small is refused.
+    """
+    if not 0 < step < math.inf:
+        raise InputError(f"step must be positive and finite, got {step}")
+
+    def start(tiles: Tensor, generator: Generator) -> Start:
+        _check_step(step, 1 + float(tiles.norm(dim=0).amax()))
+        result = priced.solve_rate_aware(tiles, iterations=0)
+        return result.codebook, result.latent
+
+    def update(quadratic: Quadratic, latent: Tensor) -> Tensor:
+        # There are as many columns in the codebook as a tile has elements.
+        column_bits = priced._CODEBOOK_BITS * len(latent)
+        return priced.drop_rows(quadratic, priced.update_latent(quadratic, latent), column_bits)
+
+    return Method(
+        start,
+        update,
+        priced.update_codebook,
+        priced.penalty,
+        iterations=8,
+        tolerance=1e-3,
+        unit=lambda weight: step,
+    )
+
+
+def projected_gradient(
+    project: Projection, columns: int, *, update_codebook: Update = least_squares, starts: int = 1
+) -> Method:
+    """Projected gradient descent on any set of latents.
+
+    Parameters
+    ----------
+    project
+        Maps a (columns, n) matrix to the nearest member of the set.
+    columns
+        Columns of the codebook, up to n.
+    update_codebook
+        Least squares, or `tersor.factorization.solve.gradient_step` with the projection onto a set
+        of transposed codebooks, (columns, d).
+    starts
+        Runs, each from other tiles as the codebook.
+    """
+    _at_least_one(columns=columns, starts=starts)
+
+    def start(tiles: Tensor, generator: Generator) -> Start:
+        _at_most("columns", columns, tiles.shape[1], tiles)
+        codebook = initialize.spread_tiles(tiles, columns, generator)
+        unconstrained = least_squares(
+            Quadratic(codebook, tiles), tiles.new_zeros(columns, tiles.shape[1])
+        )
+        return codebook, project(unconstrained)
+
+    return Method(start, gradient_step(project, steps=10), update_codebook, starts=starts)

@@ -1,0 +1,127 @@
+"""Updates for particular constraint sets: the minimiser, or a better search than a gradient step.
+
+None of them raises the error, except that `use_every_row` may until the codebook has been refitted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tersor.factorization.projections import Projection
+from tersor.factorization.solve import Quadratic, Update
+
+
+def project_target(project: Projection) -> Update:
+    """Minimiser over any set for an orthonormal codebook: the projection of ``C.T W``."""
+    return lambda quadratic, x: project(quadratic.target)
+
+
+def nearest_column(quadratic: Quadratic, x: Tensor) -> Tensor:
+    """Minimiser over one-hot columns: the one in the row of the nearest codebook column."""
+    nearest = (quadratic.gram.diagonal()[:, None] / 2 - quadratic.target).argmin(dim=0)
+    return torch.zeros_like(x).scatter(0, nearest[None], 1.0)
+
+
+def exchange_ones(quadratic: Quadratic, x: Tensor) -> Tensor:
+    """Each of a column's ones in turn moved to its best free row: coordinate descent.
+
+    Columns keep their number of ones, which is the same for all.
+    """
+    count = int(x[:, 0].sum()) if x.numel() else 0
+    places = x.topk(count, dim=0).indices
+    # The change of f when a one is added to row j: half the norm of its column of A, and its slope.
+    change = quadratic.gram @ x - quadratic.target + quadratic.gram.diagonal()[:, None] / 2
+    x = x.clone()
+    for place in places:
+        change -= quadratic.gram[:, place]
+        x.scatter_(0, place[None], 0.0)
+        place = torch.where(x > 0, torch.inf, change).argmin(dim=0)
+        change += quadratic.gram[:, place]
+        x.scatter_(0, place[None], 1.0)
+    return x
+
+
+def means(quadratic: Quadratic, x: Tensor) -> Tensor:
+    """Minimiser over all real matrices for one-hot columns; rows that nothing uses stay."""
+    counts = quadratic.gram.diagonal()[:, None]
+    return torch.where(counts > 0, quadratic.target / counts.clamp_min(1), x)
+
+
+def use_every_row(quadratic: Quadratic, x: Tensor) -> Tensor:
+    """Let the columns with the largest errors use the rows that no column uses.
+
+    Each gets a one there in place of its weakest nonzero. The least-squares fit of the codebook
+    that must follow makes these columns exact, so that the error falls. For k-means this is what
+    scikit-learn does with empty clusters.
+    """
+    unused = (x == 0).all(dim=1).nonzero()[: x.shape[1], 0]
+    if not len(unused):
+        return x
+    worst = quadratic.errors(x).topk(len(unused)).indices
+    magnitudes = x[:, worst].abs()
+    weakest = torch.where(magnitudes > 0, magnitudes, torch.inf).argmin(dim=0)
+    x = x.clone()
+    x[weakest, worst] = 0.0
+    x[unused, worst] = 1.0
+    return x
+
+
+def refit(quadratic: Quadratic, support: Tensor) -> Tensor:
+    """Least squares on the given rows of each column, (s, n): a (k, n) matrix."""
+    rows = support.T
+    gram = quadratic.gram.double()[rows[:, :, None], rows[:, None, :]]
+    ridge = quadratic.gram.diagonal().amax().double().clamp_min(1e-30) * 1e-10
+    gram = gram + ridge * torch.eye(rows.shape[1], dtype=gram.dtype, device=gram.device)
+    target = quadratic.target.gather(0, support).T.double()[:, :, None]
+    values = torch.cholesky_solve(target, torch.linalg.cholesky(gram))[:, :, 0].T
+    return torch.zeros_like(quadratic.target).scatter(0, support, values.to(quadratic.target))
+
+
+def _extend(quadratic: Quadratic, support: Tensor) -> Tensor:
+    """Support (s, n) with the row added that lowers the error most when it is fitted alone."""
+    x = refit(quadratic, support) if len(support) else torch.zeros_like(quadratic.target)
+    norms = quadratic.gram.diagonal().clamp_min(torch.finfo(x.dtype).tiny)[:, None]
+    gain = (quadratic.target - quadratic.gram @ x).square() / norms
+    best = gain.scatter(0, support, -1.0).argmax(dim=0, keepdim=True)
+    return torch.cat([support, best])
+
+
+def shrink(price: float, steps: int) -> Update:
+    """Proximal gradient descent on ``f(x) + price * sum(abs(x))`` (ISTA; Daubechies et al., 2004).
+
+    The set is all real matrices; the price makes most entries zero.
+    """
+
+    def update(quadratic: Quadratic, x: Tensor) -> Tensor:
+        lipschitz = max(quadratic.lipschitz(), torch.finfo(x.dtype).tiny)
+        for _ in range(steps):
+            x = x - (quadratic.gram @ x - quadratic.target) / lipschitz
+            x = x.sign() * (x.abs() - price / lipschitz).clamp_min(0)
+        return x
+
+    return update
+
+
+def pursue(count: int) -> Update:
+    """Search for the best ``count`` nonzeros of each column, of any value.
+
+    Candidates are the rows in use, those of orthogonal matching pursuit (Pati et al., 1993), and
+    what exchanging each row in turn for the best other gives; of these the best is kept.
+    """
+
+    def update(quadratic: Quadratic, x: Tensor) -> Tensor:
+        def better(support: Tensor, candidate: Tensor) -> Tensor:
+            errors = [quadratic.errors(refit(quadratic, s)) for s in (support, candidate)]
+            return torch.where(errors[1] < errors[0], candidate, support)
+
+        support = x.abs().topk(count, dim=0).indices
+        greedy = support[:0]
+        for _ in range(count):
+            greedy = _extend(quadratic, greedy)
+        support = better(support, greedy)
+        for _ in range(count):
+            support = better(support.roll(-1, dims=0), _extend(quadratic, support[1:]))
+        return refit(quadratic, support)
+
+    return update

@@ -1,0 +1,48 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from samples import archives, plain, random_factors
+
+from tersor.errors import InputError
+from tersor.storage import header, records
+from tersor.storage.archive import Entry, Kept
+from tersor.storage.cursor import Reader, Writer
+
+
+def written(entries):
+    out = Writer()
+    header.write(out, entries)
+    return bytes(out.data)
+
+
+@given(archives())
+def test_fields_come_back(archive):
+    fields = header.read(Reader(written(archive.entries)))
+    assert [f.name for f in fields] == list(archive.entries)
+    for field, entry in zip(fields, archive.entries.values(), strict=True):
+        assert (field.shape, field.dtype) == (entry.shape, entry.dtype)
+
+
+def test_alike_names_share_their_beginnings():
+    entries = {
+        f"transformer.encoder.layer.{i}.bias": plain(torch.zeros(1), Kept.VECTOR) for i in range(9)
+    }
+    alone = len(written(dict(list(entries.items())[:1])))
+    assert len(written(entries)) <= alone + 8 * 13
+
+
+@pytest.mark.parametrize(
+    "snr, kept", [(12.344, 12.34), (math.nan, math.nan), (math.inf, 300), (-math.inf, -300)]
+)
+def test_signal_to_noise_ratio_is_kept_to_a_hundredth(snr, kept):
+    factors = records.encode(random_factors((6, 10), 4, 3), snr)
+    (field,) = header.read(Reader(written({"w": Entry((6, 10), torch.float32, factors)})))
+    assert field.detail.snr == pytest.approx(kept, nan_ok=True)
+
+
+def test_names_that_are_not_unicode_are_refused():
+    """Pickled checkpoints may hold them."""
+    with pytest.raises(InputError, match=r"'a\\ud800' is not valid Unicode"):
+        written({"a\ud800": plain(torch.zeros(1), Kept.VECTOR)})
