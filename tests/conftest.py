@@ -1,5 +1,10 @@
 """Settings for all tests."""
 
+import os
+
+# Threads that wait shall not spin: this machine may have other work. Before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from hypothesis import settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from tersor.factors import Factors
 from tersor.storage import container, dtypes, records
 from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
-
-TERSOR = [sys.executable, "-m", "tersor"]
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -55,6 +55,7 @@ def compress_source(
     ratio: float | None = None,
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
+    measured: bool = True,
     progress: Progress = silent,
 ) -> Archive:
     """Compress named tensors into an archive of at most the asked size.
@@ -65,6 +66,8 @@ def compress_source(
         Where the tensors come from; they are loaded one at a time, several times.
     ratio, target_size, bits_per_weight
         The budget; exactly one of them. See `tersor.plan.budget.target_bytes`.
+    measured
+        Whether the file will tell the signal-to-noise ratios; that of a model will not.
     progress
         Called as the work goes on.
 
@@ -89,18 +92,18 @@ def compress_source(
         target_size=target_size,
         bits_per_weight=bits_per_weight,
     )
-    attempt = _Attempt(source, entries, weights, progress)
+    attempt = _Attempt(source, entries, weights, measured, progress)
     least, archive = attempt.nothing()
     if target < least:
         raise BudgetError(
-            f"{target} bytes are too few: the smallest possible file has {least} bytes, with all "
-            "weights that can be factored zero; the tensors that are kept take the most of it"
+            f"{target} bytes are too few: the smallest possible file has {least} bytes, "
+            f"{attempt.kept_bytes} of them for tensors that are not factored"
         )
     guess = _guess_step([(w.numel, w.variance) for w in weights], 8 * (target - least))
-    return _best_fit(attempt, target, guess, archive) if weights else archive
+    return _best_fit(attempt, target, guess, least, archive) if weights else archive
 
 
-def _best_fit(attempt: _Attempt, target: int, step: float, archive: Archive) -> Archive:
+def _best_fit(attempt: _Attempt, target: int, step: float, least: int, archive: Archive) -> Archive:
     """The largest archive found that fits; at worst the given one.
 
     With the tile sizes that suit the first step no other step may fill the budget: then they are
@@ -110,7 +113,9 @@ def _best_fit(attempt: _Attempt, target: int, step: float, archive: Archive) -> 
     for most in _MOST_PASSES:
         attempt.tiles.clear()
         try:
-            step, (size, found) = finest_fit(attempt, target, step, most=most - attempt.passes)
+            step, (size, found) = finest_fit(
+                attempt, target, step, least=least, most=most - attempt.passes
+            )
         except BudgetError:
             break
         if size > filled:
@@ -167,19 +172,25 @@ class _Attempt:
         source: Source,
         entries: Mapping[str, Entry],
         weights: list[Weight],
+        measured: bool,
         progress: Progress,
     ) -> None:
         self._source, self._entries, self._weights = source, entries, weights
-        self._progress = progress
+        self._measured, self._progress = measured, progress
         self._kept = container.kept_sections(Archive(entries, source.nbytes))
         self.passes = 0
         self.tiles: dict[str, int] = {}
         self.largest = 0
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the sections of the tensors that are kept."""
+        return sum(map(len, self._kept))
+
     def nothing(self) -> tuple[int, Archive]:
         """The archive of all zeros."""
         archive = Archive(self._entries, self._source.nbytes)
-        return container.size(archive, self._kept), archive
+        return self._size(archive), archive
 
     def __call__(self, step: float) -> tuple[int, tuple[int, Archive]]:
         entries, total = dict(self._entries), sum(w.numel for w in self._weights)
@@ -193,10 +204,13 @@ class _Attempt:
                 entries[weight.name] = Entry(weight.shape, weight.dtype, encoded)
             done += weight.numel
         archive = Archive(entries, self._source.nbytes)
-        size = container.size(archive, self._kept)
+        size = self._size(archive)
         self.passes += 1
         self.largest = max(self.largest, size)
         return size, (size, archive)
+
+    def _size(self, archive: Archive) -> int:
+        return container.size(archive if self._measured else archive.unmeasured(), self._kept)
 
     def _encode(self, name: str, weight: Tensor, step: float) -> EncodedFactors:
         if name not in self.tiles:

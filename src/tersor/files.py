@@ -27,15 +27,17 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def save(model: nn.Module, path: Path) -> Report:
-    """Write a model as one file: factors entropy-coded, everything else losslessly.
+    """Write a model as one file.
 
-    The file takes the place of ``path`` only once it is complete.
+    Factors are entropy-coded, and matrices and kernels without factors stored exactly. Biases and
+    normalisation parameters are stored at 16 bits, to which `tersor.compress` has rounded them;
+    training that changes them further is rounded here. The file takes the place of ``path`` only
+    once it is complete.
 
     Parameters
     ----------
     model
-        Model that `tersor.compress` has given factors, trained further or not. Weights that are
-        dense are stored exactly.
+        Model that `tersor.compress` has given factors, trained further or not.
 
     Returns
     -------

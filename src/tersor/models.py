@@ -15,9 +15,9 @@ from tersor.nn.checks import check_model, check_module
 from tersor.nn.sites import find_sites
 from tersor.plan.classify import FEWEST_WEIGHTS
 from tersor.plan.progress import shown
+from tersor.storage import container, dtypes
 from tersor.storage.archive import Archive
 from tersor.storage.checkpoint import Source, shared
-from tersor.storage.dtypes import is_dense
 from tersor.storage.summary import Report, summarize
 from tersor.tiling import is_tileable
 
@@ -72,17 +72,20 @@ def compress(
             ratio=ratio,
             target_size=target_size,
             bits_per_weight=bits_per_weight,
+            measured=False,
             progress=progress,
         )
     fill(model, archive)
-    return summarize(archive)
+    return summarize(archive, container.size(archive.unmeasured()))
 
 
 def check_holders(model: nn.Module) -> None:
     """Refuse a model that could not hold the factors, before they are computed."""
     check_model(model)
     for name, site in find_sites(model).items():
-        if is_tileable(tuple(site.weight.shape)) and math.prod(site.weight.shape) >= FEWEST_WEIGHTS:
+        if isinstance(site.weight, Tensor):
+            dtypes.check(name, site.weight)
+        if is_tileable(site.weight.shape) and math.prod(site.weight.shape) >= FEWEST_WEIGHTS:
             check_module(name, site.module)
 
 
@@ -115,7 +118,7 @@ def nbytes(value: Factors | Tensor) -> int:
     """Bytes of the dense tensor."""
     if isinstance(value, Factors):
         return value.numel * value.dtype.itemsize
-    return value.nbytes if is_dense(value) else 0
+    return value.nbytes if dtypes.is_dense(value) else 0
 
 
 def fill(model: nn.Module, archive: Archive) -> None:

@@ -20,9 +20,7 @@ def matrices(draw):
     rows, columns = draw(st.integers(0, 5)), draw(st.integers(0, 40))
     spread = draw(st.sampled_from([0, 0.3, 1, 20, 600]))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
-    values = np.rint(
-        rng.laplace(0, spread, (rows, columns)) if spread else np.zeros((rows, columns))
-    )
+    values = np.rint(rng.laplace(0, spread, (rows, columns)))
     return np.clip(values, -LARGEST, LARGEST).astype(np.int32)
 
 

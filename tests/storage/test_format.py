@@ -50,12 +50,10 @@ class Coder:
 
     def pop(self, table):
         quantile = self.state & (2**24 - 1)
-        left = 0
-        for symbol, frequency in enumerate(table):
-            if quantile < left + frequency:
-                break
-            left += frequency
-        self.state = (self.state >> 24) * frequency + quantile - left
+        left, symbol = 0, 0
+        while quantile >= left + table[symbol]:
+            left, symbol = left + table[symbol], symbol + 1
+        self.state = (self.state >> 24) * table[symbol] + quantile - left
         self.refill()
         return symbol
 
@@ -171,4 +169,5 @@ def test_the_specification_is_enough_to_decode_any_factors(entries):
 
 def test_the_constants_are_powers_of_two():
     """Sixteenths of an octave in units of 2**-30, rounded."""
-    assert SIXTEENTHS == [pytest.approx(2 ** (30 - j / 16), abs=0.5) for j in range(16)]
+    exact = [2 ** (30 - j / 16) for j in range(16)]
+    assert exact == pytest.approx(SIXTEENTHS, rel=0, abs=0.5)

@@ -28,6 +28,10 @@ from tersor.factors import Factors
 from tersor.tiling import Tiling, as_float32
 
 
+_SMALLEST = 2.0**-149
+"""Smallest positive number of float32."""
+
+
 def power_of_two(weight: Tensor) -> float:
     """The unit of real factors: the power of two next below the largest weight, a normal number."""
     exponent = math.frexp(float(weight.abs().amax()))[1] - 1
@@ -48,6 +52,8 @@ class Method:
         Runs from different starting factors; the best counts.
     unit
         What a weight, in float32, is divided by before it is solved.
+    dtype
+        What is computed in: float64, or float32 where results are defined by its rounding.
     """
 
     start: Callable[[Tensor, Generator], Start]
@@ -58,6 +64,7 @@ class Method:
     tolerance: float = 1e-5
     starts: int = 1
     unit: Callable[[Tensor], float] = power_of_two
+    dtype: torch.dtype = torch.float64
 
     def solve(self, tiles: Tensor, generator: Generator) -> Result:
         """The best of all runs on tiles in units of ``unit``."""
@@ -124,25 +131,26 @@ def decompose(weight: Tensor, method: Method, *, tile: int, seed: int = 0) -> So
     InputError
         If the weight is not as described, or the method asks for more than its size allows.
     """
-    _check(weight, tile)
+    check(weight, tile)
     tiling, values = Tiling(tuple(weight.shape), tile), as_float32(weight)
     if not bool(values.any()):
         nothing = values.new_zeros(tile, 0), values.new_zeros(0, tiling.count)
         return _solution(Result(*nothing, (0.0,), "converged"), 1.0, weight)
-    unit = float(torch.tensor(method.unit(values), dtype=torch.float32))
-    generator = torch.Generator().manual_seed(seed)
-    return _solution(method.solve(tiling.split(values) / unit, generator), unit, weight)
+    unit = max(float(torch.tensor(method.unit(values), dtype=torch.float32)), _SMALLEST)
+    tiles = (tiling.split(values) / unit).to(method.dtype)
+    result = method.solve(tiles, torch.Generator().manual_seed(seed))
+    return _solution(result, unit, weight)
 
 
 def _solution(result: Result, unit: float, weight: Tensor) -> Solution:
     history = tuple(unit**2 * value for value in result.history)
     used = result.latent.any(dim=1)
     codebook, latent = result.codebook[:, used], result.latent[used]
-    exponent = codebook_exponent(codebook)
+    dtype, exponent = torch.float32, codebook_exponent(codebook)
     whole = codebook * 2.0**-exponent
     if _is_integer(whole) and _is_integer(latent):
-        codebook, latent, unit = whole.to(torch.int16), latent.to(torch.int16), unit * 2.0**exponent
-    parts = codebook.contiguous(), latent.contiguous()
+        dtype, codebook, unit = torch.int16, whole, unit * 2.0**exponent
+    parts = codebook.to(dtype).contiguous(), latent.to(dtype).contiguous()
     factors = Factors(*parts, unit, tuple(weight.shape), weight.dtype)
     return Solution(factors, result.status, history)
 
@@ -152,7 +160,8 @@ def _is_integer(factor: Tensor) -> bool:
     return bool(((factor == factor.round()) & (factor.abs() <= largest)).all())
 
 
-def _check(weight: Tensor, tile: int) -> None:
+def check(weight: Tensor, tile: int) -> None:
+    """Refuse, with an `InputError`, what cannot be decomposed."""
     shape = tuple(weight.shape)
     if not weight.is_floating_point():
         raise InputError(f"a weight must be of a floating-point type, got {weight.dtype}")

@@ -21,13 +21,16 @@ def principal_axes(tiles: Tensor) -> Tensor:
     """Eigenvectors of the tiles' covariance, largest first, signs fixed: (d, d), orthonormal."""
     _, vectors = torch.linalg.eigh(inner(tiles.T, tiles.T, torch.float64))
     vectors = vectors.flip(1)
-    largest: Tensor = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return (vectors * torch.where(largest < 0, -1.0, 1.0)).to(tiles.dtype)
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    axes: Tensor = vectors * torch.where(largest < 0, -1.0, 1.0)
+    return axes.to(tiles.dtype)
 
 
-def gaussian(rows: int, columns: int, like: Tensor, generator: Generator) -> Tensor:
-    """Independent normal numbers, (rows, columns), of the type and device of ``like``."""
-    return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(like)
+def orthonormal(rows: int, columns: int, like: Tensor, generator: Generator) -> Tensor:
+    """Random orthonormal columns, (rows, columns), of the type and device of ``like``."""
+    normal = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    axes: Tensor = torch.linalg.qr(normal).Q
+    return axes.to(like)
 
 
 def spread_tiles(tiles: Tensor, columns: int, generator: Generator) -> Tensor:
@@ -71,7 +74,7 @@ def sparse_coding(tiles: Tensor, columns: int, generator: Generator) -> Start:
         update_latent=shrink(price, steps=20),
         update_codebook=gradient_step(short_rows(), steps=20),
         penalty=lambda codebook, latent: 2 * price * float(latent.abs().sum(dtype=torch.float64)),
-        iterations=50,
-        tolerance=1e-3,
+        iterations=150,
+        tolerance=1e-4,
     )
     return result.codebook, result.latent

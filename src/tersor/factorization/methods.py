@@ -26,8 +26,8 @@ from torch import Generator, Tensor
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import initialize
 from tersor.factorization import rate_aware as priced
-from tersor.factorization.decompose import Method, Solution, decompose
-from tersor.factorization.projections import Projection, integers, signs
+from tersor.factorization.decompose import Method, Solution, check, decompose
+from tersor.factorization.projections import Projection, free, integers, signs
 from tersor.factorization.rate import LARGEST
 from tersor.factorization.solve import (
     Quadratic,
@@ -41,6 +41,7 @@ from tersor.factorization.updates import (
     exchange_ones,
     means,
     nearest_column,
+    orthonormal_rows,
     project_target,
     pursue,
     use_every_row,
@@ -74,15 +75,27 @@ def _check_step(step: float, largest: float) -> None:
 
 
 def weight_svd(rank: int) -> Method:
-    """Low rank: both factors real, any ``rank`` up to d and n; converges to the truncated SVD."""
+    """Low rank: both factors real, ``rank`` up to d and n; converges to the truncated SVD.
+
+    The codebook is kept orthonormal, which excludes no product and keeps both steps exact; together
+    they are subspace iteration.
+    """
     _at_least_one(rank=rank)
 
     def start(tiles: Tensor, generator: Generator) -> Start:
         _at_most("rank", rank, min(tiles.shape), tiles)
-        codebook = initialize.gaussian(tiles.shape[0], rank, tiles, generator)
-        return codebook, tiles.new_zeros(rank, tiles.shape[1])
+        codebook = initialize.orthonormal(tiles.shape[0], rank, tiles, generator)
+        return codebook, codebook.T @ tiles
 
-    return Method(start, least_squares, iterations=1000, tolerance=1e-7)
+    # From an unlucky start the last axes may settle, for long, on neighbours of the leading ones.
+    return Method(
+        start,
+        project_target(free()),
+        orthonormal_rows,
+        iterations=2000,
+        tolerance=1e-8,
+        starts=2,
+    )
 
 
 def vector_quantization(columns: int, *, starts: int = 1) -> Method:
@@ -140,9 +153,10 @@ def quantize_within(
 ) -> Solution:
     """Best of additive vector quantization with 1, 2, ... ones per tile in the same bytes.
 
-    Each count gets the largest codebook that fits (`additive_bits`). One of the counts is 1, which
-    makes the result never worse than plain vector quantization in as many bytes.
+    Each count gets the largest codebook that fits (`additive_bits`). With 1 among the counts the
+    result is never worse than `vector_quantization` in as many bytes.
     """
+    check(weight, tile)
     n = Tiling(tuple(weight.shape), tile).count
     methods = [
         additive_vector_quantization(columns, count)
@@ -151,7 +165,7 @@ def quantize_within(
     ]
     if not methods:
         raise BudgetError(
-            f"{nbytes} bytes are too few for a codebook: one column of {tile} elements takes "
+            f"{nbytes} bytes are too few for a codebook: a column of {tile} elements takes "
             f"{_CODEBOOK_BITS * tile // 8}"
         )
     solutions = [decompose(weight, method, tile=tile, seed=seed) for method in methods]
@@ -192,7 +206,9 @@ def scalar(step: float) -> Method:
         _check_step(step, float(tiles.abs().amax().round()))
         return _identity(tiles), tiles.round()
 
-    return Method(start, project_target(integers()), fixed, unit=lambda weight: step)
+    return Method(
+        start, project_target(integers()), fixed, unit=lambda weight: step, dtype=torch.float32
+    )
 
 
 def ternary() -> Method:
@@ -225,7 +241,7 @@ def _with_identity(project: Projection, unit: Callable[[Tensor], float]) -> Meth
     def start(tiles: Tensor, generator: Generator) -> Start:
         return _identity(tiles), project(tiles)
 
-    return Method(start, project_target(project), fixed, unit=unit)
+    return Method(start, project_target(project), fixed, unit=unit, dtype=torch.float32)
 
 
 def rate_aware(step: float) -> Method:
@@ -254,6 +270,7 @@ def rate_aware(step: float) -> Method:
         iterations=8,
         tolerance=1e-3,
         unit=lambda weight: step,
+        dtype=torch.float32,
     )
 
 

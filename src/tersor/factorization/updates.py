@@ -44,8 +44,15 @@ def exchange_ones(quadratic: Quadratic, x: Tensor) -> Tensor:
 
 def means(quadratic: Quadratic, x: Tensor) -> Tensor:
     """Minimiser over all real matrices for one-hot columns; rows that nothing uses stay."""
-    counts = quadratic.gram.diagonal()[:, None]
+    counts = quadratic.basis.sum(dim=0)[:, None]
     return torch.where(counts > 0, quadratic.target / counts.clamp_min(1), x)
+
+
+def orthonormal_rows(quadratic: Quadratic, x: Tensor) -> Tensor:
+    """Minimiser over matrices of orthonormal rows (Procrustes): the polar factor of the target."""
+    left, _, right = torch.linalg.svd(quadratic.target.double(), full_matrices=False)
+    polar: Tensor = left @ right
+    return polar.to(x.dtype)
 
 
 def use_every_row(quadratic: Quadratic, x: Tensor) -> Tensor:
@@ -68,11 +75,13 @@ def use_every_row(quadratic: Quadratic, x: Tensor) -> Tensor:
 
 
 def refit(quadratic: Quadratic, support: Tensor) -> Tensor:
-    """Least squares on the given rows of each column, (s, n): a (k, n) matrix."""
-    rows = support.T
+    """Least squares on the given rows of each column, (s, n): a (k, n) matrix.
+
+    The diagonal is raised by a few units in the last place, for bases with equal columns.
+    """
+    rows, epsilon = support.T, torch.finfo(quadratic.gram.dtype).eps
     gram = quadratic.gram.double()[rows[:, :, None], rows[:, None, :]]
-    ridge = quadratic.gram.diagonal().amax().double().clamp_min(1e-30) * 1e-10
-    gram = gram + ridge * torch.eye(rows.shape[1], dtype=gram.dtype, device=gram.device)
+    gram.diagonal(dim1=1, dim2=2).mul_(1 + 16 * epsilon).add_(torch.finfo(torch.float32).tiny)
     target = quadratic.target.gather(0, support).T.double()[:, :, None]
     values = torch.cholesky_solve(target, torch.linalg.cholesky(gram))[:, :, 0].T
     return torch.zeros_like(quadratic.target).scatter(0, support, values.to(quadratic.target))

@@ -10,6 +10,9 @@ from tersor.errors import BudgetError, InputError
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
+_MOST = 2**63
+"""More than this is not told apart."""
+
 
 def parse_size(text: str | int) -> int:
     """Bytes of a size such as ``54kB`` (1 kB is 1000 bytes), ``1.5 MiB`` or ``54000``.
@@ -68,13 +71,13 @@ def target_bytes(
             f"{' and '.join(chosen) or 'none'}"
         )
     if target_size is not None:
-        target = parse_size(target_size)
+        target = min(parse_size(target_size), _MOST)
     else:
         number = ratio if ratio is not None else bits_per_weight
         if not isinstance(number, Real) or not 0 < number < float("inf"):
             raise InputError(f"{chosen[0]} must be a positive number, got {number!r}")
         wanted = source_bytes / number if ratio is not None else number * weights / 8
-        target = int(min(wanted, 2**63))
+        target = int(min(wanted, _MOST))
     if target >= source_bytes:
         raise BudgetError(
             f"the {chosen[0]} asks for {format_size(target)}, but the input has only "

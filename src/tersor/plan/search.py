@@ -41,6 +41,7 @@ def finest_fit(
     target: int,
     guess: float,
     *,
+    least: int = 0,
     most: int = MAX_TRIALS,
 ) -> tuple[float, T]:
     """Smallest step found whose size is at most ``target``, with what the attempt made of it.
@@ -54,6 +55,8 @@ def finest_fit(
         Bytes that may be used.
     guess
         Step to begin with.
+    least
+        Size at the coarsest steps. That finer ones do not change it yet is no reason to give up.
     most
         Attempts at most.
 
@@ -77,13 +80,13 @@ def finest_fit(
         trials.append(Trial(position, size))
         if size <= target and (best is None or step < best[0]):
             best = (step, made)
-        position = _next_position(trials, target)
+        position = _next_position(trials, target, least)
     if best is None:
         raise BudgetError(f"{target} bytes were not reached in {len(trials)} attempts")
     return best
 
 
-def _next_position(trials: list[Trial], target: int) -> float | None:
+def _next_position(trials: list[Trial], target: int, least: int) -> float | None:
     """Where to try next; None if it is not worth while."""
     if FILL * target <= trials[-1].size <= target:
         return None
@@ -92,7 +95,7 @@ def _next_position(trials: list[Trial], target: int) -> float | None:
     if under and over:
         return _between(over, under, trials, target)
     outwards = sorted(trials, reverse=under is not None)[-3:]
-    if under and len(outwards) == 3 and outwards[-1].size < outwards[0].size * _LEVEL:
+    if under and len(outwards) == 3 and least < outwards[-1].size < outwards[0].size * _LEVEL:
         return None  # finer steps gain nothing: they have reached their limit
     return _beyond(outwards, target)
 
@@ -114,7 +117,7 @@ def _beyond(outwards: list[Trial], target: int) -> float:
     """Next position beyond all trials, of which these are the last ones outwards."""
     *_, last = outwards
     if len(outwards) == 1:
-        move = min(max(abs(math.log(target / last.size)), _SMALLEST_MOVE), 1.0)
+        move = min(max(abs(math.log((target + 1) / (last.size + 1))), _SMALLEST_MOVE), 1.0)
         return last.position + math.copysign(move, last.size - target)
     before = outwards[-2]
     gap = last.position - before.position

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -96,6 +96,16 @@ class Archive:
 
     entries: Mapping[str, Entry]
     source_bytes: int
+
+    def unmeasured(self) -> Archive:
+        """The same without signal-to-noise ratios: what `save` knows of a model."""
+        entries = {
+            name: replace(e, content=replace(e.content, snr=math.nan))
+            if isinstance(e.content, EncodedFactors)
+            else e
+            for name, e in self.entries.items()
+        }
+        return Archive(entries, self.source_bytes)
 
     def tensor(self, name: str) -> Tensor:
         """The dense tensor of that name, of its original shape and type."""

@@ -1,0 +1,103 @@
+"""Files made field by field, as docs/format.md lists them, so that any one field can be wrong.
+
+All checksums fit: only what a hostile or faulty writer could produce is left to be found.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+MAGIC = b"\x93TERSOR\n"
+
+
+def deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return compressor.compress(data) + compressor.flush()
+
+
+SECTIONS = [b"", deflate(bytes(2 * 2 + 8))]  # no coded integers; two bfloat16 and one int64
+
+VALID: dict[str, Any] = {
+    "source_bytes": 600,
+    "count": 4,
+    # shared bytes, added bytes; the names are w, wb, wi, x
+    "names": [(0, b"w"), (1, b"b"), (1, b"i"), (0, b"x")],
+    "dtypes": bytes([1, 1, 4, 1]),  # F32, F32, I64, F32
+    "kinds": bytes([2, 1, 0, 3]),  # factors, rounded, exact, alias
+    "axes": bytes([2, 1, 0, 2]),
+    "lengths": [4, 3, 2, 4, 3],
+    "reasons": bytes([0, 2]),
+    "aliases": [0],
+    "tiles": [3],
+    "ranks": [1],
+    "scales": struct.pack("<f", 0.5),
+    "snrs": struct.pack("<h", 1250),
+    "codebook_largest": [0],
+    "codebook_curvature": bytes([4]),
+    "codebook_zero": bytes([16]),
+    "codebook_decay": bytes([0]),
+    "latent_largest": [0],
+    "latent_curvature": bytes([4]),
+    "latent_zero": bytes([16]),
+    "latent_decay": bytes([0]),
+    "section_sizes": [len(s) for s in SECTIONS],
+    "checksums": b"".join(struct.pack("<I", zlib.crc32(s)) for s in SECTIONS),
+    "extra": b"",
+}
+
+
+def integer(value: int) -> bytes:
+    """LEB128."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def header(**fields: Any) -> bytes:
+    """The header with some fields other than in `VALID`."""
+    unknown = fields.keys() - VALID.keys()
+    assert not unknown, unknown
+    parts = []
+    for value in (VALID | fields).values():
+        if isinstance(value, int):
+            parts.append(integer(value))
+        elif isinstance(value, list):
+            parts += [_item(item) for item in value]
+        else:
+            parts.append(value)
+    return b"".join(parts)
+
+
+def _item(item: Any) -> bytes:
+    if isinstance(item, tuple):
+        shared, added = item
+        return integer(shared) + integer(len(added)) + added
+    return integer(item)
+
+
+def craft(sections: list[bytes] = SECTIONS, **fields: Any) -> bytes:
+    """A file with some fields other than in `VALID`, and matching sizes and checksums."""
+    sizes: dict[str, Any] = {
+        "section_sizes": [len(s) for s in sections],
+        "checksums": b"".join(struct.pack("<I", zlib.crc32(s)) for s in sections),
+    }
+    return assemble(header(**sizes | fields), sections)
+
+
+def assemble(
+    plain: bytes,
+    sections: list[bytes] = SECTIONS,
+    *,
+    version: int = 0,
+    size: int | None = None,
+    deflated: bytes | None = None,
+) -> bytes:
+    """A file of a header and sections; the parts of the prefix can be wrong."""
+    deflated = deflate(plain) if deflated is None else deflated
+    size = len(plain) if size is None else size
+    prefix = struct.pack("<8sBIII", MAGIC, version, len(deflated), size, zlib.crc32(deflated))
+    return prefix + deflated + b"".join(sections)

@@ -1,0 +1,222 @@
+"""One malformed file for each check of the reader; each must be refused, and say why."""
+
+import contextlib
+import struct
+import tracemalloc
+
+import pytest
+import torch
+from craft import SECTIONS, VALID, assemble, craft, deflate, header, integer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tersor.errors import FileFormatError
+from tersor.files import dense_tensors
+from tersor.storage import container
+
+
+def decoded(data):
+    return dense_tensors(container.from_bytes(data))
+
+
+def test_the_valid_file_is_read():
+    tensors = decoded(craft())
+    assert list(tensors) == ["w", "wb", "wi", "x"]
+    assert torch.equal(tensors["w"], torch.zeros(4, 3)) and tensors["x"] is tensors["w"]
+    assert torch.equal(tensors["wb"], torch.zeros(2)) and tensors["wi"] == 0
+
+
+def models(rows, largest=0):
+    """The fields of a latent's entropy model."""
+    return {
+        "ranks": [rows],
+        "latent_largest": [largest],
+        "latent_zero": bytes(rows),
+        "latent_decay": bytes(rows),
+    }
+
+
+MANY = 20_000
+TENSOR_OF_MANY = [(0, b"")] + [(i, b"a") for i in range(MANY)]
+
+CASES = {
+    "empty": (b"", "does not start with the magic number"),
+    "other magic": (b"\x93TERSER\n" + craft()[8:], "does not start with the magic number"),
+    "text line endings": (craft().replace(b"\n", b"\r\n", 1), "magic number"),
+    "only a prefix": (craft()[:20], "ends within its first 21 bytes"),
+    "later version": (assemble(header(), version=1), "format version 1; this release reads"),
+    "huge header": (assemble(b"", size=2**26 + 1), "at most 67108864 is allowed"),
+    "header cut": (craft()[:60], "header is damaged or cut off"),
+    "header larger": (assemble(header(), size=500), "header is damaged: 500 bytes expected"),
+    "header smaller": (assemble(header(), size=9), "header is damaged: 9 bytes expected"),
+    "header no deflate": (assemble(b"", deflated=b"\xff" * 20), "header is damaged"),
+    "header then more": (
+        assemble(header(), deflated=deflate(header()) + b"\0"),
+        "header is damaged",
+    ),
+    "header ends": (assemble(b""), "header ends too early"),
+    "integer too long": (assemble(b"\xff" * 30), "at most 281474976710656 is allowed"),
+    "integer too large": (craft(source_bytes=2**48 + 1), "at most 281474976710656 is allowed"),
+    "too many tensors": (craft(count=2**40), r"at most \d+ is allowed"),
+    "names end": (assemble(integer(1) + integer(3) + b"\0\1a"), "header ends too early"),
+    "name longer than the rest": (craft(names=[(0, b"w" * 200)]), "header"),
+    "name shares too much": (
+        craft(names=[(1, b"w"), *VALID["names"][1:]]),
+        "shares more bytes than the name before it has",
+    ),
+    "name no UTF-8": (craft(names=[(0, b"\xff"), *VALID["names"][1:]]), "not UTF-8"),
+    "name cut within a character": (
+        craft(names=[(0, "é".encode()), (1, b""), *VALID["names"][2:]]),
+        "not UTF-8",
+    ),
+    "same names": (craft(names=[(0, b"w"), (1, b""), *VALID["names"][2:]]), "the same name"),
+    "endless names": (
+        assemble(header(count=MANY + 1, names=TENSOR_OF_MANY) + bytes(40 * MANY)),
+        "names take more than 67108864 bytes",
+    ),
+    "unknown type": (craft(dtypes=bytes([1, 1, 16, 1])), "unknown data type 16"),
+    "unknown kind": (craft(kinds=bytes([2, 1, 4, 3])), "unknown kind 4"),
+    "unknown reason": (craft(reasons=bytes([0, 6])), "unknown reason 6"),
+    "too many axes": (craft(axes=bytes([65, 1, 0, 2])), "65 axes; 64 are allowed"),
+    "too large": (craft(lengths=[2**40, 2**40, 2, 4, 3]), "is too large"),
+    "too large but empty": (
+        craft(axes=bytes([2, 3, 0, 2]), lengths=[4, 3, 2**47, 2**47, 0, 4, 3]),
+        "is too large",
+    ),
+    "axis too long": (craft(lengths=[2**48 + 1, 3, 2, 4, 3]), "at most 281474976710656"),
+    "rounded integers": (
+        craft(dtypes=bytes([1, 4, 4, 1])),
+        "'wb' of type torch.int64 cannot have been rounded",
+    ),
+    "rounded half": (craft(dtypes=bytes([1, 2, 4, 1])), "torch.float16 cannot have been rounded"),
+    "alias of nothing": (craft(aliases=[4]), "unknown tensor 4"),
+    "alias of itself": (craft(aliases=[3]), "unknown tensor 3"),
+    "alias of a later one": (
+        craft(kinds=bytes([3, 1, 0, 2]), aliases=[3]),
+        "unknown tensor 3",
+    ),
+    "alias of an alias": (
+        craft(
+            kinds=bytes([2, 3, 0, 3]),
+            axes=bytes([2, 2, 0, 2]),
+            lengths=[4, 3, 4, 3, 4, 3],
+            reasons=bytes([2]),
+            aliases=[0, 1],
+        ),
+        "an alias of 'wb' differs from it",
+    ),
+    "alias of another shape": (craft(lengths=[4, 3, 2, 3, 4]), "an alias of 'w' differs"),
+    "alias of another type": (craft(dtypes=bytes([1, 1, 4, 0])), "an alias of 'w' differs"),
+    "no tile": (craft(tiles=[0]), r"tiles of 0 elements do not suit .* \(4, 3\)"),
+    "tile longer than a row": (craft(tiles=[4]), "tiles of 4 elements"),
+    "factors of a number": (
+        craft(axes=bytes([0, 1, 0, 2]), lengths=[2, 4, 3], tiles=[1]),
+        r"do not suit a weight of shape \(\)",
+    ),
+    "factors of nothing": (craft(lengths=[0, 3, 2, 0, 3]), r"shape \(0, 3\)"),
+    "factors of integers": (
+        craft(dtypes=bytes([4, 1, 4, 4])),
+        "type torch.int64 cannot be factored",
+    ),
+    "factors of 8 bits": (craft(dtypes=bytes([10, 1, 4, 10])), "float8_e4m3fn cannot be factored"),
+    "factors of complex": (craft(dtypes=bytes([15, 1, 4, 15])), "complex64 cannot be factored"),
+    "scale no number": (craft(scales=struct.pack("<f", float("nan"))), "the scale is nan"),
+    "scale infinite": (craft(scales=struct.pack("<f", float("inf"))), "the scale is inf"),
+    "too many rows": (craft(ranks=[2**40]), "header ends too early"),
+    "too large integers": (craft(latent_largest=[2048]), "at most 2047 is allowed"),
+    "too large codebook": (craft(codebook_largest=[2048]), "at most 2047 is allowed"),
+    "unknown curvature": (craft(latent_curvature=bytes([12])), "unknown curvature 12"),
+    "more decoded than allowed": (
+        craft(lengths=[2**40, 3, 2, 2**40, 3]),
+        "decoding takes .* at most 68719476736 are allowed",
+    ),
+    "huge factors of a small weight": (
+        craft(lengths=[1, 2**18, 2, 1, 2**18], tiles=[2**18], **models(2**18)),
+        "decoding takes 1374",
+    ),
+    "section missing": (craft(section_sizes=[0]), "header"),
+    "header longer": (craft(extra=b"\0\0"), "the header has 2 bytes too many"),
+    "section too small": (craft(section_sizes=[0, 1]), "its header says"),
+    "section too large": (craft(section_sizes=[0, 2**40]), "its header says"),
+    "file longer": (craft() + b"\0", "its header says"),
+    "sections in the wrong order": (
+        craft(sections=SECTIONS[::-1], section_sizes=[0, len(SECTIONS[1])]),
+        "section 0 is damaged",
+    ),
+    "wrong checksum": (craft(checksums=bytes(8)), "section 1 is damaged"),
+    "kept tensors cut": (craft(sections=[b"", deflate(bytes(11))]), "12 bytes expected, 11 found"),
+    "kept tensors longer": (craft(sections=[b"", deflate(bytes(13))]), "group of 'wb' is damaged"),
+    "kept tensors no deflate": (craft(sections=[b"", b"\xff" * 9]), "group of 'wb' is damaged"),
+    "kept tensors then more": (
+        craft(sections=[b"", deflate(bytes(12)) + b"more"]),
+        "group of 'wb' is damaged",
+    ),
+    "coded integers cut": (craft(sections=[b"\1\2\3", SECTIONS[1]]), "a multiple of 4 bytes"),
+    "coded integers end in zero": (craft(sections=[bytes(4), SECTIONS[1]]), "integers are damaged"),
+    "coded integers left over": (
+        craft(sections=[b"\1\0\0\0", SECTIONS[1]]),
+        "data left over after the last one",
+    ),
+}
+
+
+@pytest.mark.parametrize("data, message", CASES.values(), ids=CASES)
+def test_malformed_files_are_refused(data, message):
+    with pytest.raises(FileFormatError, match=message):
+        decoded(data)
+
+
+@pytest.mark.parametrize("data", [data for data, _ in CASES.values()], ids=CASES)
+def test_refusing_costs_little_memory(data):
+    tracemalloc.start()
+    with pytest.raises(FileFormatError):
+        decoded(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    limit = 150_000_000 if len(data) > 10_000 else 10_000_000
+    assert peak < limit
+
+
+def test_a_deflate_bomb_stops_at_its_claim():
+    """A header of 60 MB in 60 kB that claims to be small is not inflated to the end."""
+    data = assemble(b"", size=100, deflated=deflate(bytes(60_000_000)))
+    tracemalloc.start()
+    with pytest.raises(FileFormatError, match="100 bytes expected"):
+        decoded(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_many_rows_of_many_magnitudes_are_decoded_in_little_memory():
+    """Tables of 4095 entries for each of 2000 rows, in a file of a few hundred bytes."""
+    fields = models(2000, 2047)
+    data = craft(lengths=[1, 3, 2, 1, 3], **fields)
+    tracemalloc.start()
+    tensors = decoded(data)  # valid: no words at all mean the smallest integers
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tensors["w"].shape == (1, 3) and peak < 30_000_000
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused(data):
+    for attempt in (data, container.MAGIC + data, craft()[:21] + data):
+        with pytest.raises(FileFormatError):
+            decoded(attempt)
+
+
+@given(st.binary(max_size=200))
+def test_any_header_is_read_or_refused(plain):
+    with contextlib.suppress(FileFormatError):
+        decoded(assemble(plain))
+
+
+@given(st.data())
+def test_any_change_of_a_header_is_read_or_refused(data):
+    """With checksums that fit, so that what remains is for the checks of the fields."""
+    plain = bytearray(header(section_sizes=[0, 5], checksums=bytes(8)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        plain[data.draw(st.integers(0, len(plain) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(FileFormatError):
+        decoded(assemble(bytes(plain)))

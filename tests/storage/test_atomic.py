@@ -1,0 +1,91 @@
+import errno
+import os
+
+import pytest
+from samples import small_archive
+
+from tersor.errors import InputError
+from tersor.storage import container
+from tersor.storage.atomic import check_writable, replacing
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """A file from before, which must survive every failure."""
+    path = tmp_path / "model.tersor"
+    path.write_text("earlier")
+    return path
+
+
+def untouched(path):
+    return path.read_text() == "earlier" and list(path.parent.iterdir()) == [path]
+
+
+def test_the_file_is_replaced_when_it_is_complete(earlier):
+    with replacing(earlier) as temporary:
+        temporary.write_text("new")
+        assert earlier.read_text() == "earlier"
+    assert earlier.read_text() == "new"
+    assert list(earlier.parent.iterdir()) == [earlier]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
+def test_failures_leave_nothing_behind(earlier, error):
+    with pytest.raises(error), replacing(earlier) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert untouched(earlier)
+
+
+def test_a_full_disk_is_reported_for_the_target(earlier, monkeypatch):
+    def full(archive):
+        yield b"the first part"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(container, "to_bytes", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        container.write(earlier, small_archive())
+    assert caught.value.filename == str(earlier)
+    assert untouched(earlier)
+
+
+def test_what_fails_last_is_undone(earlier, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        container.write(earlier, small_archive())
+    assert untouched(earlier)
+
+
+def test_long_names_are_fine(tmp_path):
+    path = tmp_path / ("m" * 248 + ".tersor")
+    container.write(path, small_archive())
+    assert container.read(path).source_bytes == 600
+
+
+def test_outputs_that_cannot_be_are_refused(earlier, monkeypatch):
+    folder = earlier.parent
+    with pytest.raises(InputError, match="is a directory"):
+        check_writable(folder)
+    with pytest.raises(InputError, match="does not exist; create it first"):
+        check_writable(folder / "none" / "model.tersor")
+    with pytest.raises(InputError, match="is the input itself"):
+        check_writable(earlier, earlier)
+    with pytest.raises(InputError, match="not a regular file"), replacing("/dev/null"):
+        pass
+    assert untouched(earlier)
+
+
+def test_folders_that_cannot_be_written_to_are_refused():
+    """Not even by the superuser, for whom permissions do not count."""
+    with pytest.raises(InputError, match="the folder /proc cannot be written to"):
+        check_writable(container.Path("/proc/model.tersor"))
+
+
+def test_a_link_to_the_input_is_the_input(earlier):
+    link = earlier.with_name("link")
+    link.symlink_to(earlier)
+    with pytest.raises(InputError, match="is the input itself"):
+        check_writable(link, earlier)

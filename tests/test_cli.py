@@ -1,0 +1,387 @@
+"""The command line, as users meet it."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from samples import generator, small_archive, small_state, write_small
+from torch import nn
+from typer.testing import CliRunner
+
+from tersor.cli import app
+from tersor.errors import FileFormatError
+from tersor.storage import container
+from tersor.version import __version__
+
+TERSOR = Path(sys.executable).with_name("tersor")
+
+
+def run(*arguments):
+    """The command in this process: fast. Whatever it does not expect is raised here."""
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def start(*arguments, **options):
+    """The installed command in a process of its own."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([TERSOR, *map(str, arguments)], **pipes | options)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A checkpoint, a compressed file and an output from before; the current folder."""
+    monkeypatch.chdir(tmp_path)
+    state = small_state() | {"big.weight": torch.randn(64, 64, generator=generator()) * 0.1}
+    save_file(state, tmp_path / "model.safetensors")
+    container.write(tmp_path / "model.tersor", small_archive())
+    (tmp_path / "out.tersor").write_text("earlier")
+    (tmp_path / "out.safetensors").write_text("earlier")
+    return tmp_path
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def test_the_whole_way(folder):
+    result = run("compress", "model.safetensors", "-o", "small.tersor", "--ratio", 6)
+    assert result.exit_code == 0, result.stderr
+    size = (folder / "small.tersor").stat().st_size
+    assert size <= (folder / "model.safetensors").stat().st_size / 6
+    assert f"{size} bytes" in result.stdout and "wrote small.tersor" in result.stdout
+    shown = run("inspect", "small.tersor")
+    assert shown.stdout == result.stdout.replace("wrote small.tersor\n", "")
+    data = json.loads(run("inspect", "small.tersor", "--json").stdout)
+    assert data["nbytes"] == size
+    assert {t["name"] for t in data["tensors"]} == {*small_state(), "big.weight"}
+    result = run("decompress", "small.tersor", "-o", "dense.safetensors")
+    assert result.exit_code == 0 and "wrote dense.safetensors" in result.stdout
+    dense, before = load_file("dense.safetensors"), load_file("model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in dense.items()} == {
+        n: (t.shape, t.dtype) for n, t in before.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "budget", [("--ratio", "6"), ("--target-size", "6kB"), ("--bits-per-weight", "6.5")]
+)
+def test_budgets(folder, budget):
+    assert run("compress", "model.safetensors", "-o", "small.tersor", *budget).exit_code == 0
+    assert (folder / "small.tersor").stat().st_size < 6600
+
+
+def test_torch_checkpoints_with_more_than_tensors(folder):
+    content = {"model": small_state() | {"big.weight": torch.randn(64, 64)}, "[/b] epoch": 3}
+    torch.save(content, "model.pt")
+    result = run("compress", "model.pt", "-o", "small.tersor", "--ratio", 5)
+    assert result.exit_code == 0, result.stderr
+    assert "left out: [/b] epoch" in result.stdout
+
+
+def test_names_that_look_like_markup(folder):
+    save_file({"[/red]w:bomb:": torch.randn(64, 64)}, "[red]m.safetensors")
+    result = run("compress", "[red]m.safetensors", "-o", "[red]m.tersor", "--ratio", 8)
+    assert result.exit_code == 0, result.stderr
+    assert "[/red]w:bomb:" in result.stdout and "wrote [red]m.tersor" in result.stdout
+
+
+COMMANDS = ["compress", "decompress", "inspect", "info", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert re.search(rf"Examples?:.*tersor {command}", result.stdout, re.DOTALL)
+
+
+def test_help_lists_the_commands():
+    result = run("--help")
+    assert all(command in result.stdout for command in COMMANDS)
+    assert "tersor compress model.safetensors -o model.tersor --ratio 20" in result.stdout
+
+
+def test_version_and_info():
+    assert run("--version").stdout == f"tersor {__version__}\n"
+    result = run("info")
+    assert result.exit_code == 0
+    for part in ("torch", "python", "kernels", "threads", "constriction"):
+        assert part in result.stdout
+
+
+class Harmful:
+    def __reduce__(self):
+        return (open, ("harm.txt", "w"))
+
+
+def bad_state(value, name="big.weight"):
+    state = {n: t.clone() for n, t in small_state().items()} | {"big.weight": torch.randn(64, 64)}
+    state[name].view(-1)[5] = value
+    return state
+
+
+def make_inputs(folder):
+    """Files that cannot be used."""
+    state, checkpoint = small_state(), (folder / "model.safetensors").read_bytes()
+    archive = (folder / "model.tersor").read_bytes()
+    for name in ("text.safetensors", "text.pt", "text.tersor", "model.onnx"):
+        (folder / name).write_text("Just some text.\n" * 20)
+    for name in ("empty.safetensors", "empty.pt", "empty.tersor"):
+        (folder / name).write_bytes(b"")
+    (folder / "cut.safetensors").write_bytes(checkpoint[:-100])
+    (folder / "cut.tersor").write_bytes(archive[:-1])
+    (folder / "flipped.tersor").write_bytes(archive[:-9] + bytes([archive[-9] ^ 4]) + archive[-8:])
+    torch.save(state, "cut.pt")
+    (folder / "cut.pt").write_bytes((folder / "cut.pt").read_bytes()[:-100])
+    torch.save(nn.Linear(4, 4), "whole.pt")
+    torch.save({"w": torch.ones(2), "x": Harmful()}, "harmful.pt")
+    torch.save([torch.ones(2)], "list.pt")
+    torch.save({"lr": 0.1}, "none.pt")
+    torch.save({"t": torch.ones(3, dtype=torch.complex128)}, "complex.pt")
+    torch.save({"t": torch.eye(3).to_sparse()}, "sparse.pt")
+    save_file(bad_state(torch.nan), "nan.safetensors")
+    save_file(bad_state(torch.inf), "inf.safetensors")
+    save_file(bad_state(torch.nan, "conv.bias"), "nan_bias.safetensors")
+    save_file({}, "nothing.safetensors")
+    shards = {"a": {"w": "none.safetensors"}, "b": {"w": "../model.safetensors"}}
+    shards["c"] = {"w": "model.safetensors"}
+    for name, weight_map in shards.items():
+        (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "d.index.json").write_text("{}")
+    (folder / "sub").mkdir()
+
+
+COMPRESS = [
+    ("none.safetensors", "no such file: none.safetensors"),
+    ("sub", "sub is a directory; give a checkpoint file"),
+    ("model.onnx", "cannot read model.onnx: a checkpoint ends in .safetensors"),
+    ("model.tersor", "a checkpoint ends in"),
+    ("text.safetensors", "text.safetensors is not a valid safetensors file"),
+    ("empty.safetensors", "not a valid safetensors file"),
+    ("cut.safetensors", "not a valid safetensors file"),
+    ("nothing.safetensors", "nothing.safetensors holds no tensors"),
+    ("text.pt", "text.pt is damaged, no PyTorch file, or holds more than tensors"),
+    ("empty.pt", "is damaged"),
+    ("cut.pt", "cut.pt is damaged"),
+    ("whole.pt", "save the weights: torch.save(model.state_dict(), path)"),
+    ("harmful.pt", "could run code"),
+    ("list.pt", "the checkpoint holds a list; a dictionary of tensors"),
+    ("none.pt", "none.pt holds no tensors"),
+    ("complex.pt", "tensor 't' has the data type torch.complex128, which cannot be stored"),
+    ("sparse.pt", "tensor 't' is sparse"),
+    ("nan.safetensors", "tensor 'big.weight' has 1 elements that are NaN or infinite, of 4096"),
+    ("inf.safetensors", "tensor 'big.weight' has 1 elements"),
+    ("nan_bias.safetensors", "tensor 'conv.bias' has 1 elements"),
+    ("a.index.json", "no such file: none.safetensors"),
+    ("b.index.json", "names '../model.safetensors'; the shards must be checkpoint files in the"),
+    ("c.index.json", "model.safetensors lacks the tensor 'w' that c.index.json expects in it"),
+    ("d.index.json", "is not a safetensors index: it needs a 'weight_map'"),
+]
+
+BUDGETS = [
+    ("", "give exactly one of ratio, target size and bits per weight; got none"),
+    ("--ratio 6 --target-size 6kB", "got ratio and target size"),
+    ("--ratio 0", "ratio must be a positive number, got 0.0"),
+    ("--ratio -3", "ratio must be a positive number, got -3.0"),
+    ("--ratio nan", "ratio must be a positive number, got nan"),
+    ("--ratio inf", "ratio must be a positive number, got inf"),
+    ("--ratio 1", "but the input has only"),
+    ("--ratio 1e-320", "ask for less"),
+    ("--ratio 1e300", "0 bytes are too few: the smallest possible file has"),
+    ("--bits-per-weight 0", "bits per weight must be a positive number"),
+    ("--bits-per-weight 64", "ask for less"),
+    ("--target-size 54apples", "not a size: '54apples'; give a number of bytes, or a number with"),
+    ("--target-size 0", "not a size: '0'"),
+    ("--target-size -5kB", "not a size: '-5kB'"),
+    ("--target-size nan", "not a size: 'nan'"),
+    ("--target-size 1GB", "the target size asks for 1000.00 MB, but the input has only"),
+    ("--target-size 100", "100 bytes are too few: the smallest possible file has"),
+]
+
+OUTPUTS = [
+    ("sub", "sub is a directory; give the name of the file to write"),
+    ("none/x.tersor", "the folder none does not exist; create it first"),
+    ("/proc/x.tersor", "the folder /proc cannot be written to"),
+    ("/dev/full", "/dev/full is not a regular file"),
+    ("model.safetensors", "model.safetensors is the input itself"),
+    ("x" * 300, "File name too long"),
+]
+
+READ = [
+    ("none.tersor", "none.tersor is not there"),
+    ("sub", "sub is a directory"),
+    ("text.tersor", "text.tersor: not a tersor file"),
+    ("empty.tersor", "empty.tersor: not a tersor file"),
+    ("cut.tersor", "cut.tersor: the file has"),
+    ("flipped.tersor", "flipped.tersor: section 1 is damaged (its checksum differs)"),
+    ("model.safetensors", "model.safetensors: not a tersor file"),
+]
+
+ERRORS = [
+    *(("compress", i, "-o", "out.tersor", "--ratio", "6", m) for i, m in COMPRESS),
+    *(("compress", "model.safetensors", "-o", "out.tersor", *b.split(), m) for b, m in BUDGETS),
+    *(("compress", "model.safetensors", "-o", o, "--ratio", "6", m) for o, m in OUTPUTS),
+    *(("decompress", i, "-o", "out.safetensors", m) for i, m in READ),
+    *(("inspect", i, m) for i, m in READ),
+    ("decompress", "model.tersor", "-o", "dense.pt", "give a name in .safetensors"),
+    ("decompress", "model.tersor", "-o", "none/x.safetensors", "the folder none does not exist"),
+    ("decompress", "model.tersor", "-o", "sub", "sub is a directory"),
+    ("decompress", "model.tersor", "-o", "model.tersor", "is the input itself"),
+    # What the parser of the command line finds:
+    ("compress", "model.safetensors", "--ratio", "6", "Missing option '--output'"),
+    (
+        "compress",
+        "model.safetensors",
+        "-o",
+        "x",
+        "--ratio",
+        "[/red]",
+        "Invalid value for '--ratio'",
+    ),
+    ("compress", "Missing argument 'MODEL'"),
+    ("squeeze", "No such command 'squeeze'"),
+    ("inspect", "model.tersor", "--jsn", "No such option"),
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_small(folder)
+        save_file(bad_state(0.0), "model.safetensors")
+        container.write(folder / "model.tersor", small_archive())
+        (folder / "out.tersor").write_text("earlier")
+        (folder / "out.safetensors").write_text("earlier")
+        make_inputs(folder)
+    return folder
+
+
+@pytest.mark.parametrize("arguments", ERRORS, ids=lambda a: " ".join(a[:-1])[:60])
+def test_errors_of_users(inputs, monkeypatch, arguments):
+    """A message, exit code 2, no traceback, and every file as it was."""
+    monkeypatch.chdir(inputs)
+    before = contents(inputs)
+    *arguments, message = arguments
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(re.sub("[│╭╮╰╯─]", " ", result.stderr).split())
+    assert "Traceback" not in result.stderr and result.stdout == ""
+    assert contents(inputs) == before
+
+
+def test_the_smallest_size_is_named_and_works(folder):
+    result = run("compress", "model.safetensors", "-o", "s.tersor", "--target-size", "100")
+    least = re.search(r"smallest possible file has (\d+) bytes", result.stderr)[1]
+    result = run("compress", "model.safetensors", "-o", "s.tersor", "--target-size", least)
+    assert result.exit_code == 0, result.stderr
+    assert (folder / "s.tersor").stat().st_size == int(least)
+
+
+def test_an_earlier_file_is_replaced(folder):
+    assert run("compress", "model.safetensors", "-o", "out.tersor", "--ratio", 6).exit_code == 0
+    assert container.read("out.tersor").entries
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress"])
+def test_a_full_disk(folder, command):
+    """The system refuses to write more than 2000 bytes, for real."""
+    before = contents(folder)
+    tail = (
+        ["-o", "out.tersor", "--ratio", "6"] if command == "compress" else ["-o", "out.safetensors"]
+    )
+    name = "model.safetensors"
+    if command == "decompress":
+        name = "big.tersor"
+        run("compress", "model.safetensors", "-o", name, "--ratio", 6)
+        before = contents(folder)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # noqa: E731
+    process = start(command, name, *tail, preexec_fn=limit)
+    _, message = process.communicate()
+    assert process.returncode == 2
+    assert re.search(
+        r"error: out\.\w+: .*[Ff]ile too large.*; earlier files are as they were", message
+    )
+    assert contents(folder) == before
+
+
+def test_no_space_left(folder, monkeypatch):
+    before = contents(folder)
+
+    def full(*args):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("compress", "model.safetensors", "-o", "out.tersor", "--ratio", 6)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: out.tersor: No space left on device; earlier files are as they were\n"
+    )
+    assert contents(folder) == before
+
+
+def test_no_memory_left(folder, monkeypatch):
+    def fail(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("tersor.storage.container.read", fail)
+    result = run("inspect", "model.tersor")
+    assert result.exit_code == 2 and "not enough memory" in result.stderr
+
+
+def test_an_interrupt_in_the_middle(folder):
+    """Ctrl-C while a model is compressed that takes much longer."""
+    save_file({str(i): torch.randn(1500, 1500) for i in range(3)}, folder / "large.safetensors")
+    before = contents(folder)
+    process = start("compress", "large.safetensors", "-o", "out.tersor", "--ratio", "8")
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "large.safetensors" not in maps.read_text():  # until it reads the weights
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    output, message = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert message == "interrupted; earlier files are as they were\n" and output == ""
+    assert contents(folder) == before
+
+
+def test_who_stops_reading_is_no_error(folder):
+    process = start("inspect", "model.tersor", "--json")
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.wait()
+
+
+def test_names_that_cannot_be_printed(folder):
+    save_file({"重み": torch.randn(64, 64)}, "名.safetensors")
+    run("compress", "名.safetensors", "-o", "名.tersor", "--ratio", 8)
+    process = start("inspect", "名.tersor", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    output, message = process.communicate()
+    assert process.returncode == 0, message
+    assert r"\u91cd\u307f" in output
+
+
+def test_bugs_are_not_hidden(folder, monkeypatch):
+    """What is no fault of the user keeps its traceback."""
+
+    def fail(*args, **options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tersor.storage.container.read", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("inspect", "model.tersor")
+
+
+def test_errors_of_files_are_errors_of_users():
+    assert issubclass(FileFormatError, ValueError)

@@ -1,0 +1,205 @@
+"""Files: save, load, load_state_dict, inspect, export."""
+
+import errno
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from samples import (
+    Net,
+    bits,
+    make_net,
+    plain,
+    random_factors,
+    same,
+    small_archive,
+    small_state,
+    to_file_bytes,
+)
+from torch import nn
+
+import tersor
+from tersor.errors import FileFormatError, InputError
+from tersor.files import dense_tensors, export_safetensors
+from tersor.storage import container, dtypes, records
+from tersor.storage.archive import Archive, Entry, Kept
+
+
+@pytest.fixture
+def path(tmp_path):
+    container.write(tmp_path / "model.tersor", small_archive())
+    return tmp_path / "model.tersor"
+
+
+def test_dense_models_are_saved_without_loss(tmp_path):
+    model = make_net()
+    report = tersor.save(model, tmp_path / "model.tersor")
+    assert not report.factored
+    back = tersor.load_state_dict(tmp_path / "model.tersor")
+    for name in ("conv.weight", "embed.weight", "positions", "norm.num_batches_tracked"):
+        assert bits(back[name]) == bits(model.state_dict()[name])
+    assert back["head.weight"] is back["embed.weight"]
+
+
+def test_dense_models_are_loaded(tmp_path):
+    tersor.save(make_net(), tmp_path / "model.tersor")
+    model = make_net(1)
+    assert tersor.load(tmp_path / "model.tersor", model) is model
+    assert torch.equal(model.conv.weight, make_net().conv.weight)
+
+
+def test_a_state_dict_has_what_went_in(path):
+    tensors = tersor.load_state_dict(path)
+    assert list(tensors) == ["layer.weight", "layer.bias", "layer.steps", "tied.weight"]
+    assert tensors["tied.weight"] is tensors["layer.weight"]
+    assert torch.equal(tensors["layer.bias"], torch.arange(4.0))
+    assert tensors["layer.steps"].tolist() == [3, -1]
+
+
+def test_inspect_tells_the_real_size(path):
+    assert tersor.inspect(path).nbytes == path.stat().st_size
+
+
+class Other(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 5)
+        self.extra = nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (Other(), r"lacks norm\.weight, .* and 4 more; .* beside .*: ?extra|extra\.weight"),
+        (Other(), r"conv\.weight \(16, 3, 3, 3\) in the file, \(16, 3, 5, 5\) in the model"),
+        (
+            nn.Sequential(Net()),
+            r"does not fit a Sequential: the model lacks positions, conv\.weight",
+        ),
+    ],
+)
+def test_another_model_is_refused_with_the_names(tmp_path, model, message):
+    tersor.save(make_net(), tmp_path / "model.tersor")
+    before = {n: bits(t) for n, t in model.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        tersor.load(tmp_path / "model.tersor", model)
+    assert {n: bits(t) for n, t in model.state_dict().items()} == before
+
+
+def test_damaged_integers_leave_the_model_unchanged(tmp_path):
+    """The sections are whole, but one does not hold what it should: found only when decoded."""
+    good = records.encode(random_factors((20, 20), 4, 4))
+    bad = records.EncodedFactors(4, 1.0, good.codebook, good.latent, good.payload + b"\1\0\0\0")
+    entries = {
+        n: Entry((20, 20), torch.float32, e) for n, e in (("0.weight", good), ("1.weight", bad))
+    }
+    container.write(tmp_path / "model.tersor", Archive(entries, 1))
+    model = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
+    before = {n: bits(t) for n, t in model.state_dict().items()}
+    for use in (lambda p: tersor.load(p, model), tersor.load_state_dict):
+        with pytest.raises(FileFormatError, match="data left over"):
+            use(tmp_path / "model.tersor")
+    assert {n: bits(t) for n, t in model.state_dict().items()} == before
+
+
+@pytest.mark.parametrize("use", [tersor.load_state_dict, tersor.inspect])
+def test_damaged_files_are_refused(path, use):
+    data = path.read_bytes()
+    for damaged in (data[:50], data[:-1], data + b"\0", data[:60] + b"\xff" + data[61:], b"text"):
+        path.write_bytes(damaged)
+        with pytest.raises(FileFormatError, match=r"model\.tersor: "):
+            use(path)
+    with pytest.raises(InputError, match="is not there"):
+        use(path.with_name("none.tersor"))
+    with pytest.raises(InputError, match="is a directory"):
+        use(path.parent)
+
+
+@pytest.mark.parametrize("dtype", dtypes.NAMES)
+def test_exported_tensors_have_their_types(tmp_path, dtype):
+    raw = torch.arange(64, dtype=torch.uint8)
+    tensor = (raw % 2).bool() if dtype == torch.bool else raw.view(dtype)
+    container.write(tmp_path / "m.tersor", Archive({"t": plain(tensor, Kept.VECTOR)}, 1))
+    size = export_safetensors(tmp_path / "m.tersor", tmp_path / "m.safetensors")
+    assert size == (tmp_path / "m.safetensors").stat().st_size
+    assert bits(load_file(tmp_path / "m.safetensors")["t"]) == bits(tensor)
+
+
+def test_exported_weights_are_the_dense_ones(path):
+    output = path.with_name("dense.safetensors")
+    export_safetensors(path, output)
+    tensors = load_file(output)
+    assert same(dict(sorted(tensors.items())), dict(sorted(tersor.load_state_dict(path).items())))
+
+
+@pytest.mark.parametrize("shape, tile", [((5, 7), 4), ((3, 2, 3, 3), 5), ((4,), 1), ((6, 9), 1)])
+def test_padded_weights_can_be_exported(tmp_path, shape, tile):
+    factors = random_factors(shape, tile, 2)
+    entries = {"w": Entry(shape, torch.float32, records.encode(factors))}
+    container.write(tmp_path / "m.tersor", Archive(entries, 1))
+    export_safetensors(tmp_path / "m.tersor", tmp_path / "m.safetensors")
+    assert bits(load_file(tmp_path / "m.safetensors")["w"]) == bits(factors.recompose())
+
+
+def test_outputs_that_are_no_safetensors_are_refused(path):
+    with pytest.raises(InputError, match=r"give a name in \.safetensors"):
+        export_safetensors(path, path.with_name("dense.pt"))
+    with pytest.raises(InputError, match="is the input itself"):
+        export_safetensors(path, path)
+
+
+def test_a_full_disk_leaves_the_earlier_file(path, monkeypatch):
+    from safetensors import SafetensorError
+
+    output = path.with_name("dense.safetensors")
+    output.write_text("earlier")
+
+    def fail(tensors, name, **options):
+        name.write_text("half")
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("tersor.files.save_file", fail)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        export_safetensors(path, output)
+    assert caught.value.filename == str(output)
+    assert output.read_text() == "earlier"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["dense.safetensors", "model.tersor"]
+
+
+def test_saving_to_a_full_disk_leaves_the_earlier_file(path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        tersor.save(make_net(), path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_cannot_be_stored_leaves_the_earlier_file(path):
+    before = path.read_bytes()
+    model = make_net()
+    model.register_buffer("scales", torch.ones(3, dtype=torch.complex128))
+    with pytest.raises(InputError, match=r"'scales' has the data type torch\.complex128"):
+        tersor.save(model, path)
+    model = make_net()
+    model.conv.weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"'conv\.weight' has 1 elements that are NaN"):
+        tersor.save(model, path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"the folder .*none does not exist"):
+        tersor.save(make_net(), tmp_path / "none" / "model.tersor")
+
+
+def test_every_kind_of_tensor_comes_back_dense():
+    archive = small_archive()
+    assert same(dense_tensors(container.from_bytes(to_file_bytes(archive))), dense_tensors(archive))
+    assert set(small_state()) >= {"empty", "head.scale"}
