@@ -1,6 +1,6 @@
 """Write docs/results.md, the picture, and the table in the README, from the JSON in results/.
 
-    python benchmarks/results_page.py
+python benchmarks/results_page.py
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def picture(rows: list[Row]) -> None:
     axes = figure.subplots()
     for (method, name), style in zip(NAMES.items(), ("o-", "s--", "^--"), strict=True):
         points = [r for r in rows if r["method"] == method]
-        axes.plot([r["bytes"] / 1e3 for r in points], [r["top1"] for r in points], style, label=name)
+        axes.plot(
+            [r["bytes"] / 1e3 for r in points], [r["top1"] for r in points], style, label=name
+        )
     dense = next(r for r in rows if r["method"] == "fp32")
     axes.axhline(dense["top1"], color="gray", linewidth=1)
     note = f"fp32, {dense['bytes'] / 1e3:,.0f} kB: {dense['top1']:.2f} %"

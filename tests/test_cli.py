@@ -53,10 +53,10 @@ def contents(folder):
 
 
 def test_the_whole_way(folder):
-    result = run("compress", "model.safetensors", "-o", "small.tersor", "--ratio", 6)
+    result = run("compress", "model.safetensors", "-o", "small.tersor", "--ratio", 12)
     assert result.exit_code == 0, result.stderr
     size = (folder / "small.tersor").stat().st_size
-    assert size <= (folder / "model.safetensors").stat().st_size / 6
+    assert size <= (folder / "model.safetensors").stat().st_size / 12
     assert f"{size} bytes" in result.stdout and "wrote small.tersor" in result.stdout
     shown = run("inspect", "small.tersor")
     assert shown.stdout == result.stdout.replace("wrote small.tersor\n", "")
@@ -72,11 +72,11 @@ def test_the_whole_way(folder):
 
 
 @pytest.mark.parametrize(
-    "budget", [("--ratio", "6"), ("--target-size", "6kB"), ("--bits-per-weight", "6.5")]
+    "budget", [("--ratio", "10"), ("--target-size", "3kB"), ("--bits-per-weight", "3")]
 )
 def test_budgets(folder, budget):
     assert run("compress", "model.safetensors", "-o", "small.tersor", *budget).exit_code == 0
-    assert (folder / "small.tersor").stat().st_size < 6600
+    assert (folder / "small.tersor").stat().st_size < 3000
 
 
 def test_torch_checkpoints_with_more_than_tensors(folder):

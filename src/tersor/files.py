@@ -18,7 +18,7 @@ from tersor.models import distinct, fill, source_of
 from tersor.nn import state
 from tersor.plan import classify
 from tersor.storage import container, records
-from tersor.storage.archive import Alias, Archive, Entry, Kept
+from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.summary import Report, summarize
 
@@ -98,31 +98,43 @@ def load(path: Path, model: Model) -> Model:
 
 
 def _check_match(archive: Archive, model: nn.Module) -> None:
-    values = state(model)
-    # A tied weight is there if it is there under any of its names.
-    tied = source_of(model).aliases
-    present = {tied.get(name, name) for name in archive.entries if name in values}
-    missing = [n for n in values if n not in archive.entries and tied.get(n, n) not in present]
-    unexpected = [n for n in archive.entries if n not in values]
-    groups = distinct(model, archive.entries).items()
-    differing = [f"{a} and {b}" for a, tied in groups for b in tied if not _same(archive, a, b)]
-    shapes = [
-        f"{name} {entry.shape} in the file, {tuple(values[name].shape)} in the model"
-        for name, entry in archive.entries.items()
-        if name in values and entry.shape != tuple(values[name].shape)
-    ]
-    parts = {
-        "lacks": unexpected,
-        "has beside those in the file": missing,
-        "differs in": shapes,
-        "ties what is not the same in the file:": differing,
-    }
-    problems = [f"the model {verb} {_some(names)}" for verb, names in parts.items() if names]
+    found = _differences(archive, model)
+    problems = [f"the model {verb} {_some(names)}" for verb, names in found.items() if names]
     if problems:
         raise InputError(
             f"the file does not fit a {type(model).__name__}: {'; '.join(problems)}. Give the "
             "architecture that was saved"
         )
+
+
+def _differences(archive: Archive, model: nn.Module) -> dict[str, list[str]]:
+    """Names by what is wrong with them, in words."""
+    values, entries = state(model), archive.entries
+    # A tied weight is there if it is there under any of its names.
+    tied = source_of(model).aliases
+    present = {tied.get(name, name) for name in entries if name in values}
+    common = [name for name in entries if name in values]
+    stored = {name: entries[archive.original(name)].content for name in common}
+    return {
+        "lacks": [n for n in entries if n not in values],
+        "has beside those in the file": [
+            n for n in values if n not in entries and tied.get(n, n) not in present
+        ],
+        "differs in": [
+            f"{n} {entries[n].shape} in the file, {tuple(values[n].shape)} in the model"
+            for n in common
+            if entries[n].shape != tuple(values[n].shape)
+        ],
+        "ties what is not the same in the file:": [
+            f"{first} and {other}"
+            for first, others in distinct(model, entries).items()
+            for other in others
+            if not _same(archive, first, other)
+        ],
+        "holds factors, from another file, of what is dense in this one:": [
+            n for n in common if isinstance(stored[n], Plain) and isinstance(values[n], Factors)
+        ],
+    }
 
 
 def _same(archive: Archive, a: str, b: str) -> bool:

@@ -63,7 +63,6 @@ def test_vectors_with_nan_are_refused(shape):
         (lambda: torch.empty(3, device="meta"), "'t' is .* without values"),
         (lambda: torch.nn.LazyLinear(3).weight, "'t' is .* without values"),
         (lambda: torch.nested.nested_tensor([torch.ones(2)]), "'t' is .* nested"),
-        (lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged), "nested"),
         (lambda: torch.quantize_per_tensor(torch.ones(2), 1, 0, torch.qint8), "type torch.qint8"),
         (lambda: torch.ones(2, dtype=torch.complex128), "complex128, which cannot be stored"),
         (lambda: torch.empty([1] * 65), "'t' has 65 axes"),

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.errors import FileFormatError
@@ -24,6 +24,7 @@ def matrices(draw):
     return np.clip(values, -LARGEST, LARGEST).astype(np.int32)
 
 
+@settings(max_examples=50)
 @given(st.lists(matrices(), max_size=3))
 def test_matrices_come_back_under_fitted_models(coded):
     models = [model_of(m) for m in coded]

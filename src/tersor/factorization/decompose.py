@@ -27,7 +27,6 @@ from tersor.factorization.solve import (
 from tersor.factors import Factors
 from tersor.tiling import Tiling, as_float32
 
-
 _SMALLEST = 2.0**-149
 """Smallest positive number of float32."""
 
@@ -167,9 +166,10 @@ def check(weight: Tensor, tile: int) -> None:
         raise InputError(f"a weight must be of a floating-point type, got {weight.dtype}")
     if not shape or not weight.numel():
         raise InputError(f"a weight must have an axis and none that is empty, got shape {shape}")
-    if not 1 <= tile <= (row := Tiling(shape, 1).row_length):
+    longest = Tiling(shape, 1).row_length
+    if not 1 <= tile <= longest:
         raise InputError(
-            f"tile must be from 1 to {row}, the length of a flattened row of a weight of shape "
+            f"tile must be from 1 to {longest}, the length of a flattened row of a weight of shape "
             f"{shape}; got {tile}"
         )
     if bad := int((~as_float32(weight).isfinite()).sum()):

@@ -32,7 +32,6 @@ from tersor.factorization.rate import LARGEST
 from tersor.factorization.solve import (
     Quadratic,
     Start,
-    Update,
     fixed,
     gradient_step,
     least_squares,
@@ -275,19 +274,23 @@ def rate_aware(step: float) -> Method:
 
 
 def projected_gradient(
-    project: Projection, columns: int, *, update_codebook: Update = least_squares, starts: int = 1
+    project: Projection,
+    columns: int,
+    *,
+    project_codebook: Projection | None = None,
+    starts: int = 1,
 ) -> Method:
-    """Projected gradient descent on any set of latents.
+    """Projected gradient descent on any sets.
 
     Parameters
     ----------
     project
-        Maps a (columns, n) matrix to the nearest member of the set.
+        Maps a (columns, n) matrix to the nearest latent of the set.
     columns
         Columns of the codebook, up to n.
-    update_codebook
-        Least squares, or `tersor.factorization.solve.gradient_step` with the projection onto a set
-        of transposed codebooks, (columns, d).
+    project_codebook
+        Maps a (columns, d) matrix to the nearest transposed codebook of the set. Any codebook
+        will do if it is not given.
     starts
         Runs, each from other tiles as the codebook.
     """
@@ -295,10 +298,13 @@ def projected_gradient(
 
     def start(tiles: Tensor, generator: Generator) -> Start:
         _at_most("columns", columns, tiles.shape[1], tiles)
-        codebook = initialize.spread_tiles(tiles, columns, generator)
-        unconstrained = least_squares(
-            Quadratic(codebook, tiles), tiles.new_zeros(columns, tiles.shape[1])
-        )
-        return codebook, project(unconstrained)
+        codebook, nearest = initialize.clusters(tiles, columns, generator)
+        if project_codebook is not None:
+            codebook = project_codebook(codebook.T).T
+        quadratic = Quadratic(codebook, tiles)
+        # Of a discrete set, the nearest to small real numbers may be zero, where it would stay.
+        latents = [project(nearest), project(least_squares(quadratic, torch.zeros_like(nearest)))]
+        return codebook, min(latents, key=lambda latent: float(quadratic.errors(latent).sum()))
 
-    return Method(start, gradient_step(project, steps=10), update_codebook, starts=starts)
+    update_codebook = gradient_step(project_codebook, 10) if project_codebook else least_squares
+    return Method(start, gradient_step(project, 10), update_codebook, starts=starts)

@@ -11,6 +11,9 @@ from torch import Tensor
 from tersor.factorization.projections import Projection
 from tersor.factorization.solve import Quadratic, Update
 
+_COLUMNS_AT_ONCE = 4096
+"""Columns whose supports are searched together."""
+
 
 def project_target(project: Projection) -> Update:
     """Minimiser over any set for an orthonormal codebook: the projection of ``C.T W``."""
@@ -74,28 +77,6 @@ def use_every_row(quadratic: Quadratic, x: Tensor) -> Tensor:
     return x
 
 
-def refit(quadratic: Quadratic, support: Tensor) -> Tensor:
-    """Least squares on the given rows of each column, (s, n): a (k, n) matrix.
-
-    The diagonal is raised by a few units in the last place, for bases with equal columns.
-    """
-    rows, epsilon = support.T, torch.finfo(quadratic.gram.dtype).eps
-    gram = quadratic.gram.double()[rows[:, :, None], rows[:, None, :]]
-    gram.diagonal(dim1=1, dim2=2).mul_(1 + 16 * epsilon).add_(torch.finfo(torch.float32).tiny)
-    target = quadratic.target.gather(0, support).T.double()[:, :, None]
-    values = torch.cholesky_solve(target, torch.linalg.cholesky(gram))[:, :, 0].T
-    return torch.zeros_like(quadratic.target).scatter(0, support, values.to(quadratic.target))
-
-
-def _extend(quadratic: Quadratic, support: Tensor) -> Tensor:
-    """Support (s, n) with the row added that lowers the error most when it is fitted alone."""
-    x = refit(quadratic, support) if len(support) else torch.zeros_like(quadratic.target)
-    norms = quadratic.gram.diagonal().clamp_min(torch.finfo(x.dtype).tiny)[:, None]
-    gain = (quadratic.target - quadratic.gram @ x).square() / norms
-    best = gain.scatter(0, support, -1.0).argmax(dim=0, keepdim=True)
-    return torch.cat([support, best])
-
-
 def shrink(price: float, steps: int) -> Update:
     """Proximal gradient descent on ``f(x) + price * sum(abs(x))`` (ISTA; Daubechies et al., 2004).
 
@@ -112,25 +93,68 @@ def shrink(price: float, steps: int) -> Update:
     return update
 
 
+def _triangles(quadratic: Quadratic, support: Tensor) -> Tensor:
+    """Cholesky factors of the Gram matrices of each column's rows (s, n): (n, s, s)."""
+    rows, epsilon = support.T, torch.finfo(quadratic.gram.dtype).eps
+    gram = quadratic.gram.double()[rows[:, :, None], rows[:, None, :]]
+    # A few units in the last place, for bases with equal columns or zero ones.
+    gram.diagonal(dim1=1, dim2=2).mul_(1 + 16 * epsilon).add_(torch.finfo(torch.float32).tiny)
+    triangles: Tensor = torch.linalg.cholesky(gram)
+    return triangles
+
+
+def refit(quadratic: Quadratic, support: Tensor) -> Tensor:
+    """Least squares on the given rows (s, n) of each column: a (k, n) matrix."""
+    target = quadratic.target.gather(0, support).T.double()[:, :, None]
+    values = torch.cholesky_solve(target, _triangles(quadratic, support))[:, :, 0].T
+    return torch.zeros_like(quadratic.target).scatter(0, support, values.to(quadratic.target))
+
+
+def _extend(quadratic: Quadratic, support: Tensor) -> Tensor:
+    """Support (s, n) with the row added that lowers the refitted error most."""
+    slope = quadratic.target - quadratic.gram @ refit(quadratic, support)
+    gram = quadratic.gram.double()
+    known = torch.linalg.solve_triangular(
+        _triangles(quadratic, support), gram[support.T], upper=False
+    )
+    norms = gram.diagonal()[:, None].clamp_min(torch.finfo(torch.float32).tiny)
+    # What is left of each column of the basis when the rows in use have taken their part.
+    left = (norms - known.square().sum(dim=1).T).maximum(1e-9 * norms)
+    best = (slope.double() ** 2 / left).scatter(0, support, -1.0).argmax(dim=0, keepdim=True)
+    return torch.cat([support, best])
+
+
+def _search(quadratic: Quadratic, support: Tensor) -> Tensor:
+    """The better of a support and a greedy one, then each of its rows in turn exchanged."""
+
+    def better(support: Tensor, candidate: Tensor) -> Tensor:
+        errors = [quadratic.errors(refit(quadratic, s)) for s in (support, candidate)]
+        return torch.where(errors[1] < errors[0], candidate, support)
+
+    greedy = support[:0]
+    for _ in support:
+        greedy = _extend(quadratic, greedy)
+    support = better(support, greedy)
+    for _ in range(len(support)):
+        support = better(support.roll(-1, dims=0), _extend(quadratic, support[1:]))
+    return support
+
+
 def pursue(count: int) -> Update:
     """Search for the best ``count`` nonzeros of each column, of any value.
 
-    Candidates are the rows in use, those of orthogonal matching pursuit (Pati et al., 1993), and
-    what exchanging each row in turn for the best other gives; of these the best is kept.
+    Candidates are the rows in use, those of orthogonal least squares (Chen, Billings and Luo,
+    1989), and what exchanging each row in turn for the best other gives; the best is kept.
     """
 
     def update(quadratic: Quadratic, x: Tensor) -> Tensor:
-        def better(support: Tensor, candidate: Tensor) -> Tensor:
-            errors = [quadratic.errors(refit(quadratic, s)) for s in (support, candidate)]
-            return torch.where(errors[1] < errors[0], candidate, support)
-
         support = x.abs().topk(count, dim=0).indices
-        greedy = support[:0]
-        for _ in range(count):
-            greedy = _extend(quadratic, greedy)
-        support = better(support, greedy)
-        for _ in range(count):
-            support = better(support.roll(-1, dims=0), _extend(quadratic, support[1:]))
-        return refit(quadratic, support)
+        blocks = zip(
+            torch.split(quadratic.wanted, _COLUMNS_AT_ONCE, dim=1),
+            torch.split(support, _COLUMNS_AT_ONCE, dim=1),
+            strict=True,
+        )
+        parts = [(Quadratic(quadratic.basis, wanted), rows) for wanted, rows in blocks]
+        return torch.cat([refit(part, _search(part, rows)) for part, rows in parts], dim=1)
 
     return update
