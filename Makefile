@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Threads that wait without spinning: many times faster where other work runs beside.
+export OMP_WAIT_POLICY = PASSIVE
+
 .PHONY: demo test lint bench clean help
 
 help:

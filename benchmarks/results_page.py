@@ -36,7 +36,7 @@ def resnet20_table(rows: list[Row]) -> str:
     ]
     for asked in sorted({r["asked"] for r in rows if r["asked"] > 1}):
         cells = [cell(rows, method, asked) for method in NAMES]
-        lines.append(f"| {asked:g}× smaller | " + " | ".join(cells) + " |")
+        lines.append(f"| {asked:g}x smaller | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -85,10 +85,11 @@ fresh process.
 ## ResNet-20 on CIFAR-10, without training
 
 `python benchmarks/resnet20_cifar10.py`. The dense checkpoint has {dense["bytes"]:,} bytes and
-{dense["top1"]:.2f} % top-1 accuracy on the 10,000 test images. Normalisation statistics are matched
-to the dense model on {resnet20["calibration_images"]:,} training images, for every method. Baselines get the
-same bytes: k-means on windows of 3×3 with a codebook of 8 bits, entropy-coded indices and the number
-of columns of each layer chosen for the least total error; scalar quantization with one step.
+{dense["top1"]:.2f} % top-1 accuracy on the 10,000 test images. Normalisation statistics are
+matched to the dense model on {resnet20["calibration_images"]:,} training images, for every method.
+Baselines get the same bytes: k-means on windows of 3x3 with a codebook of 8 bits, entropy-coded
+indices and the number of columns of each layer chosen for the least total error; scalar
+quantization with one step.
 
 {resnet20_table(rows)}
 
@@ -99,8 +100,9 @@ of columns of each layer chosen for the least total error; scalar quantization w
 ## The sentence encoder MiniLM-L6
 
 `python benchmarks/minilm.py`: {encoder["checkpoint_bytes"]:,} bytes become {encoder["bytes"]:,}
-({encoder["ratio"]:.2f} times smaller) in {encoder["seconds"]:.0f} seconds and {encoder["peak_memory_mb"]:,.0f} MB of memory at the peak. The
-cosine similarities of {minilm["pairs"]} sentence pairs differ from the dense model's by
+({encoder["ratio"]:.2f} times smaller) in {encoder["seconds"]:.0f} seconds and
+{encoder["peak_memory_mb"]:,.0f} MB of memory at the peak. The cosine similarities of
+{minilm["pairs"]} sentence pairs differ from the dense model's by
 {encoder["mean_difference"]:.4f} on average, {encoder["largest_difference"]:.4f} at most.
 
 {setting(minilm)}

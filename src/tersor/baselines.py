@@ -73,7 +73,9 @@ def vector_quantization(source: Source, targets: Sequence[int], *, seed: int = 0
     """
     entries, weights = survey(source)
     fixed = container.size(Archive(entries, source.nbytes))
-    curves = {w.name: _kmeans_points(as_float32(source.load(w.name)), seed) for w in weights}
+    curves = {
+        w.name: _kmeans_points(as_float32(source.load(w.name)), max(targets), seed) for w in weights
+    }
     return [_allocate(curves, fixed, target) for target in targets]
 
 
@@ -111,7 +113,7 @@ def _spend(
         chosen[name] = point
 
 
-def _kmeans_points(weight: Tensor, seed: int) -> list[_Point]:
+def _kmeans_points(weight: Tensor, most: int, seed: int) -> list[_Point]:
     try:
         from sklearn.cluster import KMeans
     except ImportError:
@@ -127,6 +129,8 @@ def _kmeans_points(weight: Tensor, seed: int) -> list[_Point]:
         kmeans = KMeans(columns, n_init=1, max_iter=50, random_state=seed).fit(tiles)
         codebook, size = _at_8_bits(kmeans.cluster_centers_)
         size += _index_bytes(kmeans.labels_, columns)
+        if size > most:
+            break
         rebuilt = tiling.join(torch.from_numpy(codebook[kmeans.labels_].T.copy()))
         points.append(_Point(size, float(((weight - rebuilt) ** 2).sum()), rebuilt))
     return points

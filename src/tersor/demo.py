@@ -34,6 +34,8 @@ SEED = 0
 RATIOS = (6, 10, 15, 20, 30, 40, 60)
 """Ratios of the trade-off picture."""
 
+DENSE_EPOCHS, FINETUNING_EPOCHS = 8, 10
+
 
 class Split(NamedTuple):
     """Images (n, 1, 8, 8) and labels for training and for the test."""
@@ -106,7 +108,7 @@ def train(
     shuffle = torch.Generator().manual_seed(SEED)
     model.train(teacher is None)
     for _ in range(epochs):
-        for batch in torch.randperm(len(data.train), generator=shuffle).split(64):
+        for batch in torch.randperm(len(data.train), generator=shuffle).split(64):  # type: ignore[no-untyped-call]
             output = model(data.train[batch])
             loss = F.cross_entropy(output, data.train_labels[batch])
             if teacher is not None:
@@ -115,7 +117,7 @@ def train(
                 loss = F.kl_div(output.log_softmax(1), answers, log_target=True, reduction="sum")
                 loss = loss / len(batch)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     model.eval()
@@ -147,7 +149,7 @@ def finetuned(model: nn.Module, dense: nn.Module, data: Split) -> nn.Module:
     model = copy.deepcopy(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith(("latent", "scale")))
-    train(model, data, epochs=10, rate=0.01, teacher=dense)
+    train(model, data, epochs=FINETUNING_EPOCHS, rate=0.01, teacher=dense)
     return model
 
 
@@ -158,7 +160,7 @@ def run(folder: Path, console: Console) -> None:
         torch.manual_seed(SEED)
         data, dense = digits(), Network()
         progress("training the dense network", 0.05)
-        train(dense, data, epochs=8, rate=0.01)
+        train(dense, data, epochs=DENSE_EPOCHS, rate=0.01)
         save_file(dense.state_dict(), folder / "dense.safetensors")
         rows = [measure("dense", folder / "dense.safetensors")]
         for ratio in (10, 30):

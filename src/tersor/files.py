@@ -68,7 +68,7 @@ def _entry(name: str, value: Factors | Tensor, alias: str | None) -> Entry:
     return classify.keep(name, value, Kept.LEFT_DENSE if reason is None else reason)
 
 
-def load(path: Path, model: Model) -> Model:
+def load(path: Path, model: Model, *, strict: bool = True) -> Model:
     """Fill a model from a file; its weights become factors, as they were when saved.
 
     Parameters
@@ -77,6 +77,9 @@ def load(path: Path, model: Model) -> Model:
         File that `save` or ``tersor compress`` wrote.
     model
         Model of the architecture that was saved, with any weights; changed in place.
+    strict
+        If False, tensors that only the file or only the model has are left alone, as in
+        `torch.nn.Module.load_state_dict`.
 
     Returns
     -------
@@ -92,19 +95,24 @@ def load(path: Path, model: Model) -> Model:
         If the file is damaged.
     """
     archive = container.read(path)
-    _check_match(archive, model)
+    _check_match(archive, model, strict)
     fill(model, archive)
     return model
 
 
-def _check_match(archive: Archive, model: nn.Module) -> None:
+def _check_match(archive: Archive, model: nn.Module, strict: bool) -> None:
     found = _differences(archive, model)
+    if not strict:
+        found = {verb: names for verb, names in found.items() if verb not in (_LACKS, _HAS)}
     problems = [f"the model {verb} {_some(names)}" for verb, names in found.items() if names]
     if problems:
         raise InputError(
             f"the file does not fit a {type(model).__name__}: {'; '.join(problems)}. Give the "
-            "architecture that was saved"
+            "architecture that was saved, or strict=False to leave alone what only one of them has"
         )
+
+
+_LACKS, _HAS = "lacks", "has beside those in the file"
 
 
 def _differences(archive: Archive, model: nn.Module) -> dict[str, list[str]]:
@@ -116,10 +124,8 @@ def _differences(archive: Archive, model: nn.Module) -> dict[str, list[str]]:
     common = [name for name in entries if name in values]
     stored = {name: entries[archive.original(name)].content for name in common}
     return {
-        "lacks": [n for n in entries if n not in values],
-        "has beside those in the file": [
-            n for n in values if n not in entries and tied.get(n, n) not in present
-        ],
+        _LACKS: [n for n in entries if n not in values],
+        _HAS: [n for n in values if n not in entries and tied.get(n, n) not in present],
         "differs in": [
             f"{n} {entries[n].shape} in the file, {tuple(values[n].shape)} in the model"
             for n in common

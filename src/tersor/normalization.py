@@ -54,12 +54,18 @@ def match_normalization(model: nn.Module, reference: nn.Module, *inputs: Any) ->
     def correct(name: str, layer: _BatchNorm, x: Tensor) -> None:
         (mean, variance), (dense_mean, dense_variance) = _moments(x), wanted[name]
         assert layer.running_mean is not None and layer.running_var is not None
-        layer.running_mean += mean - dense_mean
-        smallest = torch.finfo(x.dtype).tiny
-        layer.running_var *= (variance / dense_variance.clamp_min(smallest)).clamp(*RANGE)
+        factor = variance / dense_variance.clamp_min(torch.finfo(x.dtype).tiny)
+        _replace(layer.running_mean, layer.running_mean + mean - dense_mean)
+        _replace(layer.running_var, layer.running_var * factor.clamp(*RANGE))
 
     _watch(reference, dense, remember, inputs)
     _watch(model, layers, correct, inputs)
+
+
+def _replace(values: Tensor, new: Tensor) -> None:
+    """Set values, at 16 bits where they were, so that the model stays what its file will hold."""
+    at_16_bits = torch.equal(values, values.to(torch.bfloat16).to(values.dtype))
+    values.copy_(new.to(torch.bfloat16) if at_16_bits else new)
 
 
 def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
