@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from tersor.errors import InputError
+from tersor.factorization.initialize import replace_column
 from tersor.factorization.rate_aware import codebook_exponent
 from tersor.factorization.solve import (
     Penalty,
@@ -49,6 +50,8 @@ class Method:
         As in `tersor.factorization.solve.solve`.
     starts
         Runs from different starting factors; the best counts.
+    restarts
+        Runs after these, each from the best factors so far with a weak column replaced.
     unit
         What a weight, in float32, is divided by before it is solved.
     dtype
@@ -62,17 +65,23 @@ class Method:
     iterations: int = 100
     tolerance: float = 1e-5
     starts: int = 1
+    restarts: int = 0
     unit: Callable[[Tensor], float] = power_of_two
     dtype: torch.dtype = torch.float64
 
     def solve(self, tiles: Tensor, generator: Generator) -> Result:
         """The best of all runs on tiles in units of ``unit``."""
-        return min((self._run(tiles, generator) for _ in range(self.starts)), key=_objective)
+        starts = (self.start(tiles, generator) for _ in range(self.starts))
+        best = min((self._run(tiles, start) for start in starts), key=_objective)
+        for attempt in range(self.restarts):
+            start = replace_column(tiles, best.codebook, best.latent, attempt)
+            best = min(best, self._run(tiles, start), key=_objective)
+        return best
 
-    def _run(self, tiles: Tensor, generator: Generator) -> Result:
+    def _run(self, tiles: Tensor, start: Start) -> Result:
         return solve(
             tiles,
-            *self.start(tiles, generator),
+            *start,
             update_latent=self.update_latent,
             update_codebook=self.update_codebook,
             penalty=self.penalty,

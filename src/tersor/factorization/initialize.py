@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 
 from tersor.factorization.products import inner
 from tersor.factorization.projections import short_rows
-from tersor.factorization.solve import Quadratic, Start, gradient_step, solve
-from tersor.factorization.updates import nearest_column, shrink
+from tersor.factorization.solve import Quadratic, Start, gradient_step, least_squares, solve
+from tersor.factorization.updates import nearest_column, shrink, use_every_row
 
 _PRICE = 0.1
 """Of a unit of latent in `sparse_coding`, per mean norm of a tile; half and twice do as well."""
@@ -78,3 +78,16 @@ def sparse_coding(tiles: Tensor, columns: int, generator: Generator) -> Start:
         tolerance=1e-4,
     )
     return result.codebook, result.latent
+
+
+def replace_column(tiles: Tensor, codebook: Tensor, latent: Tensor, attempt: int) -> Start:
+    """Factors with a column of little energy replaced by what the worst tile lacks.
+
+    The weakest column at the first attempt, then the next: a way out of a local minimum where two
+    columns share the work of one.
+    """
+    energy = latent.square().sum(dim=1) * codebook.square().sum(dim=0)
+    latent = latent.clone()
+    latent[energy.argsort()[attempt % len(energy)]] = 0
+    latent = use_every_row(Quadratic(codebook, tiles), latent)
+    return least_squares(Quadratic(latent.T, tiles.T), codebook.T).T, latent

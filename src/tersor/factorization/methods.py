@@ -178,7 +178,9 @@ def _most_columns(count: int, d: int, n: int, nbytes: int) -> int:
     return count - 1 + fitting
 
 
-def dictionary_learning(columns: int, nonzeros: int, *, starts: int = 4) -> Method:
+def dictionary_learning(
+    columns: int, nonzeros: int, *, starts: int = 2, restarts: int = 12
+) -> Method:
     """Sparse PCA: each tile is a combination of at most ``nonzeros`` of the columns."""
     _at_least_one(columns=columns, nonzeros=nonzeros, starts=starts)
     if nonzeros > columns:
@@ -193,7 +195,7 @@ def dictionary_learning(columns: int, nonzeros: int, *, starts: int = 4) -> Meth
     def update(quadratic: Quadratic, latent: Tensor) -> Tensor:
         return use_every_row(quadratic, search(quadratic, latent))
 
-    return Method(start, update, iterations=100, tolerance=1e-4, starts=starts)
+    return Method(start, update, tolerance=1e-4, starts=starts, restarts=restarts)
 
 
 def scalar(step: float) -> Method:
