@@ -82,8 +82,8 @@ def page(resnet20: dict[str, Any], minilm: dict[str, Any]) -> str:
 
 Made by `python benchmarks/results_page.py` from `benchmarks/results/*.json`, which the commands
 below write. Sizes of tersor are bytes on disk, its accuracies are of the model loaded back from
-the file in a fresh process. Baselines count the bytes of their coded streams and what our file takes for
-the rest.
+the file in a fresh process. Baselines count the bytes of their coded streams and what our file
+takes for the rest.
 
 ## ResNet-20 on CIFAR-10, without training
 
