@@ -47,6 +47,53 @@ def test_tables_never_change():
     assert digest.hexdigest() == DIGEST
 
 
+# Files are read with these tables: a change of any of them is a change of the format.
+GOLDEN = {
+    (20, 30, 0, 3): [910598, 1101720, 1514656, 9723268, 1514656, 1101720, 910598],
+    (16, 20, 4, 3): [735491, 1269069, 2189742, 8388612, 2189742, 1269069, 735491],
+    (0, 0, 11, 2): [1, 8388606, 2, 8388606, 1],
+    (255, 255, 0, 5): [26, 26, 26, 26, 26, 16776956, 26, 26, 26, 26, 26],
+    (33, 64, 8, 4): [
+        *(425206, 483286, 532135, 567610),
+        12760742,
+        *(567610, 532135, 483286, 425206),
+    ],
+    (8, 40, 4, 7): [
+        *(438798, 533025, 647485, 786524, 955419, 1160583, 1409804),
+        4913940,
+        *(1409804, 1160583, 955419, 786524, 647485, 533025, 438798),
+    ],
+}
+
+
+@pytest.mark.parametrize("model", GOLDEN)
+def test_golden_frequencies(model: tuple[int, int, int, int]) -> None:
+    zero, decay, curvature, largest = model
+    built = EntropyModel(np.array([zero]), np.array([decay]), curvature, largest)
+    assert built.frequencies().tolist() == [GOLDEN[model]]
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 7, 100, LARGEST])
+@pytest.mark.parametrize("curvature", range(CURVATURES))
+def test_frequencies_of_every_byte(curvature: int, largest: int) -> None:
+    """With every zero byte, and with every decay byte; with all pairs for short tables."""
+    all_bytes = np.arange(256)
+    if largest <= 3:
+        zero, decay = (pairs.ravel() for pairs in np.meshgrid(all_bytes, all_bytes))
+    else:
+        zero, decay = (
+            np.concatenate([all_bytes, all_bytes]),
+            np.concatenate([all_bytes[::-1], 0 * all_bytes]),
+        )
+    frequencies = EntropyModel(zero, decay, curvature, largest).frequencies()
+    assert frequencies.shape == (len(zero), 2 * largest + 1)
+    assert (frequencies.sum(axis=1) == 1 << 24).all()
+    assert frequencies.min() >= 1
+    assert np.array_equal(frequencies, frequencies[:, ::-1])
+    falling = np.diff(frequencies[:, largest + 1 :], axis=1)
+    assert (falling <= 0).all()
+
+
 def test_bits_are_those_of_the_tables():
     m = model(20, 10, 9, 5)
     probabilities = m.frequencies()[0] / 2**24
@@ -94,6 +141,29 @@ def test_the_bound_is_that_of_water_filling():
         water = level[np.abs(spent - rate).argmin()]
         expected = np.minimum(spectrum, water).sum() / 5
         assert distortion_bound(spectrum, rate) == pytest.approx(expected, rel=1e-3)
+
+
+def water_filling(spectrum: list[float], rate: float) -> float:
+    """Distortion at the water level that spends the rate, found by bisection."""
+    values = np.array([v for v in spectrum if v > 0])
+    low, high = 0.0, float(values.max()) * 2
+    for _ in range(200):
+        level = (low + high) / 2
+        spent = 0.5 * np.log2(values / np.minimum(values, max(level, 1e-300))).sum()
+        low, high = (level, high) if spent > rate * len(spectrum) else (low, level)
+    return float(np.minimum(values, high).sum() / len(spectrum))
+
+
+@given(
+    spectrum=st.lists(st.floats(1e-6, 1e3) | st.just(0.0), min_size=1, max_size=12),
+    rate=st.floats(0, 6),
+)
+def test_bound_is_reverse_water_filling(spectrum: list[float], rate: float) -> None:
+    bound = distortion_bound(np.array(spectrum), rate)
+    if not any(spectrum):
+        assert bound == 0
+    else:
+        assert bound == pytest.approx(water_filling(spectrum, rate), rel=1e-6)
 
 
 def test_the_bound_of_white_noise_is_6_db_a_bit():

@@ -179,7 +179,7 @@ def _most_columns(count: int, d: int, n: int, nbytes: int) -> int:
 
 
 def dictionary_learning(
-    columns: int, nonzeros: int, *, starts: int = 2, restarts: int = 12
+    columns: int, nonzeros: int, *, starts: int = 4, restarts: int = 12
 ) -> Method:
     """Sparse PCA: each tile is a combination of at most ``nonzeros`` of the columns."""
     _at_least_one(columns=columns, nonzeros=nonzeros, starts=starts)

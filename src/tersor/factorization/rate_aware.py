@@ -38,6 +38,9 @@ _CODEBOOK_BITS = 6
 _FINEST = 24
 """Codebooks are multiples of 2**-24 at the finest."""
 
+_SMALLEST_STEP = 2.0**-110
+"""Scales, which are smaller than the step by the codebook's 8 bits, must be normal in float32."""
+
 _COLUMNS_AT_ONCE = 16384
 """Tiles that are updated together: the working set of a block stays in the cache."""
 
@@ -212,7 +215,8 @@ def factorize_weight(weight: Tensor, tile: int, step: float) -> Factors:
     if scale == 0:
         return _factors(tiles.new_zeros(tile, 0), tiles.new_zeros(0, tiling.count), 1.0, weight)
     # The norm of a tile bounds its product with any axis. Divided first: squares may overflow.
-    step = max(step, scale * float((tiles / scale).norm(dim=0).amax()) / (LARGEST - 1))
+    norm = scale * float((tiles / scale).norm(dim=0).amax())
+    step = max(step, norm / (LARGEST - 1), _SMALLEST_STEP)
     while True:
         step = float(torch.tensor(step, dtype=torch.float32))
         result = solve_rate_aware(tiles / step)
