@@ -250,7 +250,9 @@ def test_the_same_bytes_for_any_number_of_threads(tmp_path):
 def test_one_weight_can_be_factored(shape, bits_per_weight):
     weight = torch.randn(shape, generator=generator())
     if 8 * 24 / weight.numel() > bits_per_weight:
-        pytest.skip("below the smallest size")
+        with pytest.raises(tersor.BudgetError, match="at least"):
+            tersor.factorize(weight, bits_per_weight=bits_per_weight)
+        return
     factors = tersor.factorize(weight, bits_per_weight=bits_per_weight)
     assert factors.bits_per_weight <= bits_per_weight
     assert factors.recompose().shape == shape

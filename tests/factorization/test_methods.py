@@ -30,7 +30,7 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "weight_svd": lambda largest: methods.weight_svd(2),
     "vector_quantization": lambda largest: methods.vector_quantization(3),
     "additive_vector_quantization": lambda largest: methods.additive_vector_quantization(3, 2),
-    "dictionary_learning": lambda largest: methods.dictionary_learning(3, 2),
+    "dictionary_learning": lambda largest: methods.dictionary_learning(3, 2, starts=2, restarts=2),
     "scalar": lambda largest: methods.scalar(0.3 * largest),
     "ternary": lambda largest: methods.ternary(),
     "binary": lambda largest: methods.binary(),
