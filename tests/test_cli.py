@@ -114,7 +114,7 @@ def test_version_and_info():
     assert run("--version").stdout == f"tersor {__version__}\n"
     result = run("info")
     assert result.exit_code == 0
-    for part in ("torch", "python", "kernels", "threads", "constriction"):
+    for part in ("torch", "python", "kernels", "threads", "safetensors"):
         assert part in result.stdout
 
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import constriction
 import numpy as np
 import torch
 from torch import Tensor
@@ -148,10 +147,7 @@ def _at_8_bits(codebook: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _index_bytes(indices: np.ndarray, columns: int) -> int:
-    """Bytes of the entropy-coded indices, with one byte per column for their frequencies."""
+    """Bytes of the indices at their entropy, with one byte per column for their frequencies."""
     counts = np.bincount(indices, minlength=columns)
-    frequencies = np.maximum(np.rint(255 * counts / counts.max()), 1).astype(np.float64)
-    model = constriction.stream.model.Categorical(frequencies, perfect=False)
-    coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(indices.astype(np.int32), model)
-    return int(coder.get_compressed().nbytes) + columns
+    shares = counts[counts > 0] / len(indices)
+    return math.ceil(-len(indices) * float((shares * np.log2(shares)).sum()) / 8) + columns

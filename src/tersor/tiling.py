@@ -65,6 +65,21 @@ class Tiling:
         return rows.reshape(self.shape)
 
 
+def coding_order(latent: Tensor, rows: int) -> Tensor:
+    """Latent (k, n) with the columns of one position of all weight rows side by side.
+
+    So the coder learns of a position from neighbours, and a trellis runs along independent errors.
+    """
+    k, n = latent.shape
+    return latent.reshape(k, rows, n // rows).transpose(1, 2).reshape(k, n).contiguous()
+
+
+def natural_order(latent: Tensor, rows: int) -> Tensor:
+    """The inverse of `coding_order`."""
+    k, n = latent.shape
+    return latent.reshape(k, n // rows, rows).transpose(1, 2).reshape(k, n).contiguous()
+
+
 def window_size(shape: tuple[int, ...]) -> int:
     """Elements of the kernel window of a weight (out, in, *window); 1 for a matrix."""
     return math.prod(shape[2:])

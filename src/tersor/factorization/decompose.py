@@ -26,7 +26,7 @@ from tersor.factorization.solve import (
     solve,
 )
 from tersor.factors import Factors
-from tersor.tiling import Tiling, as_float32
+from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
 _SMALLEST = 2.0**-149
 """Smallest positive number of float32."""
@@ -145,7 +145,7 @@ def decompose(weight: Tensor, method: Method, *, tile: int, seed: int = 0) -> So
         nothing = values.new_zeros(tile, 0), values.new_zeros(0, tiling.count)
         return _solution(Result(*nothing, (0.0,), "converged"), 1.0, weight)
     unit = max(float(torch.tensor(method.unit(values), dtype=torch.float32)), _SMALLEST)
-    tiles = (tiling.split(values) / unit).to(method.dtype)
+    tiles = coding_order(tiling.split(values) / unit, weight.shape[0]).to(method.dtype)
     result = method.solve(tiles, torch.Generator().manual_seed(seed))
     return _solution(result, unit, weight)
 
@@ -153,7 +153,8 @@ def decompose(weight: Tensor, method: Method, *, tile: int, seed: int = 0) -> So
 def _solution(result: Result, unit: float, weight: Tensor) -> Solution:
     history = tuple(unit**2 * value for value in result.history)
     used = result.latent.any(dim=1)
-    codebook, latent = result.codebook[:, used], result.latent[used]
+    codebook = result.codebook[:, used]
+    latent = natural_order(result.latent[used], weight.shape[0])
     dtype, exponent = torch.float32, codebook_exponent(codebook)
     whole = codebook * 2.0**-exponent
     if _is_integer(whole) and _is_integer(latent):

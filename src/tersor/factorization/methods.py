@@ -28,7 +28,7 @@ from tersor.factorization import initialize
 from tersor.factorization import rate_aware as priced
 from tersor.factorization.decompose import Method, Solution, check, decompose
 from tersor.factorization.projections import Projection, free, integers, signs
-from tersor.factorization.rate import LARGEST
+from tersor.factorization.rate import LARGEST, TRELLISES
 from tersor.factorization.solve import (
     Quadratic,
     Start,
@@ -245,30 +245,38 @@ def _with_identity(project: Projection, unit: Callable[[Tensor], float]) -> Meth
     return Method(start, project_target(project), fixed, unit=unit, dtype=torch.float32)
 
 
-def rate_aware(step: float) -> Method:
+def rate_aware(
+    step: float, *, rows: int | None = None, states: int = priced.STATES
+) -> Method:
     """Least error + price * bits at the latent grid ``step``: see the module of this name.
 
     As `tersor.factorization.rate_aware.factorize_weight`, but a step that is too small is refused.
+
+    Parameters
+    ----------
+    step
+        Spacing of the latent's grid, in units of the weight.
+    rows
+        Weight rows (``weight.shape[0]``), which the entropy model tells apart if it knows them.
+    states
+        States of the trellis: 4, 8, 16, 32 or 64; 1: scalar quantization.
     """
     if not 0 < step < math.inf:
         raise InputError(f"step must be positive and finite, got {step}")
+    if states != 1 and states not in TRELLISES:
+        raise InputError(f"a trellis has {sorted(TRELLISES)} states, or 1 for none; got {states}")
+    coder = priced.Coder(rows, states)
 
     def start(tiles: Tensor, generator: Generator) -> Start:
         _check_step(step, 1 + float(tiles.norm(dim=0).amax()))
-        result = priced.solve_rate_aware(tiles, iterations=0)
-        return result.codebook, result.latent
-
-    def update(quadratic: Quadratic, latent: Tensor) -> Tensor:
-        # There are as many columns in the codebook as a tile has elements.
-        column_bits = priced._CODEBOOK_BITS * len(latent)
-        return priced.drop_rows(quadratic, priced.update_latent(quadratic, latent), column_bits)
+        return priced.start(tiles, coder)
 
     return Method(
         start,
-        update,
+        coder.update,
         priced.update_codebook,
-        priced.penalty,
-        iterations=8,
+        coder.penalty,
+        iterations=10,
         tolerance=1e-3,
         unit=lambda weight: step,
         dtype=torch.float32,

@@ -1,140 +1,65 @@
 """Rate: what the integers of a factor cost in the file, and what they must cost at the least.
 
-Each row of integers is coded with a static model of its own: a probability for zero, and magnitudes
-whose odds decay geometrically, faster or slower than geometrically by a curvature that all rows of
-one factor share. Two bytes a row and one for all describe distributions from Laplacian to Gaussian
-with their own mass at zero; on latents at 0.5 to 4 bits the model costs less than 0.5 % over the
-empirical entropy. Everything here is integer arithmetic, so that every machine builds the same
-tables from the same bytes (docs/format.md, Entropy model).
+The coder is adaptive (docs/format.md, Entropy model): an integer's expected magnitude is learnt
+from those coded before it in its row, its weight row and its position, and the binary decisions
+that spell it out have probabilities that adapt for each level of that. There are no tables in the
+file. Everything is integer arithmetic, the same on every machine, in C++ (``csrc/model.hpp``).
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Integers = NDArray[np.int64]
+from tersor import _native
+
 Floats = NDArray[np.float64]
 
-PRECISION = 24
-"""Bits of a frequency: the table of a row totals 2**24."""
-
-LARGEST = 2047
+LARGEST = 4095
 """Largest magnitude of an integer that can be coded."""
 
-CURVATURES = 12
-"""Number of curvatures; the fifth is geometric decay, larger ones fall faster."""
+TRELLISES = (64, 32, 16, 8, 4)
+"""Numbers of states of the trellises that the coder knows, besides 1: no trellis."""
 
-_GEOMETRIC = 4
-_TOTAL = 1 << PRECISION
-_UNIT = 1 << 30
-_SIXTEENTHS = np.array([round(_UNIT * 2 ** (-j / 16)) for j in range(16)], dtype=np.int64)
+_FIRST, _LAST = 0, 255
+"""Range of `starting_level`, which is a byte in the file."""
 
 
-def _power(byte: Integers) -> Integers:
-    """2**(-byte / 16) in units of 2**-30."""
-    return np.asarray(_SIXTEENTHS[byte & 15] >> (byte >> 4))
+def starting_level(integers: Tensor, states: int = 1) -> int:
+    """Expected magnitude that coding begins with: 16 log2 of that of the first row, plus 128."""
+    if not integers.numel():
+        return 128
+    first = integers[0].abs().to(torch.int64)
+    mean = float((first if states == 1 else (first + 1) // 2).sum()) / first.numel()
+    level = 128 + round(16 * math.log2(mean)) if mean > 0 else _FIRST
+    return min(max(level, _FIRST), _LAST)
 
 
-def _magnitude_weights(decay: Integers, curvature: Integers, largest: int) -> Integers:
-    """Relative odds of the magnitudes 1 to ``largest``, along a new last axis; 2**30 for 1."""
-    gap = _power(decay)
-    ratio = _UNIT - np.maximum(gap, 1)
-    bend = np.maximum(_UNIT - ((gap * (curvature - _GEOMETRIC)) >> 3), 0)
-    weights = np.empty((*np.broadcast_shapes(decay.shape, curvature.shape), largest), np.int64)
-    weights[..., 0] = _UNIT
-    for m in range(1, largest):
-        weights[..., m] = (weights[..., m - 1] * ratio) >> 30
-        ratio = np.minimum((ratio * bend) >> 30, _UNIT - 1)
-    return weights
-
-
-@dataclass(frozen=True)
-class EntropyModel:
-    """Static model of the integers of one factor, one distribution per row.
+def analyse(integers: Tensor, outer: int, states: int = 1) -> _native.Analysis:
+    """What a matrix of integers (rows, n), in coding order, costs: bits of each row, and prices.
 
     Parameters
     ----------
-    zero
-        One byte per row: integers are nonzero with probability 2**(-zero / 16).
-    decay
-        One byte per row: magnitude 2 is 1 - 2**(-decay / 16) times as likely as magnitude 1.
-    curvature
-        0 to `CURVATURES` - 1: how that ratio changes from one magnitude to the next.
-    largest
-        Largest magnitude that occurs, 0 to `LARGEST`.
+    integers
+        Integers of any type, reachable by the trellis.
+    outer
+        Length of a run: columns of one position, one for each weight row.
+    states
+        States of the trellis; 1: none.
     """
-
-    zero: Integers
-    decay: Integers
-    curvature: int
-    largest: int
-
-    def frequencies(self) -> Integers:
-        """Frequencies of -largest to largest: (rows, 2 * largest + 1), each row totals 2**24."""
-        weights = _magnitude_weights(self.decay, np.array(self.curvature), self.largest)
-        half = np.clip(_power(self.zero) >> 7, self.largest, (_TOTAL >> 1) - 1)[:, None]
-        side = 1 + weights * (half - self.largest) // weights.sum(axis=1, keepdims=True)
-        middle = _TOTAL - 2 * side.sum(axis=1, keepdims=True)
-        return np.concatenate([side[:, ::-1], middle, side], axis=1)
-
-    def bits(self) -> Floats:
-        """Cost in bits of the magnitudes 0 to largest, the sign included: (rows, largest + 1)."""
-        if self.largest == 0:
-            return np.zeros((len(self.zero), 1))
-        return PRECISION - np.log2(self.frequencies()[:, self.largest :])
+    matrix = integers.to(torch.int16).contiguous().numpy()
+    return _native.analyse(matrix, outer, states, starting_level(integers, states))
 
 
-@functools.lru_cache(maxsize=8)
-def _family(largest: int) -> tuple[int, Floats]:
-    """Number of decays worth trying, and bits (largest, curvatures * decays) given nonzero."""
-    decays = min(256, 16 * largest.bit_length() + 24)
-    curvature, decay = np.meshgrid(np.arange(CURVATURES), np.arange(decays), indexing="ij")
-    weights = _magnitude_weights(decay.ravel(), curvature.ravel(), largest).astype(np.float64)
-    weights += weights.sum(axis=1, keepdims=True) / _TOTAL
-    return decays, -np.log2(weights / weights.sum(axis=1, keepdims=True)).T.copy()
-
-
-def fit(counts: Integers) -> EntropyModel:
-    """Cheapest model for integers of which ``counts[row, m]`` have magnitude ``m``.
-
-    Parameters
-    ----------
-    counts
-        Shape (rows, largest + 1), the magnitudes that occur.
-    """
-    rows, largest = counts.shape[0], counts.shape[1] - 1
-    total, nonzero = counts.sum(axis=1), counts[:, 1:].sum(axis=1)
-    share = np.maximum(nonzero, 0.5) / np.maximum(total, 1)
-    zero = np.clip(np.rint(-16 * np.log2(share)), 0, 255).astype(np.int64)
-    if largest == 0:
-        return EntropyModel(zero, np.zeros(rows, np.int64), 0, 0)
-    # The family is kept for a few supports only; the odds beyond the largest magnitude are moot.
-    decays, costs = _family(max(4, 1 << (largest - 1).bit_length()))
-    cost = (counts[:, 1:] @ costs[:largest]).reshape(rows, CURVATURES, decays)
-    curvature = int(cost.min(axis=2).sum(axis=0).argmin())
-    return EntropyModel(zero, cost[:, curvature].argmin(axis=1), curvature, largest)
-
-
-def count_magnitudes(integers: Tensor) -> Integers:
-    """How often each magnitude occurs in each row of a (rows, n) tensor: (rows, largest + 1)."""
-    rows = integers.shape[0]
-    magnitudes = integers.abs().to(torch.int64)
-    width = int(magnitudes.max()) + 1 if magnitudes.numel() else 1
-    magnitudes += torch.arange(rows, device=integers.device)[:, None] * width
-    counts = torch.bincount(magnitudes.reshape(-1), minlength=rows * width)
-    return counts.reshape(rows, width).cpu().numpy()
-
-
-def row_bits(integers: Tensor) -> Floats:
-    """Bits of each row of a (rows, n) tensor of integers under the model fitted to it."""
-    counts = count_magnitudes(integers)
-    return np.asarray((counts * fit(counts).bits()).sum(axis=1))
+def row_bits(integers: Tensor, outer: int | None = None, states: int = 1) -> Floats:
+    """Bits of each row of a (rows, n) tensor of integers when coded one after the other."""
+    if not integers.numel():
+        return np.zeros(integers.shape[0])
+    return np.asarray(analyse(integers, outer or integers.shape[1], states).bits)
 
 
 def distortion_bound(spectrum: Floats, rate: float) -> float:

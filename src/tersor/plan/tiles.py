@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from tersor.factorization.rate import row_bits
-from tersor.factorization.rate_aware import PRICE, penalty, solve_rate_aware
+from tersor.factorization.rate_aware import PRICE, Coder, codebook_bits, solve_rate_aware
 from tersor.factorization.solve import distortion
-from tersor.tiling import Tiling, window_size
+from tersor.tiling import Tiling, coding_order, window_size
 
 _SAMPLE = 1 << 17
 """Weights that candidates are tried on."""
@@ -54,8 +53,10 @@ def _sample(weight: Tensor) -> Tensor:
 
 def _cost(sample: Tensor, size: int, repeat: float) -> float:
     """Cost of the whole weight, of which the sample is one part in ``repeat``."""
-    tiles = Tiling(tuple(sample.shape), size).split(sample)
-    result = solve_rate_aware(tiles, iterations=3, tolerance=1e-2)
-    bits = PRICE * float(row_bits(result.latent).sum())
-    fixed = penalty(result.codebook, result.latent) - bits
+    rows = sample.shape[0]
+    tiles = coding_order(Tiling(tuple(sample.shape), size).split(sample), rows)
+    result = solve_rate_aware(tiles, rows, states=8, iterations=3, tolerance=1e-2)
+    bits = PRICE * float(Coder(rows, 8).bits(result.latent).sum())
+    live = result.latent.any(dim=1)
+    fixed = PRICE * codebook_bits(result.codebook[:, live])
     return repeat * (distortion(tiles, result.codebook, result.latent) + bits) + fixed

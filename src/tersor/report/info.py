@@ -9,7 +9,7 @@ import torch
 
 from tersor.version import __version__
 
-_PACKAGES = ("torch", "numpy", "constriction", "safetensors")
+_PACKAGES = ("torch", "numpy", "safetensors")
 
 
 def environment() -> dict[str, str]:
@@ -20,7 +20,7 @@ def environment() -> dict[str, str]:
         "tersor": __version__,
         "python": platform.python_version(),
         **versions,
-        "kernels": "reference (PyTorch); this release has no native ones",
+        "kernels": "inference: PyTorch; solver and coder: native",
         "threads": str(torch.get_num_threads()),
         "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "accelerators": ", ".join(accelerators) or "none",

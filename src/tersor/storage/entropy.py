@@ -1,76 +1,78 @@
-"""Integers <-> bytes, with the static models of `tersor.factorization.rate`.
-
-The coder is constriction's asymmetric numeral system (Duda, 2013; Bamler, 2022) with a state of 64
-bits, words of 32 and probabilities of 24. It is given the model's own integer frequencies: a
-floating-point table of ``frequency - 1`` that totals ``2**24 - symbols`` is scaled by exactly one
-and then raised by one per symbol, which leaves the frequencies as they were.
-"""
+"""Integers <-> bytes: the adaptive coder of docs/format.md, which is native."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
-import constriction
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
+from tersor import _native
 from tersor.errors import FileFormatError
-from tersor.factorization.rate import EntropyModel
-
-Matrix = NDArray[np.int32]
-
-
-_ROWS_AT_ONCE = 64
-"""Rows whose tables are made together: fast, and of little memory whatever a file claims."""
+from tersor.factorization.rate import TRELLISES, starting_level
+from tersor.tiling import coding_order, natural_order
 
 
-def _tables(model: EntropyModel) -> Iterator[constriction.stream.model.Categorical]:
-    for start in range(0, len(model.zero), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        part = replace(model, zero=model.zero[rows], decay=model.decay[rows])
-        for frequencies in part.frequencies():
-            yield constriction.stream.model.Categorical((frequencies - 1.0), perfect=False)
+@dataclass(frozen=True)
+class Coding:
+    """What a decoder must know of a stream, besides the shapes of its matrices.
 
-
-def encode(matrices: Sequence[tuple[Matrix, EntropyModel]]) -> bytes:
-    """Code integer matrices, each row under its row of the model, into one stream.
-
-    The coder is a stack: what is decoded first is encoded last.
+    Parameters
+    ----------
+    states
+        States of the trellis of the latent; 1 if it has none.
+    codebook_start, latent_start
+        Levels of magnitude that coding begins with, a byte each.
     """
-    coder = constriction.stream.stack.AnsCoder()
-    for matrix, model in reversed(matrices):
-        if model.largest == 0:
-            continue
-        for row, table in reversed(list(zip(matrix, _tables(model), strict=True))):
-            coder.encode_reverse(np.ascontiguousarray(row + model.largest, np.int32), table)
-    words: NDArray[np.uint32] = coder.get_compressed()
-    return words.astype("<u4").tobytes()
+
+    states: int
+    codebook_start: int
+    latent_start: int
 
 
-def decode(payload: bytes, models: Sequence[tuple[EntropyModel, int]]) -> list[Matrix]:
-    """Decode the matrices of a stream from their models and numbers of columns.
+def trellis_of(ordered: Tensor, rows: int) -> int:
+    """States of a trellis that can reach these int16 integers, in coding order; 1 if none can."""
+    matrix = ordered.numpy()
+    return next((s for s in TRELLISES if _native.reachable(matrix, rows, s)), 1)
+
+
+def encode(codebook: Tensor, latent: Tensor, rows: int) -> tuple[Coding, bytes]:
+    """Code both factors, int16, into one stream: the codebook column by column, then the latent.
+
+    Parameters
+    ----------
+    codebook, latent
+        C (d, k) and Z (k, n), magnitudes up to `tersor.factorization.rate.LARGEST`.
+    rows
+        Weight rows, of which n is a multiple.
+    """
+    columns, ordered = codebook.T.contiguous(), coding_order(latent, rows)
+    states = trellis_of(ordered, rows)
+    coding = Coding(states, starting_level(columns), starting_level(ordered, states))
+    payload = _native.encode(
+        columns.numpy(), coding.codebook_start, ordered.numpy(), rows, states, coding.latent_start
+    )
+    return coding, payload
+
+
+def decode(payload: bytes, coding: Coding, d: int, k: int, n: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Codebook (d, k) and latent (k, n), int16, of a stream.
 
     Raises
     ------
     FileFormatError
-        If the stream is not what these models would have coded.
+        If the stream is not what `encode` would have written.
     """
-    if len(payload) % 4:
-        raise FileFormatError(f"coded integers take a multiple of 4 bytes, got {len(payload)}")
-    words = np.frombuffer(payload, "<u4").astype(np.uint32)
+    columns, ordered = np.zeros((k, d), np.int16), np.zeros((k, n), np.int16)
     try:
-        coder = constriction.stream.stack.AnsCoder(words)
+        used = _native.decode(
+            payload, columns, coding.codebook_start, ordered, rows, coding.states, coding.latent_start
+        )
     except ValueError as error:
         raise FileFormatError(f"coded integers are damaged: {error}") from None
-    matrices = []
-    for model, columns in models:
-        matrix = np.zeros((len(model.zero), columns), np.int32)
-        if model.largest and columns:
-            for row, table in zip(matrix, _tables(model), strict=True):
-                row[:] = coder.decode(table, columns)
-            matrix -= model.largest
-        matrices.append(matrix)
-    if not coder.is_empty():
+    if used < len(payload):
         raise FileFormatError("coded integers are damaged: data left over after the last one")
-    return matrices
+    codebook = torch.from_numpy(columns).T.contiguous()
+    latent = natural_order(torch.from_numpy(ordered), rows)
+    return codebook, latent

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from tersor.errors import FileFormatError, InputError
-from tersor.factorization.rate import CURVATURES, LARGEST, EntropyModel, Integers
+from tersor.factorization.rate import TRELLISES
 from tersor.storage import dtypes
 from tersor.storage.archive import Alias, Entry, Kept, Plain
 from tersor.storage.cursor import Reader, Writer
+from tersor.storage.entropy import Coding
 from tersor.storage.records import EncodedFactors, flaw
 from tersor.tiling import Tiling
 
@@ -28,6 +28,7 @@ EXACT, ROUNDED, FACTORS, ALIAS = range(4)
 _MAX_ELEMENTS = 1 << 48
 _MAX_NAMES = 1 << 26
 _LARGEST_SNR = 300
+_STATES = (1, *sorted(TRELLISES))
 _NO_SNR = 30001
 _T = TypeVar("_T")
 
@@ -199,8 +200,9 @@ def _write_records(out: Writer, factors: list[EncodedFactors]) -> None:
         out.pack("f", f.scale)
     for f in factors:
         out.pack("h", _hundredths(f.snr))
-    _write_models(out, [f.codebook for f in factors])
-    _write_models(out, [f.latent for f in factors])
+    out.raw(bytes(_STATES.index(f.coding.states) for f in factors))
+    out.raw(bytes(f.coding.codebook_start for f in factors))
+    out.raw(bytes(f.coding.latent_start for f in factors))
 
 
 def _hundredths(snr: float) -> int:
@@ -218,30 +220,11 @@ def _read_records(
     for (shape, dtype), tile, scale in zip(weights, tiles, scales, strict=True):
         if problem := flaw(shape, dtype, tile, scale):
             raise FileFormatError(f"invalid factors: {problem}")
-    codebooks = _read_models(reader, [1] * len(weights))
-    latents = _read_models(reader, ranks)
+    states = [_choose(_STATES, b, "trellis") for b in reader.raw(len(weights))]
+    codebook_starts, latent_starts = (reader.raw(len(weights)) for _ in range(2))
+    codings = map(Coding, states, codebook_starts, latent_starts)
     return [
         EncodedFactors(*f[:4], b"", math.nan if f[4] == _NO_SNR else f[4] / 100)
-        for f in zip(tiles, scales, codebooks, latents, snrs, strict=True)
+        for f in zip(tiles, scales, ranks, codings, snrs, strict=True)
     ]
 
-
-def _write_models(out: Writer, models: list[EntropyModel]) -> None:
-    out.integers(m.largest for m in models)
-    out.raw(bytes(m.curvature for m in models))
-    for model in models:
-        out.raw(np.diff(model.zero, prepend=0).astype(np.uint8).tobytes())
-    for model in models:
-        out.raw(np.diff(model.decay, prepend=0).astype(np.uint8).tobytes())
-
-
-def _read_models(reader: Reader, rows: list[int]) -> list[EntropyModel]:
-    largest = [reader.integer(LARGEST) for _ in rows]
-    curvatures = [_choose(range(CURVATURES), b, "curvature") for b in reader.raw(len(rows))]
-    zeros = [_running_sum(reader.raw(n)) for n in rows]
-    decays = [_running_sum(reader.raw(n)) for n in rows]
-    return [EntropyModel(*m) for m in zip(zeros, decays, curvatures, largest, strict=True)]
-
-
-def _running_sum(differences: bytes) -> Integers:
-    return np.cumsum(np.frombuffer(differences, np.uint8), dtype=np.uint8).astype(np.int64)

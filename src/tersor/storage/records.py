@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from tersor.errors import FileFormatError, InputError
-from tersor.factorization.rate import LARGEST, EntropyModel, count_magnitudes, fit
+from tersor.factorization.rate import LARGEST
 from tersor.factors import Factors
 from tersor.storage import entropy
+from tersor.storage.entropy import Coding
 from tersor.tiling import Tiling
 
 _RECORD_BYTES = 24
-"""About what a record takes in the header besides the two bytes per row of its model."""
+"""About what a record takes in the header."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,12 @@ class EncodedFactors:
         Tile size d.
     scale
         What the product is multiplied by, a float32.
-    codebook, latent
-        Entropy models: one row for the whole codebook, k rows for the latent.
+    rank
+        Columns of the codebook, k.
+    coding
+        How the integers are coded.
     payload
-        The entropy-coded integers: codebook (d, k) row by row, then latent (k, n).
+        The entropy-coded integers: the codebook column by column, then the latent.
     snr
         Signal-to-noise ratio in dB of these factors against the weight that they replace, as
         measured when they were made; NaN if unknown.
@@ -39,20 +41,15 @@ class EncodedFactors:
 
     tile: int
     scale: float
-    codebook: EntropyModel
-    latent: EntropyModel
+    rank: int
+    coding: Coding
     payload: bytes
     snr: float = float("nan")
 
     @property
-    def rank(self) -> int:
-        """Columns of the codebook, k."""
-        return len(self.latent.zero)
-
-    @property
     def nbytes(self) -> int:
         """Bytes in the file, the record in the header included before its compression."""
-        return len(self.payload) + 2 * self.rank + _RECORD_BYTES
+        return len(self.payload) + _RECORD_BYTES
 
 
 def flaw(shape: tuple[int, ...], dtype: torch.dtype, tile: int, scale: float) -> str | None:
@@ -85,18 +82,16 @@ def encode(factors: Factors, snr: float = float("nan")) -> EncodedFactors:
     scale = torch.tensor(factors.scale, dtype=torch.float32).item()
     if problem := flaw(factors.shape, factors.dtype, factors.tiling.size, scale):
         raise InputError(f"these factors cannot be stored: {problem}")
-    codebook = factors.codebook.reshape(1, -1)
-    for part in (codebook, factors.latent):
+    parts = [part.cpu() for part in (factors.codebook, factors.latent)]
+    for part in parts:
         if part.numel() and int(part.to(torch.int32).abs().amax()) > LARGEST:
             raise InputError(
                 f"integers up to {LARGEST} can be stored, a factor of the weight of shape "
                 f"{factors.shape} has {int(part.to(torch.int32).abs().amax())}; use a larger step"
             )
-    matrices = [m.cpu() for m in (codebook, factors.latent)]
-    models = [fit(count_magnitudes(m)) for m in matrices]
-    integers = [m.numpy().astype(np.int32) for m in matrices]
-    payload = entropy.encode(list(zip(integers, models, strict=True)))
-    return EncodedFactors(factors.tiling.size, scale, models[0], models[1], payload, snr)
+    codebook, latent = (part.to(torch.int16) for part in parts)
+    coding, payload = entropy.encode(codebook, latent, factors.shape[0])
+    return EncodedFactors(factors.tiling.size, scale, factors.rank, coding, payload, snr)
 
 
 def decode(encoded: EncodedFactors, shape: tuple[int, ...], dtype: torch.dtype) -> Factors:
@@ -109,16 +104,9 @@ def decode(encoded: EncodedFactors, shape: tuple[int, ...], dtype: torch.dtype) 
     """
     columns = Tiling(shape, encoded.tile).count
     codebook, latent = entropy.decode(
-        encoded.payload,
-        [(encoded.codebook, encoded.tile * encoded.rank), (encoded.latent, columns)],
+        encoded.payload, encoded.coding, encoded.tile, encoded.rank, columns, shape[0]
     )
     try:
-        return Factors(
-            torch.from_numpy(codebook.reshape(encoded.tile, encoded.rank).astype(np.int16)),
-            torch.from_numpy(latent.astype(np.int16)),
-            encoded.scale,
-            shape,
-            dtype,
-        )
+        return Factors(codebook, latent, encoded.scale, shape, dtype)
     except InputError as error:
         raise FileFormatError(f"factors in the file are invalid: {error}") from None

@@ -1,0 +1,217 @@
+// Matrices of integers <-> bytes, and the search for the integers that are cheapest to code.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <thread>
+
+#include "model.hpp"
+
+namespace tersor {
+
+// A matrix of `rows` rows of `inner` runs of `outer` integers: see docs/format.md, "Order".
+struct Shape {
+    int64_t rows, inner, outer;
+    int64_t columns() const { return inner * outer; }
+};
+
+constexpr int64_t kBlock = 4096;  // columns after which the trellis starts anew
+
+inline int index_of(int value, int grid, int states) {  // of a magnitude, within its grid
+    if (states == 1) return value;
+    return grid ? (value + 1) >> 1 : value >> 1;
+}
+inline int value_of(int index, int grid, int states) {
+    if (states == 1) return index;
+    return grid ? 2 * index - (index > 0) : 2 * index;
+}
+
+// Whether the trellis can reach these integers.
+inline bool reachable(const int16_t* z, const Shape& shape, int states) {
+    const Trellis trellis(states);
+    for (int64_t r = 0; r < shape.rows; ++r) {
+        int state = 0;
+        for (int64_t c = 0; c < shape.columns(); ++c) {
+            if (c % kBlock == 0) state = 0;
+            const int value = std::abs(static_cast<int>(*z++)), grid = trellis.grid(state);
+            if (states > 1 && value && (value & 1) != grid) return false;
+            state = trellis.next(state, index_of(value, grid, states));
+        }
+    }
+    return true;
+}
+
+// Codes all integers; calls `visit(row, column, place in the tables)` before each.
+template <class Coder, class Visit>
+void code(Coder& coder, Model& model, int16_t* z, const Shape& shape, int states, Visit visit) {
+    const Trellis trellis(states);
+    const Strengths strengths;
+    for (int64_t r = 0; r < shape.rows; ++r) {
+        model.new_row();
+        int state = 0;
+        int64_t c = 0;
+        for (int64_t j = 0; j < shape.inner; ++j)
+            for (int64_t i = 0; i < shape.outer; ++i, ++c, ++z) {
+                if (c % kBlock == 0) state = 0;
+                const int grid = trellis.grid(state), at = model.expect(i, j);
+                visit(r, c, at);
+                const int index = model.magnitude(coder, at, grid, index_of(std::abs(static_cast<int>(*z)), grid, states));
+                if (index) {
+                    const bool positive = coder.flat(*z > 0);
+                    const int value = value_of(index, grid, states);
+                    if (value > kLargest) throw std::invalid_argument("an integer is too large");
+                    *z = static_cast<int16_t>(positive ? value : -value);
+                } else *z = 0;
+                model.learn(i, j, at, index, strengths);
+                state = trellis.next(state, index);
+            }
+    }
+}
+
+constexpr int kPrices = 64;  // magnitudes in a table of costs
+
+struct Prices {
+    float bits[kLevels][2][kPrices];
+    explicit Prices(const Model& model) {
+        const auto& cost = tables().cost;
+        for (int level = 0; level < kLevels; ++level)
+            for (int grid = 0; grid < 2; ++grid) {
+                const uint32_t* bins = model.bins(level, grid);
+                float sum = 0;
+                for (int m = 0; m < kPrices; ++m) {
+                    float end = 0;
+                    if (m < kEscape) {
+                        const uint32_t p = probability(bins[std::min(m, kBins - 1)]);
+                        bits[level][grid][m] = sum + cost[(32768 - p) >> 3];
+                        sum += cost[p >> 3];
+                    } else {
+                        end = 2 * std::log2(1.0f + (m - kEscape) / 4.0f) + 3;
+                        bits[level][grid][m] = sum + end;
+                    }
+                    if (m) bits[level][grid][m] += 1 + shift(level);
+                    else bits[level][grid][m] += shift(level);
+                }
+            }
+    }
+    static int shift(int level) { return level > 22 ? (8 * level - 160) >> 4 : 0; }
+    float operator()(int level, int grid, int index) const {
+        return bits[level][grid][std::min(index >> shift(level), kPrices - 1)];
+    }
+};
+
+// ---------------------------------------------------------------------------------------------
+// Search
+
+struct Candidate { float cost; int16_t value; };
+
+// The cheapest magnitude near `a` of one grid, for both parities of its index.
+inline void candidates(float a, float curvature, float price, const float* bits, int shift, int grid,
+                       int states, Candidate out[2]) {
+    const float position = states == 1 ? a : grid ? 0.5f * (a + 1) : 0.5f * a;
+    const int floor = static_cast<int>(position);
+    out[0] = {curvature * a * a + price * bits[0], 0};
+    out[1].cost = std::numeric_limits<float>::infinity();
+    out[1].value = 0;
+    for (int index = std::max(floor - 1, 1); index <= floor + 2; ++index) {
+        const int value = value_of(index, grid, states);
+        const float gap = a - static_cast<float>(value);
+        const float cost = curvature * gap * gap + price * bits[std::min(index >> shift, kPrices - 1)];
+        Candidate& best = out[index & 1];
+        if (cost < best.cost) best = {cost, static_cast<int16_t>(value)};
+    }
+}
+
+struct Path {  // scratch of one thread
+    std::vector<std::array<int16_t, 4>> values;
+    std::vector<uint8_t> choices;
+};
+
+template <int S>
+void viterbi(const float* wanted, float curvature, float price, const uint8_t* levels,
+             const Prices& prices, int64_t n, float* z, Path& path) {
+    const Trellis trellis(S);
+    const int h0 = trellis.h0, h1 = trellis.h1;
+    constexpr int H = S / 2;
+    path.values.resize(n);
+    path.choices.resize(n * S);
+    float old[S], fresh[S];
+    for (int s = 0; s < S; ++s) old[s] = s ? 1e30f : 0.0f;
+    for (int64_t c = 0; c < n; ++c) {
+        const float a = std::fabs(wanted[c]);
+        const int level = levels[c], shift = Prices::shift(level);
+        Candidate best[4];
+        candidates(a, curvature, price, prices.bits[level][0], shift, 0, S, best);
+        candidates(a, curvature, price, prices.bits[level][1], shift, 1, S, best + 2);
+        path.values[c] = {best[0].value, best[1].value, best[2].value, best[3].value};
+        uint8_t* choice = &path.choices[c * S];
+        for (int j = 0; j < H; ++j) {
+            const float even0 = old[j] + best[0].cost, even1 = old[j ^ h1] + best[1].cost;
+            const float odd0 = old[H + (j ^ h0)] + best[2].cost, odd1 = old[H + (j ^ h0 ^ h1)] + best[3].cost;
+            choice[2 * j] = even1 < even0;
+            choice[2 * j + 1] = odd1 < odd0;
+            fresh[2 * j] = std::min(even0, even1);
+            fresh[2 * j + 1] = std::min(odd0, odd1);
+        }
+        float least = fresh[0];
+        for (int s = 1; s < S; ++s) least = std::min(least, fresh[s]);
+        for (int s = 0; s < S; ++s) old[s] = fresh[s] - least;
+    }
+    int state = 0;
+    for (int s = 1; s < S; ++s) if (old[s] < old[state]) state = s;
+    for (int64_t c = n - 1; c >= 0; --c) {
+        const int parity = path.choices[c * S + state], top = state & 1, j = state >> 1;
+        const float value = path.values[c][2 * top + parity];
+        z[c] = std::copysign(value, wanted[c]);
+        state = top ? H + (j ^ h0 ^ (parity ? h1 : 0)) : j ^ (parity ? h1 : 0);
+    }
+}
+
+inline void scalar(const float* wanted, float curvature, float price, const uint8_t* levels,
+                   const Prices& prices, int64_t n, float* z) {
+    for (int64_t c = 0; c < n; ++c) {
+        const int level = levels[c];
+        Candidate best[2];
+        candidates(std::fabs(wanted[c]), curvature, price, prices.bits[level][0], Prices::shift(level), 0, 1, best);
+        z[c] = std::copysign(static_cast<float>(best[best[1].cost < best[0].cost].value), wanted[c]);
+    }
+}
+
+// Row by row, with the others fixed, the integers of least curvature * error + price * bits.
+inline void search(const float* target, const float* gram, float* z, const uint8_t* levels,
+                   const Prices& prices, const Shape& shape, int states, float price, int threads) {
+    const int64_t n = shape.columns(), k = shape.rows, blocks = (n + kBlock - 1) / kBlock;
+    auto work = [&](int64_t first) {
+        Path path;
+        std::vector<float> wanted(kBlock);
+        for (int64_t b = first; b < blocks; b += threads) {
+            const int64_t start = b * kBlock, size = std::min(kBlock, n - start);
+            for (int64_t r = 0; r < k; ++r) {
+                float* own = z + r * n + start;
+                const float curvature = std::max(gram[r * k + r], 1e-30f);
+                for (int64_t c = 0; c < size; ++c) wanted[c] = target[r * n + start + c];
+                for (int64_t q = 0; q < k; ++q) {
+                    const float g = gram[r * k + q];
+                    if (q == r || g == 0) continue;
+                    const float* other = z + q * n + start;
+                    for (int64_t c = 0; c < size; ++c) wanted[c] -= g * other[c];
+                }
+                for (int64_t c = 0; c < size; ++c) wanted[c] /= curvature;
+                const uint8_t* level = levels + r * n + start;
+                switch (states) {
+                    case 1: scalar(wanted.data(), curvature, price, level, prices, size, own); break;
+                    case 4: viterbi<4>(wanted.data(), curvature, price, level, prices, size, own, path); break;
+                    case 8: viterbi<8>(wanted.data(), curvature, price, level, prices, size, own, path); break;
+                    case 16: viterbi<16>(wanted.data(), curvature, price, level, prices, size, own, path); break;
+                    case 32: viterbi<32>(wanted.data(), curvature, price, level, prices, size, own, path); break;
+                    default: viterbi<64>(wanted.data(), curvature, price, level, prices, size, own, path);
+                }
+            }
+        }
+    };
+    std::vector<std::thread> pool;
+    for (int t = 1; t < threads; ++t) pool.emplace_back(work, t);
+    work(0);
+    for (auto& thread : pool) thread.join();
+}
+
+}  // namespace tersor

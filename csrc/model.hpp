@@ -1,0 +1,264 @@
+// The adaptive model of integers, and the binary arithmetic coder that it drives.
+// docs/format.md, "Entropy model" and "Coder", is the specification of both.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+namespace tersor {
+
+// ---------------------------------------------------------------------------------------------
+// Trellis: which of two grids an integer comes from, by the parities of the ones before it.
+
+// Parity-check polynomials of Ungerboeck (IEEE Trans. Inf. Theory 28(1), 1982, Table I), without
+// their first and last terms.
+struct Trellis {
+    int states = 1, shift = 0, h0 = 0, h1 = 0;
+
+    explicit Trellis(int states_) : states(states_) {
+        while ((1 << shift) < states) ++shift;
+        static constexpr int masks[7][2] = {{0, 0}, {0, 0}, {0, 1}, {1, 2}, {1, 2}, {2, 4}, {1, 10}};
+        h0 = masks[shift][0];
+        h1 = masks[shift][1];
+    }
+    // 0: even numbers; 1: zero and odd numbers.
+    int grid(int state) const { return shift ? state >> (shift - 1) : 0; }
+    int next(int state, int index) const {
+        if (!shift) return 0;
+        const int top = grid(state), low = state & ((states >> 1) - 1);
+        return ((low ^ (top ? h0 : 0) ^ ((index & 1) ? h1 : 0)) << 1) | top;
+    }
+};
+
+// ---------------------------------------------------------------------------------------------
+// Binary decisions with probabilities that adapt: 22 bits of probability, 10 of a count.
+
+constexpr int kLevels = 40;  // contexts by expected magnitude, two per octave
+constexpr int kBins = 16;    // decisions "is it larger than 0, 1, ..." with a context of their own
+constexpr int kEscape = 20;  // from here on Exp-Golomb codes
+constexpr int kLargest = 4095;  // magnitude
+constexpr int kConfidence = 6, kLimit = 255;
+
+struct Tables {
+    std::array<int32_t, 320> mean;     // expected magnitude, 8 bits of fraction, by 1/16 octave
+    std::array<int32_t, 320> inverse;  // 2^20 / (1 + mean)
+    std::array<int32_t, 320> weight;   // mean / (1 + mean), 8 bits of fraction
+    std::array<int32_t, 1024> rate;    // 2^16 / (count + 1.5)
+    std::array<float, 4097> cost;      // -log2 of a probability of 12 bits
+    uint32_t prior[kLevels][2][kBins];
+
+    Tables() {
+        for (int i = 0; i < 320; ++i) {
+            const double m = std::exp2((i - 128) / 16.0);
+            mean[i] = static_cast<int32_t>(std::lround(256 * m));
+            inverse[i] = static_cast<int32_t>(std::lround(1048576 / (1 + m)));
+            weight[i] = static_cast<int32_t>(std::lround(256 * m / (1 + m)));
+        }
+        for (int n = 0; n < 1024; ++n) rate[n] = static_cast<int32_t>(65536 / (n + 1.5));
+        for (int p = 0; p <= 4096; ++p) cost[p] = static_cast<float>(-std::log2((p + 0.5) / 4097));
+        for (int level = 0; level < kLevels; ++level)
+            for (int grid = 0; grid < 2; ++grid)
+                for (int bin = 0; bin < kBins; ++bin) {
+                    const double m = std::exp2(std::min(level * 0.5 - 7.75, 3.0));
+                    const double p = m / (1 + m);
+                    prior[level][grid][bin] =
+                        (static_cast<uint32_t>(p * 4194303) << 10) | kConfidence;
+                }
+    }
+};
+
+inline const Tables& tables() {
+    static const Tables instance;
+    return instance;
+}
+
+inline uint32_t probability(uint32_t state) {  // of a one, 15 bits
+    const uint32_t p = state >> 17;
+    return p < 8 ? 8 : p > 32760 ? 32760 : p;
+}
+
+inline void adapt(uint32_t& state, int bit) {
+    const uint32_t n = state & 1023;
+    const int32_t p = static_cast<int32_t>(state >> 10);
+    const int64_t gap = (bit ? 4194303 : 0) - p;
+    const int32_t moved = p + static_cast<int32_t>((gap * tables().rate[n]) >> 16);
+    state = (static_cast<uint32_t>(moved) << 10) | (n < kLimit ? n + 1 : n);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Coders: three classes with the same two calls, `bit` under a probability and `flat` without.
+
+class Encoder {
+public:
+    int bit(uint32_t p, int value) {
+        const uint32_t bound = (range_ >> 15) * p;
+        if (value) range_ = bound;
+        else { low_ += bound; range_ -= bound; }
+        normalize();
+        return value;
+    }
+    int flat(int value) {
+        range_ >>= 1;
+        if (!value) low_ += range_;
+        normalize();
+        return value;
+    }
+    std::vector<uint8_t> finish() {
+        for (int i = 0; i < 5; ++i) shift_low();
+        out_.erase(out_.begin());  // the first byte is always 0
+        while (!out_.empty() && out_.back() == 0) out_.pop_back();  // a reader reads zeros there
+        return std::move(out_);
+    }
+
+private:
+    void normalize() {
+        while (range_ < (1u << 24)) { range_ <<= 8; shift_low(); }
+    }
+    void shift_low() {
+        if (static_cast<uint32_t>(low_) < 0xFF000000u || (low_ >> 32)) {
+            const uint8_t carry = static_cast<uint8_t>(low_ >> 32);
+            do { out_.push_back(static_cast<uint8_t>(pending_ + carry)); pending_ = 0xFF; } while (--count_);
+            pending_ = static_cast<uint8_t>(low_ >> 24);
+        }
+        ++count_;
+        low_ = (low_ & 0x00FFFFFFu) << 8;
+    }
+    uint64_t low_ = 0;
+    uint32_t range_ = 0xFFFFFFFFu;
+    uint8_t pending_ = 0;
+    uint64_t count_ = 1;
+    std::vector<uint8_t> out_;
+};
+
+class Decoder {
+public:
+    Decoder(const uint8_t* data, size_t size) : data_(data), size_(size) {
+        for (int i = 0; i < 4; ++i) code_ = (code_ << 8) | next();
+    }
+    int bit(uint32_t p, int) {
+        const uint32_t bound = (range_ >> 15) * p;
+        const int value = code_ < bound;
+        if (value) range_ = bound;
+        else { code_ -= bound; range_ -= bound; }
+        normalize();
+        return value;
+    }
+    int flat(int) {
+        range_ >>= 1;
+        const int value = code_ < range_;
+        if (!value) code_ -= range_;
+        normalize();
+        return value;
+    }
+    size_t used() const { return used_; }
+
+private:
+    void normalize() {
+        while (range_ < (1u << 24)) { range_ <<= 8; code_ = (code_ << 8) | next(); }
+    }
+    uint32_t next() {
+        const uint32_t byte = used_ < size_ ? data_[used_] : 0;
+        ++used_;
+        return byte;
+    }
+    const uint8_t* data_;
+    size_t size_, used_ = 0;
+    uint32_t range_ = 0xFFFFFFFFu, code_ = 0;
+};
+
+class Counter {
+public:
+    double bits = 0;
+    int bit(uint32_t p, int value) {
+        bits += tables().cost[(value ? p : 32768 - p) >> 3];
+        return value;
+    }
+    int flat(int value) { bits += 1; return value; }
+};
+
+// ---------------------------------------------------------------------------------------------
+// The model: an integer's expected magnitude is the product of what its row, its weight row and
+// its position have shown so far; the decisions that spell it out adapt per level of that.
+
+struct Scale {       // a factor of the expected magnitude, in 1/4096 octave
+    int32_t log = 0;
+    int32_t seen = 0;  // information so far, 8 bits of fraction
+    void learn(int32_t gradient, int32_t weight, int32_t prior, int32_t limit) {
+        log += gradient * 370 / ((seen + prior) >> 4);  // 370 / 16 = 2^8 * log2(e) / 16
+        if (seen < limit) seen += weight;
+    }
+};
+
+struct Strengths { int32_t row = 4 << 8, outer = 16 << 8, inner = 16 << 8, limit = 255 << 8; };
+
+class Model {
+public:
+    Model(int64_t outer, int64_t inner, int start)
+        : outers_(outer), inners_(inner) {
+        row_.log = (start - 128) * 256;
+        std::copy(&tables().prior[0][0][0], &tables().prior[0][0][0] + kLevels * 2 * kBins,
+                  &bins_[0][0][0]);
+    }
+    void new_row() { row_.seen = 0; }
+
+    // Position of the expected magnitude in the tables, for column (i, j).
+    int expect(int64_t i, int64_t j) const {
+        const int32_t sum = row_.log + outers_[i].log + inners_[j].log;
+        const int32_t at = (sum >> 8) + 128;
+        return at < 0 ? 0 : at > 319 ? 319 : at;
+    }
+    static int level(int at) { return at >> 3; }
+
+    template <class Coder>
+    int magnitude(Coder& coder, int at, int grid, int value) {
+        auto& bins = bins_[level(at)][grid];
+        const int shift = at > 176 ? (at - 160) >> 4 : 0;  // means above 8 in units of a power of 2
+        const int coarse = value >> shift;
+        int m = 0;
+        while (m < kEscape) {
+            uint32_t& state = bins[m < kBins ? m : kBins - 1];
+            const int more = coder.bit(probability(state), coarse > m);
+            adapt(state, more);
+            if (!more) break;
+            ++m;
+        }
+        if (m == kEscape) m += golomb(coder, coarse - kEscape);
+        int low = 0;
+        for (int b = shift - 1; b >= 0; --b) low |= coder.flat((value >> b) & 1) << b;
+        const int64_t out = (static_cast<int64_t>(m) << shift) | low;
+        if (out > kLargest) throw std::invalid_argument("an integer is too large");
+        return static_cast<int>(out);
+    }
+    void learn(int64_t i, int64_t j, int at, int value, const Strengths& s) {
+        const auto& t = tables();
+        int32_t gradient = static_cast<int32_t>(
+            (static_cast<int64_t>((value << 8) - t.mean[at]) * t.inverse[at]) >> 16);  // 12 bits
+        if (gradient > 3 << 12) gradient = 3 << 12;
+        row_.learn(gradient, t.weight[at], s.row, s.limit);
+        outers_[i].learn(gradient, t.weight[at], s.outer, s.limit);
+        inners_[j].learn(gradient, t.weight[at], s.inner, s.limit);
+    }
+    // Bits of a magnitude with its sign, from the state as it is.
+    float cost(int level, int grid, int value) const;
+    const uint32_t* bins(int level, int grid) const { return bins_[level][grid]; }
+
+private:
+    template <class Coder>
+    int golomb(Coder& coder, int value) {  // Exp-Golomb of order 2
+        int bits = 2;
+        int rest = value;
+        while (bits < 16 && coder.flat(rest >= (1 << bits))) { rest -= 1 << bits; ++bits; }
+        int out = 0;
+        for (int b = 2; b < bits; ++b) out += 1 << b;
+        for (int b = bits - 1; b >= 0; --b) out += coder.flat((rest >> b) & 1) << b;
+        return out;
+    }
+    std::vector<Scale> outers_, inners_;
+    Scale row_;
+    uint32_t bins_[kLevels][2][kBins];
+};
+
+}  // namespace tersor

@@ -1,0 +1,89 @@
+// What Python sees of the native code; everything is checked here or by the caller in Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <stdexcept>
+
+#include "latents.hpp"
+
+namespace nb = nanobind;
+using namespace tersor;
+
+using Integers = nb::ndarray<int16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+static Shape shape_of(const Integers& z, int64_t outer) {
+    const int64_t columns = z.shape(1);
+    if (outer < 1 || columns % outer) throw std::invalid_argument("runs do not fit the columns");
+    return {static_cast<int64_t>(z.shape(0)), columns / outer, outer};
+}
+static Shape codebook_shape(const Integers& c) {
+    return {static_cast<int64_t>(c.shape(0)), 1, static_cast<int64_t>(c.shape(1))};
+}
+static std::vector<int16_t> copy(const Integers& z) { return {z.data(), z.data() + z.size()}; }
+static void ignore(int64_t, int64_t, int) {}
+
+template <class Coder>
+void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_start, int16_t* latent,
+          const Shape& second, int states, int latent_start) {
+    Model of_codebook(first.outer, first.inner, codebook_start);
+    code(coder, of_codebook, codebook, first, 1, ignore);
+    Model of_latent(second.outer, second.inner, latent_start);
+    code(coder, of_latent, latent, second, states, ignore);
+}
+
+struct Analysis { Shape shape; Prices prices; std::vector<uint8_t> levels; std::vector<double> bits; };
+
+NB_MODULE(_native, m) {
+    m.def("reachable", [](Integers z, int64_t outer, int states) {
+        return reachable(z.data(), shape_of(z, outer), states);
+    });
+    m.def("encode", [](Integers codebook, int codebook_start, Integers latent, int64_t outer, int states,
+                       int latent_start) {
+        std::vector<uint8_t> out;
+        {
+            nb::gil_scoped_release release;
+            Encoder coder;
+            both(coder, copy(codebook).data(), codebook_shape(codebook), codebook_start,
+                 copy(latent).data(), shape_of(latent, outer), states, latent_start);
+            out = coder.finish();
+        }
+        return nb::bytes(reinterpret_cast<const char*>(out.data()), out.size());
+    });
+    m.def("decode", [](nb::bytes data, Integers codebook, int codebook_start, Integers latent,
+                       int64_t outer, int states, int latent_start) {
+        Decoder coder(reinterpret_cast<const uint8_t*>(data.c_str()), data.size());
+        nb::gil_scoped_release release;
+        both(coder, codebook.data(), codebook_shape(codebook), codebook_start, latent.data(),
+             shape_of(latent, outer), states, latent_start);
+        return coder.used();
+    });
+    nb::class_<Analysis>(m, "Analysis")
+        .def_ro("bits", &Analysis::bits);
+    m.def("analyse", [](Integers z, int64_t outer, int states, int start) {
+        const Shape shape = shape_of(z, outer);
+        nb::gil_scoped_release release;
+        Model model(shape.outer, shape.inner, start);
+        Counter coder;
+        std::vector<uint8_t> levels(z.size());
+        std::vector<double> ends(shape.rows, 0.0);
+        std::vector<int16_t> integers = copy(z);
+        const int64_t n = shape.columns();
+        code(coder, model, integers.data(), shape, states, [&](int64_t r, int64_t c, int at) {
+            levels[r * n + c] = static_cast<uint8_t>(Model::level(at));
+            if (c == 0 && r) ends[r - 1] = coder.bits;
+        });
+        if (shape.rows) ends.back() = coder.bits;
+        for (int64_t r = shape.rows - 1; r > 0; --r) ends[r] -= ends[r - 1];
+        return Analysis{shape, Prices(model), std::move(levels), std::move(ends)};
+    });
+    m.def("search", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int states,
+                       float price, int threads) {
+        nb::gil_scoped_release release;
+        search(target.data(), gram.data(), z.data(), analysis.levels.data(), analysis.prices,
+               analysis.shape, states, price, threads);
+    });
+}
