@@ -45,7 +45,6 @@ inline bool reachable(const int16_t* z, const Shape& shape, int states) {
 template <class Coder, class Visit>
 void code(Coder& coder, Model& model, int16_t* z, const Shape& shape, int states, Visit visit) {
     const Trellis trellis(states);
-    const Strengths strengths;
     for (int64_t r = 0; r < shape.rows; ++r) {
         model.new_row();
         int state = 0;
@@ -62,7 +61,7 @@ void code(Coder& coder, Model& model, int16_t* z, const Shape& shape, int states
                     if (value > kLargest) throw std::invalid_argument("an integer is too large");
                     *z = static_cast<int16_t>(positive ? value : -value);
                 } else *z = 0;
-                model.learn(i, j, at, index, strengths);
+                model.learn(i, j, at, index);
                 state = trellis.next(state, index);
             }
     }

@@ -40,7 +40,19 @@ constexpr int kLevels = 40;  // contexts by expected magnitude, two per octave
 constexpr int kBins = 16;    // decisions "is it larger than 0, 1, ..." with a context of their own
 constexpr int kEscape = 20;  // from here on Exp-Golomb codes
 constexpr int kLargest = 4095;  // magnitude
-constexpr int kConfidence = 6, kLimit = 255;
+constexpr int kConfidence = 8, kLimit = 255;
+
+// First probabilities by level, in 1/256, as measured on networks: that an index is not 0, on the
+// even and on the odd grid; that it is more than 1 if it is not 0; more than 2 if more than 1, and
+// so on; the first and the others without a trellis.
+constexpr uint8_t kPriors[6][24] = {
+    {1, 1, 2, 3, 4, 5, 9, 13, 15, 19, 24, 32, 41, 59, 90, 110, 141, 174, 192, 202, 207, 210, 212, 215},
+    {1, 1, 2, 3, 4, 5, 9, 13, 22, 38, 64, 97, 131, 159, 182, 197, 209, 221, 228, 233, 234, 236, 236, 236},
+    {3, 3, 3, 3, 3, 3, 3, 3, 3, 4, 5, 6, 7, 12, 28, 40, 61, 95, 123, 148, 169, 184, 200, 205},
+    {15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 20, 20, 23, 36, 54, 72, 92, 123, 159, 184, 200, 205},
+    {1, 2, 2, 3, 5, 7, 9, 13, 18, 24, 33, 44, 59, 76, 95, 117, 139, 160, 180, 197, 212, 223, 227, 229},
+    {1, 2, 2, 3, 4, 6, 8, 11, 14, 18, 24, 30, 40, 53, 69, 88, 109, 131, 153, 173, 192, 207, 213, 216},
+};
 
 struct Tables {
     std::array<int32_t, 320> mean;     // expected magnitude, 8 bits of fraction, by 1/16 octave
@@ -48,7 +60,7 @@ struct Tables {
     std::array<int32_t, 320> weight;   // mean / (1 + mean), 8 bits of fraction
     std::array<int32_t, 1024> rate;    // 2^16 / (count + 1.5)
     std::array<float, 4097> cost;      // -log2 of a probability of 12 bits
-    uint32_t prior[kLevels][2][kBins];
+    uint32_t prior[2][kLevels][2][kBins];  // with and without a trellis
 
     Tables() {
         for (int i = 0; i < 320; ++i) {
@@ -59,14 +71,14 @@ struct Tables {
         }
         for (int n = 0; n < 1024; ++n) rate[n] = static_cast<int32_t>(65536 / (n + 1.5));
         for (int p = 0; p <= 4096; ++p) cost[p] = static_cast<float>(-std::log2((p + 0.5) / 4097));
-        for (int level = 0; level < kLevels; ++level)
-            for (int grid = 0; grid < 2; ++grid)
-                for (int bin = 0; bin < kBins; ++bin) {
-                    const double m = std::exp2(std::min(level * 0.5 - 7.75, 3.0));
-                    const double p = m / (1 + m);
-                    prior[level][grid][bin] =
-                        (static_cast<uint32_t>(p * 4194303) << 10) | kConfidence;
-                }
+        for (int trellis = 0; trellis < 2; ++trellis)
+            for (int level = 0; level < kLevels; ++level)
+                for (int grid = 0; grid < 2; ++grid)
+                    for (int bin = 0; bin < kBins; ++bin) {
+                        const int row = bin == 0 ? (trellis ? grid : 4) : trellis ? std::min(bin, 2) + 1 : 5;
+                        const uint32_t p = kPriors[row][std::min(level, 23)];
+                        prior[trellis][level][grid][bin] = (p << 24) | kConfidence;
+                    }
     }
 };
 
@@ -183,23 +195,25 @@ public:
 // The model: an integer's expected magnitude is the product of what its row, its weight row and
 // its position have shown so far; the decisions that spell it out adapt per level of that.
 
+// What a scale is worth before it has seen anything, and at most; 8 bits of fraction.
+constexpr int32_t kStrength = 32 << 8, kMost = 255 << 8;
+
 struct Scale {       // a factor of the expected magnitude, in 1/4096 octave
     int32_t log = 0;
     int32_t seen = 0;  // information so far, 8 bits of fraction
-    void learn(int32_t gradient, int32_t weight, int32_t prior, int32_t limit) {
-        log += gradient * 370 / ((seen + prior) >> 4);  // 370 / 16 = 2^8 * log2(e) / 16
-        if (seen < limit) seen += weight;
+    void learn(int32_t gradient, int32_t weight) {
+        log += gradient * 370 / ((seen + kStrength) >> 4);  // 370 / 16 = 2^8 * log2(e) / 16
+        if (seen < kMost) seen += weight;
     }
 };
 
-struct Strengths { int32_t row = 4 << 8, outer = 16 << 8, inner = 16 << 8, limit = 255 << 8; };
-
 class Model {
 public:
-    Model(int64_t outer, int64_t inner, int start)
+    Model(int64_t outer, int64_t inner, int start, int states)
         : outers_(outer), inners_(inner) {
         row_.log = (start - 128) * 256;
-        std::copy(&tables().prior[0][0][0], &tables().prior[0][0][0] + kLevels * 2 * kBins,
+        const uint32_t* prior = &tables().prior[states > 1][0][0][0];
+        std::copy(prior, prior + kLevels * 2 * kBins,
                   &bins_[0][0][0]);
     }
     void new_row() { row_.seen = 0; }
@@ -232,17 +246,15 @@ public:
         if (out > kLargest) throw std::invalid_argument("an integer is too large");
         return static_cast<int>(out);
     }
-    void learn(int64_t i, int64_t j, int at, int value, const Strengths& s) {
+    void learn(int64_t i, int64_t j, int at, int value) {
         const auto& t = tables();
         int32_t gradient = static_cast<int32_t>(
             (static_cast<int64_t>((value << 8) - t.mean[at]) * t.inverse[at]) >> 16);  // 12 bits
         if (gradient > 3 << 12) gradient = 3 << 12;
-        row_.learn(gradient, t.weight[at], s.row, s.limit);
-        outers_[i].learn(gradient, t.weight[at], s.outer, s.limit);
-        inners_[j].learn(gradient, t.weight[at], s.inner, s.limit);
+        row_.learn(gradient, t.weight[at]);
+        outers_[i].learn(gradient, t.weight[at]);
+        inners_[j].learn(gradient, t.weight[at]);
     }
-    // Bits of a magnitude with its sign, from the state as it is.
-    float cost(int level, int grid, int value) const;
     const uint32_t* bins(int level, int grid) const { return bins_[level][grid]; }
 
 private:

@@ -29,9 +29,9 @@ static void ignore(int64_t, int64_t, int) {}
 template <class Coder>
 void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_start, int16_t* latent,
           const Shape& second, int states, int latent_start) {
-    Model of_codebook(first.outer, first.inner, codebook_start);
+    Model of_codebook(first.outer, first.inner, codebook_start, 1);
     code(coder, of_codebook, codebook, first, 1, ignore);
-    Model of_latent(second.outer, second.inner, latent_start);
+    Model of_latent(second.outer, second.inner, latent_start, states);
     code(coder, of_latent, latent, second, states, ignore);
 }
 
@@ -66,7 +66,7 @@ NB_MODULE(_native, m) {
     m.def("analyse", [](Integers z, int64_t outer, int states, int start) {
         const Shape shape = shape_of(z, outer);
         nb::gil_scoped_release release;
-        Model model(shape.outer, shape.inner, start);
+        Model model(shape.outer, shape.inner, start, states);
         Counter coder;
         std::vector<uint8_t> levels(z.size());
         std::vector<double> ends(shape.rows, 0.0);
