@@ -385,3 +385,138 @@ def test_bugs_are_not_hidden(folder, monkeypatch):
 
 def test_errors_of_files_are_errors_of_users():
     assert issubclass(FileFormatError, ValueError)
+
+
+# --- calibration
+
+USER_CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=64):
+        super().__init__()
+        self.conv = nn.Conv2d(6, 8, 3)
+        self.big = nn.Linear(64, width, bias=False)
+        self.head = nn.Linear(40, 10, bias=False)
+        self.twin = nn.Linear(64, width, bias=False)
+        self.twin.weight = self.big.weight
+        self.register_buffer("positions", torch.arange(5))  # not in the checkpoint
+
+    def forward(self, x):
+        return self.conv(x), self.big(x.flatten(1)[:, :64]), self.twin(x.flatten(1)[:, 1:65])
+
+class Space:
+    net = Net
+
+batches = [(torch.randn(40, 6, 5, 5), torch.zeros(40))]
+text = "text"
+
+def make(): return batches
+def few(): return [torch.randn(2, 6, 5, 5)]
+def wide(): return Net(65)
+def other(): return nn.Linear(20, 20)
+def nothing(): return []
+def number(): return 5
+def wrong(): return [torch.randn(4, 9)]
+def fails(): raise KeyError("some [red]key")
+def breaks(): yield fails()
+def leaves(): raise SystemExit(3)
+def needs(width): return Net(width)
+"""
+
+
+@pytest.fixture
+def project(folder, monkeypatch):
+    """A checkpoint, and code for it in the current folder."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("some_code", "broken_code"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    state = load_file("model.safetensors") | {"extra.weight": torch.randn(20, 20)}
+    save_file(state, "model.safetensors")
+    (folder / "some_code.py").write_text(USER_CODE)
+    (folder / "broken_code.py").write_text("import no_such_thing_at_all")
+    return folder
+
+
+def calibrated(model, loader, checkpoint="model.safetensors"):
+    options = [("--model", model), ("--calibrate", loader)]
+    given = [word for option in options if option[1] is not None for word in option]
+    return run("compress", checkpoint, "-o", "out.tersor", "--ratio", 8, *given)
+
+
+@pytest.mark.parametrize("model", ["some_code:Net", "some_code:Space.net"])
+def test_calibration(project, model):
+    result = calibrated(model, "some_code:make")
+    assert result.exit_code == 0, result.stderr
+    size = (project / "out.tersor").stat().st_size
+    assert size <= (project / "model.safetensors").stat().st_size / 8
+    notes = " ".join(result.stderr.split())
+    assert "note: extra.weight is compressed without calibration: the model has no such" in notes
+    assert "note: head.weight is compressed without calibration: no input reached it" in notes
+    assert notes.count("note:") == 2 and "Traceback" not in notes
+
+
+def test_tied_weights_under_any_of_their_names(project):
+    from tersor.storage.checkpoint import open_checkpoint
+    from tersor.user_code import calibrate_source
+
+    state = load_file("model.safetensors")
+    weight = state.pop("big.weight")
+    found = []
+    for names in (["big.weight"], ["twin.weight"], ["big.weight", "twin.weight"]):
+        save_file(state | {name: weight.clone() for name in names}, "m.safetensors")
+        source = open_checkpoint("m.safetensors")
+        calibration = calibrate_source(source, "some_code:Net", "some_code:make")
+        assert {*names} < {*calibration.moments} <= {*source.names}
+        assert calibration.rows.keys() == calibration.moments.keys()
+        found += [calibration.moments[name] for name in names]
+    assert len(found) == 4 and all(torch.equal(moments, found[0]) for moments in found)
+
+
+def test_calibration_with_few_samples_says_so(project):
+    result = calibrated("some_code:Net", "some_code:few")
+    assert result.exit_code == 0, result.stderr
+    assert "saw fewer input vectors than they have inputs" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "model, loader, messages",
+    [
+        ("some_code:Net", None, ["--model is given without --calibrate"]),
+        (None, "some_code:make", ["--calibrate is given without --model"]),
+        ("some_code", "some_code:make", ["--model 'some_code' is not of the form module:callable"]),
+        ("some_code:Net", ":make", ["--calibrate ':make' is not of the form"]),
+        ("no_code:Net", "some_code:make", ["import of 'no_code'", "No module named 'no_code'"]),
+        ("broken_code:Net", "some_code:make", ["import of 'broken_code'", "no_such_thing_at_all"]),
+        ("some_code:Nt", "some_code:make", ["--model some_code:Nt: there is no 'Nt' in"]),
+        ("some_code:Net", "some_code:text", ["some_code:text is a str", "without arguments"]),
+        ("some_code:fails", "some_code:make", ["raised KeyError: 'some [red]key'"]),
+        ("some_code:leaves", "some_code:make", ["raised SystemExit: 3"]),
+        ("some_code:needs", "some_code:make", ["TypeError", "called without arguments"]),
+        ("some_code:make", "some_code:make", ["returned a list; an nn.Module is needed"]),
+        ("some_code:Net", "some_code:number", ["returned a int; an iterable of batches"]),
+        ("some_code:Net", "some_code:fails", ["--calibrate some_code:fails raised KeyError"]),
+        ("some_code:Net", "some_code:breaks", ["the loader raised KeyError"]),
+        ("some_code:Net", "some_code:nothing", ["the loader is empty"]),
+        ("some_code:Net", "some_code:wrong", ["called with batch 1", "RuntimeError"]),
+        ("some_code:wide", "some_code:make", ["does not fit", "[64, 64]", "[65, 64]"]),
+        ("some_code:other", "some_code:make", ["does not fit a Linear", "lacks weight, bias"]),
+    ],
+)
+def test_calibration_that_cannot_be(project, model, loader, messages):
+    before = contents(project)
+    result = calibrated(model, loader)
+    assert result.exit_code == 2 and not result.stdout
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    assert all(message in result.stderr for message in messages), result.stderr
+    assert contents(project) == before
+
+
+def test_calibration_in_a_process_of_its_own(project):
+    """The folder of an installed command's script, not the current one, is where imports start."""
+    options = ("--model", "some_code:Net", "--calibrate", "some_code:make")
+    command = start("compress", "model.safetensors", "-o", "new.tersor", "--ratio", 8, *options)
+    _, stderr = command.communicate(timeout=120)
+    assert command.returncode == 0, stderr
+    assert (project / "new.tersor").is_file()

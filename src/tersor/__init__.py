@@ -1,5 +1,6 @@
 """Terse tensors: make a trained PyTorch model many times smaller, and run it from its file."""
 
+from tersor.calibration import Calibration, calibrate
 from tersor.compress import factorize
 from tersor.errors import BudgetError, FileFormatError, InputError, TersorError
 from tersor.factors import Factors
@@ -11,6 +12,7 @@ from tersor.version import __version__
 
 __all__ = [
     "BudgetError",
+    "Calibration",
     "Factors",
     "FileFormatError",
     "InputError",
@@ -18,6 +20,7 @@ __all__ = [
     "TensorSummary",
     "TersorError",
     "__version__",
+    "calibrate",
     "compress",
     "factorize",
     "inspect",

@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:  # what makes the start slow is imported where it is used
+    from tersor.calibration import Calibration
+    from tersor.storage.checkpoint import Source
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -76,7 +81,9 @@ def say(text: str, where: Console = console) -> None:
     epilog="Examples:\n\n"
     "- `tersor compress model.safetensors -o model.tersor --ratio 20`\n"
     "- `tersor compress model.pt -o model.tersor --target-size 54kB`\n"
-    "- `tersor compress model.safetensors.index.json -o model.tersor --bits-per-weight 1.5`"
+    "- `tersor compress model.safetensors.index.json -o model.tersor --bits-per-weight 1.5`\n"
+    "- `tersor compress model.pt -o model.tersor --ratio 20 --model net:make "
+    "--calibrate data:batches`"
 )
 def compress(
     model: Checkpoint,
@@ -95,10 +102,26 @@ def compress(
         Optional[float],  # noqa: UP045
         typer.Option(help="Bits of the whole output over the number of weights."),
     ] = None,
+    architecture: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--model",
+            metavar="MODULE:CALLABLE",
+            help="For --calibrate: returns the nn.Module that MODEL holds the weights of.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="MODULE:CALLABLE",
+            help="Returns batches of typical inputs (tensors, tuples or dicts), no labels needed.",
+        ),
+    ] = None,
 ) -> None:
     """Compress a checkpoint into a file of at most the asked size. Needs no model code.
 
-    Give exactly one of --ratio, --target-size and --bits-per-weight.
+    Give exactly one of --ratio, --target-size and --bits-per-weight. With --model and --calibrate,
+    which are looked up from the current folder on, the model is run to see which weights matter.
     """
     with reporting_errors():
         from tersor.compress import compress_source
@@ -110,12 +133,14 @@ def compress(
 
         check_writable(output, model)
         source = open_checkpoint(model)
+        calibration = _calibration(source, architecture, calibrate)
         with shown("compressing") as progress:
             archive = compress_source(
                 source,
                 ratio=ratio,
                 target_size=target_size,
                 bits_per_weight=bits_per_weight,
+                calibration=calibration,
                 progress=progress,
             )
         written = container.write(output, archive)
@@ -123,6 +148,20 @@ def compress(
         if source.ignored:
             say(f"left out: {', '.join(source.ignored)}")
         say(f"wrote {output}")
+
+
+def _calibration(source: Source, model: str | None, loader: str | None) -> Calibration | None:
+    """What the options --model and --calibrate ask for; notes go to standard error."""
+    if model is None and loader is None:
+        return None
+    from tersor.user_code import calibrate_source
+
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
+        calibration = calibrate_source(source, model, loader)
+    for name, reason in calibration.skipped.items():
+        say(f"note: {name} is compressed without calibration: {reason}", errors)
+    return calibration
 
 
 @app.command(epilog="Example: `tersor decompress model.tersor -o dense.safetensors`")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tersor.calibration import Calibration
 from tersor.errors import BudgetError, InputError
 from tersor.factorization.rate_aware import factorize_weight
 from tersor.factors import Factors, signal_to_noise
@@ -55,6 +56,7 @@ def compress_source(
     ratio: float | None = None,
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
+    calibration: Calibration | None = None,
     measured: bool = True,
     progress: Progress = silent,
 ) -> Archive:
@@ -66,6 +68,8 @@ def compress_source(
         Where the tensors come from; they are loaded one at a time, several times.
     ratio, target_size, bits_per_weight
         The budget; exactly one of them. See `tersor.plan.budget.target_bytes`.
+    calibration
+        Second moments of the inputs of weights, by the names of `source`; see `tersor.calibrate`.
     measured
         Whether the file will tell the signal-to-noise ratios; that of a model will not.
     progress
@@ -92,7 +96,7 @@ def compress_source(
         target_size=target_size,
         bits_per_weight=bits_per_weight,
     )
-    attempt = _Attempt(source, entries, weights, measured, progress)
+    attempt = _Attempt(source, entries, weights, measured, progress, calibration)
     least, archive = attempt.nothing()
     if target < least:
         raise BudgetError(
@@ -174,9 +178,11 @@ class _Attempt:
         weights: list[Weight],
         measured: bool,
         progress: Progress,
+        calibration: Calibration | None = None,
     ) -> None:
         self._source, self._entries, self._weights = source, entries, weights
         self._measured, self._progress = measured, progress
+        self._calibration = calibration
         self._kept = container.kept_sections(Archive(entries, source.nbytes))
         self.passes = 0
         self.tiles: dict[str, int] = {}

@@ -1,5 +1,8 @@
 """Errors that a user can cause, each saying what was received, what is needed and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class TersorError(Exception):
     """Base of every error that tersor raises on purpose."""
@@ -19,3 +22,14 @@ class FileFormatError(TersorError, ValueError):
 
 class MissingExtraError(TersorError, ImportError):
     """An optional dependency that is not installed; the message names the extra to install."""
+
+
+@contextmanager
+def explained(what: str, needed: str) -> Iterator[None]:
+    """Turn whatever code of the user raises into an `InputError` that says whose error it is."""
+    try:
+        yield
+    except (TersorError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what} raised {type(error).__name__}: {error}; {needed}") from error

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from tersor.calibration import Calibration
 from tersor.compress import compress_source
 from tersor.factors import Factors
 from tersor.nn import insert_factors, state
@@ -28,6 +29,7 @@ def compress(
     ratio: float | None = None,
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
+    calibration: Calibration | None = None,
 ) -> Report:
     """Replace the weights of a model by factors, in place, so that its file has the asked size.
 
@@ -44,6 +46,9 @@ def compress(
         Bytes of the file: a number, or a text such as ``"54kB"`` (1 kB is 1000 bytes).
     bits_per_weight
         Bits of the file over the number of weights. Exactly one of the three is to be given.
+    calibration
+        What `tersor.calibrate` saw in this model: the error of what the layers compute is then made
+        small, instead of that of their weights.
 
     Returns
     -------
@@ -72,6 +77,7 @@ def compress(
             ratio=ratio,
             target_size=target_size,
             bits_per_weight=bits_per_weight,
+            calibration=calibration,
             measured=False,
             progress=progress,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.errors import InputError
+from tersor.nn.observe import Look, observing
 
 RANGE = (0.5, 2.0)
 """Limits of the factor of a variance; channels that compression silenced would blow up."""
@@ -83,19 +85,11 @@ def _watch(
     inputs: tuple[Any, ...],
 ) -> None:
     """Run the model in evaluation mode; ``look`` sees the input of each layer before the layer."""
-
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda layer, args: look(name, layers[name], args[0])
-
-    handles = [layer.register_forward_pre_hook(hook_of(name)) for name, layer in layers.items()]
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
+    looks: dict[nn.Module, Look] = {
+        layer: partial(look, name, layer) for name, layer in layers.items()
+    }
+    with observing(model, looks):
+        model(*inputs)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

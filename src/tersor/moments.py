@@ -1,0 +1,87 @@
+"""Second moments of the inputs of linear layers and convolutions, summed in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""Modules whose output is their weight, as a matrix, times vectors that can be observed."""
+
+_BLOCK = 2**22
+"""Elements of input vectors that are copied and multiplied at once: 16 MB."""
+
+
+class Moment:
+    """Running sum of ``x xᵀ`` over input vectors.
+
+    Parameters
+    ----------
+    groups
+        Groups of channels that have sums of their own.
+    inputs
+        Elements of a vector.
+    """
+
+    def __init__(self, groups: int, inputs: int) -> None:
+        self.groups, self.inputs, self.rows = groups, inputs, 0
+        self._total: Tensor | None = None
+
+    def add(self, layer: Layer, x: Tensor) -> None:
+        """Count in all vectors that the weight of a layer is multiplied by when it is given x."""
+        if self._total is None:
+            self._total = torch.zeros(self.groups, self.inputs, self.inputs, device=x.device)
+        vectors, positions = input_vectors(layer, x)
+        with torch.autocast(x.device.type, enabled=False):  # the caller's would sum in 16 bits
+            for block in _blocks(vectors, positions):
+                rows = block.reshape(self.groups, -1, self.inputs).to(torch.float32)
+                self._total.baddbmm_(rows.mT, rows)
+                self.rows += rows.shape[1]
+
+    def mean(self) -> Tensor:
+        """The second moments on the CPU, (groups, inputs, inputs), or a matrix for one group."""
+        assert self._total is not None
+        mean = (self._total / self.rows).cpu()
+        return mean[0] if self.groups == 1 else mean
+
+
+def input_vectors(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
+    """View (groups, *positions, *row) of what a weight is multiplied by; the axes of positions.
+
+    The last axes, together, are the inputs in the order of a flattened row of the weight. In a
+    convolution elements overlap: a copy would be as many times larger as the window has elements.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1]), 1
+    axes = len(layer.kernel_size)
+    if x.ndim == axes + 1:
+        x = x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, _padding(layer), mode=mode)
+    geometry = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    for axis, (size, stride, dilation) in enumerate(geometry, start=2):
+        x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    channels = (layer.groups, x.shape[1] // layer.groups)
+    grouped = x.unflatten(1, channels)  # type: ignore[no-untyped-call]
+    # (batch, groups, channels, *positions, *window)
+    return grouped.movedim(1, 0).movedim(2, 2 + axes), 1 + axes
+
+
+def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
+    """Padding as `F.pad` takes it, which is what the module's own forward does or amounts to."""
+    if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        return [width for width in reversed(layer.padding) for _ in range(2)]
+    return list(layer._reversed_padding_repeated_twice)
+
+
+def _blocks(vectors: Tensor, positions: int) -> Iterator[Tensor]:
+    """Parts of at most a moderate size, by halving axes of positions."""
+    longest = max(range(1, positions + 1), key=lambda axis: vectors.shape[axis])
+    if vectors.numel() <= _BLOCK or vectors.shape[longest] < 2:
+        yield vectors
+        return
+    for half in vectors.tensor_split(2, longest):
+        yield from _blocks(half, positions)

@@ -1,0 +1,46 @@
+"""Look at what reaches the modules of a model while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+Look = Callable[[Tensor], object]
+"""Called with the first input of a module."""
+
+
+@contextmanager
+def observing(
+    model: nn.Module, looks: Mapping[nn.Module, Look], *, after: bool = False
+) -> Iterator[None]:
+    """Evaluation mode, in which modules show their inputs; then all is as it was.
+
+    They do so before they are called, or ``after``, when what they refuse has raised their errors.
+    """
+    modes = {module: module.training for module in model.modules()}
+    handles = [
+        module.register_forward_hook(_hook(look), with_kwargs=True)
+        if after
+        else module.register_forward_pre_hook(_hook(look), with_kwargs=True)
+        for module, look in looks.items()
+    ]
+    try:
+        model.eval()
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+
+
+def _hook(look: Look) -> Callable[..., None]:
+    def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *_: Any) -> None:
+        x = args[0] if args else kwargs.get("input")
+        if isinstance(x, Tensor):
+            look(x)
+
+    return show
