@@ -125,8 +125,9 @@ struct Path {  // scratch of one thread
     std::vector<uint8_t> choices;
 };
 
+// Cheapest path from a state; returns the state that it ends in.
 template <int S>
-void viterbi(const float* wanted, float curvature, float price, const uint8_t* levels,
+int viterbi(int first, const float* wanted, float curvature, float price, const uint8_t* levels,
              const Prices& prices, int64_t n, float* z, Path& path) {
     const Trellis trellis(S);
     const int h0 = trellis.h0, h1 = trellis.h1;
@@ -134,7 +135,7 @@ void viterbi(const float* wanted, float curvature, float price, const uint8_t* l
     path.values.resize(n);
     path.choices.resize(n * S);
     float old[S], fresh[S];
-    for (int s = 0; s < S; ++s) old[s] = s ? 1e30f : 0.0f;
+    for (int s = 0; s < S; ++s) old[s] = s == first ? 0.0f : 1e30f;
     for (int64_t c = 0; c < n; ++c) {
         const float a = std::fabs(wanted[c]);
         const int level = levels[c], shift = Prices::shift(level);
@@ -157,15 +158,17 @@ void viterbi(const float* wanted, float curvature, float price, const uint8_t* l
     }
     int state = 0;
     for (int s = 1; s < S; ++s) if (old[s] < old[state]) state = s;
+    const int last = state;
     for (int64_t c = n - 1; c >= 0; --c) {
         const int parity = path.choices[c * S + state], top = state & 1, j = state >> 1;
         const float value = path.values[c][2 * top + parity];
         z[c] = std::copysign(value, wanted[c]);
         state = top ? H + (j ^ h0 ^ (parity ? h1 : 0)) : j ^ (parity ? h1 : 0);
     }
+    return last;
 }
 
-inline void scalar(const float* wanted, float curvature, float price, const uint8_t* levels,
+inline int scalar(const float* wanted, float curvature, float price, const uint8_t* levels,
                    const Prices& prices, int64_t n, float* z) {
     for (int64_t c = 0; c < n; ++c) {
         const int level = levels[c];
@@ -173,6 +176,34 @@ inline void scalar(const float* wanted, float curvature, float price, const uint
         candidates(std::fabs(wanted[c]), curvature, price, prices.bits[level][0], Prices::shift(level), 0, 1, best);
         z[c] = std::copysign(static_cast<float>(best[best[1].cost < best[0].cost].value), wanted[c]);
     }
+    return 0;
+}
+
+inline int cheapest(int states, int first, const float* wanted, float curvature, float price,
+                    const uint8_t* levels, const Prices& prices, int64_t n, float* z, Path& path) {
+    switch (states) {
+        case 1: return scalar(wanted, curvature, price, levels, prices, n, z);
+        case 4: return viterbi<4>(first, wanted, curvature, price, levels, prices, n, z, path);
+        case 8: return viterbi<8>(first, wanted, curvature, price, levels, prices, n, z, path);
+        case 16: return viterbi<16>(first, wanted, curvature, price, levels, prices, n, z, path);
+        case 32: return viterbi<32>(first, wanted, curvature, price, levels, prices, n, z, path);
+        case 64: return viterbi<64>(first, wanted, curvature, price, levels, prices, n, z, path);
+        default: throw std::invalid_argument("unknown number of states");
+    }
+}
+
+// What a row of the latent should be, in real numbers, while the others stay as they are.
+inline void best_row(const float* target, const float* gram, const float* z, int64_t stride,
+                     int64_t r, int64_t k, int64_t n, float* wanted) {
+    for (int64_t c = 0; c < n; ++c) wanted[c] = target[r * stride + c];
+    for (int64_t q = 0; q < k; ++q) {
+        const float g = gram[r * k + q];
+        if (q == r || g == 0) continue;
+        const float* other = z + q * stride;
+        for (int64_t c = 0; c < n; ++c) wanted[c] -= g * other[c];
+    }
+    const float curvature = std::max(gram[r * k + r], 1e-30f);
+    for (int64_t c = 0; c < n; ++c) wanted[c] /= curvature;
 }
 
 // Row by row, with the others fixed, the integers of least curvature * error + price * bits.
@@ -185,25 +216,9 @@ inline void search(const float* target, const float* gram, float* z, const uint8
         for (int64_t b = first; b < blocks; b += threads) {
             const int64_t start = b * kBlock, size = std::min(kBlock, n - start);
             for (int64_t r = 0; r < k; ++r) {
-                float* own = z + r * n + start;
-                const float curvature = std::max(gram[r * k + r], 1e-30f);
-                for (int64_t c = 0; c < size; ++c) wanted[c] = target[r * n + start + c];
-                for (int64_t q = 0; q < k; ++q) {
-                    const float g = gram[r * k + q];
-                    if (q == r || g == 0) continue;
-                    const float* other = z + q * n + start;
-                    for (int64_t c = 0; c < size; ++c) wanted[c] -= g * other[c];
-                }
-                for (int64_t c = 0; c < size; ++c) wanted[c] /= curvature;
-                const uint8_t* level = levels + r * n + start;
-                switch (states) {
-                    case 1: scalar(wanted.data(), curvature, price, level, prices, size, own); break;
-                    case 4: viterbi<4>(wanted.data(), curvature, price, level, prices, size, own, path); break;
-                    case 8: viterbi<8>(wanted.data(), curvature, price, level, prices, size, own, path); break;
-                    case 16: viterbi<16>(wanted.data(), curvature, price, level, prices, size, own, path); break;
-                    case 32: viterbi<32>(wanted.data(), curvature, price, level, prices, size, own, path); break;
-                    default: viterbi<64>(wanted.data(), curvature, price, level, prices, size, own, path);
-                }
+                best_row(target + start, gram, z + start, n, r, k, size, wanted.data());
+                cheapest(states, 0, wanted.data(), std::max(gram[r * k + r], 1e-30f), price,
+                         levels + r * n + start, prices, size, z + r * n + start, path);
             }
         }
     };
@@ -211,6 +226,32 @@ inline void search(const float* target, const float* gram, float* z, const uint8
     for (int t = 1; t < threads; ++t) pool.emplace_back(work, t);
     work(0);
     for (auto& thread : pool) thread.join();
+}
+
+// The same for the columns of one position, which begin at column `offset` of the whole; the paths
+// begin in the given states, which become those in which they end.
+inline void search_run(const float* target, const float* gram, float* z, const uint8_t* levels,
+                       const Prices& prices, const Shape& shape, int64_t offset, int32_t* carried,
+                       int states, float price, int sweeps) {
+    const int64_t n = shape.columns(), k = shape.rows, size = shape.outer;
+    Path path;
+    std::vector<float> wanted(size);
+    std::vector<int32_t> ends(k);
+    for (int sweep = 0; sweep < sweeps; ++sweep)
+        for (int64_t r = 0; r < k; ++r) {
+            best_row(target, gram, z, size, r, k, size, wanted.data());
+            const float curvature = std::max(gram[r * k + r], 1e-30f);
+            int state = carried[r];
+            for (int64_t c = 0; c < size;) {
+                const int64_t left = kBlock - (offset + c) % kBlock, length = std::min(left, size - c);
+                if (left == kBlock) state = 0;
+                state = cheapest(states, state, wanted.data() + c, curvature, price,
+                                 levels + r * n + offset + c, prices, length, z + r * size + c, path);
+                c += length;
+            }
+            ends[r] = state;
+        }
+    std::copy(ends.begin(), ends.end(), carried);
 }
 
 }  // namespace tersor

@@ -13,7 +13,7 @@ using namespace tersor;
 
 using Integers = nb::ndarray<int16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using States = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 static Shape shape_of(const Integers& z, int64_t outer) {
     const int64_t columns = z.shape(1);
@@ -79,6 +79,12 @@ NB_MODULE(_native, m) {
         if (shape.rows) ends.back() = coder.bits;
         for (int64_t r = shape.rows - 1; r > 0; --r) ends[r] -= ends[r - 1];
         return Analysis{shape, Prices(model), std::move(levels), std::move(ends)};
+    });
+    m.def("search_run", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
+                           States carried, int states, float price, int sweeps) {
+        nb::gil_scoped_release release;
+        search_run(target.data(), gram.data(), z.data(), analysis.levels.data(), analysis.prices,
+                   analysis.shape, offset, carried.data(), states, price, sweeps);
     });
     m.def("search", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int states,
                        float price, int threads) {

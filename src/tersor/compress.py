@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tersor.calibration import Calibration
 from tersor.errors import BudgetError, InputError
-from tersor.factorization.rate_aware import factorize_weight
+from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors, signal_to_noise
 from tersor.plan import classify, tiles
 from tersor.plan.budget import target_bytes
@@ -221,8 +221,35 @@ class _Attempt:
     def _encode(self, name: str, weight: Tensor, step: float) -> EncodedFactors:
         if name not in self.tiles:
             self.tiles[name] = tiles.choose(as_float32(weight), step)
-        factors = factorize_weight(weight, self.tiles[name], step)
+        moments, step = self._metric(name, weight, step)
+        factors = factorize_weight(weight, self.tiles[name], step, moments=moments)
         return records.encode(factors, signal_to_noise(weight, factors))
+
+    def _metric(self, name: str, weight: Tensor, step: float) -> tuple[Tensor | None, float]:
+        """Second moments of a weight's inputs, if known, and its step."""
+        if self._calibration is None or name not in self._calibration.moments:
+            return None, step
+        moments = self._calibration.regularized(name)
+        if moments.dim() == 3:
+            moments = moments.mean(dim=0)
+        if moments.shape[-1] != math.prod(weight.shape[1:]):
+            raise InputError(
+                f"the calibration does not fit: {name!r} has rows of {math.prod(weight.shape[1:])} "
+                f"weights, its moments are of {moments.shape[-1]} inputs; calibrate this model"
+            )
+        return moments, step * output_scale(as_float32(weight), moments)
+
+
+def output_scale(weight: Tensor, moments: Tensor) -> float:
+    """What a weight's step is multiplied by, so that errors of layers can be added.
+
+    The square root of the outputs' deviation per unit of input: half way between equal absolute and
+    equal relative errors of the outputs. On ResNet-20 at 16 and 32 times either end is 0 to 0.15
+    points worse.
+    """
+    rows = weight.reshape(len(weight), -1)
+    power = ((rows @ moments) * rows).sum(dtype=torch.float64) / moments.diagonal().mean()
+    return float(power / len(rows)) ** 0.25
 
 
 def factorize(weight: Tensor, *, bits_per_weight: float) -> Factors:

@@ -250,7 +250,7 @@ def rate_aware(
 ) -> Method:
     """Least error + price * bits at the latent grid ``step``: see the module of this name.
 
-    As `tersor.factorization.rate_aware.factorize_weight`, but a step that is too small is refused.
+    As `tersor.factorization.weights.factorize_weight`, but a step that is too small is refused.
 
     Parameters
     ----------

@@ -22,12 +22,10 @@ from tersor.factorization.initialize import principal_axes
 from tersor.factorization.products import inner
 from tersor.factorization.rate import LARGEST, Floats, analyse, row_bits
 from tersor.factorization.solve import Quadratic, Result, Start, least_squares, solve
-from tersor.factors import EXACT_INTEGERS, Factors, largest_sum
-from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
 PRICE = 0.3
 """Squared error, in units of the step squared, that a bit is worth: best for high rates with a
-trellis, on Gaussian sources. Rows of low rate get a coarser grid instead, see `_spacing`."""
+trellis, on Gaussian sources. Rows of low rate get a coarser grid instead, see `spacing`."""
 
 STATES = 32
 """States of the trellis."""
@@ -35,20 +33,17 @@ STATES = 32
 CODEBOOK_LARGEST = 127
 """Codebooks are integers of 8 bits."""
 
-_ROW_BITS = 4
+ROW_BITS = 4
 """What a row of the latent costs besides: its scale has to be learnt."""
 
-_CODEBOOK_BITS = 6
+COLUMN_ELEMENT_BITS = 6
 """About what an element of a codebook costs."""
 
 _FINEST = 24
 """Codebooks are multiples of 2**-24 at the finest."""
 
-_SMALLEST_STEP = 2.0**-110
-"""Scales, which are smaller than the step by the codebook's 8 bits, must be normal in float32."""
 
-
-def _spacing(variance: Tensor) -> Tensor:
+def spacing(variance: Tensor) -> Tensor:
     """Grid spacing of a row, in steps, from its variance over the price of a bit.
 
     With a price of 0.3 in units of the row's own spacing rows above 1 bit are best coded, with
@@ -110,7 +105,7 @@ class Coder:
     def update(self, quadratic: Quadratic, latent: Tensor) -> Tensor:
         """Search, then leave out rows that are not worth their bits."""
         improved = self.search(quadratic, latent, self.analyse(latent))
-        return self.drop(quadratic, improved, _CODEBOOK_BITS * quadratic.basis.shape[0])
+        return self.drop(quadratic, improved, COLUMN_ELEMENT_BITS * quadratic.basis.shape[0])
 
     def drop(self, quadratic: Quadratic, latent: Tensor, column_bits: float) -> Tensor:
         """Latent with zeros in the rows whose bits outweigh the error that they avoid.
@@ -120,7 +115,7 @@ class Coder:
         slope = quadratic.target - quadratic.gram @ latent
         linear = (latent * slope).sum(dim=1, dtype=torch.float64)
         error = 2 * linear + quadratic.gram.diagonal() * (latent**2).sum(dim=1)
-        saved = PRICE * (self.bits(latent) + _ROW_BITS + column_bits)
+        saved = PRICE * (self.bits(latent) + ROW_BITS + column_bits)
         keep = error > torch.from_numpy(saved).to(error)
         return latent if bool(keep.all()) else latent * keep[:, None]
 
@@ -129,7 +124,7 @@ class Coder:
         live = latent.any(dim=1)
         if not bool(live.any()):
             return 0.0
-        latent_bits = float(self.bits(latent)[live.numpy()].sum()) + _ROW_BITS * int(live.sum())
+        latent_bits = float(self.bits(latent)[live.numpy()].sum()) + ROW_BITS * int(live.sum())
         return PRICE * (latent_bits + codebook_bits(codebook[:, live]))
 
 
@@ -175,7 +170,7 @@ def start(tiles: Tensor, coder: Coder) -> Start:
     """Eigenvectors of the tiles' covariance, each as long as its spacing, and a first latent."""
     axes = principal_axes(tiles)
     variance = inner(axes, tiles).square().mean(dim=1)
-    codebook = axes * _spacing(variance).to(axes)
+    codebook = axes * spacing(variance).to(axes)
     latent = coder.start(Quadratic(codebook, tiles))
     return update_codebook(Quadratic(latent.T, tiles.T), codebook.T).T, latent
 
@@ -217,44 +212,3 @@ def solve_rate_aware(
         iterations=iterations,
         tolerance=tolerance,
     )
-
-
-def factorize_weight(weight: Tensor, tile: int, step: float, *, states: int = STATES) -> Factors:
-    """Rate-aware factors of a weight.
-
-    Parameters
-    ----------
-    weight
-        Finite, of a floating-point type and at least one axis.
-    tile
-        Tile size d.
-    step
-        Spacing of the latent's grid, in units of the weight. It is enlarged where integers would
-        become too large to be coded, or for their product to be exact.
-    states
-        States of the trellis; 1: scalar quantization.
-    """
-    tiling = Tiling(tuple(weight.shape), tile)
-    rows = weight.shape[0]
-    tiles = coding_order(tiling.split(as_float32(weight)), rows)
-    scale = float(tiles.abs().amax())
-    if scale == 0:
-        return _factors(tiles.new_zeros(tile, 0), tiles.new_zeros(0, tiling.count), 1.0, weight)
-    # The norm of a tile bounds its product with any axis. Divided first: squares may overflow.
-    norm = scale * float((tiles / scale).norm(dim=0).amax())
-    step = max(step, norm / (LARGEST - 1), _SMALLEST_STEP)
-    while True:
-        step = float(torch.tensor(step, dtype=torch.float32))
-        result = solve_rate_aware(tiles / step, rows, states=states)
-        live = result.latent.any(dim=1)
-        exponent = codebook_exponent(result.codebook)
-        codebook, latent = result.codebook[:, live] * 2.0**-exponent, result.latent[live]
-        if largest_sum(codebook, latent) <= EXACT_INTEGERS:
-            latent = natural_order(latent, rows)
-            return _factors(codebook, latent, step * 2.0**exponent, weight)
-        step *= 1.5
-
-
-def _factors(codebook: Tensor, latent: Tensor, scale: float, weight: Tensor) -> Factors:
-    integers = codebook.to(torch.int16).contiguous(), latent.to(torch.int16).contiguous()
-    return Factors(*integers, scale, tuple(weight.shape), weight.dtype)

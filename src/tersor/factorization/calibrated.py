@@ -1,0 +1,231 @@
+"""Rate-aware factors for the error of what a layer computes, not that of its weights.
+
+With H = E[x xT] an error E of the weights costs tr(E H ET). The tiles of one position t of all
+weight rows are solved together, position after position, as in GPTQ (Frantar et al., 2022) and
+LDLQ (Chee et al., 2023): what position t cannot represent is made up for by the positions after it.
+With the upper triangle U of H^-1 = UT U (Cholesky), an error e of position t, the later ones making
+up for it as well as real numbers can, costs ``e (U_tt^T U_tt)^-1 eT`` and moves what they should be
+by ``-e U_tt^-1 U_t,later``. Within a position the search is that of `rate_aware`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tersor import _native
+from tersor.factorization.initialize import principal_axes
+from tersor.factorization.rate import LARGEST, analyse
+from tersor.factorization.rate_aware import (
+    COLUMN_ELEMENT_BITS,
+    PRICE,
+    ROW_BITS,
+    STATES,
+    Coder,
+    round_codebook,
+    spacing,
+)
+from tersor.factorization.solve import Result
+from tersor.tiling import Tiling, coding_order
+
+_SWEEPS = 2
+"""Times that the rows of a position are gone through, from one set of prices."""
+
+_REFIT_STEPS = 6
+"""Steps of conjugate gradients in a codebook's refit; it starts close to the minimum."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What an error costs, cut by positions.
+
+    Parameters
+    ----------
+    moments
+        H, shape (T d, T d), positive definite, in units in which the mean of its diagonal is 1.
+    local
+        The metric (U_tt^T U_tt)^-1 of each position, (T, d, d).
+    feedback
+        U_tt^-1 U_t, (T, d, T d); what stands before position t is not to be used.
+    """
+
+    moments: Tensor
+    local: Tensor
+    feedback: Tensor
+
+    @staticmethod
+    def of(moments: Tensor, d: int) -> Metric:
+        """Metric of second moments (m, m), m being padded to a multiple of d."""
+        m = moments.shape[0]
+        padded = -(-m // d) * d
+        mean = moments.diagonal().double().mean()
+        full = torch.eye(padded, dtype=torch.float64)
+        full[:m, :m] = moments.double() / mean
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(full))
+        upper = torch.linalg.cholesky(inverse, upper=True)
+        blocks = upper.reshape(padded // d, d, padded)
+        own = torch.stack([b[:, t * d : (t + 1) * d] for t, b in enumerate(blocks)])
+        feedback = torch.linalg.solve_triangular(own, blocks, upper=True)
+        local = torch.cholesky_inverse(own.transpose(1, 2).contiguous())
+        return Metric(full.float(), local.float(), feedback.float())
+
+
+def solve_calibrated(
+    weight: Tensor,
+    moments: Tensor,
+    tile: int,
+    *,
+    states: int = STATES,
+    iterations: int = 4,
+) -> Result:
+    """Factors of a weight that is given in units of the step.
+
+    Parameters
+    ----------
+    weight
+        The weight divided by the step, float32, shape (rows, ...).
+    moments
+        Positive definite second moments of the inputs, (m, m).
+    tile
+        Tile size d.
+    states, iterations
+        States of the trellis; rounds of latent and codebook.
+
+    Returns
+    -------
+    Result
+        As `tersor.factorization.rate_aware.solve_rate_aware`, columns in coding order. The
+        objective is the cost of the error, in units of H's mean diagonal, and the priced bits.
+    """
+    rows = weight.shape[0]
+    metric = Metric.of(moments, tile)
+    tiles = coding_order(Tiling(tuple(weight.shape), tile).split(weight), rows)
+    coder = Coder(rows, states)
+    codebook = _start(tiles, metric)
+    latent = _sweep(tiles, codebook, None, metric, coder)
+    best, history = (codebook, latent), [float("inf")]
+    for _ in range(iterations):
+        codebook = _refit(tiles, codebook, latent, metric)
+        latent = _drop(tiles, codebook, latent, metric, coder)
+        value = _cost(tiles, codebook, latent, metric) + coder.penalty(codebook, latent)
+        if value < min(history):
+            best = codebook, latent
+        history.append(value)
+        if not bool(latent.any()) or value > 0.999 * min(history[:-1]):
+            break
+        latent = _sweep(tiles, codebook, latent, metric, coder)
+    return Result(*best, tuple(history[1:]), "iteration limit")
+
+
+def _start(tiles: Tensor, metric: Metric) -> Tensor:
+    """Axes that are orthonormal under the positions' mean metric and leave latents uncorrelated."""
+    triangle = torch.linalg.cholesky(metric.local.double().mean(dim=0))
+    whitened = (triangle.T @ tiles.double()).float()
+    axes = principal_axes(whitened)
+    variance = (axes.T @ whitened).square().mean(dim=1)
+    columns = torch.linalg.solve_triangular(triangle.T, axes.double(), upper=True)
+    return (columns * spacing(variance)).float()
+
+
+def _sweep(
+    tiles: Tensor, codebook: Tensor, latent: Tensor | None, metric: Metric, coder: Coder
+) -> Tensor:
+    """A latent, position after position, each making up for the errors of those before."""
+    (d, n), k, rows = tiles.shape, codebook.shape[1], coder.rows or tiles.shape[1]
+    wanted = tiles.reshape(d, n // rows, rows).transpose(0, 1).clone()  # (T, d, rows)
+    grams = codebook.T @ metric.local @ codebook
+    analysis = coder.analyse(latent) if latent is not None else _first(wanted, codebook, metric, coder)
+    result = torch.zeros(k, n // rows, rows) if latent is None else latent.reshape(k, -1, rows).clone()
+    carried = np.zeros(k, np.int32)
+    threads = torch.get_num_threads()
+    for t in range(len(wanted)):
+        target = codebook.T @ (metric.local[t] @ wanted[t])
+        own = result[:, t].contiguous() if latent is not None else _rounded(target, grams[t])
+        _native.search_run(
+            target.numpy(), grams[t].numpy(), own.numpy(), analysis, t * rows, carried,
+            coder.states, PRICE, _SWEEPS,
+        )
+        result[:, t] = own
+        error = wanted[t] - codebook @ own
+        later = metric.feedback[t][:, (t + 1) * d :]
+        if later.shape[1]:
+            wanted[t + 1 :] -= (later.T @ error).reshape(-1, d, rows)
+    return result.reshape(k, n)
+
+
+def _rounded(target: Tensor, gram: Tensor) -> Tensor:
+    curvature = gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
+    return (target / curvature[:, None]).round().clamp(-LARGEST, LARGEST).contiguous()
+
+
+def _first(wanted: Tensor, codebook: Tensor, metric: Metric, coder: Coder) -> _native.Analysis:
+    """Prices of plain rounding without feedback."""
+    targets = [codebook.T @ (h @ w) for h, w in zip(metric.local, wanted, strict=True)]
+    grams = codebook.T @ metric.local @ codebook
+    rounded = [_rounded(t, g) for t, g in zip(targets, grams, strict=True)]
+    integers = torch.stack(rounded, dim=1).reshape(codebook.shape[1], -1)
+    return analyse(integers if coder.states == 1 else (integers / 2).round(), coder.rows or 1)
+
+
+def _by_rows(tiles: Tensor, metric: Metric) -> Tensor:
+    """Tiles (d, T rows) in coding order -> (rows, T d)."""
+    d, positions = tiles.shape[0], len(metric.local)
+    return tiles.reshape(d, positions, -1).permute(2, 1, 0).reshape(-1, positions * d)
+
+
+def _from_rows(matrix: Tensor, d: int) -> Tensor:
+    """The inverse of `_by_rows`."""
+    return matrix.reshape(len(matrix), -1, d).permute(2, 1, 0).reshape(d, -1)
+
+
+def _cost(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> float:
+    """Sum of ``e H eT`` over the weight rows."""
+    error = _by_rows(tiles - codebook @ latent, metric)
+    return float(((error @ metric.moments) * error).sum(dtype=torch.float64))
+
+
+def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> Tensor:
+    """Codebook of least cost, by conjugate gradients, rounded."""
+    d = len(tiles)
+    energy = latent.square().sum(dim=1)
+    scale = energy.clamp_min(1).rsqrt()  # Jacobi preconditioner, as a change of variables
+    scaled = latent * scale[:, None]
+
+    def gradient(tiles: Tensor) -> Tensor:
+        return _from_rows(_by_rows(tiles, metric) @ metric.moments, d) @ scaled.T
+
+    x = codebook / scale
+    residual = gradient(tiles - x @ scaled)
+    direction, norm = residual.clone(), residual.square().sum(dtype=torch.float64)
+    for _ in range(_REFIT_STEPS):
+        if not norm > 0:
+            break
+        image = gradient(direction @ scaled)
+        step = norm / (direction * image).sum(dtype=torch.float64).clamp_min(1e-30)
+        x = x + step.float() * direction
+        residual = residual - step.float() * image
+        before, norm = norm, residual.square().sum(dtype=torch.float64)
+        direction = residual + (norm / before).float() * direction
+    return round_codebook(x * scale, energy)
+
+
+def _drop(
+    tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder: Coder
+) -> Tensor:
+    """Latent with zeros in the rows whose bits outweigh the error that they avoid."""
+    d = len(tiles)
+    slope = codebook.T @ _from_rows(_by_rows(tiles - codebook @ latent, metric) @ metric.moments, d)
+    own = torch.stack(
+        [
+            _cost(codebook[:, r : r + 1] @ latent[r : r + 1], codebook[:, :0], latent[:0], metric)
+            * torch.ones(())
+            for r in range(len(latent))
+        ]
+    )
+    error = 2 * (latent * slope).sum(dim=1) + own
+    saved = PRICE * (coder.bits(latent) + ROW_BITS + COLUMN_ELEMENT_BITS * d)
+    keep = error > torch.from_numpy(saved).float()
+    return latent if bool(keep.all()) else latent * keep[:, None]

@@ -1,0 +1,76 @@
+"""One weight -> its quantized factors, at one step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tersor.factorization.calibrated import solve_calibrated
+from tersor.factorization.rate import LARGEST
+from tersor.factorization.rate_aware import STATES, codebook_exponent, solve_rate_aware
+from tersor.factors import EXACT_INTEGERS, Factors, largest_sum
+from tersor.tiling import Tiling, as_float32, coding_order, natural_order
+
+_SMALLEST_STEP = 2.0**-110
+"""Scales, which are smaller than the step by the codebook's 8 bits, must be normal in float32."""
+
+
+def factorize_weight(
+    weight: Tensor,
+    tile: int,
+    step: float,
+    *,
+    moments: Tensor | None = None,
+    states: int = STATES,
+) -> Factors:
+    """Rate-aware factors of a weight.
+
+    Parameters
+    ----------
+    weight
+        Finite, of a floating-point type and at least one axis.
+    tile
+        Tile size d.
+    step
+        Spacing of the latent's grid, in units of the weight. It is enlarged where integers would
+        become too large to be coded, or for their product to be exact.
+    moments
+        Positive definite second moments of the inputs (m, m), m the length of a flattened row: then
+        the error of the layer's output counts, not that of the weight.
+    states
+        States of the trellis; 1: scalar quantization.
+    """
+    values, rows = as_float32(weight), weight.shape[0]
+    tiling = Tiling(tuple(weight.shape), tile)
+    scale = float(values.abs().amax())
+    if scale == 0:
+        return _factors(values.new_zeros(tile, 0), values.new_zeros(0, tiling.count), 1.0, weight)
+    # The norm of a tile bounds its product with any axis. Divided first: squares may overflow.
+    norm = scale * float(tiling.split(values / scale).norm(dim=0).amax())
+    step = max(step, norm / (LARGEST - 1), _SMALLEST_STEP)
+    while True:
+        step = float(torch.tensor(step, dtype=torch.float32))
+        if moments is None:
+            tiles = coding_order(tiling.split(values / step), rows)
+            result = solve_rate_aware(tiles, rows, states=states)
+        else:
+            result = solve_calibrated(values / step, moments, tile, states=states)
+        live = result.latent.any(dim=1)
+        exponent = codebook_exponent(result.codebook)
+        codebook, latent = result.codebook[:, live] * 2.0**-exponent, result.latent[live]
+        if _fit(codebook, latent):
+            latent = natural_order(latent, rows)
+            return _factors(codebook, latent, step * 2.0**exponent, weight)
+        step *= 1.5
+
+
+def _fit(codebook: Tensor, latent: Tensor) -> bool:
+    """Whether integers can be coded, and their product is exact."""
+    if latent.numel() == 0:
+        return True
+    return bool(latent.abs().amax() <= LARGEST) and largest_sum(codebook, latent) <= EXACT_INTEGERS
+
+
+def _factors(codebook: Tensor, latent: Tensor, scale: float, weight: Tensor) -> Factors:
+    integers = codebook.to(torch.int16).contiguous(), latent.to(torch.int16).contiguous()
+    return Factors(*integers, scale, tuple(weight.shape), weight.dtype)
