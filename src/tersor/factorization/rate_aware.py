@@ -39,6 +39,9 @@ ROW_BITS = 4
 COLUMN_ELEMENT_BITS = 6
 """About what an element of a codebook costs."""
 
+_ROWS_IN_TURN = 32
+"""Latents of more rows are improved all at once: codebooks that large are nearly orthogonal."""
+
 _FINEST = 24
 """Codebooks are multiples of 2**-24 at the finest."""
 
@@ -83,10 +86,14 @@ class Coder:
 
     def search(self, quadratic: Quadratic, latent: Tensor, analysis: _native.Analysis) -> Tensor:
         """Best latent, row by row with the others fixed: distortion + price * bits."""
+        target, gram = quadratic.target, quadratic.gram
+        if len(gram) > _ROWS_IN_TURN:
+            own = gram.diagonal().diag()
+            target, gram = target - (gram - own) @ latent, own
         improved = latent.clone(memory_format=torch.contiguous_format)
         _native.search(
-            quadratic.target.contiguous().numpy(),
-            quadratic.gram.contiguous().numpy(),
+            target.contiguous().numpy(),
+            gram.contiguous().numpy(),
             improved.numpy(),
             analysis,
             self.states,
