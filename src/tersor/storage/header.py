@@ -227,4 +227,3 @@ def _read_records(
         EncodedFactors(*f[:4], b"", math.nan if f[4] == _NO_SNR else f[4] / 100)
         for f in zip(tiles, scales, ranks, codings, snrs, strict=True)
     ]
-
