@@ -87,14 +87,13 @@ struct Prices {
                         end = 2 * std::log2(1.0f + (m - kEscape) / 4.0f) + 3;
                         bits[level][grid][m] = sum + end;
                     }
-                    if (m) bits[level][grid][m] += 1 + shift(level);
-                    else bits[level][grid][m] += shift(level);
+                    if (m) bits[level][grid][m] += 1 + coarseness(level);
+                    else bits[level][grid][m] += coarseness(level);
                 }
             }
     }
-    static int shift(int level) { return level > 22 ? (8 * level - 160) >> 4 : 0; }
     float operator()(int level, int grid, int index) const {
-        return bits[level][grid][std::min(index >> shift(level), kPrices - 1)];
+        return bits[level][grid][std::min(index >> coarseness(level), kPrices - 1)];
     }
 };
 
@@ -138,7 +137,7 @@ int viterbi(int first, const float* wanted, float curvature, float price, const 
     for (int s = 0; s < S; ++s) old[s] = s == first ? 0.0f : 1e30f;
     for (int64_t c = 0; c < n; ++c) {
         const float a = std::fabs(wanted[c]);
-        const int level = levels[c], shift = Prices::shift(level);
+        const int level = levels[c], shift = coarseness(level);
         Candidate best[4];
         candidates(a, curvature, price, prices.bits[level][0], shift, 0, S, best);
         candidates(a, curvature, price, prices.bits[level][1], shift, 1, S, best + 2);
@@ -173,7 +172,7 @@ inline int scalar(const float* wanted, float curvature, float price, const uint8
     for (int64_t c = 0; c < n; ++c) {
         const int level = levels[c];
         Candidate best[2];
-        candidates(std::fabs(wanted[c]), curvature, price, prices.bits[level][0], Prices::shift(level), 0, 1, best);
+        candidates(std::fabs(wanted[c]), curvature, price, prices.bits[level][0], coarseness(level), 0, 1, best);
         z[c] = std::copysign(static_cast<float>(best[best[1].cost < best[0].cost].value), wanted[c]);
     }
     return 0;

@@ -195,6 +195,9 @@ public:
 // The model: an integer's expected magnitude is the product of what its row, its weight row and
 // its position have shown so far; the decisions that spell it out adapt per level of that.
 
+// Lowest bits of an index that are coded as they are: means of 8 and more count in powers of 2.
+inline int coarseness(int level) { return level < 22 ? 0 : (level - 20) >> 1; }
+
 // What a scale is worth before it has seen anything, and at most; 8 bits of fraction.
 constexpr int32_t kStrength = 32 << 8, kMost = 255 << 8;
 
@@ -229,7 +232,7 @@ public:
     template <class Coder>
     int magnitude(Coder& coder, int at, int grid, int value) {
         auto& bins = bins_[level(at)][grid];
-        const int shift = at > 176 ? (at - 160) >> 4 : 0;  // means above 8 in units of a power of 2
+        const int shift = coarseness(level(at));
         const int coarse = value >> shift;
         int m = 0;
         while (m < kEscape) {
