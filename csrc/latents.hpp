@@ -106,11 +106,12 @@ struct Candidate { float cost; int16_t value; };
 inline void candidates(float a, float curvature, float price, const float* bits, int shift, int grid,
                        int states, Candidate out[2]) {
     const float position = states == 1 ? a : grid ? 0.5f * (a + 1) : 0.5f * a;
-    const int floor = static_cast<int>(position);
+    const int last = states == 1 ? kLargest : (kLargest + grid) / 2;
+    const int floor = position < static_cast<float>(last) ? static_cast<int>(position) : last;
     out[0] = {curvature * a * a + price * bits[0], 0};
     out[1].cost = std::numeric_limits<float>::infinity();
     out[1].value = 0;
-    for (int index = std::max(floor - 1, 1); index <= floor + 2; ++index) {
+    for (int index = std::max(floor - 1, 1); index <= std::min(floor + 2, last); ++index) {
         const int value = value_of(index, grid, states);
         const float gap = a - static_cast<float>(value);
         const float cost = curvature * gap * gap + price * bits[std::min(index >> shift, kPrices - 1)];
