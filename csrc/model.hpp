@@ -200,12 +200,14 @@ inline int coarseness(int level) { return level < 22 ? 0 : (level - 20) >> 1; }
 
 // What a scale is worth before it has seen anything, and at most; 8 bits of fraction.
 constexpr int32_t kStrength = 32 << 8, kMost = 255 << 8;
+constexpr int32_t kFarthest = 1 << 16;  // from 0, of a scale's logarithm: 16 octaves
 
 struct Scale {       // a factor of the expected magnitude, in 1/4096 octave
     int32_t log = 0;
     int32_t seen = 0;  // information so far, 8 bits of fraction
     void learn(int32_t gradient, int32_t weight) {
         log += gradient * 370 / ((seen + kStrength) >> 4);  // 370 / 16 = 2^8 * log2(e) / 16
+        log = log < -kFarthest ? -kFarthest : log > kFarthest ? kFarthest : log;
         if (seen < kMost) seen += weight;
     }
 };

@@ -79,7 +79,7 @@ def decode(
         )
     except ValueError as error:
         raise FileFormatError(f"coded integers are damaged: {error}") from None
-    if used < len(payload):
+    if used < len(payload) or payload.endswith(b"\0"):
         raise FileFormatError("coded integers are damaged: data left over after the last one")
     codebook = torch.from_numpy(columns).T.contiguous()
     latent = natural_order(torch.from_numpy(ordered), rows)
