@@ -119,6 +119,9 @@ public:
         return value;
     }
     std::vector<uint8_t> finish() {
+        uint64_t mask = 0x7FFFFFFF;  // the number of the interval with most zeros at its end
+        while (((low_ + mask) & ~mask) - low_ >= range_) mask >>= 1;
+        low_ = (low_ + mask) & ~mask;
         for (int i = 0; i < 5; ++i) shift_low();
         out_.erase(out_.begin());  // the first byte is always 0
         while (!out_.empty() && out_.back() == 0) out_.pop_back();  // a reader reads zeros there

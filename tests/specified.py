@@ -130,6 +130,9 @@ class Encoder:
         return self._choose(self.range >> 1, wanted)
 
     def finish(self) -> bytes:
+        """The number of the interval with most zeros at its end."""
+        zeros = max(k for k in range(32) if -(-self.low >> k) << k < self.low + self.range)
+        self.low = -(-self.low >> zeros) << zeros
         return self.low.to_bytes(self.shifts + 4, "big").rstrip(b"\0")
 
 
