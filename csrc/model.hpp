@@ -119,7 +119,7 @@ public:
         return value;
     }
     std::vector<uint8_t> finish() {
-        uint64_t mask = 0x7FFFFFFF;  // the number of the interval with most zeros at its end
+        uint64_t mask = 0xFFFFFFFF;  // the number of the interval with most zeros at its end
         while (((low_ + mask) & ~mask) - low_ >= range_) mask >>= 1;
         low_ = (low_ + mask) & ~mask;
         for (int i = 0; i < 5; ++i) shift_low();

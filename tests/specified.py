@@ -131,7 +131,7 @@ class Encoder:
 
     def finish(self) -> bytes:
         """The number of the interval with most zeros at its end."""
-        zeros = max(k for k in range(32) if -(-self.low >> k) << k < self.low + self.range)
+        zeros = max(k for k in range(33) if -(-self.low >> k) << k < self.low + self.range)
         self.low = -(-self.low >> zeros) << zeros
         return self.low.to_bytes(self.shifts + 4, "big").rstrip(b"\0")
 
