@@ -19,6 +19,7 @@ from tersor.files import dense_tensors
 from tersor.storage import records
 from tersor.storage.archive import Archive, Entry
 
+
 class Cursor:
     def __init__(self, data):
         self.data = iter(data)
