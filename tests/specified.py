@@ -185,6 +185,7 @@ def prior(states: int, level: int, grid: int, decision: int) -> int:
 class Model:
     def __init__(self, outer: int, inner: int, start: int, states: int) -> None:
         self.trellis = Trellis(states)
+        self.levels: list[list[int]] = []  # of all integers so far
         self.row = Scale((start - 128) * 256)
         self.outers = [Scale() for _ in range(outer)]
         self.inners = [Scale() for _ in range(inner)]
@@ -196,6 +197,7 @@ class Model:
     def code_row(self, coder: Coder, wanted: list[int]) -> list[int]:
         """Code integers, in an encoder those that are wanted; those that were coded."""
         self.row.seen = 0
+        self.levels.append([])
         state, out = 0, []
         for column, z in enumerate(wanted):
             if column % RESTART == 0:
@@ -205,6 +207,7 @@ class Model:
             grid = self.trellis.grid(state)
             target = abs(z) if self.trellis.states == 1 else (abs(z) + grid) // 2
             at = min(max((sum(s.log for s in scales) >> 8) + 128, 0), 319)
+            self.levels[-1].append(at >> 3)
             index = self._index(coder, at >> 3, grid, target)
             negative = index and not coder.flat(int(z > 0))
             value = self.trellis.value(grid, index)
