@@ -104,11 +104,12 @@ def test_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize("step", [0.5, 1.0, 1.5])
-def test_gaussian_weights_are_within_1_6_db_of_the_bound(step):
+def test_gaussian_weights_are_near_the_bound(step):
+    """Scalar quantization loses 1.5 dB."""
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     factors = ra.factorize_weight(weight, 1, step)
     bound = distortion_bound(np.ones(1), factors.bits_per_weight)
-    assert signal_to_noise(weight, factors) > -10 * np.log10(bound) - 1.6
+    assert signal_to_noise(weight, factors) > -10 * np.log10(bound) - 0.75
 
 
 def test_correlated_tiles_gain_from_the_transform():
@@ -337,4 +338,4 @@ def test_real_layers_are_near_the_bound(layers: dict[str, Tensor], name: str, st
     spectrum = torch.linalg.eigvalsh(tiles.T @ tiles / len(tiles)).numpy()
     bound = distortion_bound(spectrum, factors.bits_per_weight)
     energy = float((tiles**2).mean())
-    assert signal_to_noise(weight, factors) > 10 * math.log10(energy / bound) - 1.4
+    assert signal_to_noise(weight, factors) > 10 * math.log10(energy / bound) - 0.5
