@@ -39,3 +39,15 @@ def search(
     threads: int,
     /,
 ) -> None: ...
+def search_run(
+    target: Reals,
+    gram: Reals,
+    z: Reals,
+    analysis: Analysis,
+    offset: int,
+    carried: NDArray[np.int32],
+    states: int,
+    price: float,
+    sweeps: int,
+    /,
+) -> None: ...

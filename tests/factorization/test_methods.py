@@ -19,9 +19,9 @@ from tersor.errors import BudgetError, InputError
 from tersor.factorization import initialize, methods
 from tersor.factorization.decompose import Method, Solution, decompose, power_of_two
 from tersor.factorization.projections import grid, integers, keep_largest, short_rows
-from tersor.factorization.rate_aware import factorize_weight
 from tersor.factorization.solve import Quadratic
 from tersor.factorization.updates import nearest_column
+from tersor.factorization.weights import factorize_weight
 from tersor.tiling import Tiling
 
 # Every method at settings that suit any weight of at least 3 tiles of at least 2 elements. Steps

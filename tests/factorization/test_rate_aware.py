@@ -14,16 +14,17 @@ from torch import Tensor
 
 from tersor import _native
 from tersor.factorization import rate_aware as ra
+from tersor.factorization import weights
 from tersor.factorization.rate import LARGEST, TRELLISES, distortion_bound
 from tersor.factorization.rate_aware import (
     PRICE,
     Coder,
     codebook_exponent,
-    factorize_weight,
     solve_rate_aware,
     update_codebook,
 )
 from tersor.factorization.solve import Quadratic, distortion
+from tersor.factorization.weights import factorize_weight
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, signal_to_noise
 
 seeds = st.integers(0, 2**31)
@@ -107,7 +108,7 @@ def test_the_same_each_time() -> None:
 def test_gaussian_weights_are_near_the_bound(step):
     """Scalar quantization loses 1.5 dB."""
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
-    factors = ra.factorize_weight(weight, 1, step)
+    factors = factorize_weight(weight, 1, step)
     bound = distortion_bound(np.ones(1), factors.bits_per_weight)
     assert signal_to_noise(weight, factors) > -10 * np.log10(bound) - 0.75
 
@@ -117,7 +118,7 @@ def test_correlated_tiles_gain_from_the_transform():
     mix = torch.randn(16, 16, generator=generator) * torch.logspace(0, -2, 16)
     weight = (torch.randn(4096, 16, generator=generator) @ mix.T).reshape(256, 256)
     step = float(weight.std()) * 0.7
-    one, sixteen = (ra.factorize_weight(weight, tile, step) for tile in (1, 16))
+    one, sixteen = (factorize_weight(weight, tile, step) for tile in (1, 16))
     assert sixteen.nbytes < 0.8 * one.nbytes
     assert signal_to_noise(weight, sixteen) > signal_to_noise(weight, one) - 0.5
 
@@ -125,7 +126,7 @@ def test_correlated_tiles_gain_from_the_transform():
 def test_rank_falls_below_the_tile_where_the_spectrum_allows():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(512, 3, generator=generator) @ torch.randn(3, 12, generator=generator)
-    factors = ra.factorize_weight(weight, 12, float(weight.std()) * 0.5)
+    factors = factorize_weight(weight, 12, float(weight.std()) * 0.5)
     assert factors.rank == 3
 
 
@@ -158,7 +159,7 @@ def test_rank_falls_below_the_tile_where_the_spectrum_allows():
 def test_odd_weights(weight, dtype):
     weight = weight.to(dtype)
     tile = min(8, weight.shape[1])
-    factors = ra.factorize_weight(weight, tile, float(weight.std()) * 0.1 or 0.1)
+    factors = factorize_weight(weight, tile, float(weight.std()) * 0.1 or 0.1)
     rebuilt = factors.recompose()
     assert rebuilt.shape == weight.shape and rebuilt.dtype == dtype
     assert bool(rebuilt.isfinite().all())
@@ -169,20 +170,20 @@ def test_odd_weights(weight, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_keep_their_type(dtype):
     weight = laplacian(32, 32).to(dtype)
-    assert ra.factorize_weight(weight, 8, 0.1).recompose().dtype == dtype
+    assert factorize_weight(weight, 8, 0.1).recompose().dtype == dtype
 
 
 def test_a_scaled_weight_has_the_same_integers():
     weight = laplacian(64, 48)
-    a, b = ra.factorize_weight(weight, 8, 0.5), ra.factorize_weight(weight * 1024, 8, 512.0)
+    a, b = factorize_weight(weight, 8, 0.5), factorize_weight(weight * 1024, 8, 512.0)
     assert torch.equal(a.latent, b.latent) and torch.equal(a.codebook, b.codebook)
     assert b.scale == 1024 * a.scale
 
 
 def test_tiny_steps_are_enlarged_until_integers_can_be_coded():
     weight = laplacian(64, 64)
-    factors = ra.factorize_weight(weight, 16, 1e-9)
-    assert int(factors.latent.abs().max()) <= ra.LARGEST
+    factors = factorize_weight(weight, 16, 1e-9)
+    assert int(factors.latent.abs().max()) <= LARGEST
     assert signal_to_noise(weight, factors) > 50
     assert factors.nbytes > 0
 
@@ -290,7 +291,7 @@ def test_products_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = normal(0, 40, 24)
     plain = factorize_weight(weight, 12, 0.02)
     limit = largest_sum(plain.codebook, plain.latent) // 4
-    monkeypatch.setattr(ra, "EXACT_INTEGERS", limit)
+    monkeypatch.setattr(weights, "EXACT_INTEGERS", limit)
     coarse = factorize_weight(weight, 12, 0.02)
     assert largest_sum(coarse.codebook, coarse.latent) <= limit
     assert signal_to_noise(weight, coarse) > 10

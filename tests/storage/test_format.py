@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import small_archive, to_file_bytes, weights
 
-from tersor.factorization.rate_aware import factorize_weight
+from tersor.factorization.weights import factorize_weight
 from tersor.files import dense_tensors
 from tersor.storage import records
 from tersor.storage.archive import Archive, Entry

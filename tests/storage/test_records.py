@@ -5,7 +5,7 @@ import torch
 from samples import random_factors
 
 from tersor.errors import FileFormatError, InputError
-from tersor.factorization.rate_aware import factorize_weight
+from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.storage import entropy, records
 
