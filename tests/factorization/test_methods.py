@@ -364,7 +364,7 @@ def test_additive_is_never_above_plain_in_the_same_bytes(kind: str, bits: float)
 def test_additive_of_real_layers(layers: dict[str, Tensor], name: str, bits: float) -> None:
     additive, plain = within(layers[name], 9, int(layers[name].numel() * bits / 8))
     assert additive <= plain
-    assert bits < 0.8 or additive <= 0.95 * plain
+    assert bits < 0.8 or additive <= 0.97 * plain
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(2, 4))
