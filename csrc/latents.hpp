@@ -87,14 +87,13 @@ struct Prices {
                         end = 2 * std::log2(1.0f + (m - kEscape) / 4.0f) + 3;
                         bits[level][grid][m] = sum + end;
                     }
-                    if (m) bits[level][grid][m] += 1 + shift(level);
-                    else bits[level][grid][m] += shift(level);
+                    if (m) bits[level][grid][m] += 1 + coarseness(level);
+                    else bits[level][grid][m] += coarseness(level);
                 }
             }
     }
-    static int shift(int level) { return level > 22 ? (8 * level - 160) >> 4 : 0; }
     float operator()(int level, int grid, int index) const {
-        return bits[level][grid][std::min(index >> shift(level), kPrices - 1)];
+        return bits[level][grid][std::min(index >> coarseness(level), kPrices - 1)];
     }
 };
 
@@ -107,11 +106,12 @@ struct Candidate { float cost; int16_t value; };
 inline void candidates(float a, float curvature, float price, const float* bits, int shift, int grid,
                        int states, Candidate out[2]) {
     const float position = states == 1 ? a : grid ? 0.5f * (a + 1) : 0.5f * a;
-    const int floor = static_cast<int>(position);
+    const int last = states == 1 ? kLargest : (kLargest + grid) / 2;
+    const int floor = position < static_cast<float>(last) ? static_cast<int>(position) : last;
     out[0] = {curvature * a * a + price * bits[0], 0};
     out[1].cost = std::numeric_limits<float>::infinity();
     out[1].value = 0;
-    for (int index = std::max(floor - 1, 1); index <= floor + 2; ++index) {
+    for (int index = std::max(floor - 1, 1); index <= std::min(floor + 2, last); ++index) {
         const int value = value_of(index, grid, states);
         const float gap = a - static_cast<float>(value);
         const float cost = curvature * gap * gap + price * bits[std::min(index >> shift, kPrices - 1)];
@@ -138,7 +138,7 @@ int viterbi(int first, const float* wanted, float curvature, float price, const 
     for (int s = 0; s < S; ++s) old[s] = s == first ? 0.0f : 1e30f;
     for (int64_t c = 0; c < n; ++c) {
         const float a = std::fabs(wanted[c]);
-        const int level = levels[c], shift = Prices::shift(level);
+        const int level = levels[c], shift = coarseness(level);
         Candidate best[4];
         candidates(a, curvature, price, prices.bits[level][0], shift, 0, S, best);
         candidates(a, curvature, price, prices.bits[level][1], shift, 1, S, best + 2);
@@ -173,7 +173,7 @@ inline int scalar(const float* wanted, float curvature, float price, const uint8
     for (int64_t c = 0; c < n; ++c) {
         const int level = levels[c];
         Candidate best[2];
-        candidates(std::fabs(wanted[c]), curvature, price, prices.bits[level][0], Prices::shift(level), 0, 1, best);
+        candidates(std::fabs(wanted[c]), curvature, price, prices.bits[level][0], coarseness(level), 0, 1, best);
         z[c] = std::copysign(static_cast<float>(best[best[1].cost < best[0].cost].value), wanted[c]);
     }
     return 0;

@@ -119,6 +119,9 @@ public:
         return value;
     }
     std::vector<uint8_t> finish() {
+        uint64_t mask = 0xFFFFFFFF;  // the number of the interval with most zeros at its end
+        while (((low_ + mask) & ~mask) - low_ >= range_) mask >>= 1;
+        low_ = (low_ + mask) & ~mask;
         for (int i = 0; i < 5; ++i) shift_low();
         out_.erase(out_.begin());  // the first byte is always 0
         while (!out_.empty() && out_.back() == 0) out_.pop_back();  // a reader reads zeros there
@@ -195,14 +198,19 @@ public:
 // The model: an integer's expected magnitude is the product of what its row, its weight row and
 // its position have shown so far; the decisions that spell it out adapt per level of that.
 
+// Lowest bits of an index that are coded as they are: means of 8 and more count in powers of 2.
+inline int coarseness(int level) { return level < 22 ? 0 : (level - 20) >> 1; }
+
 // What a scale is worth before it has seen anything, and at most; 8 bits of fraction.
 constexpr int32_t kStrength = 32 << 8, kMost = 255 << 8;
+constexpr int32_t kFarthest = 1 << 16;  // from 0, of a scale's logarithm: 16 octaves
 
 struct Scale {       // a factor of the expected magnitude, in 1/4096 octave
     int32_t log = 0;
     int32_t seen = 0;  // information so far, 8 bits of fraction
     void learn(int32_t gradient, int32_t weight) {
         log += gradient * 370 / ((seen + kStrength) >> 4);  // 370 / 16 = 2^8 * log2(e) / 16
+        log = log < -kFarthest ? -kFarthest : log > kFarthest ? kFarthest : log;
         if (seen < kMost) seen += weight;
     }
 };
@@ -229,7 +237,7 @@ public:
     template <class Coder>
     int magnitude(Coder& coder, int at, int grid, int value) {
         auto& bins = bins_[level(at)][grid];
-        const int shift = at > 176 ? (at - 160) >> 4 : 0;  // means above 8 in units of a power of 2
+        const int shift = coarseness(level(at));
         const int coarse = value >> shift;
         int m = 0;
         while (m < kEscape) {

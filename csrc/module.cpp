@@ -29,6 +29,7 @@ static void ignore(int64_t, int64_t, int) {}
 template <class Coder>
 void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_start, int16_t* latent,
           const Shape& second, int states, int latent_start) {
+    if (!first.rows) return;  // nor does the latent have any, whatever its columns
     Model of_codebook(first.outer, first.inner, codebook_start, 1);
     code(coder, of_codebook, codebook, first, 1, ignore);
     Model of_latent(second.outer, second.inner, latent_start, states);

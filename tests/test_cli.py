@@ -76,7 +76,7 @@ def test_the_whole_way(folder):
 )
 def test_budgets(folder, budget):
     assert run("compress", "model.safetensors", "-o", "small.tersor", *budget).exit_code == 0
-    assert (folder / "small.tersor").stat().st_size < 3000
+    assert (folder / "small.tersor").stat().st_size <= 3000
 
 
 def test_torch_checkpoints_with_more_than_tensors(folder):

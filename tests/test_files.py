@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_another_model_is_refused_with_the_names(tmp_path, model, message):
 def test_damaged_integers_leave_the_model_unchanged(tmp_path):
     """The sections are whole, but one does not hold what it should: found only when decoded."""
     good = records.encode(random_factors((20, 20), 4, 4))
-    bad = records.EncodedFactors(4, 1.0, good.codebook, good.latent, good.payload + b"\1\0\0\0")
+    bad = replace(good, payload=good.payload + b"\1" * 9)
     entries = {
         n: Entry((20, 20), torch.float32, e) for n, e in (("0.weight", good), ("1.weight", bad))
     }

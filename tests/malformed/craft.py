@@ -9,6 +9,8 @@ import struct
 import zlib
 from typing import Any
 
+import specified
+
 MAGIC = b"\x93TERSOR\n"
 
 
@@ -17,7 +19,16 @@ def deflate(data: bytes) -> bytes:
     return compressor.compress(data) + compressor.flush()
 
 
-SECTIONS = [b"", deflate(bytes(2 * 2 + 8))]  # no coded integers; two bfloat16 and one int64
+def factors(codebook: list[list[int]], latent: list[list[int]], outer: int) -> bytes:
+    """Coded integers, both matrices in coding order, with no trellis and starts of 128."""
+    coder = specified.Encoder()
+    specified.code(coder, codebook, len(codebook[0]), 1, 128)
+    specified.code(coder, latent, outer, 1, 128)
+    return coder.finish()
+
+
+# Zeros; two bfloat16 and one int64.
+SECTIONS = [factors([[0] * 3], [[0] * 4], 4), deflate(bytes(2 * 2 + 8))]
 
 VALID: dict[str, Any] = {
     "source_bytes": 600,
@@ -34,14 +45,9 @@ VALID: dict[str, Any] = {
     "ranks": [1],
     "scales": struct.pack("<f", 0.5),
     "snrs": struct.pack("<h", 1250),
-    "codebook_largest": [0],
-    "codebook_curvature": bytes([4]),
-    "codebook_zero": bytes([16]),
-    "codebook_decay": bytes([0]),
-    "latent_largest": [0],
-    "latent_curvature": bytes([4]),
-    "latent_zero": bytes([16]),
-    "latent_decay": bytes([0]),
+    "trellises": bytes([0]),
+    "codebook_starts": bytes([128]),
+    "latent_starts": bytes([128]),
     "section_sizes": [len(s) for s in SECTIONS],
     "checksums": b"".join(struct.pack("<I", zlib.crc32(s)) for s in SECTIONS),
     "extra": b"",

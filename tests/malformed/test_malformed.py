@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 import torch
-from craft import SECTIONS, VALID, assemble, craft, deflate, header, integer
+from craft import SECTIONS, VALID, assemble, craft, deflate, factors, header, integer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,18 +26,11 @@ def test_the_valid_file_is_read():
     assert torch.equal(tensors["wb"], torch.zeros(2)) and tensors["wi"] == 0
 
 
-def models(rows, largest=0):
-    """The fields of a latent's entropy model."""
-    return {
-        "ranks": [rows],
-        "latent_largest": [largest],
-        "latent_zero": bytes(rows),
-        "latent_decay": bytes(rows),
-    }
-
-
 MANY = 20_000
 TENSOR_OF_MANY = [(0, b"")] + [(i, b"a") for i in range(MANY)]
+
+_LARGE = {"lengths": [4, 1, 2, 4, 1], "tiles": [1], "ranks": [2]}
+
 
 CASES = {
     "empty": (b"", "does not start with the magic number"),
@@ -122,16 +115,14 @@ CASES = {
     "factors of complex": (craft(dtypes=bytes([15, 1, 4, 15])), "complex64 cannot be factored"),
     "scale no number": (craft(scales=struct.pack("<f", float("nan"))), "the scale is nan"),
     "scale infinite": (craft(scales=struct.pack("<f", float("inf"))), "the scale is inf"),
-    "too many rows": (craft(ranks=[2**40]), "header ends too early"),
-    "too large integers": (craft(latent_largest=[2048]), "at most 2047 is allowed"),
-    "too large codebook": (craft(codebook_largest=[2048]), "at most 2047 is allowed"),
-    "unknown curvature": (craft(latent_curvature=bytes([12])), "unknown curvature 12"),
+    "too many rows": (craft(ranks=[2**40]), "decoding takes .* are allowed"),
+    "unknown trellis": (craft(trellises=bytes([6])), "unknown trellis 6"),
     "more decoded than allowed": (
         craft(lengths=[2**40, 3, 2, 2**40, 3]),
         "decoding takes .* at most 68719476736 are allowed",
     ),
     "huge factors of a small weight": (
-        craft(lengths=[1, 2**18, 2, 1, 2**18], tiles=[2**18], **models(2**18)),
+        craft(lengths=[1, 2**18, 2, 1, 2**18], tiles=[2**18], ranks=[2**18]),
         "decoding takes 1374",
     ),
     "section missing": (craft(section_sizes=[0]), "header"),
@@ -140,10 +131,10 @@ CASES = {
     "section too large": (craft(section_sizes=[0, 2**40]), "its header says"),
     "file longer": (craft() + b"\0", "its header says"),
     "sections in the wrong order": (
-        craft(sections=SECTIONS[::-1], section_sizes=[0, len(SECTIONS[1])]),
+        craft(sections=SECTIONS[::-1], section_sizes=[len(s) for s in SECTIONS]),
         "section 0 is damaged",
     ),
-    "wrong checksum": (craft(checksums=bytes(8)), "section 1 is damaged"),
+    "wrong checksum": (craft(checksums=bytes(8)), "section 0 is damaged"),
     "kept tensors cut": (craft(sections=[b"", deflate(bytes(11))]), "12 bytes expected, 11 found"),
     "kept tensors longer": (craft(sections=[b"", deflate(bytes(13))]), "group of 'wb' is damaged"),
     "kept tensors no deflate": (craft(sections=[b"", b"\xff" * 9]), "group of 'wb' is damaged"),
@@ -151,10 +142,17 @@ CASES = {
         craft(sections=[b"", deflate(bytes(12)) + b"more"]),
         "group of 'wb' is damaged",
     ),
-    "coded integers cut": (craft(sections=[b"\1\2\3", SECTIONS[1]]), "a multiple of 4 bytes"),
+    "coded integers too large": (  # no bytes: every decision says more
+        craft(sections=[b"", SECTIONS[1]]),
+        "an integer is too large",
+    ),
+    "product too large": (
+        craft(sections=[factors([[4095]] * 2, [[4095] * 4] * 2, 4), SECTIONS[1]], **_LARGE),
+        "too large for an exact product",
+    ),
     "coded integers end in zero": (craft(sections=[bytes(4), SECTIONS[1]]), "integers are damaged"),
     "coded integers left over": (
-        craft(sections=[b"\1\0\0\0", SECTIONS[1]]),
+        craft(sections=[SECTIONS[0] + bytes(9) + b"\1", SECTIONS[1]]),
         "data left over after the last one",
     ),
 }
@@ -188,15 +186,33 @@ def test_a_deflate_bomb_stops_at_its_claim():
     assert peak < 1_000_000
 
 
-def test_many_rows_of_many_magnitudes_are_decoded_in_little_memory():
-    """Tables of 4095 entries for each of 2000 rows, in a file of a few hundred bytes."""
-    fields = models(2000, 2047)
-    data = craft(lengths=[1, 3, 2, 1, 3], **fields)
-    tracemalloc.start()
-    tensors = decoded(data)  # valid: no words at all mean the smallest integers
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert tensors["w"].shape == (1, 3) and peak < 30_000_000
+def test_nothing_but_zeros_is_decoded_in_little_memory():
+    """Rank 0 takes no more than the dense tensor, whatever the shape."""
+    for lengths, tile in (([1, 2**20], 2**20), ([2**20, 1], 1), ([1, 2**20], 1)):
+        sections = [b"", SECTIONS[1]]
+        data = craft(sections, lengths=[*lengths, 2, *lengths], tiles=[tile], ranks=[0])
+        tracemalloc.start()
+        tensors = decoded(data)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert not tensors["w"].any() and peak < 10_000_000
+
+
+def test_what_the_sections_hold_is_read():
+    data = craft(sections=[factors([[-7]] * 2, [[300] * 4] * 2, 4), SECTIONS[1]], **_LARGE)
+    assert torch.equal(decoded(data)["w"], torch.full((4, 1), 0.5 * 2 * -7 * 300))
+
+
+@given(st.binary(max_size=60), st.integers(0, 5), st.integers(0, 255), st.integers(0, 255))
+def test_any_integers_are_read_or_refused(section, trellis, codebook_start, latent_start):
+    coding = {
+        "trellises": bytes([trellis]),
+        "codebook_starts": bytes([codebook_start]),
+        "latent_starts": bytes([latent_start]),
+    }
+    with contextlib.suppress(FileFormatError):
+        weight = decoded(craft(sections=[section, SECTIONS[1]], **coding))["w"]
+        assert weight.shape == (4, 3) and bool(weight.isfinite().all())
 
 
 @given(st.binary(max_size=300))

@@ -1,68 +1,23 @@
 """An independent decoder that follows docs/format.md and shares no code with the package."""
 
+import hashlib
 import itertools
+import re
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
+import specified
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import small_archive, to_file_bytes, weights
 
+from tersor.factorization.weights import factorize_weight
 from tersor.files import dense_tensors
-from tersor.storage.archive import Archive
-
-SIXTEENTHS = [
-    *(1073741824, 1028218693, 984625594, 942880699, 902905651, 864625413, 827968132, 792865000),
-    *(759250125, 727060411, 696235434, 666717336, 638450708, 611382493, 585461881, 560640218),
-]
-
-
-def power(byte):
-    return SIXTEENTHS[byte & 15] >> (byte >> 4)
-
-
-def frequencies(zero, decay, curvature, largest):
-    """Frequencies of -largest to largest."""
-    gap = power(decay)
-    ratio = 2**30 - max(gap, 1)
-    bend = max(2**30 - ((gap * (curvature - 4)) >> 3), 0)
-    weight = [2**30]
-    for _ in range(1, largest):
-        weight.append(weight[-1] * ratio >> 30)
-        ratio = min(ratio * bend >> 30, 2**30 - 1)
-    half = min(max(power(zero) >> 7, largest), 2**23 - 1)
-    side = [1 + w * (half - largest) // sum(weight) for w in weight]
-    return [*side[::-1], 2**24 - 2 * sum(side), *side]
-
-
-class Coder:
-    def __init__(self, payload):
-        self.words = list(struct.unpack(f"<{len(payload) // 4}I", payload))
-        self.state = 0
-        self.refill()
-        self.refill()
-
-    def refill(self):
-        if self.state < 2**32 and self.words:
-            self.state = self.state << 32 | self.words.pop()
-
-    def pop(self, table):
-        quantile = self.state & (2**24 - 1)
-        left, symbol = 0, 0
-        while quantile >= left + table[symbol]:
-            left, symbol = left + table[symbol], symbol + 1
-        self.state = (self.state >> 24) * table[symbol] + quantile - left
-        self.refill()
-        return symbol
-
-    def matrix(self, model, rows, columns):
-        zero, decay, curvature, largest = model
-        if largest == 0:
-            return [[0] * columns for _ in range(rows)]
-        tables = (frequencies(z, d, curvature, largest) for z, d in zip(zero, decay, strict=True))
-        return [[self.pop(table) - largest for _ in range(columns)] for table in tables]
+from tersor.storage import records
+from tersor.storage.archive import Archive, Entry
 
 
 class Cursor:
@@ -83,15 +38,6 @@ class Cursor:
 
     def integers(self, count):
         return [self.integer() for _ in range(count)]
-
-    def models(self, rows):
-        largest = self.integers(len(rows))
-        curvature = self.raw(len(rows))
-        zero, decay = ([self.sums(n) for n in rows] for _ in range(2))
-        return list(zip(zero, decay, curvature, largest, strict=True))
-
-    def sums(self, count):
-        return [s & 255 for s in itertools.accumulate(self.raw(count))]
 
 
 def factored_weights(data):
@@ -119,7 +65,7 @@ def factored_weights(data):
     tiles, ranks = cursor.integers(len(factored)), cursor.integers(len(factored))
     scales = struct.unpack(f"<{len(factored)}f", cursor.raw(4 * len(factored)))
     cursor.raw(2 * len(factored))  # signal-to-noise ratios
-    codebooks, latents = cursor.models([1] * len(factored)), cursor.models(ranks)
+    trellises, *starts = (cursor.raw(len(factored)) for _ in range(3))
     has_kept = any(kind < 2 for kind in kinds)  # less than 1 MiB in these tests: one group
     sizes = cursor.integers(len(factored) + has_kept)
     weights = {}
@@ -129,12 +75,10 @@ def factored_weights(data):
             row *= n
         per_row = -(-row // tiles[i])
         section, body = body[: sizes[i]], body[sizes[i] :]
-        coder = Coder(section)
-        (codebook,) = coder.matrix(codebooks[i], 1, tiles[i] * ranks[i])
-        latent = coder.matrix(latents[i], ranks[i], rows * per_row)
-        assert coder.state == 0 and not coder.words
+        states, coded = specified.STATES[trellises[i]], (starts[0][i], starts[1][i])
+        codebook, latent = integers(section, tiles[i], ranks[i], per_row, rows, states, coded)
         weights[names[position]] = [
-            single(scales[i] * dot(codebook[j * ranks[i] :], latent, r * per_row + t))
+            single(scales[i] * dot([c[j] for c in codebook], latent, t * rows + r))
             for r in range(rows)
             for t in range(per_row)
             for j in range(min(tiles[i], row - t * tiles[i]))
@@ -142,9 +86,18 @@ def factored_weights(data):
     return weights
 
 
+def integers(section, d, k, per_row, rows, states, starts):
+    """Columns of the codebook, and rows of the latent, both in the order of coding."""
+    coder = specified.Decoder(section)
+    codebook = specified.code(coder, [[0] * d] * k, d, 1, starts[0])
+    latent = specified.code(coder, [[0] * (per_row * rows)] * k, rows, states, starts[1])
+    assert coder.position >= len(section) and not section.endswith(b"\0")
+    return codebook, latent
+
+
 def dot(codebook, latent, column):
     """One row of the codebook times one column of the latent, exactly."""
-    return sum(c * row[column] for c, row in zip(codebook, latent, strict=False))
+    return sum(c * row[column] for c, row in zip(codebook, latent, strict=True))
 
 
 def single(value):
@@ -167,7 +120,41 @@ def test_the_specification_is_enough_to_decode_any_factors(entries):
     assert factored_weights(to_file_bytes(archive)) == expected
 
 
-def test_the_constants_are_powers_of_two():
-    """Sixteenths of an octave in units of 2**-30, rounded."""
-    exact = [2 ** (30 - j / 16) for j in range(16)]
-    assert exact == pytest.approx(SIXTEENTHS, rel=0, abs=0.5)
+@pytest.mark.parametrize("states", specified.STATES)
+@pytest.mark.parametrize("shape, tile", [((24, 18, 3, 3), 9), ((40, 30), 8), ((1, 300), 1)])
+def test_the_specification_decodes_what_the_solver_makes(shape, tile, states):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    encoded = records.encode(factorize_weight(weight, tile, 0.7, states=states))
+    assert states in (1, encoded.coding.states)
+    archive = Archive({"w": Entry(shape, torch.float32, encoded)}, 1)
+    expected = {n: t.reshape(-1).tolist() for n, t in dense_tensors(archive).items()}
+    assert factored_weights(to_file_bytes(archive)) == expected
+
+
+def test_tables_do_not_depend_on_the_last_bits_of_powers():
+    """None is near a half, where two mathematical libraries might round differently."""
+    for m in specified.MAGNITUDES:
+        for value in (256 * m, 2**20 / (1 + m), 256 * m / (1 + m)):
+            assert abs(value % 1 - 0.5) > 1e-6
+
+
+def test_tables_never_change():
+    """Files are read with them."""
+    tables = specified.MEAN, specified.INVERSE, specified.WEIGHT, specified.RATE
+    text = repr([list(map(int, table)) for table in tables])
+    assert hashlib.sha256(text.encode()).hexdigest() == DIGEST
+
+
+def test_the_page_has_the_constants():
+    """Each in one place: the table of constants, or that of first probabilities."""
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    rows = dict(re.findall(r"^\| ([A-Z]{3,}) \| (\d+) \|", page, re.MULTILINE))
+    names = {"COUNTS": "COUNT_LIMIT"}
+    assert len(rows) == 11
+    for name, value in rows.items():
+        assert getattr(specified, names.get(name, name)) == int(value)
+    for row in specified.PRIORS.values():
+        assert page.count(f"| {row} |") == 1
+
+
+DIGEST = "05d53b520b012e70b77fbd765b256a8cf775d1dbacf1c1a28a0c7f25519c64c9"

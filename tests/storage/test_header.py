@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tersor.errors import InputError
 from tersor.storage import header, records
 from tersor.storage.archive import Entry, Kept
 from tersor.storage.cursor import Reader, Writer
+from tersor.storage.entropy import Coding
 
 
 def written(entries):
@@ -46,3 +48,23 @@ def test_names_that_are_not_unicode_are_refused():
     """Pickled checkpoints may hold them."""
     with pytest.raises(InputError, match=r"'a\\ud800' is not valid Unicode"):
         written({"a\ud800": plain(torch.zeros(1), Kept.VECTOR)})
+
+
+@pytest.mark.parametrize("states", [1, 4, 8, 16, 32, 64])
+def test_codings_come_back(states):
+    factors = replace(
+        records.encode(random_factors((6, 10), 4, 3)), coding=Coding(states, 255, 0), payload=b""
+    )
+    (field,) = header.read(Reader(written({"w": Entry((6, 10), torch.float32, factors)})))
+    assert field.detail == replace(factors, snr=field.detail.snr)
+    assert field.detail.coding == Coding(states, 255, 0)
+
+
+def test_factors_take_few_bytes():
+    """The columns of a tensor's factors: tile, rank, scale, ratio, trellis and two levels."""
+    entries = {
+        str(i): Entry((6, 10), torch.float32, records.zero((6, 10), torch.float32, 0.0))
+        for i in range(2)
+    }
+    one = dict(list(entries.items())[:1])
+    assert len(written(entries)) - len(written(one)) == 3 + 5 + 2 + 4 + 2 + 3

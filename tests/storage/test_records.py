@@ -5,8 +5,9 @@ import torch
 from samples import random_factors
 
 from tersor.errors import FileFormatError, InputError
+from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
-from tersor.storage import records
+from tersor.storage import entropy, records
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ def changed(**fields):
         ({"dtype": torch.int32}, "int32"),
         ({"dtype": torch.float8_e5m2}, "float8"),
         ({"shape": (18, 3)}, r"tiles of 4 .* \(18, 3\)"),
-        ({"latent": torch.full((3, 18), 2048, dtype=torch.int16)}, "integers up to 2047 .* 2048"),
-        ({"latent": torch.full((3, 18), -2048, dtype=torch.int16)}, "2048"),
+        ({"latent": torch.full((3, 18), 4096, dtype=torch.int16)}, "integers up to 4095 .* 4096"),
+        ({"latent": torch.full((3, 18), -(2**15), dtype=torch.int16)}, "32768"),
     ],
 )
 def test_what_no_file_can_hold_is_refused(fields, message):
@@ -58,16 +59,28 @@ def test_what_no_file_can_hold_is_refused(fields, message):
 def test_sums_too_large_to_be_exact_are_refused():
     """A payload may be valid and still hold integers whose product is not."""
     rank = 10
-    codebook = torch.full((1, rank), 2047, dtype=torch.int16)
-    latent = torch.full((rank, 4), 2047, dtype=torch.int16)
-    ones = Factors(codebook, torch.ones_like(latent), 1.0, (4, 1))
-    encoded = records.encode(ones)
-    forged = records.EncodedFactors(
-        1, 1.0, encoded.codebook, records.fit(records.count_magnitudes(latent)), b""
-    )
-    matrices = [(codebook.numpy().astype("int32"), encoded.codebook)]
-    matrices.append((latent.numpy().astype("int32"), forged.latent))
-    payload = records.entropy.encode(matrices)
-    forged = records.EncodedFactors(1, 1.0, encoded.codebook, forged.latent, payload)
+    codebook = torch.full((1, rank), 4095, dtype=torch.int16)
+    latent = torch.full((rank, 4), 4095, dtype=torch.int16)
+    coding, payload = entropy.encode(codebook, latent, 4)
+    forged = records.EncodedFactors(1, 1.0, rank, coding, payload)
     with pytest.raises(FileFormatError, match="too large for an exact product"):
         records.decode(forged, (4, 1), torch.float32)
+
+
+@pytest.mark.parametrize("states", [1, 4, 8, 16, 32, 64])
+def test_factors_of_the_solver_come_back(states):
+    """Their latents are on a trellis in coding order, which the file names."""
+    weight = torch.randn(30, 7, 3, 3, generator=torch.Generator().manual_seed(0))
+    factors = factorize_weight(weight, 9, 0.8, states=states)
+    encoded = records.encode(factors)
+    assert encoded.coding.states == states
+    back = records.decode(encoded, factors.shape, factors.dtype)
+    assert torch.equal(back.codebook, factors.codebook)
+    assert torch.equal(back.latent, factors.latent)
+
+
+def test_coding_does_not_change_the_factors():
+    factors = random_factors((6, 10), 4, 3)
+    before = factors.codebook.clone(), factors.latent.clone()
+    assert records.encode(factors) == records.encode(factors)
+    assert torch.equal(factors.codebook, before[0]) and torch.equal(factors.latent, before[1])

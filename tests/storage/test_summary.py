@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from rich.console import Console
-from samples import plain, random_factors, small_archive
+from samples import plain, random_factors, small_archive, to_file_bytes
 
 from tersor.report import table
 from tersor.storage import container, records
@@ -90,3 +90,12 @@ def test_json_is_plain_and_complete():
     data = json.loads(json.dumps(table.to_json(report), allow_nan=False))
     assert data["nbytes"] == report.nbytes and len(data["tensors"]) == 4
     assert math.isclose(data["tensors"][0]["bits_per_weight"], report.tensors[0].bits_per_weight)
+
+
+def test_the_table_is_the_same_before_and_after_writing():
+    """12.5512 dB is 12.55 in the file: rounded once more, that may be another tenth."""
+    for snr in (12.5512, 12.5499, 0.04999, math.inf, -0.2501):
+        encoded = records.encode(random_factors((6, 10), 4, 3), snr)
+        archive = Archive({"w": Entry((6, 10), torch.float32, encoded)}, 9)
+        read = container.from_bytes(to_file_bytes(archive))
+        assert rendered(archive) == rendered(read)

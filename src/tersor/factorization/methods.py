@@ -245,9 +245,7 @@ def _with_identity(project: Projection, unit: Callable[[Tensor], float]) -> Meth
     return Method(start, project_target(project), fixed, unit=unit, dtype=torch.float32)
 
 
-def rate_aware(
-    step: float, *, rows: int | None = None, states: int = priced.STATES
-) -> Method:
+def rate_aware(step: float, *, rows: int | None = None, states: int = priced.STATES) -> Method:
     """Least error + price * bits at the latent grid ``step``: see the module of this name.
 
     As `tersor.factorization.weights.factorize_weight`, but a step that is too small is refused.

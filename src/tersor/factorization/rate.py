@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 LARGEST = 4095
 """Largest magnitude of an integer that can be coded."""
 
-TRELLISES = (64, 32, 16, 8, 4)
+TRELLISES: tuple[int, ...] = (64, 32, 16, 8, 4)
 """Numbers of states of the trellises that the coder knows, besides 1: no trellis."""
 
 _FIRST, _LAST = 0, 255

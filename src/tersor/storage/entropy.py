@@ -56,7 +56,9 @@ def encode(codebook: Tensor, latent: Tensor, rows: int) -> tuple[Coding, bytes]:
     return coding, payload
 
 
-def decode(payload: bytes, coding: Coding, d: int, k: int, n: int, rows: int) -> tuple[Tensor, Tensor]:
+def decode(
+    payload: bytes, coding: Coding, d: int, k: int, n: int, rows: int
+) -> tuple[Tensor, Tensor]:
     """Codebook (d, k) and latent (k, n), int16, of a stream.
 
     Raises
@@ -67,11 +69,17 @@ def decode(payload: bytes, coding: Coding, d: int, k: int, n: int, rows: int) ->
     columns, ordered = np.zeros((k, d), np.int16), np.zeros((k, n), np.int16)
     try:
         used = _native.decode(
-            payload, columns, coding.codebook_start, ordered, rows, coding.states, coding.latent_start
+            payload,
+            columns,
+            coding.codebook_start,
+            ordered,
+            rows,
+            coding.states,
+            coding.latent_start,
         )
     except ValueError as error:
         raise FileFormatError(f"coded integers are damaged: {error}") from None
-    if used < len(payload):
+    if used < len(payload) or payload.endswith(b"\0"):
         raise FileFormatError("coded integers are damaged: data left over after the last one")
     codebook = torch.from_numpy(columns).T.contiguous()
     latent = natural_order(torch.from_numpy(ordered), rows)

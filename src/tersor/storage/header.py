@@ -199,13 +199,13 @@ def _write_records(out: Writer, factors: list[EncodedFactors]) -> None:
     for f in factors:
         out.pack("f", f.scale)
     for f in factors:
-        out.pack("h", _hundredths(f.snr))
+        out.pack("h", hundredths(f.snr))
     out.raw(bytes(_STATES.index(f.coding.states) for f in factors))
     out.raw(bytes(f.coding.codebook_start for f in factors))
     out.raw(bytes(f.coding.latent_start for f in factors))
 
 
-def _hundredths(snr: float) -> int:
+def hundredths(snr: float) -> int:
     """Signal-to-noise ratio in hundredths of a decibel."""
     return _NO_SNR if math.isnan(snr) else round(100 * min(max(snr, -_LARGEST_SNR), _LARGEST_SNR))
 
@@ -227,4 +227,3 @@ def _read_records(
         EncodedFactors(*f[:4], b"", math.nan if f[4] == _NO_SNR else f[4] / 100)
         for f in zip(tiles, scales, ranks, codings, snrs, strict=True)
     ]
-

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tersor.storage import container, dtypes
 from tersor.storage.archive import Alias, Archive, Entry
+from tersor.storage.header import hundredths
 from tersor.storage.records import EncodedFactors
 
 
@@ -101,7 +103,8 @@ def _summarize(name: str, entry: Entry) -> TensorSummary:
     if isinstance(content, Alias):
         return TensorSummary(name, entry.shape, dtype, 0, note=f"same as {content.target}")
     if isinstance(content, EncodedFactors):
-        snr = None if content.snr != content.snr else content.snr
+        # As the file has it, or what is shown now and later would differ.
+        snr = None if math.isnan(content.snr) else hundredths(content.snr) / 100
         return TensorSummary(
             name, entry.shape, dtype, len(content.payload), content.tile, content.rank, snr
         )

@@ -1,0 +1,53 @@
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int16]
+Reals = NDArray[np.float32]
+
+class Analysis:
+    @property
+    def bits(self) -> list[float]: ...
+
+def reachable(z: Integers, outer: int, states: int, /) -> bool: ...
+def encode(
+    codebook: Integers,
+    codebook_start: int,
+    latent: Integers,
+    outer: int,
+    states: int,
+    latent_start: int,
+    /,
+) -> bytes: ...
+def decode(
+    data: bytes,
+    codebook: Integers,
+    codebook_start: int,
+    latent: Integers,
+    outer: int,
+    states: int,
+    latent_start: int,
+    /,
+) -> int: ...
+def analyse(z: Integers, outer: int, states: int, start: int, /) -> Analysis: ...
+def search(
+    target: Reals,
+    gram: Reals,
+    z: Reals,
+    analysis: Analysis,
+    states: int,
+    price: float,
+    threads: int,
+    /,
+) -> None: ...
+def search_run(
+    target: Reals,
+    gram: Reals,
+    z: Reals,
+    analysis: Analysis,
+    offset: int,
+    carried: NDArray[np.int32],
+    states: int,
+    price: float,
+    sweeps: int,
+    /,
+) -> None: ...
