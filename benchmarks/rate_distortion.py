@@ -3,7 +3,7 @@
 The yardstick is the Gaussian bound of one fixed tile per tensor (`tensors.bound`) at the bytes that
 tersor really takes, whatever tile the solver chose: the gap is the bound's SNR less the one
 achieved. Peers (`peers`) are curves of SNR against bits. Each is read at tersor's bits, linearly
-between its two nearest points, at the best of its settings; a peer that cannot get there is left
+between the points around them, at the best of its settings; a peer that cannot get there is left
 out. Peers do not depend on the solver: their curves are kept in
 results/rate_distortion_peers.json, and what is in the results is not computed again.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
@@ -40,10 +41,13 @@ NAMES = {
     "scalar": "scalar + entropy coding",
     "additive": "additive VQ, 2 columns",
     "nncodec": "NNCodec, best rate weight",
-    "nncodec_default": "NNCodec, as it comes",
+    "nncodec_default": "NNCodec, default",
 }
 DEFAULT = {"nncodec_default": ("nncodec", "rate weight 0.0")}
 """Names that stand for a single setting of a method."""
+
+BELOW, ABOVE = 0.9, 1.05
+"""How far beyond its ends a curve is continued, as a line; as curves bend down, in its favour."""
 
 SHOWN = ("resnet20", "layer3.1.conv1.weight")
 PICTURE = ROOT / "docs" / "rate_distortion.png"
@@ -152,12 +156,20 @@ def read(curves: list[Row], name: str, bits: float) -> float | None:
     """SNR of a method at these bits, best of its settings; None if no curve gets there."""
     method, setting = DEFAULT.get(name, (name, None))
     values = [
-        float(np.interp(bits, *zip(*c["points"], strict=True)))
+        at(c["points"], bits)
         for c in curves
         if c["method"] == method and setting in (None, c["setting"])
-        if c["points"] and c["points"][0][0] <= bits <= c["points"][-1][0]
+        if len(c["points"]) > 1
+        if BELOW * c["points"][0][0] <= bits <= ABOVE * c["points"][-1][0]
     ]
     return max(values, default=None)
+
+
+def at(points: list[peers.Point], bits: float) -> float:
+    """The line through the two points around ``bits``, or through the two nearest to it."""
+    after = min(max(bisect_left(points, bits, key=lambda p: p[0]), 1), len(points) - 1)
+    (b0, snr0), (b1, snr1) = points[after - 1], points[after]
+    return snr0 + (bits - b0) * (snr1 - snr0) / (b1 - b0)
 
 
 def save(ours: list[Row], curves: list[Row]) -> None:
@@ -191,13 +203,40 @@ def mean(rows: list[Row]) -> Row:
 
 
 def show(ours: list[Row]) -> None:
-    table = Table(title="Mean gap to the bound and mean SNR ahead of peers at equal bytes, in dB")
-    for column in ("source", "bits", "tensors", "gap", *NAMES.values()):
-        table.add_column(column, justify="left" if column == "source" else "right")
-    for m in means(ours):
-        cells = [f"{m['ahead'][n]:+.2f}" if n in m["ahead"] else "-" for n in NAMES]
-        table.add_row(m["source"], f"{m['asked']:g}", str(m["tensors"]), f"{m['gap']:.2f}", *cells)
-    Console(width=140).print(table)
+    """A table of tensors for each source, and one of means."""
+    console = Console(width=120)
+    order = {source: place for place, source in enumerate(SOURCES)}
+    for source in sorted({r["source"] for r in ours}, key=order.__getitem__):
+        console.print(tensor_table(source, [r for r in ours if r["source"] == source]))
+    console.print(mean_table(means(ours)))
+
+
+def tensor_table(source: str, rows: list[Row]) -> Table:
+    table = peers_table(f"{source}: gap to the bound, and ahead of peers at equal bytes, in dB")
+    for r in rows:
+        numbers = (f"{r['bits']:.3f}", f"{r['snr']:.2f}", f"{r['gap']:.2f}")
+        table.add_row(r["tensor"], *numbers, *ahead_cells(r))
+    return table
+
+
+def mean_table(rows: list[Row]) -> Table:
+    table = peers_table("Means over tensors", "tensors")
+    for m in rows:
+        numbers = (f"{m['asked']:g}", str(m["tensors"]), f"{m['gap']:.2f}")
+        table.add_row(m["source"], *numbers, *ahead_cells(m))
+    return table
+
+
+def peers_table(title: str, third: str = "SNR") -> Table:
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("", overflow="fold")
+    for column in ("bits", third, "gap", *NAMES.values()):
+        table.add_column(column, justify="right")
+    return table
+
+
+def ahead_cells(row: Row) -> list[str]:
+    return [f"{row['ahead'][n]:+.2f}" if n in row["ahead"] else "-" for n in NAMES]
 
 
 def picture(ours: list[Row], curves: list[Row]) -> None:
@@ -244,7 +283,7 @@ def draw_gaps(axes: Axes, rows: list[Row]) -> None:
         gaps = [m["peer_gaps"].get(name, np.nan) for m in rows]
         axes.plot(bits, gaps, label=NAMES[name], linewidth=1, markersize=4, **style)
     number = max((m["tensors"] for m in rows), default=0)
-    axes.set(title=f"mean of {number} tensors of networks", xlabel="bits per weight asked for")
+    axes.set(title=f"mean of {number} network tensors", xlabel="bits per weight asked for")
     axes.set(ylabel="gap to the Gaussian bound, dB", ylim=(0, None), xticks=bits)
     axes.grid(alpha=0.3)
 
