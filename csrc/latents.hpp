@@ -102,22 +102,30 @@ struct Prices {
 
 struct Candidate { float cost; int16_t value; };
 
-// The cheapest magnitude near `a` of one grid, for both parities of its index.
+// The cheapest magnitude near `a` of one grid, for both parities of its index: zero, the index next
+// below, or one of its neighbours. Others are farther away and no cheaper.
 inline void candidates(float a, float curvature, float price, const float* bits, int shift, int grid,
                        int states, Candidate out[2]) {
     const float position = states == 1 ? a : grid ? 0.5f * (a + 1) : 0.5f * a;
     const int last = states == 1 ? kLargest : (kLargest + grid) / 2;
     const int floor = position < static_cast<float>(last) ? static_cast<int>(position) : last;
-    out[0] = {curvature * a * a + price * bits[0], 0};
-    out[1].cost = std::numeric_limits<float>::infinity();
-    out[1].value = 0;
-    for (int index = std::max(floor - 1, 1); index <= std::min(floor + 2, last); ++index) {
-        const int value = value_of(index, grid, states);
-        const float gap = a - static_cast<float>(value);
-        const float cost = curvature * gap * gap + price * bits[std::min(index >> shift, kPrices - 1)];
-        Candidate& best = out[index & 1];
-        if (cost < best.cost) best = {cost, static_cast<int16_t>(value)};
-    }
+    const float spacing = states == 1 ? 1.0f : 2.0f, first = states == 1 ? 0.0f : static_cast<float>(grid);
+    const auto cost = [&](int index) {
+        const float gap = a - (spacing * static_cast<float>(index) - first);
+        return curvature * gap * gap + price * bits[std::min(index >> shift, kPrices - 1)];
+    };
+    const float none = 1e30f;
+    const int lower = std::max(floor - 1, 0), upper = std::min(floor + 1, last), parity = floor & 1;
+    const float below = lower ? cost(lower) : none, above = upper > floor ? cost(upper) : none;
+    const int other = above < below ? upper : lower;
+    const float costs[2] = {floor ? cost(floor) : none, std::min(above, below)};
+    const int indices[2] = {floor, other};
+    const float zero = curvature * a * a + price * bits[0];
+    const bool keep = costs[parity] < zero;
+    out[0].cost = keep ? costs[parity] : zero;
+    out[0].value = static_cast<int16_t>(keep ? spacing * indices[parity] - first : 0.0f);
+    out[1].cost = costs[1 - parity];
+    out[1].value = static_cast<int16_t>(spacing * indices[1 - parity] - first);
 }
 
 struct Path {  // scratch of one thread
@@ -129,9 +137,8 @@ struct Path {  // scratch of one thread
 template <int S>
 int viterbi(int first, const float* wanted, float curvature, float price, const uint8_t* levels,
              const Prices& prices, int64_t n, float* z, Path& path) {
-    const Trellis trellis(S);
-    const int h0 = trellis.h0, h1 = trellis.h1;
-    constexpr int H = S / 2;
+    constexpr Trellis trellis(S);
+    constexpr int H = S / 2, h0 = trellis.h0, h1 = trellis.h1;
     path.values.resize(n);
     path.choices.resize(n * S);
     float old[S], fresh[S];

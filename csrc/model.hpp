@@ -18,9 +18,9 @@ namespace tersor {
 struct Trellis {
     int states = 1, shift = 0, h0 = 0, h1 = 0;
 
-    explicit Trellis(int states_) : states(states_) {
+    explicit constexpr Trellis(int states_) : states(states_) {
+        constexpr int masks[7][2] = {{0, 0}, {0, 0}, {0, 1}, {1, 2}, {1, 2}, {2, 4}, {1, 10}};
         while ((1 << shift) < states) ++shift;
-        static constexpr int masks[7][2] = {{0, 0}, {0, 0}, {0, 1}, {1, 2}, {1, 2}, {2, 4}, {1, 10}};
         h0 = masks[shift][0];
         h1 = masks[shift][1];
     }

@@ -23,7 +23,7 @@ from tersor.storage.checkpoint import Source
 from tersor.storage.records import EncodedFactors
 from tersor.tiling import as_float32
 
-_DISTORTION = 0.09
+_DISTORTION = 0.23
 """Squared error per weight in units of the step squared, about, at rates from 0.5 to 3 bits."""
 
 _EXPECTED_PASSES = 4

@@ -80,6 +80,13 @@ def natural_order(latent: Tensor, rows: int) -> Tensor:
     return latent.reshape(k, n // rows, rows).transpose(1, 2).reshape(k, n).contiguous()
 
 
+def evenly_spaced_rows(weight: Tensor, elements: int) -> Tensor:
+    """Rows of a weight, so many that they have at least ``elements`` elements, or all of them."""
+    rows = weight.shape[0]
+    wanted = max(1, min(rows, math.ceil(elements * rows / weight.numel())))
+    return weight[torch.linspace(0, rows - 1, wanted).round().long()]
+
+
 def window_size(shape: tuple[int, ...]) -> int:
     """Elements of the kernel window of a weight (out, in, *window); 1 for a matrix."""
     return math.prod(shape[2:])

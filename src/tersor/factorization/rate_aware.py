@@ -187,7 +187,7 @@ def solve_rate_aware(
     rows: int,
     *,
     states: int = STATES,
-    iterations: int = 10,
+    iterations: int = 6,
     tolerance: float = 1e-3,
 ) -> Result:
     """Factors of tiles that are given in units of the step.

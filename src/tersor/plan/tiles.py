@@ -10,9 +10,9 @@ from torch import Tensor
 from tersor.factorization.products import inner
 from tersor.factorization.rate_aware import PRICE, Coder, codebook_bits, solve_rate_aware
 from tersor.factorization.solve import distortion
-from tersor.tiling import Tiling, coding_order, window_size
+from tersor.tiling import Tiling, coding_order, evenly_spaced_rows, window_size
 
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 15
 """Weights that candidates are tried on."""
 
 _SEGMENTS = (8, 32, 128)
@@ -49,7 +49,7 @@ def choose(weight: Tensor, step: float) -> int:
     sizes = candidates(tuple(weight.shape))
     if len(sizes) == 1:
         return sizes[0]
-    sample = _sample(weight) / step
+    sample = evenly_spaced_rows(weight, _SAMPLE) / step
     repeat = weight.shape[0] / sample.shape[0]
     estimates = {size: _estimate(sample, size, repeat) for size in sizes}
     likely = [size for size in sizes if estimates[size] <= _DOUBT * estimates[1]]
@@ -57,13 +57,6 @@ def choose(weight: Tensor, step: float) -> int:
         return 1
     costs = {size: _cost(sample, size, repeat) for size in likely}
     return min(costs, key=lambda size: (costs[size], size))
-
-
-def _sample(weight: Tensor) -> Tensor:
-    """Evenly spaced rows, `_SAMPLE` weights in all or not much more."""
-    rows = weight.shape[0]
-    wanted = max(1, min(rows, math.ceil(_SAMPLE * rows / weight.numel())))
-    return weight[torch.linspace(0, rows - 1, wanted).round().long()]
 
 
 def _estimate(sample: Tensor, size: int, repeat: float) -> float:
