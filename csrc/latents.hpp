@@ -114,7 +114,7 @@ inline void candidates(float a, float curvature, float price, const float* bits,
         const float gap = a - (spacing * static_cast<float>(index) - first);
         return curvature * gap * gap + price * bits[std::min(index >> shift, kPrices - 1)];
     };
-    const float none = 1e30f;
+    const float none = std::numeric_limits<float>::infinity();
     const int lower = std::max(floor - 1, 0), upper = std::min(floor + 1, last), parity = floor & 1;
     const float below = lower ? cost(lower) : none, above = upper > floor ? cost(upper) : none;
     const int other = above < below ? upper : lower;

@@ -249,7 +249,7 @@ def output_scale(weight: Tensor, moments: Tensor) -> float:
     """
     rows = weight.reshape(len(weight), -1)
     power = ((rows @ moments) * rows).sum(dtype=torch.float64) / moments.diagonal().mean()
-    return float(power / len(rows)) ** 0.25
+    return math.sqrt(math.sqrt(float(power) / len(rows)))
 
 
 def factorize(weight: Tensor, *, bits_per_weight: float) -> Factors:

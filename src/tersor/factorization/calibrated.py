@@ -127,7 +127,8 @@ def _start(tiles: Tensor, metric: Metric) -> Tensor:
     axes = principal_axes(whitened)
     variance = (axes.T @ whitened).square().mean(dim=1)
     columns = torch.linalg.solve_triangular(triangle.T, axes.double(), upper=True)
-    return (columns * spacing(variance)).float()
+    codebook: Tensor = (columns * spacing(variance)).float()
+    return codebook
 
 
 def _sweep(
@@ -137,16 +138,31 @@ def _sweep(
     (d, n), k, rows = tiles.shape, codebook.shape[1], coder.rows or tiles.shape[1]
     wanted = tiles.reshape(d, n // rows, rows).transpose(0, 1).clone()  # (T, d, rows)
     grams = codebook.T @ metric.local @ codebook
-    analysis = coder.analyse(latent) if latent is not None else _first(wanted, codebook, metric, coder)
-    result = torch.zeros(k, n // rows, rows) if latent is None else latent.reshape(k, -1, rows).clone()
+    if latent is None:
+        rounded = [
+            _rounded(codebook.T @ (h @ w), g)
+            for h, w, g in zip(metric.local, wanted, grams, strict=True)
+        ]
+        result = torch.stack(rounded, dim=1)
+        indices = result if coder.states == 1 else (result / 2).round()
+        analysis = analyse(indices.reshape(k, n), rows)  # prices of plain rounding
+    else:
+        result = latent.reshape(k, -1, rows).clone()
+        analysis = coder.analyse(latent)
     carried = np.zeros(k, np.int32)
-    threads = torch.get_num_threads()
     for t in range(len(wanted)):
         target = codebook.T @ (metric.local[t] @ wanted[t])
-        own = result[:, t].contiguous() if latent is not None else _rounded(target, grams[t])
+        own = result[:, t].contiguous()
         _native.search_run(
-            target.numpy(), grams[t].numpy(), own.numpy(), analysis, t * rows, carried,
-            coder.states, PRICE, _SWEEPS,
+            target.numpy(),
+            grams[t].numpy(),
+            own.numpy(),
+            analysis,
+            t * rows,
+            carried,
+            coder.states,
+            PRICE,
+            _SWEEPS,
         )
         result[:, t] = own
         error = wanted[t] - codebook @ own
@@ -159,15 +175,6 @@ def _sweep(
 def _rounded(target: Tensor, gram: Tensor) -> Tensor:
     curvature = gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
     return (target / curvature[:, None]).round().clamp(-LARGEST, LARGEST).contiguous()
-
-
-def _first(wanted: Tensor, codebook: Tensor, metric: Metric, coder: Coder) -> _native.Analysis:
-    """Prices of plain rounding without feedback."""
-    targets = [codebook.T @ (h @ w) for h, w in zip(metric.local, wanted, strict=True)]
-    grams = codebook.T @ metric.local @ codebook
-    rounded = [_rounded(t, g) for t, g in zip(targets, grams, strict=True)]
-    integers = torch.stack(rounded, dim=1).reshape(codebook.shape[1], -1)
-    return analyse(integers if coder.states == 1 else (integers / 2).round(), coder.rows or 1)
 
 
 def _by_rows(tiles: Tensor, metric: Metric) -> Tensor:
@@ -212,19 +219,14 @@ def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> T
     return round_codebook(x * scale, energy)
 
 
-def _drop(
-    tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder: Coder
-) -> Tensor:
+def _drop(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder: Coder) -> Tensor:
     """Latent with zeros in the rows whose bits outweigh the error that they avoid."""
-    d = len(tiles)
+    d, positions = len(tiles), len(metric.local)
     slope = codebook.T @ _from_rows(_by_rows(tiles - codebook @ latent, metric) @ metric.moments, d)
-    own = torch.stack(
-        [
-            _cost(codebook[:, r : r + 1] @ latent[r : r + 1], codebook[:, :0], latent[:0], metric)
-            * torch.ones(())
-            for r in range(len(latent))
-        ]
-    )
+    # Of a row's own error the part within positions, which nearly is all.
+    blocks = metric.moments.reshape(positions, d, positions, d).diagonal(dim1=0, dim2=2)
+    curvatures = torch.einsum("dr,det,er->rt", codebook, blocks, codebook)
+    own = (curvatures * latent.reshape(len(latent), positions, -1).square().sum(dim=2)).sum(dim=1)
     error = 2 * (latent * slope).sum(dim=1) + own
     saved = PRICE * (coder.bits(latent) + ROW_BITS + COLUMN_ELEMENT_BITS * d)
     keep = error > torch.from_numpy(saved).float()
