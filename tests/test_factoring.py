@@ -9,6 +9,7 @@ from samples import generator
 import tersor
 from tersor.errors import InputError
 from tersor.factorization import methods
+from tersor.factorization.projections import integers
 
 
 def weight_like_trained(rows=96, inputs=64, seed=0):
@@ -77,6 +78,21 @@ def test_a_projection_of_ones_own_is_obeyed():
     assert bool((solution.factors.latent >= 0).all())
     assert solution.factors.codebook.shape[0] == 8 and solution.factors.rank <= 8
     assert min(solution.history) <= solution.history[0]
+
+
+def test_a_callable_gets_the_better_of_two_starts():
+    weight = weight_like_trained()
+    project = integers(3)
+    solution = tersor.factorize(weight, method=project, tile=8)
+    starts = [
+        tersor.factorize(weight, method=methods.projected_gradient(project, 8, axes=axes), tile=8)
+        for axes in (False, True)
+    ]
+    errors = [squared_error(weight, start) for start in starts]
+    assert squared_error(weight, solution) == min(errors)
+    assert errors[1] < 0.5 * errors[0]
+    with pytest.raises(InputError, match="columns 9 is too large"):
+        tersor.factorize(weight, method=methods.projected_gradient(project, 9, axes=True), tile=8)
 
 
 def test_the_tile_may_be_longer_than_there_are_tiles():

@@ -44,7 +44,8 @@ def factorize(
     method
         One of `tersor.factorization.methods`, such as ``weight_svd(rank=4)``; or a callable that
         maps a (tile, n) matrix to the nearest latent of a set of your own: then the latent is found
-        by projected gradient descent, and the codebook, of up to ``tile`` columns, is real.
+        by projected gradient descent, and the codebook, of up to ``tile`` columns, is real. Of a
+        start from tiles and one from their principal axes the better result counts.
     tile
         Tile size d, from 1 to the length of a flattened row. By default the one that costs least
         for ``bits_per_weight``; for a method the kernel window, or 32 inputs of a matrix.
@@ -112,10 +113,12 @@ def _by_method(weight: Tensor, method: object, tile: int | None, seed: int) -> S
         window, row = window_size(shape), math.prod(shape[1:])
         tile = window if window > 1 else min(_SEGMENT, row)
     check(weight, tile)
-    if not isinstance(method, Method):
-        columns = min(tile, Tiling(shape, tile).count)
-        method = methods.projected_gradient(partial(_projected, method), columns)
-    return decompose(weight, method, tile=tile, seed=seed)
+    if isinstance(method, Method):
+        return decompose(weight, method, tile=tile, seed=seed)
+    project, columns = partial(_projected, method), min(tile, Tiling(shape, tile).count)
+    attempts = [methods.projected_gradient(project, columns, axes=axes) for axes in (False, True)]
+    solutions = [decompose(weight, attempt, tile=tile, seed=seed) for attempt in attempts]
+    return min(solutions, key=lambda solution: min(solution.history))
 
 
 def _projected(project: Projection, matrix: Tensor) -> Tensor:
