@@ -61,8 +61,8 @@ def factorize(
     Solution
         Factors, why the search stopped, and a history. For ``bits_per_weight``: the squared error
         at each step that was tried, the returned one last; with ``moments`` that of the output,
-        ``tr(E H Eᵀ)``; "converged" means that 99.7 % of the budget are filled or that no step fills
-        more. For a method: the objective at the start and after each iteration.
+        ``tr(E H Eᵀ)``; "converged" means that 99.7 % of the budget are filled, or that no step near
+        fills more. For a method: the objective at the start and after each iteration.
 
     Raises
     ------
