@@ -36,6 +36,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/resnet20_cifar10.py
 	$(BIN)/python benchmarks/minilm.py
 	$(BIN)/python benchmarks/rate_distortion.py --recompute tersor
+	$(BIN)/python benchmarks/unification.py
 	$(BIN)/python benchmarks/results_page.py
 
 clean:

@@ -39,6 +39,7 @@ void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_star
 struct Analysis { Shape shape; Prices prices; std::vector<uint8_t> levels; std::vector<double> bits; };
 
 NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no leak
     m.def("reachable", [](Integers z, int64_t outer, int states) {
         return reachable(z.data(), shape_of(z, outer), states);
     });

@@ -1,8 +1,9 @@
 """Terse tensors: make a trained PyTorch model many times smaller, and run it from its file."""
 
 from tersor.calibration import Calibration, calibrate
-from tersor.compress import factorize
 from tersor.errors import BudgetError, FileFormatError, InputError, TersorError
+from tersor.factoring import factorize
+from tersor.factorization.decompose import Solution
 from tersor.factors import Factors
 from tersor.files import inspect, load, load_state_dict, save
 from tersor.models import compress
@@ -17,6 +18,7 @@ __all__ = [
     "FileFormatError",
     "InputError",
     "Report",
+    "Solution",
     "TensorSummary",
     "TersorError",
     "__version__",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,19 +12,16 @@ from torch import Tensor
 from tersor.calibration import Calibration
 from tersor.errors import BudgetError, InputError
 from tersor.factorization.weights import factorize_weight
-from tersor.factors import Factors, signal_to_noise
+from tersor.factors import signal_to_noise
 from tersor.plan import classify, tiles
 from tersor.plan.budget import target_bytes
 from tersor.plan.progress import Progress, silent
-from tersor.plan.search import finest_fit
+from tersor.plan.search import finest_fit, guess_step
 from tersor.storage import container, records
 from tersor.storage.archive import Alias, Archive, Entry, Kept
 from tersor.storage.checkpoint import Source
 from tersor.storage.records import EncodedFactors
 from tersor.tiling import as_float32
-
-_DISTORTION = 0.23
-"""Squared error per weight in units of the step squared, about, at rates from 0.5 to 3 bits."""
 
 _EXPECTED_PASSES = 4
 
@@ -103,7 +100,7 @@ def compress_source(
             f"{target} bytes are too few: the smallest possible file has {least} bytes, "
             f"{attempt.kept_bytes} of them for tensors that are not factored"
         )
-    guess = _guess_step([(w.numel, w.variance) for w in weights], 8 * (target - least))
+    guess = guess_step([(w.numel, w.variance) for w in weights], 8 * (target - least))
     return _best_fit(attempt, target, guess, least, archive) if weights else archive
 
 
@@ -152,20 +149,6 @@ def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry
             if variance:
                 weights.append(Weight(name, shape, dtype, variance))
     return entries, weights
-
-
-def _guess_step(weights: Iterable[tuple[int, float]], bits: float) -> float:
-    """Step at which independent Gaussian weights, (numbers, variance), take so many bits."""
-    known = [(number, variance) for number, variance in weights if variance > 0]
-    if not known:
-        return 1.0
-    low, high = 1e-12, max(variance for _, variance in known)
-    low *= high
-    for _ in range(60):
-        level = math.sqrt(low) * math.sqrt(high)
-        spent = sum(n * max(0.0, 0.5 * math.log2(v / level)) for n, v in known)
-        low, high = (level, high) if spent > bits else (low, level)
-    return math.sqrt(high / _DISTORTION)
 
 
 class _Attempt:
@@ -250,61 +233,3 @@ def output_scale(weight: Tensor, moments: Tensor) -> float:
     rows = weight.reshape(len(weight), -1)
     power = ((rows @ moments) * rows).sum(dtype=torch.float64) / moments.diagonal().mean()
     return math.sqrt(math.sqrt(float(power) / len(rows)))
-
-
-def factorize(weight: Tensor, *, bits_per_weight: float) -> Factors:
-    """Quantized sparse factors of one weight, within a budget.
-
-    Parameters
-    ----------
-    weight
-        Floating-point, at least two axes, as in a layer: (out, in) or (out, in, *window).
-    bits_per_weight
-        8 times `Factors.nbytes` over the number of weights will be at most this.
-
-    Raises
-    ------
-    InputError
-        If the weight is no matrix or kernel, or has NaN or infinite elements.
-    BudgetError
-        If the budget is too small for any factors.
-
-    Examples
-    --------
-    >>> factors = tersor.factorize(torch.randn(64, 64), bits_per_weight=1.5)
-    >>> factors.recompose().shape
-    torch.Size([64, 64])
-    """
-    _check_weight(weight)
-    if not 0 < bits_per_weight < math.inf:
-        raise InputError(f"bits per weight must be a positive number, got {bits_per_weight!r}")
-    target = int(bits_per_weight * weight.numel() / 8)
-    nothing = factorize_weight(torch.zeros_like(weight), 1, 1.0)
-    if target < nothing.nbytes:
-        raise BudgetError(
-            f"{target} bytes are too few: at least {nothing.nbytes} are needed, "
-            f"{nothing.bits_per_weight:.3g} bits per weight"
-        )
-    size, variance = 0, float((weight.detach().double() ** 2).mean())
-
-    def attempt(step: float) -> tuple[int, Factors]:
-        nonlocal size
-        size = size or tiles.choose(as_float32(weight), step)
-        factors = factorize_weight(weight, size, step)
-        return factors.nbytes, factors
-
-    try:
-        return finest_fit(attempt, target, _guess_step([(weight.numel(), variance)], 8 * target))[1]
-    except BudgetError:
-        return nothing
-
-
-def _check_weight(weight: Tensor) -> None:
-    """Refuse what `factorize` cannot factor."""
-    if not isinstance(weight, Tensor):
-        raise InputError(f"a weight tensor is needed, got a {type(weight).__name__}")
-    if classify.reason_to_keep("weight", weight) not in (None, Kept.SMALL):
-        raise InputError(
-            "a weight of 16 floating-point bits or more with two axes or more and of moderate size "
-            f"is needed, got {weight.dtype} {tuple(weight.shape)}"
-        )

@@ -26,6 +26,17 @@ def principal_axes(tiles: Tensor) -> Tensor:
     return axes.to(tiles.dtype)
 
 
+def unit_axes(tiles: Tensor, columns: int) -> Start:
+    """Leading principal axes, of such lengths that coefficients have unit mean squares, and those.
+
+    Axes along which there is nothing get the length of the smallest normal number.
+    """
+    axes = principal_axes(tiles)[:, :columns]
+    coefficients = axes.T @ tiles
+    lengths = coefficients.square().mean(dim=1).sqrt().clamp_min(torch.finfo(tiles.dtype).tiny)
+    return axes * lengths, coefficients / lengths[:, None]
+
+
 def orthonormal(rows: int, columns: int, like: Tensor, generator: Generator) -> Tensor:
     """Random orthonormal columns, (rows, columns), of the type and device of ``like``."""
     normal = torch.randn(rows, columns, generator=generator, dtype=torch.float64)

@@ -287,6 +287,7 @@ def projected_gradient(
     *,
     project_codebook: Projection | None = None,
     starts: int = 1,
+    axes: bool = False,
 ) -> Method:
     """Projected gradient descent on any sets.
 
@@ -295,18 +296,25 @@ def projected_gradient(
     project
         Maps a (columns, n) matrix to the nearest latent of the set.
     columns
-        Columns of the codebook, up to n.
+        Columns of the codebook, up to n; with ``axes`` up to d too.
     project_codebook
         Maps a (columns, d) matrix to the nearest transposed codebook of the set. Any codebook
         will do if it is not given.
     starts
         Runs, each from other tiles as the codebook.
+    axes
+        Start instead from the principal axes of the tiles, of such lengths that latents have unit
+        mean squares. That suits sets of numbers, while tiles suit sets of few nonzeros.
     """
     _at_least_one(columns=columns, starts=starts)
 
     def start(tiles: Tensor, generator: Generator) -> Start:
         _at_most("columns", columns, tiles.shape[1], tiles)
-        codebook, nearest = initialize.clusters(tiles, columns, generator)
+        if axes:
+            _at_most("columns", columns, tiles.shape[0], tiles)
+            codebook, nearest = initialize.unit_axes(tiles, columns)
+        else:
+            codebook, nearest = initialize.clusters(tiles, columns, generator)
         if project_codebook is not None:
             codebook = project_codebook(codebook.T).T
         quadratic = Quadratic(codebook, tiles)
