@@ -14,7 +14,7 @@ help:
 	@echo "make lint    check style and types"
 	@echo "make bench   measure what README and docs state (needs the data, see benchmarks/README.md)"
 
-$(VENV)/installed: pyproject.toml requirements-dev.txt
+$(VENV)/installed: pyproject.toml requirements-dev.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
