@@ -36,6 +36,8 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/resnet20_cifar10.py
 	$(BIN)/python benchmarks/minilm.py
 	$(BIN)/python benchmarks/rate_distortion.py --recompute tersor
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/unification.py
 	$(BIN)/python benchmarks/results_page.py
 
