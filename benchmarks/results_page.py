@@ -145,9 +145,9 @@ quantization with one step.
 
 ## How close to the bound
 
-`python benchmarks/rate_distortion.py`: signal-to-noise ratio at equal real bytes, codebooks included,
-of every tensor above 10,000 weights; "gap" is the distance to the rate-distortion bound of Gaussian
-tiles of one fixed size (the 3x3 window, else 32 inputs), "ahead" the mean lead over a peer where
+`python benchmarks/rate_distortion.py`: signal-to-noise ratio at equal real bytes, codebooks
+included, of every tensor above 10,000 weights; "gap" is the distance to the bound of Gaussian tiles
+of one fixed size (the 3x3 window, else 32 inputs), "ahead" the mean lead over a peer where
 that was run. Tiles that are far from Gaussian, as of MiniLM's position embeddings, may pass it.
 
 {rate_table(rates["means"])}
@@ -156,14 +156,14 @@ that was run. Tiles that are far from Gaussian, as of MiniLM's position embeddin
 
 ## Calibration
 
-`python benchmarks/calibration.py`: at equal bytes, the error of the outputs of MiniLM's linear layers
-is lower, calibrated on {calibration["sentences"]} sentences and measured on others, by
+`python benchmarks/calibration.py`: at equal bytes, the error of the outputs of MiniLM's linear
+layers is lower, calibrated on {calibration["sentences"]} sentences and measured on others, by
 {gains(calibration)} on average.
 
 ## Speed
 
-`python benchmarks/speed.py`: `tersor compress` of MobileNetV1-0.75 ({timed["weights"]:,} weights, start
-of Python included) takes {timed["tersor_seconds"]:.1f} s; scikit-learn's k-means with 256 columns and
+`python benchmarks/speed.py`: `tersor compress` of MobileNetV1-0.75 ({timed["weights"]:,} weights,
+start of Python included) takes {timed["tersor_seconds"]:.1f} s; scikit-learn's k-means with 256 columns and
 25 iterations on the same weights {timed["kmeans_seconds"]:.1f} s, measured in turn.
 
 {setting(speed)}
