@@ -163,8 +163,9 @@ layers is lower, calibrated on {calibration["sentences"]} sentences and measured
 ## Speed
 
 `python benchmarks/speed.py`: `tersor compress` of MobileNetV1-0.75 ({timed["weights"]:,} weights,
-start of Python included) takes {timed["tersor_seconds"]:.1f} s; scikit-learn's k-means with 256 columns and
-25 iterations on the same weights {timed["kmeans_seconds"]:.1f} s, measured in turn.
+start of Python included) takes {timed["tersor_seconds"]:.1f} s; scikit-learn's k-means
+with 256 columns and 25 iterations on the same weights {timed["kmeans_seconds"]:.1f} s,
+measured in turn.
 
 {setting(speed)}
 """
