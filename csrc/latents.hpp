@@ -92,9 +92,6 @@ struct Prices {
                 }
             }
     }
-    float operator()(int level, int grid, int index) const {
-        return bits[level][grid][std::min(index >> coarseness(level), kPrices - 1)];
-    }
 };
 
 // ---------------------------------------------------------------------------------------------

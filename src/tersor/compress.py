@@ -227,8 +227,8 @@ def output_scale(weight: Tensor, moments: Tensor) -> float:
     """What a weight's step is multiplied by, so that errors of layers can be added.
 
     The square root of the outputs' deviation per unit of input: half way between equal absolute and
-    equal relative errors of the outputs. On ResNet-20 at 16 and 32 times either end is 0 to 0.15
-    points worse.
+    equal relative errors of the outputs. On ResNet-20 at 16 and 32 times both ends are within 0.15
+    points of it.
     """
     rows = weight.reshape(len(weight), -1)
     power = ((rows @ moments) * rows).sum(dtype=torch.float64) / moments.diagonal().mean()
