@@ -42,8 +42,8 @@ inline bool reachable(const int16_t* z, const Shape& shape, int states) {
 }
 
 // Codes all integers; calls `visit(row, column, place in the tables)` before each.
-template <class Coder, class Visit>
-void code(Coder& coder, Model& model, int16_t* z, const Shape& shape, int states, Visit visit) {
+template <class Coder, class Number, class Visit>
+void code(Coder& coder, Model& model, Number* z, const Shape& shape, int states, Visit visit) {
     const Trellis trellis(states);
     for (int64_t r = 0; r < shape.rows; ++r) {
         model.new_row();
@@ -59,7 +59,7 @@ void code(Coder& coder, Model& model, int16_t* z, const Shape& shape, int states
                     const bool positive = coder.flat(*z > 0);
                     const int value = value_of(index, grid, states);
                     if (value > kLargest) throw std::invalid_argument("an integer is too large");
-                    *z = static_cast<int16_t>(positive ? value : -value);
+                    *z = static_cast<Number>(positive ? value : -value);
                 } else *z = 0;
                 model.learn(i, j, at, index);
                 state = trellis.next(state, index);
@@ -210,10 +210,12 @@ inline void best_row(const float* target, const float* gram, const float* z, int
     for (int64_t c = 0; c < n; ++c) wanted[c] /= curvature;
 }
 
-// Row by row, with the others fixed, the integers of least curvature * error + price * bits.
+// Row by row, with the others fixed, the integers of least curvature * error + price * bits, in n
+// columns from `offset` on, a multiple of kBlock.
 inline void search(const float* target, const float* gram, float* z, const uint8_t* levels,
-                   const Prices& prices, const Shape& shape, int states, float price, int threads) {
-    const int64_t n = shape.columns(), k = shape.rows, blocks = (n + kBlock - 1) / kBlock;
+                   const Prices& prices, const Shape& shape, int64_t offset, int64_t n, int states,
+                   float price, int threads) {
+    const int64_t k = shape.rows, blocks = (n + kBlock - 1) / kBlock;
     auto work = [&](int64_t first) {
         Path path;
         std::vector<float> wanted(kBlock);
@@ -222,7 +224,7 @@ inline void search(const float* target, const float* gram, float* z, const uint8
             for (int64_t r = 0; r < k; ++r) {
                 best_row(target + start, gram, z + start, n, r, k, size, wanted.data());
                 cheapest(states, 0, wanted.data(), std::max(gram[r * k + r], 1e-30f), price,
-                         levels + r * n + start, prices, size, z + r * n + start, path);
+                         levels + r * shape.columns() + offset + start, prices, size, z + r * n + start, path);
             }
         }
     };

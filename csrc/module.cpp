@@ -3,8 +3,10 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
 #include <stdexcept>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "latents.hpp"
 
@@ -15,7 +17,8 @@ using Integers = nb::ndarray<int16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu
 using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using States = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-static Shape shape_of(const Integers& z, int64_t outer) {
+template <class Matrix>
+Shape shape_of(const Matrix& z, int64_t outer) {
     const int64_t columns = z.shape(1);
     if (outer < 1 || columns % outer) throw std::invalid_argument("runs do not fit the columns");
     return {static_cast<int64_t>(z.shape(0)), columns / outer, outer};
@@ -23,7 +26,6 @@ static Shape shape_of(const Integers& z, int64_t outer) {
 static Shape codebook_shape(const Integers& c) {
     return {static_cast<int64_t>(c.shape(0)), 1, static_cast<int64_t>(c.shape(1))};
 }
-static std::vector<int16_t> copy(const Integers& z) { return {z.data(), z.data() + z.size()}; }
 static void ignore(int64_t, int64_t, int) {}
 
 template <class Coder>
@@ -40,6 +42,11 @@ struct Analysis { Shape shape; Prices prices; std::vector<uint8_t> levels; std::
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no leak
+    m.def("release_memory", [] {
+#ifdef __GLIBC__
+        malloc_trim(0);
+#endif
+    });
     m.def("reachable", [](Integers z, int64_t outer, int states) {
         return reachable(z.data(), shape_of(z, outer), states);
     });
@@ -49,8 +56,8 @@ NB_MODULE(_native, m) {
         {
             nb::gil_scoped_release release;
             Encoder coder;
-            both(coder, copy(codebook).data(), codebook_shape(codebook), codebook_start,
-                 copy(latent).data(), shape_of(latent, outer), states, latent_start);
+            both(coder, codebook.data(), codebook_shape(codebook), codebook_start, latent.data(),
+                 shape_of(latent, outer), states, latent_start);
             out = coder.finish();
         }
         return nb::bytes(reinterpret_cast<const char*>(out.data()), out.size());
@@ -65,16 +72,15 @@ NB_MODULE(_native, m) {
     });
     nb::class_<Analysis>(m, "Analysis")
         .def_ro("bits", &Analysis::bits);
-    m.def("analyse", [](Integers z, int64_t outer, int states, int start) {
+    m.def("analyse", [](Floats z, int64_t outer, int states, int start) {
         const Shape shape = shape_of(z, outer);
         nb::gil_scoped_release release;
         Model model(shape.outer, shape.inner, start, states);
         Counter coder;
         std::vector<uint8_t> levels(z.size());
         std::vector<double> ends(shape.rows, 0.0);
-        std::vector<int16_t> integers = copy(z);
         const int64_t n = shape.columns();
-        code(coder, model, integers.data(), shape, states, [&](int64_t r, int64_t c, int at) {
+        code(coder, model, z.data(), shape, states, [&](int64_t r, int64_t c, int at) {
             levels[r * n + c] = static_cast<uint8_t>(Model::level(at));
             if (c == 0 && r) ends[r - 1] = coder.bits;
         });
@@ -88,10 +94,10 @@ NB_MODULE(_native, m) {
         search_run(target.data(), gram.data(), z.data(), analysis.levels.data(), analysis.prices,
                    analysis.shape, offset, carried.data(), states, price, sweeps);
     });
-    m.def("search", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int states,
-                       float price, int threads) {
+    m.def("search", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
+                       int states, float price, int threads) {
         nb::gil_scoped_release release;
         search(target.data(), gram.data(), z.data(), analysis.levels.data(), analysis.prices,
-               analysis.shape, states, price, threads);
+               analysis.shape, offset, z.shape(1), states, price, threads);
     });
 }

@@ -8,6 +8,7 @@ class Analysis:
     @property
     def bits(self) -> list[float]: ...
 
+def release_memory() -> None: ...
 def reachable(z: Integers, outer: int, states: int, /) -> bool: ...
 def encode(
     codebook: Integers,
@@ -28,12 +29,13 @@ def decode(
     latent_start: int,
     /,
 ) -> int: ...
-def analyse(z: Integers, outer: int, states: int, start: int, /) -> Analysis: ...
+def analyse(z: Reals, outer: int, states: int, start: int, /) -> Analysis: ...
 def search(
     target: Reals,
     gram: Reals,
     z: Reals,
     analysis: Analysis,
+    offset: int,
     states: int,
     price: float,
     threads: int,

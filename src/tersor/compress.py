@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
+from tersor.attempts import Attempts, Weight, energy
 from tersor.calibration import Calibration
-from tersor.errors import BudgetError, InputError
-from tersor.factorization.weights import factorize_weight
-from tersor.factors import signal_to_noise
-from tersor.plan import classify, tiles
+from tersor.errors import BudgetError
+from tersor.plan import classify
 from tersor.plan.budget import target_bytes
+from tersor.plan.fill import Filling, Version
 from tersor.plan.progress import Progress, silent
-from tersor.plan.search import finest_fit, guess_step
+from tersor.plan.search import guess_step
 from tersor.storage import container, records
 from tersor.storage.archive import Alias, Archive, Entry, Kept
 from tersor.storage.checkpoint import Source
 from tersor.storage.records import EncodedFactors
-from tersor.tiling import as_float32
-
-_EXPECTED_PASSES = 4
-
-_MOST_PASSES = (8, 12)
-"""Passes over all weights until the tile sizes are chosen anew, and in all."""
-
-_FILLED = 0.98
-"""Share of the budget that is good enough not to choose them anew."""
-
-
-@dataclass(frozen=True)
-class Weight:
-    """What is known of a tensor that will be factored, without holding it."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    variance: float
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
 
 
 def compress_source(
@@ -93,37 +66,21 @@ def compress_source(
         target_size=target_size,
         bits_per_weight=bits_per_weight,
     )
-    attempt = _Attempt(source, entries, weights, measured, progress, calibration)
-    least, archive = attempt.nothing()
+    assembler = _Assembler(entries, source.nbytes, measured)
+    least = assembler.size({})
     if target < least:
         raise BudgetError(
             f"{target} bytes are too few: the smallest possible file has {least} bytes, "
-            f"{attempt.kept_bytes} of them for tensors that are not factored"
+            f"{assembler.kept_bytes} of them for tensors that are not factored"
         )
-    guess = guess_step([(w.numel, w.variance) for w in weights], 8 * (target - least))
-    return _best_fit(attempt, target, guess, least, archive) if weights else archive
-
-
-def _best_fit(attempt: _Attempt, target: int, step: float, least: int, archive: Archive) -> Archive:
-    """The largest archive found that fits; at worst the given one.
-
-    With the tile sizes that suit the first step no other step may fill the budget: then they are
-    chosen anew, for the step found, and a few more are tried.
-    """
-    filled = 0
-    for most in _MOST_PASSES:
-        attempt.tiles.clear()
-        try:
-            step, (size, found) = finest_fit(
-                attempt, target, step, least=least, most=most - attempt.passes
-            )
-        except BudgetError:
-            break
-        if size > filled:
-            filled, archive = size, found
-        if size >= _FILLED * target or attempt.largest <= target:
-            break
-    return archive
+    if not weights:
+        return assembler.archive({})
+    attempts = Attempts(source, calibration, progress)
+    step = guess_step([(w.numel, w.variance) for w in weights], 8 * (target - least))
+    models = attempts.prepare(weights, step)
+    nothing = {w.name: attempts.nothing(w) for w in weights}
+    filling = Filling(weights, models, attempts.solve, nothing, assembler.size)
+    return assembler.archive(filling.within(target, step))
 
 
 def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry], list[Weight]]:
@@ -142,94 +99,36 @@ def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry
         elif reason is not None:
             entries[name] = classify.keep(name, tensor, reason)
         else:
-            variance = float((tensor.detach().double() ** 2).mean())
+            variance = energy(tensor.detach(), None) / tensor.numel()
             entries[name] = Entry(
                 shape, dtype, records.zero(shape, dtype, 0 if variance else math.inf)
             )
             if variance:
                 weights.append(Weight(name, shape, dtype, variance))
-    return entries, weights
+    return entries, sorted(weights, key=lambda w: -w.numel)
 
 
-class _Attempt:
-    """Factors every weight at one step; remembers the tile sizes that the first step chose."""
+class _Assembler:
+    """Puts versions of the factored weights into the archive, and knows the size of its file."""
 
-    def __init__(
-        self,
-        source: Source,
-        entries: Mapping[str, Entry],
-        weights: list[Weight],
-        measured: bool,
-        progress: Progress,
-        calibration: Calibration | None = None,
-    ) -> None:
-        self._source, self._entries, self._weights = source, entries, weights
-        self._measured, self._progress = measured, progress
-        self._calibration = calibration
-        self._kept = container.kept_sections(Archive(entries, source.nbytes))
-        self.passes = 0
-        self.tiles: dict[str, int] = {}
-        self.largest = 0
+    def __init__(self, entries: Mapping[str, Entry], source_bytes: int, measured: bool) -> None:
+        self._entries, self._source_bytes, self._measured = entries, source_bytes, measured
+        self._kept = container.kept_sections(self.archive({}))
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of the sections of the tensors that are kept."""
         return sum(map(len, self._kept))
 
-    def nothing(self) -> tuple[int, Archive]:
-        """The archive of all zeros."""
-        archive = Archive(self._entries, self._source.nbytes)
-        return self._size(archive), archive
+    def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:
+        """The archive of all tensors; weights without a version are zeros."""
+        entries = dict(self._entries)
+        for name, version in versions.items():
+            if version.content.rank:  # else zeros, which are there already
+                entries[name] = replace(entries[name], content=version.content)
+        return Archive(entries, self._source_bytes)
 
-    def __call__(self, step: float) -> tuple[int, tuple[int, Archive]]:
-        entries, total = dict(self._entries), sum(w.numel for w in self._weights)
-        done = 0
-        for weight in self._weights:
-            passes = max(_EXPECTED_PASSES, self.passes + 1)
-            message = f"pass {self.passes + 1}: {weight.name}"
-            self._progress(message, (self.passes + done / total) / passes)
-            encoded = self._encode(weight.name, self._source.load(weight.name), step)
-            if encoded.rank:  # else zeros, which are there already in their shortest form
-                entries[weight.name] = Entry(weight.shape, weight.dtype, encoded)
-            done += weight.numel
-        archive = Archive(entries, self._source.nbytes)
-        size = self._size(archive)
-        self.passes += 1
-        self.largest = max(self.largest, size)
-        return size, (size, archive)
-
-    def _size(self, archive: Archive) -> int:
+    def size(self, versions: Mapping[str, Version[EncodedFactors]]) -> int:
+        """Bytes of the file."""
+        archive = self.archive(versions)
         return container.size(archive if self._measured else archive.unmeasured(), self._kept)
-
-    def _encode(self, name: str, weight: Tensor, step: float) -> EncodedFactors:
-        if name not in self.tiles:
-            self.tiles[name] = tiles.choose(as_float32(weight), step)
-        moments, step = self._metric(name, weight, step)
-        factors = factorize_weight(weight, self.tiles[name], step, moments=moments)
-        return records.encode(factors, signal_to_noise(weight, factors))
-
-    def _metric(self, name: str, weight: Tensor, step: float) -> tuple[Tensor | None, float]:
-        """Second moments of a weight's inputs, if known, and its step."""
-        if self._calibration is None or name not in self._calibration.moments:
-            return None, step
-        moments = self._calibration.regularized(name)
-        if moments.dim() == 3:
-            moments = moments.mean(dim=0)
-        if moments.shape[-1] != math.prod(weight.shape[1:]):
-            raise InputError(
-                f"the calibration does not fit: {name!r} has rows of {math.prod(weight.shape[1:])} "
-                f"weights, its moments are of {moments.shape[-1]} inputs; calibrate this model"
-            )
-        return moments, step * output_scale(as_float32(weight), moments)
-
-
-def output_scale(weight: Tensor, moments: Tensor) -> float:
-    """What a weight's step is multiplied by, so that errors of layers can be added.
-
-    The square root of the outputs' deviation per unit of input: half way between equal absolute and
-    equal relative errors of the outputs. On ResNet-20 at 16 and 32 times both ends are within 0.15
-    points of it.
-    """
-    rows = weight.reshape(len(weight), -1)
-    power = ((rows @ moments) * rows).sum(dtype=torch.float64) / moments.diagonal().mean()
-    return math.sqrt(math.sqrt(float(power) / len(rows)))

@@ -157,7 +157,7 @@ def _within(
 
     def attempt(step: float) -> tuple[int, tuple[int, int, Factors]]:
         nonlocal size
-        size = size or tiles.choose(as_float32(weight), step)
+        size = size or tiles.choose(as_float32(weight), step).tile
         factors = factorize_weight(weight, size, step, moments=moments)
         errors.append(_error(weight, factors, moments))
         nbytes = factors.nbytes

@@ -117,16 +117,24 @@ def largest_sum(codebook: Tensor, latent: Tensor) -> int:
     """Bound of every partial sum of ``codebook @ latent`` for integer factors."""
     if codebook.numel() == 0 or latent.numel() == 0:
         return 0
-    columns = codebook.to(torch.int64).abs().amax(dim=0)
-    rows = latent.to(torch.int64).abs().amax(dim=1)
-    return int((columns * rows).sum())
+    return int((magnitudes(codebook, 0) * magnitudes(latent, 1)).sum())
+
+
+def magnitudes(integers: Tensor, axis: int) -> Tensor:
+    """Largest magnitudes along an axis of a matrix, int64."""
+    least, most = integers.aminmax(dim=axis)
+    return torch.maximum(-least.to(torch.int64), most.to(torch.int64))
 
 
 def signal_to_noise(weight: Tensor, factors: Factors) -> float:
     """Signal-to-noise ratio of the factors in dB: 10 log10(sum W^2 / sum (W - CZ)^2)."""
     reference = weight.detach().to(torch.float32)
     noise = float(((reference - factors.recompose()) ** 2).sum(dtype=torch.float64))
-    signal = float((reference**2).sum(dtype=torch.float64))
+    return decibels(float((reference**2).sum(dtype=torch.float64)), noise)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10 of the ratio of two sums of squares; infinite where one of them is 0."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -17,13 +17,21 @@ _PRICE = 0.1
 """Of a unit of latent in `sparse_coding`, per mean norm of a tile; half and twice do as well."""
 
 
-def principal_axes(tiles: Tensor) -> Tensor:
-    """Eigenvectors of the tiles' covariance, largest first, signs fixed: (d, d), orthonormal."""
-    _, vectors = torch.linalg.eigh(inner(tiles.T, tiles.T, torch.float64))
+def principal_components(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors of the tiles' covariance, largest first, signs fixed, and their variances.
+
+    They are orthonormal, (d, d); the variances, (d,), are float64.
+    """
+    values, vectors = torch.linalg.eigh(inner(tiles.T, tiles.T, torch.float64))
     vectors = vectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     axes: Tensor = vectors * torch.where(largest < 0, -1.0, 1.0)
-    return axes.to(tiles.dtype)
+    return axes.to(tiles.dtype), values.flip(0).clamp_min(0) / tiles.shape[1]
+
+
+def principal_axes(tiles: Tensor) -> Tensor:
+    """Eigenvectors of the tiles' covariance, as in `principal_components`."""
+    return principal_components(tiles)[0]
 
 
 def unit_axes(tiles: Tensor, columns: int) -> Start:

@@ -51,7 +51,7 @@ def analyse(integers: Tensor, outer: int, states: int = 1) -> _native.Analysis:
     states
         States of the trellis; 1: none.
     """
-    matrix = integers.to(torch.int16).contiguous().numpy()
+    matrix = integers.to(torch.float32).contiguous().numpy()
     return _native.analyse(matrix, outer, states, starting_level(integers, states))
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tersor import _native
-from tersor.factorization.initialize import principal_axes
-from tersor.factorization.products import inner
+from tersor.factorization.initialize import principal_components
+from tersor.factorization.products import blocks
 from tersor.factorization.rate import LARGEST, Floats, analyse, row_bits
 from tersor.factorization.solve import Quadratic, Result, Start, least_squares, solve
 
@@ -84,47 +84,63 @@ class Coder:
         """Bits of each row."""
         return np.asarray(self.analyse(latent).bits)
 
-    def search(self, quadratic: Quadratic, latent: Tensor, analysis: _native.Analysis) -> Tensor:
-        """Best latent, row by row with the others fixed: distortion + price * bits."""
-        target, gram = quadratic.target, quadratic.gram
-        if len(gram) > _ROWS_IN_TURN:
-            own = gram.diagonal().diag()
-            target, gram = target - (gram - own) @ latent, own
-        improved = latent.clone(memory_format=torch.contiguous_format)
-        _native.search(
-            target.contiguous().numpy(),
-            gram.contiguous().numpy(),
-            improved.numpy(),
-            analysis,
-            self.states,
-            PRICE,
-            torch.get_num_threads(),
-        )
-        return improved
-
     def start(self, quadratic: Quadratic) -> Tensor:
         """A first latent, at the prices of plain rounding."""
         curvature = quadratic.gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
-        rounded = (quadratic.target / curvature[:, None]).round().clamp(-LARGEST, LARGEST)
-        indices = rounded if self.states == 1 else (rounded / 2).round()
-        return self.search(quadratic, rounded, analyse(indices, self.rows or indices.shape[1]))
+        rounded = torch.empty(len(curvature), quadratic.wanted.shape[1])
+        for columns in blocks(*rounded.shape):
+            quotient = quadratic.targets(columns) / curvature[:, None]
+            rounded[:, columns] = quotient.round_().clamp_(-LARGEST, LARGEST)
+        return self._search(quadratic, rounded, self._prices_of_rounding(rounded))[0]
+
+    def _prices_of_rounding(self, rounded: Tensor) -> _native.Analysis:
+        indices = rounded if self.states == 1 else (rounded / 2).round_()
+        return analyse(indices, self.rows or indices.shape[1])
 
     def update(self, quadratic: Quadratic, latent: Tensor) -> Tensor:
-        """Search, then leave out rows that are not worth their bits."""
-        improved = self.search(quadratic, latent, self.analyse(latent))
-        return self.drop(quadratic, improved, COLUMN_ELEMENT_BITS * quadratic.basis.shape[0])
+        """Best latent at the prices of this one, without the rows that are not worth their bits.
 
-    def drop(self, quadratic: Quadratic, latent: Tensor, column_bits: float) -> Tensor:
-        """Latent with zeros in the rows whose bits outweigh the error that they avoid.
-
-        This is what sets the rank. ``column_bits`` are saved with the row's own.
+        The latter is what sets the rank.
         """
-        slope = quadratic.target - quadratic.gram @ latent
-        linear = (latent * slope).sum(dim=1, dtype=torch.float64)
-        error = 2 * linear + quadratic.gram.diagonal() * (latent**2).sum(dim=1)
-        saved = PRICE * (self.bits(latent) + ROW_BITS + column_bits)
-        keep = error > torch.from_numpy(saved).to(error)
-        return latent if bool(keep.all()) else latent * keep[:, None]
+        improved, avoided = self._search(quadratic, latent, self.analyse(latent))
+        column_bits = COLUMN_ELEMENT_BITS * quadratic.basis.shape[0]
+        keep = avoided > torch.from_numpy(PRICE * (self.bits(improved) + ROW_BITS + column_bits))
+        if not bool(keep.all()):
+            improved *= keep[:, None]
+            self._last = None
+        return improved
+
+    def _search(
+        self, quadratic: Quadratic, latent: Tensor, analysis: _native.Analysis
+    ) -> tuple[Tensor, Tensor]:
+        """Row by row, the others fixed, the latent of least distortion + price * bits.
+
+        Also the squared error that each row avoids, (k,).
+        """
+        gram = quadratic.gram.contiguous()
+        own = gram.diagonal().diag()
+        at_once = len(gram) > _ROWS_IN_TURN
+        result = torch.empty_like(latent, memory_format=torch.contiguous_format)
+        avoided = torch.zeros(len(gram), dtype=torch.float64)
+        for columns in blocks(*latent.shape):
+            target = quadratic.targets(columns)
+            z = latent[:, columns].clone(memory_format=torch.contiguous_format)
+            _native.search(
+                (target - (gram - own) @ z if at_once else target).numpy(),
+                (own if at_once else gram).numpy(),
+                z.numpy(),
+                analysis,
+                columns.start,
+                self.states,
+                PRICE,
+                torch.get_num_threads(),
+            )
+            result[:, columns] = z
+            slope = target - gram @ z
+            avoided += (
+                (2 * slope + gram.diagonal()[:, None] * z).mul_(z).sum(dim=1, dtype=torch.float64)
+            )
+        return result, avoided
 
     def penalty(self, codebook: Tensor, latent: Tensor) -> float:
         """Price of the bits of both factors, unused rows left out."""
@@ -175,8 +191,7 @@ def codebook_bits(codebook: Tensor) -> float:
 
 def start(tiles: Tensor, coder: Coder) -> Start:
     """Eigenvectors of the tiles' covariance, each as long as its spacing, and a first latent."""
-    axes = principal_axes(tiles)
-    variance = inner(axes, tiles).square().mean(dim=1)
+    axes, variance = principal_components(tiles)
     codebook = axes * spacing(variance).to(axes)
     latent = coder.start(Quadratic(codebook, tiles))
     return update_codebook(Quadratic(latent.T, tiles.T), codebook.T).T, latent

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tersor.factorization.products import inner
+from tersor.factorization.products import blocks, inner
 from tersor.factorization.projections import Projection
 
 Status = Literal["converged", "iteration limit"]
@@ -47,6 +47,10 @@ class Quadratic:
     def target(self) -> Tensor:
         """The columns ``b = A.T w``, shape (k, n)."""
         return inner(self.basis, self.wanted)
+
+    def targets(self, columns: slice) -> Tensor:
+        """Some of the columns of `target`, which is not computed as a whole."""
+        return inner(self.basis, self.wanted[:, columns])
 
     def errors(self, x: Tensor) -> Tensor:
         """Squared error of each column, shape (n,)."""
@@ -119,7 +123,10 @@ def fixed(quadratic: Quadratic, x: Tensor) -> Tensor:
 
 def distortion(tiles: Tensor, codebook: Tensor, latent: Tensor) -> float:
     """Squared error ``||W - C Z||**2``."""
-    return float(((tiles - codebook @ latent) ** 2).sum(dtype=torch.float64))
+    return sum(
+        float((tiles[:, c] - codebook @ latent[:, c]).square_().sum(dtype=torch.float64))
+        for c in blocks(*tiles.shape)
+    )
 
 
 def no_penalty(codebook: Tensor, latent: Tensor) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 from tersor.factorization.calibrated import solve_calibrated
 from tersor.factorization.rate import LARGEST
 from tersor.factorization.rate_aware import STATES, codebook_exponent, solve_rate_aware
-from tersor.factors import EXACT_INTEGERS, Factors, largest_sum
+from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
 from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
 _SMALLEST_STEP = 2.0**-110
@@ -53,22 +53,21 @@ def factorize_weight(
         if moments is None:
             tiles = coding_order(tiling.split(values / step), rows)
             result = solve_rate_aware(tiles, rows, states=states)
+            del tiles
         else:
             result = solve_calibrated(values / step, moments, tile, states=states)
         live = result.latent.any(dim=1)
         exponent = codebook_exponent(result.codebook)
         codebook, latent = result.codebook[:, live] * 2.0**-exponent, result.latent[live]
-        if _fit(codebook, latent):
-            latent = natural_order(latent, rows)
+        del result
+        if largest_sum(codebook, latent) <= EXACT_INTEGERS and _can_be_coded(latent):
+            latent = natural_order(latent.to(torch.int16), rows)
             return _factors(codebook, latent, step * 2.0**exponent, weight)
         step *= 1.5
 
 
-def _fit(codebook: Tensor, latent: Tensor) -> bool:
-    """Whether integers can be coded, and their product is exact."""
-    if latent.numel() == 0:
-        return True
-    return bool(latent.abs().amax() <= LARGEST) and largest_sum(codebook, latent) <= EXACT_INTEGERS
+def _can_be_coded(latent: Tensor) -> bool:
+    return not latent.numel() or int(magnitudes(latent, 1).amax()) <= LARGEST
 
 
 def _factors(codebook: Tensor, latent: Tensor, scale: float, weight: Tensor) -> Factors:

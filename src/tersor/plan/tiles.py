@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tersor.factorization.products import inner
@@ -44,40 +47,65 @@ def candidates(shape: tuple[int, ...]) -> list[int]:
     return sorted(d for d in sizes if d <= min(row, _LARGEST) and (d == 1 or 8 * d * d <= weights))
 
 
-def choose(weight: Tensor, step: float) -> int:
+@dataclass(frozen=True)
+class Choice:
+    """A tile size, and what is known of the weight in tiles of it.
+
+    Parameters
+    ----------
+    tile
+        Tile size d.
+    spectrum
+        Variances of the tiles' axes in units of the step squared, (d,).
+    tiles
+        Number of tiles.
+    nbytes
+        Size to expect; None if nothing was tried.
+    """
+
+    tile: int
+    spectrum: NDArray[np.float64]
+    tiles: float
+    nbytes: float | None = None
+
+
+def choose(weight: Tensor, step: float) -> Choice:
     """Tile size at which distortion + price * bits of the weight is least at this step."""
-    sizes = candidates(tuple(weight.shape))
-    if len(sizes) == 1:
-        return sizes[0]
     sample = evenly_spaced_rows(weight, _SAMPLE) / step
     repeat = weight.shape[0] / sample.shape[0]
-    estimates = {size: _estimate(sample, size, repeat) for size in sizes}
-    likely = [size for size in sizes if estimates[size] <= _DOUBT * estimates[1]]
-    if likely == [1]:
-        return 1
-    costs = {size: _cost(sample, size, repeat) for size in likely}
-    return min(costs, key=lambda size: (costs[size], size))
+    choices = [_untried(sample, size, repeat) for size in candidates(tuple(weight.shape))]
+    likely = [c for c in choices if _estimate(c) <= _DOUBT * _estimate(choices[0])]
+    if likely == choices[:1]:
+        return choices[0]
+    tried = [_tried(sample, choice, repeat) for choice in likely]
+    return min(tried, key=lambda pair: (pair[0], pair[1].tile))[1]
 
 
-def _estimate(sample: Tensor, size: int, repeat: float) -> float:
+def _untried(sample: Tensor, size: int, repeat: float) -> Choice:
+    tiles = Tiling(tuple(sample.shape), size).split(sample)
+    covariance = inner(tiles.T, tiles.T, torch.float64) / tiles.shape[1]
+    spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0).numpy()
+    return Choice(size, spectrum, repeat * tiles.shape[1])
+
+
+def _estimate(choice: Choice) -> float:
     """Cost of the whole weight if its tiles were Gaussian and coded at the bound, and its codebook.
 
     At the price p of a bit every axis of a variance above p / (2 ln 2) keeps that much error.
     """
-    tiles = Tiling(tuple(sample.shape), size).split(sample)
-    variances = torch.linalg.eigvalsh(inner(tiles.T, tiles.T, torch.float64) / tiles.shape[1])
     level = PRICE / (2 * math.log(2))
-    bits = 0.5 * (variances / level).clamp_min(1).log2()
-    cost = variances.clamp_max(level) + PRICE * bits
-    axes = int((bits > 0).sum()) if size > 1 else 0
-    return repeat * tiles.shape[1] * float(cost.sum()) + PRICE * _ELEMENT_BITS * size * axes
+    bits = 0.5 * np.log2(np.maximum(choice.spectrum / level, 1))
+    cost = np.minimum(choice.spectrum, level) + PRICE * bits
+    axes = int((bits > 0).sum()) if choice.tile > 1 else 0
+    return choice.tiles * float(cost.sum()) + PRICE * _ELEMENT_BITS * choice.tile * axes
 
 
-def _cost(sample: Tensor, size: int, repeat: float) -> float:
-    """Cost of the whole weight, of which the sample is one part in ``repeat``."""
+def _tried(sample: Tensor, choice: Choice, repeat: float) -> tuple[float, Choice]:
+    """Cost of the whole weight, of which the sample is one part in ``repeat``, and its size."""
     rows = sample.shape[0]
-    tiles = coding_order(Tiling(tuple(sample.shape), size).split(sample), rows)
+    tiles = coding_order(Tiling(tuple(sample.shape), choice.tile).split(sample), rows)
     result = solve_rate_aware(tiles, rows, states=_STATES, iterations=2, tolerance=1e-2)
-    bits = PRICE * float(Coder(rows, _STATES).bits(result.latent).sum())
-    fixed = PRICE * codebook_bits(result.codebook[:, result.latent.any(dim=1)])
-    return repeat * (distortion(tiles, result.codebook, result.latent) + bits) + fixed
+    bits = repeat * float(Coder(rows, _STATES).bits(result.latent).sum())
+    bits += codebook_bits(result.codebook[:, result.latent.any(dim=1)])
+    error = repeat * distortion(tiles, result.codebook, result.latent)
+    return error + PRICE * bits, replace(choice, nbytes=bits / 8)

@@ -84,14 +84,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
 
 def _open_safetensors(path: Path) -> Source:
     try:
-        file = safe_open(path, framework="pt")
+        with safe_open(path, framework="pt") as file:
+            names: list[str] = list(file.keys())
     except SafetensorError as error:
         raise InputError(f"{path} is not a valid safetensors file: {error}") from None
-    names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
 
     def load(name: str) -> Tensor:
+        # Opened anew: pages of a file that stays mapped would add up to the whole of it in memory.
         try:
-            return cast(Tensor, file.get_tensor(name))  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as file:
+                return cast(Tensor, file.get_tensor(name))
         except (SafetensorError, KeyError, AttributeError) as error:
             raise InputError(f"{path}: tensor {name!r} cannot be read: {error}") from None
 

@@ -1,0 +1,153 @@
+"""Fill a budget: a step for all weights, then the best choice among the versions of each weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from tersor.plan.knapsack import choose
+from tersor.plan.sizes import SizeModel, step_of_size
+
+FILL = 0.997
+"""Share of the budget that is enough to stop."""
+
+MOST_PASSES = 8
+"""Passes over all weights."""
+
+_AIM = (1 + FILL) / 2
+
+_CLOSE, _SEVERAL = 0.05, 8
+"""A pass this close to the budget, of so many weights, is mixed with one on its other side."""
+
+_BARREN = 3
+"""Passes that come no closer to the budget, after which no more are made."""
+
+
+class Sized(Protocol):
+    """What is known of a weight that is to be factored."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def numel(self) -> int:
+        """Its number of elements."""
+
+
+Content = TypeVar("Content")
+W = TypeVar("W", bound=Sized)
+
+
+@dataclass(frozen=True)
+class Version(Generic[Content]):
+    """A weight at one step.
+
+    Parameters
+    ----------
+    nbytes
+        Size in the file.
+    error
+        Squared error, weighed so that errors of different weights can be added.
+    content
+        The factors.
+    """
+
+    nbytes: int
+    error: float
+    content: Content
+
+
+Solve = Callable[[Sequence[W], float, str], Iterable[tuple[W, Version[Content]]]]
+"""Versions of some weights at a step, given what this is, for who looks at the progress."""
+
+
+@dataclass
+class Filling(Generic[W, Content]):
+    """The search for the versions of least error that fit a budget.
+
+    Parameters
+    ----------
+    weights
+        What is to be factored; no two have the same name.
+    models
+        Sizes to expect, by name; what is measured is added to them.
+    solve
+        Gives versions.
+    nothing
+        The version of no bytes of each weight, by name.
+    size
+        Bytes of the whole file with some choice of versions, by name.
+    """
+
+    weights: Sequence[W]
+    models: Mapping[str, SizeModel]
+    solve: Solve[W, Content]
+    nothing: Mapping[str, Version[Content]]
+    size: Callable[[Mapping[str, Version[Content]]], int]
+    versions: dict[str, list[Version[Content]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.versions = {name: [version] for name, version in self.nothing.items()}
+
+    def within(self, target: int, step: float) -> Mapping[str, Version[Content]]:
+        """The best choice found whose file has at most ``target`` bytes.
+
+        Every pass brings a version of each weight, and the integer program the best mix of all
+        versions so far. The second pass aims as far beyond the budget as the first fell short of
+        it, or the other way round, so that it is full when half of the weights are done.
+        """
+        budget, best = target - self.size(self.nothing), self.nothing
+        aim, barren, nearest = _AIM * budget, 0, math.inf
+        for number in range(MOST_PASSES):
+            step = step_of_size([m.bytes for m in self.models.values()], aim, step)
+            latest: dict[str, Version[Content]] = {}
+            for weight, version in self.solve(self.weights, step, f"pass {number + 1}"):
+                self.versions[weight.name].append(version)
+                self.models[weight.name].learn(step, version.nbytes)
+                latest[weight.name] = version
+                if number and self._may_fill(budget):
+                    best, size = self._best(target)
+                    if size >= FILL * target:
+                        return best
+            best, size = self._best(target)
+            taken = sum(version.nbytes for version in latest.values())
+            budget = target - (self.size(latest) - taken)  # what the header takes is known now
+            barren = 0 if abs(budget - taken) < 0.9 * nearest else barren + 1
+            nearest = min(nearest, abs(budget - taken))
+            if size >= FILL * target or barren == _BARREN:
+                break
+            aim = _next_aim(budget, taken, len(self.weights))
+        return best
+
+    def _may_fill(self, budget: int) -> bool:
+        """Whether some mix of the versions with factors has more bytes than the budget, some less.
+
+        Only then is it worth while to look for the best.
+        """
+        groups = [[v.nbytes for v in group[1:]] for group in self.versions.values()]
+        return sum(map(min, groups)) <= budget and sum(map(max, groups)) >= FILL * budget
+
+    def _best(self, target: int) -> tuple[Mapping[str, Version[Content]], int]:
+        """Versions of least error whose file fits, and its size.
+
+        A file has a few bytes besides its versions, which depend on the choice.
+        """
+        budget = target - self.size(self.nothing)
+        while True:
+            groups = [[(v.nbytes, v.error) for v in group] for group in self.versions.values()]
+            picked = choose(groups, budget) or [0] * len(groups)
+            best = {n: g[i] for (n, g), i in zip(self.versions.items(), picked, strict=True)}
+            size = self.size(best)
+            if size <= target:
+                return best, size
+            budget -= size - target
+
+
+def _next_aim(budget: int, taken: int, weights: int) -> float:
+    gap = budget - taken
+    if weights >= _SEVERAL and 0 < abs(gap) < _CLOSE * budget:
+        return taken + math.copysign(max(2 * abs(gap), 0.004 * budget), gap)
+    return _AIM * budget

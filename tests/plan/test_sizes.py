@@ -1,0 +1,31 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tersor.plan.sizes import SizeModel, step_of_size
+
+
+def test_a_halved_step_costs_a_bit_at_high_rates():
+    model = SizeModel(np.ones(16), 1000)
+    assert model.bytes(1e-4) - model.bytes(2e-4) == pytest.approx(16 * 1000 / 8, rel=1e-3)
+
+
+@given(st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(0, 1e6)), min_size=1, max_size=5))
+def test_what_was_measured_is_given_back(measured):
+    model = SizeModel(np.array([1.0, 0.1, 0.0]), 500)
+    known = dict(measured)
+    for step, size in known.items():
+        model.learn(step, size)
+    if len({math.log(step) for step in known}) == len(known):
+        for step, size in known.items():
+            assert model.bytes(step) == pytest.approx(size, rel=1e-6, abs=1e-3)
+
+
+@given(st.floats(1.0, 5e4), st.floats(1e-3, 1e3))
+def test_the_step_of_a_size_is_found(total, around):
+    models = [SizeModel(np.array([4.0, 1.0]), 3000), SizeModel(np.array([0.01]), 10_000)]
+    step = step_of_size([m.bytes for m in models], total, around)
+    assert sum(m.bytes(step) for m in models) == pytest.approx(total, rel=1e-6)
