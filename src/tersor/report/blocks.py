@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from tersor.report.markup import Markup, tag
@@ -10,7 +11,8 @@ from tersor.report.markup import Markup, tag
 def section(title: str, explanation: str, *content: Markup) -> Markup:
     """A part of the page under a heading; the explanation may be empty."""
     text = tag("p", explanation, class_="explanation") if explanation else Markup()
-    return tag("section", tag("h2", title), text, *content)
+    anchor = re.sub(r"\W+", "-", title.lower())
+    return tag("section", tag("h2", title), text, *content, id=anchor)
 
 
 def details(summary: str, content: Markup) -> Markup:

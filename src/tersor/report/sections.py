@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-from tersor.plan.budget import format_size
 from tersor.report import svg
 from tersor.report.blocks import details, number, section, table
 from tersor.report.facts import Facts, Layer
 from tersor.report.layer_card import card
 from tersor.report.markup import Markup, join, tag
-from tersor.report.words import breakable, decibels, name, percent, shape
+from tersor.report.words import breakable, decibels, name, percent, shape, size
 from tersor.storage.summary import kept_groups
 from tersor.version import __version__
 
@@ -30,8 +29,8 @@ def heading(facts: Facts) -> Markup:
     """The name of the file and the figures that matter most."""
     report = facts.report
     figures = [
-        ("Size", format_size(report.nbytes), f"{report.nbytes:,} bytes"),
-        ("Ratio", f"{report.ratio:.2f}×", f"smaller than {format_size(report.source_bytes)}"),
+        ("Size", size(report.nbytes), f"{report.nbytes:,} bytes"),
+        ("Ratio", f"{report.ratio:.2f}×", f"smaller than {size(report.source_bytes)}"),
         ("Bits per weight", f"{report.bits_per_weight:.2f}", f"{report.weights:,} weights"),
         ("Signal to noise", *_distortion(facts)),
     ]
@@ -63,11 +62,11 @@ def division(facts: Facts) -> Markup:
     total = facts.report.nbytes
     rows = [
         [
-            tag("th", label, tag("small", _PARTS[label]), svg.bar(size / total), scope="row"),
-            number(f"{size:,}"),
-            number(_share(size / total)),
+            tag("th", label, tag("small", _PARTS[label]), svg.bar(nbytes / total), scope="row"),
+            number(f"{nbytes:,}"),
+            number(_share(nbytes / total)),
         ]
-        for label, size in facts.parts().items()
+        for label, nbytes in facts.parts().items()
     ]
     left = table("Parts of the file", {"Part": "", "Bytes": "number", "Share": "number"}, rows)
     return section("Where the bytes are", "", tag("div", left, *_latents(facts), class_="columns"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tersor.plan.budget import format_size
 from tersor.report.blocks import details, number, section, table
 from tersor.report.curve_chart import draw, quantity
 from tersor.report.curve_file import Curve
 from tersor.report.facts import Facts
 from tersor.report.markup import Markup, tag
+from tersor.report.words import size
 
 _OPEN_POINTS = 8
 """The table of more points than this is folded."""
@@ -17,7 +17,7 @@ def tradeoff(curve: Curve, facts: Facts) -> Markup:
     """Quality against size, with this file marked."""
     what = quantity(curve)
     dense = "" if curve.dense is None else f" Dashed: the dense model, {curve.dense:g}"
-    dense += f" at {format_size(curve.dense_bytes)}." if dense else ""
+    dense += f" at {size(curve.dense_bytes)}." if dense else ""
     points = _points(curve)
     if len(curve.points) > _OPEN_POINTS:
         points = details(f"{len(curve.points)} points", points)

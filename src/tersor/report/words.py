@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from tersor.plan.budget import format_size
 from tersor.report.markup import Markup, join
 from tersor.storage.summary import TensorSummary, printable
 
@@ -18,6 +19,11 @@ def name(text: str) -> str:
     """A name, which may be anything, fit to be shown."""
     text = printable(text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]}…{text[-39:]}"
+
+
+def size(nbytes: int) -> str:
+    """A size that is not broken over two lines."""
+    return format_size(nbytes).replace(" ", "\xa0")
 
 
 def breakable(text: str) -> Markup:
