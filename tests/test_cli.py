@@ -520,3 +520,44 @@ def test_calibration_in_a_process_of_its_own(project):
     _, stderr = command.communicate(timeout=120)
     assert command.returncode == 0, stderr
     assert (project / "new.tersor").is_file()
+
+
+def test_report(folder):
+    result = run("report", "model.tersor", "-o", "page.html")
+    page = folder / "page.html"
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"wrote page.html: {page.stat().st_size} bytes\n"
+    assert "layer.weight" in page.read_text("utf-8")
+
+
+def test_report_measures_against_a_checkpoint_and_shows_a_curve(folder):
+    save_file({"layer.weight": torch.ones(6, 10)}, "dense.safetensors")
+    points = [{"bytes": 300, "predicted_drop": 1.5, "measured": None}]
+    curve = {"points": points, "metric": None, "dense": None, "dense_bytes": 600}
+    (folder / "curve.json").write_text(json.dumps(curve))
+    options = ("--dense", "dense.safetensors", "--curve", "curve.json")
+    result = run("report", "model.tersor", "-o", "page.html", *options)
+    assert result.exit_code == 0, result.stderr
+    text = (folder / "page.html").read_text("utf-8")
+    assert "dense.safetensors" in text and "Size and accuracy" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.tersor", "-o", "page.html"), "none.tersor is not there"),
+        (("model.safetensors", "-o", "page.html"), "not a tersor file"),
+        (("model.tersor", "-o", "model.tersor"), "is the input itself"),
+        (("model.tersor", "-o", "none/page.html"), "does not exist"),
+        (("model.tersor", "-o", "p.html", "--dense", "none.safetensors"), "no such file"),
+        (("model.tersor", "-o", "p.html", "--dense", "model.tersor"), "cannot read"),
+        (("model.tersor", "-o", "p.html", "--dense", "model.safetensors"), "has no tensor"),
+        (("model.tersor", "-o", "p.html", "--curve", "none.json"), "no such file"),
+        (("model.tersor", "-o", "p.html", "--curve", "model.tersor"), "is not what"),
+    ],
+)
+def test_report_of_bad_input(folder, arguments, message):
+    before = contents(folder)
+    result = run("report", *arguments)
+    assert result.exit_code == 2 and message in result.stderr and not result.stdout
+    assert contents(folder) == before

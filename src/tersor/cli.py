@@ -199,6 +199,40 @@ def inspect(
             console.print(table.render(report))
 
 
+@app.command(
+    epilog="Examples:\n\n- `tersor report model.tersor -o report.html`\n"
+    "- `tersor report model.tersor -o report.html --dense model.safetensors --curve curve.json`"
+)
+def report(
+    model: TersorFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="HTML file to write.", show_default=False)
+    ],
+    dense: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Checkpoint that the file was made from, to measure against."),
+    ] = None,
+    curve: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSON file that `tersor curve` wrote; this file's size is marked."),
+    ] = None,
+) -> None:
+    """Write one self-contained page: where the bytes are, what was lost, what is in each layer."""
+    with reporting_errors():
+        from tersor.plan.progress import shown
+        from tersor.report import curve_file, html
+        from tersor.report.facts import gather
+        from tersor.storage.atomic import check_writable
+
+        for source in filter(None, (model, dense, curve)):
+            check_writable(output, source)
+        points = None if curve is None else curve_file.read(curve)
+        with shown("reading") as progress:
+            facts = gather(model, dense, progress)
+        written = html.write(output, facts, points)
+        say(f"wrote {output}: {written} bytes")
+
+
 @app.command(epilog="Example: `tersor info`")
 def info() -> None:
     """Show versions, which kernels are there, and the number of threads."""

@@ -156,3 +156,10 @@ def test_signal_to_noise_is_no_part_of_the_weights():
     archive = small_archive()
     assert math.isclose(archive.entries["layer.weight"].content.snr, 12.5)
     assert archive.original("tied.weight") == "layer.weight"
+
+
+def test_the_header_ends_where_the_sections_begin(tmp_path):
+    archive = small_archive()
+    container.write(tmp_path / "model.tersor", archive)
+    parts = list(container.to_bytes(archive))
+    assert container.header_bytes(tmp_path / "model.tersor") == len(parts[0]) + len(parts[1])

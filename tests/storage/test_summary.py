@@ -9,7 +9,7 @@ from samples import plain, random_factors, small_archive, to_file_bytes
 from tersor.report import table
 from tersor.storage import container, records
 from tersor.storage.archive import Archive, Entry, Kept
-from tersor.storage.summary import summarize
+from tersor.storage.summary import kept_groups, summarize
 
 
 def rendered(archive, width=100):
@@ -83,6 +83,21 @@ def test_alike_tensors_share_a_row():
     entries = {f"layer.{i}.bias": plain(torch.zeros(4), Kept.VECTOR) for i in range(12)}
     text = rendered(Archive(entries, 1))
     assert "layer.*.bias" in text and "12" in text and "layer.3.bias" not in text
+
+
+def test_groups_of_kept_tensors():
+    entries = {
+        "a.0": plain(torch.zeros(4), Kept.VECTOR),
+        "b": plain(torch.zeros(2), Kept.VECTOR),
+        "a.17": plain(torch.zeros(4), Kept.VECTOR),
+        "a.2": plain(torch.zeros(4), Kept.LEFT_DENSE),
+    }
+    groups = kept_groups(summarize(Archive(entries, 1)))
+    assert [(name, [t.name for t in members]) for name, members in groups] == [
+        ("a.*", ["a.0", "a.17"]),
+        ("b", ["b"]),
+        ("a.2", ["a.2"]),
+    ]
 
 
 def test_json_is_plain_and_complete():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.plan.budget import format_size
-from tersor.storage.summary import Report, TensorSummary
+from tersor.storage.summary import Report, TensorSummary, kept_groups, printable
 
 
 def render(report: Report) -> RenderableType:
@@ -19,7 +18,7 @@ def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = []
     if report.factored:
         parts.append(_factored(report.factored))
-    kept = [t for t in report.tensors if t.tile is None]
+    kept = kept_groups(report)
     if kept:
         parts.append(_kept(kept))
     parts.append(Text(total(report)))
@@ -47,26 +46,22 @@ def _factored(tensors: tuple[TensorSummary, ...]) -> Table:
     return table
 
 
-def _kept(tensors: list[TensorSummary]) -> Table:
-    """One row for names that differ in numbers only, and are kept in the same way."""
-    groups: dict[tuple[str, str, str], list[TensorSummary]] = {}
-    for t in tensors:
-        groups.setdefault((re.sub(r"\d+", "*", t.name), t.dtype, t.note), []).append(t)
+def _kept(groups: list[tuple[str, tuple[TensorSummary, ...]]]) -> Table:
     table = Table(title="Kept (bytes before compression)", title_justify="left", box=None)
     table.add_column("tensors", overflow="fold")
     for column in ("number", "type", "bytes"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("how, and why")
-    for (pattern, dtype, note), members in groups.items():
-        name = members[0].name if len(members) == 1 else pattern
+    for name, members in groups:
         size = str(sum(t.nbytes for t in members))
-        table.add_row(_name(name), str(len(members)), dtype, size, Text(note))
+        row = (str(len(members)), members[0].dtype, size, Text(members[0].note))
+        table.add_row(_name(name), *row)
     return table
 
 
 def _name(name: str) -> Text:
-    """Name as it is, not as markup, and without characters that would steer the terminal."""
-    return Text(name if name.isprintable() else ascii(name))
+    """Name as it is, not as markup."""
+    return Text(printable(name))
 
 
 def _shape(tensor: TensorSummary) -> str:

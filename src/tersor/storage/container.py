@@ -72,6 +72,12 @@ def size(archive: Archive, kept: list[bytes] | None = None) -> int:
     return sum(map(len, to_bytes(archive, kept)))
 
 
+def header_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes before the first section of a file that `read` has accepted: prefix and header."""
+    with Path(path).open("rb") as file:
+        return _PREFIX.size + int(_PREFIX.unpack(file.read(_PREFIX.size))[2])
+
+
 def write(path: str | os.PathLike[str], archive: Archive) -> int:
     """Write the file atomically; returns its size in bytes."""
     with replacing(path) as temporary, temporary.open("wb") as file:

@@ -94,6 +94,15 @@ def encode(factors: Factors, snr: float = float("nan")) -> EncodedFactors:
     return EncodedFactors(factors.tiling.size, scale, factors.rank, coding, payload, snr)
 
 
+def codebook_bytes(factors: Factors) -> int:
+    """Bytes that the codebook takes of the payload: the length of a stream of it alone.
+
+    Codebook and latent share one stream, without a boundary at a byte; this is within a few bytes.
+    """
+    _, payload = entropy.encode(factors.codebook, factors.latent[:, :0], 1)
+    return len(payload)
+
+
 def decode(encoded: EncodedFactors, shape: tuple[int, ...], dtype: torch.dtype) -> Factors:
     """Factors of a weight of this shape and type.
 

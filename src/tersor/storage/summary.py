@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 
 from tersor.storage import container, dtypes
@@ -114,6 +114,22 @@ def _summarize(name: str, entry: Entry) -> TensorSummary:
     return TensorSummary(name, entry.shape, dtype, values.nbytes, note=note)
 
 
-def kept(report: Report) -> Iterator[TensorSummary]:
-    """The tensors that are not stored as factors."""
-    return (t for t in report.tensors if t.tile is None)
+def kept_groups(report: Report) -> list[tuple[str, tuple[TensorSummary, ...]]]:
+    """Tensors that are not factored: those whose names differ in numbers only, under one name.
+
+    Members of a group have the same type and note. A group of one goes by its tensor's name, others
+    by a pattern with ``*`` for the numbers.
+    """
+    groups: dict[tuple[str, str, str], list[TensorSummary]] = {}
+    for t in report.tensors:
+        if t.tile is None:
+            groups.setdefault((re.sub(r"\d+", "*", t.name), t.dtype, t.note), []).append(t)
+    return [
+        (members[0].name if len(members) == 1 else pattern, tuple(members))
+        for (pattern, _, _), members in groups.items()
+    ]
+
+
+def printable(name: str) -> str:
+    """A name as it is, or escaped if it has characters that would steer what shows it."""
+    return name if name.isprintable() else ascii(name)

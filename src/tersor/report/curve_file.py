@@ -1,0 +1,103 @@
+"""The file that ``tersor curve`` writes, as far as the page shows it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tersor.errors import InputError
+
+
+@dataclass(frozen=True)
+class Point:
+    """A size and what it costs.
+
+    Parameters
+    ----------
+    nbytes
+        Size of the file.
+    predicted_drop
+        Predicted loss in the metric, if known.
+    measured
+        The metric, if measured.
+    """
+
+    nbytes: int
+    predicted_drop: float | None
+    measured: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Quality against size.
+
+    Parameters
+    ----------
+    points
+        By size.
+    metric
+        Its name, if there is one.
+    dense
+        The metric of the dense model, if known.
+    dense_bytes
+        Size of the dense model.
+    """
+
+    points: tuple[Point, ...]
+    metric: str | None
+    dense: float | None
+    dense_bytes: int
+
+
+def read(path: str | os.PathLike[str]) -> Curve:
+    """Read the JSON that ``tersor curve`` wrote.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is not such a file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(
+            f"no such file: {file}; give the JSON file that `tersor curve` wrote with --curve"
+        )
+    try:
+        return _curve(json.loads(file.read_bytes()))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{file} is not what `tersor curve` writes ({type(error).__name__}: {error}); give its "
+            "JSON file"
+        ) from None
+
+
+def _curve(data: dict[str, Any]) -> Curve:
+    points = [
+        Point(_size(p["bytes"]), _number(p["predicted_drop"]), _number(p["measured"]))
+        for p in data["points"]
+    ]
+    if not points:
+        raise ValueError("it has no points")
+    points.sort(key=lambda p: p.nbytes)
+    metric = data["metric"]
+    if not isinstance(metric, str | None):
+        raise TypeError("the metric must be a name or null")
+    return Curve(tuple(points), metric, _number(data["dense"]), _size(data["dense_bytes"]))
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 2**63:
+        raise ValueError(f"{value!r} is not a size in bytes")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not abs(value) < math.inf:
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)

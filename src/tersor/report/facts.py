@@ -1,0 +1,234 @@
+"""What the page shows beyond the summary of a file: found one layer at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tersor.errors import InputError
+from tersor.factorization.products import inner
+from tersor.factors import Factors, signal_to_noise
+from tersor.plan.progress import Progress, silent
+from tersor.storage import container, records
+from tersor.storage.archive import Archive
+from tersor.storage.checkpoint import Source, open_checkpoint
+from tersor.storage.records import EncodedFactors
+from tersor.storage.summary import Report, TensorSummary, summarize
+from tersor.tiling import as_float32, window_size
+
+MAGNITUDES = ("0", "1", "2–3", "4–7", "8–15", "16–31", "32+")
+"""What latents are counted by; `_UPPER` has the largest magnitude of each but the last."""
+
+_UPPER = (0, 1, 3, 7, 15, 31)
+
+MOST_ATOMS = 18
+"""Columns of a codebook that are shown as images, those with the most energy."""
+
+_LARGEST_SPECTRUM = 4096
+"""Singular values that are still found in seconds."""
+
+_LARGEST_ATOM = 200
+"""Elements of a column that still makes a readable image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A factored tensor.
+
+    Parameters
+    ----------
+    summary
+        As `tersor.inspect` has it, but for the signal-to-noise ratio, which is measured where a
+        checkpoint is given.
+    codebook_bytes
+        Bytes of ``summary.nbytes`` that the codebook takes; the latent takes the others.
+    spectrum
+        Singular values of the tiles, the largest first; none where there are fewer than two, more
+        than 4096, or weights that are not finite.
+    latents
+        Number of latents by magnitude, see `MAGNITUDES`.
+    atoms
+        Columns of the codebook, the one with the most energy first, as windows: (number, windows
+        of a tile, height, width). None where the tile is not made of kernel windows.
+    signal
+        Sum of the squared weights, of the checkpoint if there is one.
+    """
+
+    summary: TensorSummary
+    codebook_bytes: int
+    spectrum: tuple[float, ...]
+    latents: tuple[int, ...]
+    atoms: Tensor | None
+    signal: float
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """A file.
+
+    Parameters
+    ----------
+    name
+        Of the file, without its folder.
+    report
+        The summary of the file.
+    header_bytes
+        Size of prefix and header.
+    layers
+        The factored tensors, in the order of the file.
+    dense
+        Name of the checkpoint that the file was measured against, if it was.
+    """
+
+    name: str
+    report: Report
+    header_bytes: int
+    layers: tuple[Layer, ...]
+    dense: str | None
+
+    def parts(self) -> dict[str, int]:
+        """How the bytes of the file divide; the numbers add up to its size."""
+        codebooks = sum(layer.codebook_bytes for layer in self.layers)
+        factors = sum(layer.summary.nbytes for layer in self.layers)
+        return {
+            "Latents": factors - codebooks,
+            "Codebooks": codebooks,
+            "Kept tensors": self.report.nbytes - factors - self.header_bytes,
+            "Header": self.header_bytes,
+        }
+
+    def latents(self) -> tuple[int, ...]:
+        """Latents of all layers by magnitude."""
+        counts = [layer.latents for layer in self.layers]
+        return tuple(map(sum, zip(*counts, strict=True))) if counts else (0,) * len(MAGNITUDES)
+
+    def snr(self) -> float | None:
+        """Signal-to-noise ratio in dB of all factored weights together, if it was measured."""
+        signal = sum(layer.signal for layer in self.layers)
+        if self.dense is None or not signal:
+            return None
+        noise = sum(_noise(layer) for layer in self.layers)
+        return 10 * math.log10(signal / noise) if noise else math.inf
+
+
+def _noise(layer: Layer) -> float:
+    snr = layer.summary.snr
+    return layer.signal * 10 ** (-snr / 10) if layer.signal and snr is not None else 0.0
+
+
+def gather(
+    path: str | os.PathLike[str],
+    dense: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> Facts:
+    """Facts of a file.
+
+    Parameters
+    ----------
+    path
+        A ``.tersor`` file.
+    dense
+        The checkpoint that it was made from: then spectra and signal-to-noise ratios are those of
+        its weights. Its tensors are loaded one at a time.
+    progress
+        Called as the work goes on.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, or the checkpoint lacks a weight, or has one of another shape.
+    FileFormatError
+        If the file is damaged.
+    """
+    archive = container.read(path)
+    source = None if dense is None else open_checkpoint(dense)
+    report = summarize(archive, Path(path).stat().st_size)
+    layers = tuple(_layers(archive, report, source, progress))
+    name = None if dense is None else Path(dense).name
+    return Facts(Path(path).name, report, container.header_bytes(path), layers, name)
+
+
+def _layers(
+    archive: Archive, report: Report, source: Source | None, progress: Progress
+) -> Iterator[Layer]:
+    total, done = sum(t.numel for t in report.factored), 0
+    for summary in report.factored:
+        progress(summary.name, done / total)
+        entry = archive.entries[summary.name]
+        assert isinstance(entry.content, EncodedFactors)  # or it would not be among the factored
+        factors = records.decode(entry.content, entry.shape, entry.dtype)
+        yield _layer(summary, factors, None if source is None else _load(source, summary))
+        done += summary.numel
+
+
+def _load(source: Source, summary: TensorSummary) -> Tensor:
+    """The weight of the checkpoint that a factored tensor stands for."""
+    name = summary.name
+    if name not in source.names:
+        raise InputError(
+            f"the checkpoint has no tensor {name!r}, which the file has; give the checkpoint that "
+            "the file was made from"
+        )
+    weight = source.load(name)
+    if tuple(weight.shape) != summary.shape:
+        raise InputError(
+            f"{name!r} has the shape {tuple(weight.shape)} in the checkpoint and {summary.shape} "
+            "in the file; give the checkpoint that the file was made from"
+        )
+    weight = as_float32(weight)
+    if not weight.isfinite().all():
+        raise InputError(
+            f"{name!r} has NaN or infinite weights in the checkpoint; give the checkpoint that the "
+            "file was made from"
+        )
+    return weight
+
+
+def _layer(summary: TensorSummary, factors: Factors, dense: Tensor | None) -> Layer:
+    if dense is not None:
+        summary = replace(summary, snr=signal_to_noise(dense, factors))
+    weight = as_float32(factors.recompose()) if dense is None else dense
+    return Layer(
+        summary,
+        records.codebook_bytes(factors),
+        _spectrum(factors.tiling.split(weight)),
+        _by_magnitude(factors.latent),
+        _atoms(factors),
+        float((weight**2).sum(dtype=torch.float64)),
+    )
+
+
+def _spectrum(tiles: Tensor) -> tuple[float, ...]:
+    """Singular values of tiles (d, n), from the eigenvalues of the smaller Gram matrix."""
+    tall = tiles.T if tiles.shape[0] <= tiles.shape[1] else tiles
+    if not 1 < tall.shape[1] <= _LARGEST_SPECTRUM:
+        return ()
+    gram = inner(tall, tall, torch.float64)
+    if not gram.isfinite().all():
+        return ()
+    return tuple(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0).tolist())
+
+
+def _by_magnitude(latent: Tensor) -> tuple[int, ...]:
+    magnitude = latent.abs()
+    below = [0, *(int((magnitude <= most).sum()) for most in _UPPER), latent.numel()]
+    return tuple(b - a for a, b in pairwise(below))
+
+
+def _atoms(factors: Factors) -> Tensor | None:
+    window, d = window_size(factors.shape), factors.tiling.size
+    if window == 1 or d % window or d > _LARGEST_ATOM or not factors.rank:
+        return None
+    energy = factors.codebook.double().square().sum(0) * factors.latent.double().square().sum(1)
+    strongest = energy.argsort(descending=True, stable=True)[:MOST_ATOMS]
+    columns = factors.codebook[:, strongest].T.double()
+    columns = columns / columns.abs().amax(dim=1, keepdim=True).clamp_min(1)
+    width = factors.shape[-1]
+    return columns.reshape(len(columns), d // window, window // width, width)

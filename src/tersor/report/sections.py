@@ -1,0 +1,206 @@
+"""The sections of the page, in their order on it."""
+
+from __future__ import annotations
+
+import math
+
+from tersor.report import svg
+from tersor.report.blocks import details, number, section, table
+from tersor.report.facts import Facts, Layer
+from tersor.report.layer_card import card
+from tersor.report.markup import Markup, join, tag
+from tersor.report.words import breakable, decibels, name, percent, shape, size
+from tersor.storage.summary import kept_groups
+from tersor.version import __version__
+
+_OPEN_CARDS = 6
+_MOST_CARDS = 300
+_OPEN_ROWS = 40
+
+_PARTS = {
+    "Latents": "sparse integers, entropy-coded",
+    "Codebooks": "what they are multiplied by",
+    "Kept tensors": "not factored: exact, or at 16 bits",
+    "Header": "names, shapes, sizes, checksums",
+}
+
+
+def heading(facts: Facts) -> Markup:
+    """The name of the file and the figures that matter most."""
+    report = facts.report
+    figures = [
+        ("Size", size(report.nbytes), f"{report.nbytes:,} bytes"),
+        ("Ratio", f"{report.ratio:.2f}×", f"smaller than {size(report.source_bytes)}"),
+        ("Bits per weight", f"{report.bits_per_weight:.2f}", f"{report.weights:,} weights"),
+        ("Signal to noise", *_distortion(facts)),
+    ]
+    cells = [
+        tag("div", tag("dt", label), tag("dd", tag("b", value), " ", tag("span", note)))
+        for label, value, note in figures
+    ]
+    return tag(
+        "header",
+        tag("p", "Compressed model", class_="kind"),
+        tag("h1", name(facts.name)),
+        tag("dl", *cells, class_="figures"),
+    )
+
+
+def _distortion(facts: Facts) -> tuple[str, str]:
+    ratios = [s for layer in facts.layers if (s := layer.summary.snr) is not None]
+    if not ratios:
+        return "–", "not in the file"
+    worst, best = min(ratios), max(ratios)
+    spread = f"{decibels(worst)} to {decibels(best)} dB by layer"
+    if (whole := facts.snr()) is not None:
+        return f"{decibels(whole)} dB", spread
+    return f"{decibels(worst)}–{decibels(best)}\xa0dB", "by layer, from the file"
+
+
+def division(facts: Facts) -> Markup:
+    """How the bytes divide, and how sparse the latents are."""
+    total = facts.report.nbytes
+    rows = [
+        [
+            tag("th", label, tag("small", _PARTS[label]), svg.bar(nbytes / total), scope="row"),
+            number(f"{nbytes:,}"),
+            number(_share(nbytes / total)),
+        ]
+        for label, nbytes in facts.parts().items()
+    ]
+    left = table("Parts of the file", {"Part": "", "Bytes": "number", "Share": "number"}, rows)
+    return section("Where the bytes are", "", tag("div", left, *_latents(facts), class_="columns"))
+
+
+def _share(share: float) -> str:
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _latents(facts: Facts) -> list[Markup]:
+    counts = facts.latents()
+    total = sum(counts)
+    if not total:
+        return []
+    zeros = f"{percent(counts[0] / total)} of {total:,} latents are zero"
+    chart = svg.histogram(counts, f"Latents by magnitude: {zeros}")
+    caption = tag("figcaption", f"Latents by magnitude: {zeros}.")
+    return [tag("figure", caption, chart)]
+
+
+def rates(facts: Facts) -> Markup:
+    """Bits per weight along the network."""
+    blocks = [
+        svg.Block(
+            t.numel,
+            t.bits_per_weight,
+            name(t.name).removesuffix(".weight"),
+            f"{name(t.name)}: {t.nbytes:,} bytes, {t.bits_per_weight:.2f} bits per weight",
+        )
+        for t in (layer.summary for layer in facts.layers)
+    ]
+    return section(
+        "Bits per weight, layer by layer",
+        "In the order of the file. Width is the number of weights, height bits per weight: "
+        "area is bytes.",
+        svg.skyline(blocks, "Bits per weight of each layer; the table below has the numbers"),
+    )
+
+
+def layers(facts: Facts) -> Markup:
+    """Every factored tensor in a row."""
+    most = max(layer.summary.nbytes for layer in facts.layers) or 1
+    rows = [_row(layer, most) for layer in facts.layers]
+    columns = {"Tensor": ""} | dict.fromkeys(("Shape", "Tile", "Rank"), "number minor")
+    columns |= dict.fromkeys(("Bytes", "Bits/weight", "SNR, dB"), "number")
+    caption = f"{len(rows)} tensors are stored as factors"
+    content = table(caption, columns, rows, class_="layers sortable")
+    few = len(rows) <= _OPEN_ROWS
+    return section("Layers", "", content if few else details(f"All {len(rows)} layers", content))
+
+
+def _row(layer: Layer, most: int) -> list[Markup]:
+    t = layer.summary
+    snr = "–" if t.snr is None else decibels(t.snr)
+    order = -math.inf if t.snr is None else t.snr
+    label = (breakable(t.name), svg.bar(t.nbytes / most))
+    return [
+        tag("th", *label, scope="row", data_value=name(t.name)),
+        number(shape(t), "minor", t.numel),
+        number(str(t.tile), "minor"),
+        number(str(t.rank), "minor"),
+        number(f"{t.nbytes:,}", value=t.nbytes),
+        number(f"{t.bits_per_weight:.2f}"),
+        number(snr, value=max(-1e9, min(order, 1e9))),
+    ]
+
+
+def cards(facts: Facts) -> Markup:
+    """Spectrum, codebook and latents of each layer, the largest ones first and unfolded."""
+    ordered = sorted(facts.layers, key=lambda layer: -layer.summary.nbytes)
+    first = [card(layer) for layer in ordered[:_OPEN_CARDS]]
+    others = [card(layer) for layer in ordered[_OPEN_CARDS:_MOST_CARDS]]
+    parts = [tag("div", *first, class_="cards")]
+    if others:
+        folded = tag("div", *others, class_="cards")
+        parts.append(details(f"{len(others)} smaller layers", folded))
+    return section("Inside the layers", _legend(facts), *parts)
+
+
+def _legend(facts: Facts) -> str:
+    of = "the weights recomposed from the file" if facts.dense is None else "the dense weights"
+    text = (
+        f"Spectrum: singular values of the tiles of {of}, in decibels below the largest. Filled: "
+        "within the rank of the factors; outlined: beyond it. "
+    )
+    if any(layer.atoms is not None for layer in facts.layers):
+        text += "Codebook: its columns as kernel windows, black negative, white positive. "
+    text += "Latents: their share in percent, by magnitude. The largest layers first"
+    left = len(facts.layers) - _MOST_CARDS
+    return text + (f"; {left} small ones are in the table only." if left > 0 else ".")
+
+
+def kept(facts: Facts) -> Markup:
+    """What is not factored, names that differ in numbers only as one."""
+    groups = kept_groups(facts.report)
+    if not groups:
+        return Markup()
+    rows = [
+        [
+            tag("th", breakable(pattern), scope="row"),
+            number(f"{len(members):,}"),
+            tag("td", members[0].dtype, class_="minor"),
+            number(f"{sum(t.nbytes for t in members):,}"),
+            tag("td", name(members[0].note)),
+        ]
+        for pattern, members in groups
+    ]
+    count = sum(len(members) for _, members in groups)
+    columns = {
+        "Tensors": "",
+        "Number": "number",
+        "Type": "minor",
+        "Bytes before": "number",
+        "How, and why": "",
+    }
+    content = table("Bytes are those before compression", columns, rows, class_="kept-tensors")
+    return section("Kept tensors", "", details(f"{count:,} tensors are not factored", content))
+
+
+def notes(facts: Facts) -> Markup:
+    """Where the numbers come from."""
+    origin = (
+        "as measured when the file was made"
+        if facts.dense is None
+        else join("measured against ", tag("code", name(facts.dense)))
+    )
+    return tag(
+        "footer",
+        tag(
+            "p",
+            "1 kB is 1000 bytes. Bits per weight of the model count the whole file, those of a "
+            "layer its factors. Codebook and latents of a layer share one coded stream; their "
+            "division is within a few bytes. Signal-to-noise ratios of the weights: ",
+            origin,
+            f". Made by tersor {__version__}.",
+        ),
+    )

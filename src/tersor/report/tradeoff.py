@@ -1,0 +1,45 @@
+"""The section with the size-accuracy curve."""
+
+from __future__ import annotations
+
+from tersor.report.blocks import details, number, section, table
+from tersor.report.curve_chart import draw, quantity
+from tersor.report.curve_file import Curve
+from tersor.report.facts import Facts
+from tersor.report.markup import Markup, tag
+from tersor.report.words import size
+
+_OPEN_POINTS = 8
+"""The table of more points than this is folded."""
+
+
+def tradeoff(curve: Curve, facts: Facts) -> Markup:
+    """Quality against size, with this file marked."""
+    what = quantity(curve)
+    dense = "" if curve.dense is None else f" Dashed: the dense model, {curve.dense:g}"
+    dense += f" at {size(curve.dense_bytes)}." if dense else ""
+    points = _points(curve)
+    if len(curve.points) > _OPEN_POINTS:
+        points = details(f"{len(curve.points)} points", points)
+    return section(
+        "Size and accuracy",
+        f"{what[0].upper()}{what[1:]} against size. Line: predicted. Points: measured.{dense}",
+        tag("div", draw(curve, facts.report.nbytes), points, class_="columns"),
+    )
+
+
+def _points(curve: Curve) -> Markup:
+    rows = [
+        [
+            tag("th", f"{p.nbytes:,}", scope="row", class_="number"),
+            number(_value(p.predicted_drop)),
+            number(_value(p.measured)),
+        ]
+        for p in curve.points
+    ]
+    columns = dict.fromkeys(("Bytes", "Predicted loss", "Measured"), "number")
+    return table("Points of the curve", columns, rows)
+
+
+def _value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
