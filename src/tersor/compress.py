@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ def compress_source(
     ratio: float | None = None,
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
+    lossless: bool = False,
     calibration: Calibration | None = None,
     measured: bool = True,
     progress: Progress = silent,
@@ -65,6 +66,8 @@ def compress_source(
         Where the tensors come from; they are loaded one at a time, several times.
     ratio, target_size, bits_per_weight
         The budget; exactly one of them. See `tersor.plan.budget.target_bytes`.
+    lossless
+        Keep every bit of every tensor instead, without budget or calibration.
     calibration
         Second moments of the inputs of weights, by the names of `source`; see `tersor.calibrate`.
     measured
@@ -82,8 +85,11 @@ def compress_source(
     BudgetError
         If the target is not below the input's size, or below the smallest possible size.
     InputError
-        If a tensor has NaN or infinite weights.
+        If a tensor has NaN or infinite weights, or options contradict each other.
     """
+    if lossless:
+        _check_lossless([ratio, target_size, bits_per_weight], calibration)
+        return keep_all(source, progress)
     entries, weights = survey(source, progress)
     numel = sum(e.numel for e in entries.values() if not isinstance(e.content, Alias))
     target = target_bytes(
@@ -102,6 +108,34 @@ def compress_source(
         )
     guess = guess_step([(w.numel, w.variance) for w in weights], 8 * (target - least))
     return _best_fit(attempt, target, guess, least, archive) if weights else archive
+
+
+def _check_lossless(budgets: Sequence[object], calibration: Calibration | None) -> None:
+    if any(budget is not None for budget in budgets):
+        raise InputError(
+            "lossless keeps every bit, so that the size cannot be chosen; give either lossless or "
+            "one of ratio, target size and bits per weight"
+        )
+    if calibration is not None:
+        raise InputError("lossless changes no weight: calibration has no use; leave it out")
+
+
+def keep_all(source: Source, progress: Progress = silent) -> Archive:
+    """An archive with every bit of all tensors.
+
+    Raises
+    ------
+    InputError
+        If a tensor cannot be stored.
+    """
+    entries: dict[str, Entry] = {}
+    for position, name in enumerate(source.names):
+        progress(f"reading {name}", position / len(source.names))
+        entry = classify.keep_exactly(name, source.load(name))
+        if name in source.aliases:
+            entry = replace(entry, content=Alias(source.aliases[name]))
+        entries[name] = entry
+    return Archive(entries, source.nbytes)
 
 
 def _best_fit(attempt: _Attempt, target: int, step: float, least: int, archive: Archive) -> Archive:
@@ -166,7 +200,8 @@ class _Attempt:
         self._source, self._entries, self._weights = source, entries, weights
         self._measured, self._progress = measured, progress
         self._calibration = calibration
-        self._kept = container.kept_sections(Archive(entries, source.nbytes))
+        sections = container.kept_sections(Archive(entries, source.nbytes))
+        self._kept = [container.stamp(section) for section in sections]
         self.passes = 0
         self.tiles: dict[str, int] = {}
         self.largest = 0
@@ -174,7 +209,7 @@ class _Attempt:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the sections of the tensors that are kept."""
-        return sum(map(len, self._kept))
+        return sum(stamp.size for stamp in self._kept)
 
     def nothing(self) -> tuple[int, Archive]:
         """The archive of all zeros."""
