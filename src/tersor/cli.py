@@ -130,7 +130,7 @@ def compress(
     weights matter.
     """
     with reporting_errors():
-        from tersor.compress import compress_source
+        from tersor.compress import check_lossless, compress_source
         from tersor.plan.progress import shown
         from tersor.report import table
         from tersor.storage import container, summary
@@ -138,6 +138,8 @@ def compress(
         from tersor.storage.checkpoint import open_checkpoint
 
         check_writable(output, model)
+        if lossless:
+            check_lossless(ratio, target_size, bits_per_weight, calibrate or architecture)
         source = open_checkpoint(model)
         calibration = _calibration(source, architecture, calibrate)
         with shown("compressing") as progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,7 +88,7 @@ def compress_source(
         If a tensor has NaN or infinite weights, or options contradict each other.
     """
     if lossless:
-        _check_lossless([ratio, target_size, bits_per_weight], calibration)
+        check_lossless(ratio, target_size, bits_per_weight, calibration)
         return keep_all(source, progress)
     entries, weights = survey(source, progress)
     numel = sum(e.numel for e in entries.values() if not isinstance(e.content, Alias))
@@ -110,8 +110,20 @@ def compress_source(
     return _best_fit(attempt, target, guess, least, archive) if weights else archive
 
 
-def _check_lossless(budgets: Sequence[object], calibration: Calibration | None) -> None:
-    if any(budget is not None for budget in budgets):
+def check_lossless(
+    ratio: float | None,
+    target_size: str | int | None,
+    bits_per_weight: float | None,
+    calibration: object,
+) -> None:
+    """Refuse what contradicts lossless.
+
+    Raises
+    ------
+    InputError
+        If a budget or a calibration is given.
+    """
+    if any(budget is not None for budget in (ratio, target_size, bits_per_weight)):
         raise InputError(
             "lossless keeps every bit, so that the size cannot be chosen; give either lossless or "
             "one of ratio, target size and bits per weight"

@@ -96,15 +96,14 @@ def _deflate(planes: Iterable[bytes], way: _Way, end: int) -> bytes:
 
 
 def _planes(members: Sequence[Elements]) -> Iterator[bytes]:
-    words = [_turn(m.words, 1) if m.turned else m.words for m in members]
+    words = [_sign_last(m.words) if m.turned else m.words for m in members]
     for plane in range(1, 1 + max(w.itemsize for w in words)):
         parts = [w >> 8 * (w.itemsize - plane) for w in words if plane <= w.itemsize]
         yield b"".join(part.astype(np.uint8).tobytes() for part in parts)
 
 
-def _turn(words: Words, bits: int) -> Words:
-    """Rotated to the left."""
-    return cast(Words, words << bits | words >> (8 * words.itemsize - bits))
+def _sign_last(words: Words) -> Words:
+    return cast(Words, words << 1 | words >> 8 * words.itemsize - 1)
 
 
 def _best_way(plane: bytes) -> _Way:
@@ -151,9 +150,19 @@ def decode(payload: bytes, members: Sequence[Elements], what: str) -> None:
     for plane in range(max(m.words.itemsize for m in members)):
         for words, _ in members:
             if plane < words.itemsize:
-                part = planes[start : start + len(words)]
+                _append(words, planes[start : start + len(words)], first=plane == 0)
                 start += len(words)
-                np.copyto(words, part if plane == 0 else words << 8 | part)
     for words, turned in members:
         if turned:
-            np.copyto(words, _turn(words, 8 * words.itemsize - 1))
+            signs = words << 8 * words.itemsize - 1
+            words >>= 1
+            words |= signs
+
+
+def _append(words: Words, part: NDArray[np.uint8], first: bool) -> None:
+    """Add a least significant byte to each word, in place: new memory would cost more than this."""
+    if first:
+        words[:] = part
+    else:
+        words <<= 8
+        words |= part
