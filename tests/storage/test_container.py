@@ -138,6 +138,24 @@ def test_claims_cost_no_memory(elements, message):
     assert peak < 1_000_000
 
 
+def test_large_tensors_pass_in_pieces(tmp_path):
+    """Beside the tensor of 40 MB itself, which is torch's, a few pieces are in memory."""
+    path = tmp_path / "large.tersor"
+    archive = Archive({"w": plain(torch.randn(10_000_000), Kept.LOSSLESS)}, 1)
+    seen = []
+    for work in (
+        lambda: container.write(path, archive, lambda *a: seen.append(a)),
+        lambda: container.read(path),
+    ):
+        tracemalloc.start()
+        work()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 16_000_000 < path.stat().st_size
+    shares = [done for _, done in seen]
+    assert len(shares) == 39 and shares == sorted(shares) and 0.95 < shares[-1] <= 1
+
+
 def test_missing_files_and_directories(tmp_path):
     with pytest.raises(InputError, match="is not there"):
         container.read(tmp_path / "none.tersor")

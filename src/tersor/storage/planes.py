@@ -46,8 +46,10 @@ _WAYS = (
 )
 
 _SMALL = 1 << 16
+"""Planes of at most so many bytes are tried as a whole."""
+
 _SAMPLE = 4096
-"""Bytes at a quarter and at three quarters of a plane by which one of them is chosen."""
+"""Bytes at a quarter and at three quarters of a larger plane by which its way is chosen."""
 
 
 class Elements(NamedTuple):
