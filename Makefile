@@ -39,6 +39,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/rate_distortion.py --recompute tersor
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/lossless.py
 	$(BIN)/python benchmarks/unification.py
 	$(BIN)/python benchmarks/results_page.py
 

@@ -14,16 +14,14 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 import tempfile
-import venv
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import cifar10
+import environments
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -191,28 +189,10 @@ def nncodec(sample: Sample) -> Curves:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weight.npy"
         np.save(path, sample.weight.numpy())
-        command = [nncodec_python(), program, path, str(low), str(high)]
+        command = [environments.python_with("nncodec"), program, path, str(low), str(high)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     curves = json.loads(output)
     return {f"rate weight {w}": [(b, s) for b, s in points] for w, points in curves.items()}
-
-
-def nncodec_python() -> Path:
-    """Python of the environment that has nncodec, made on first use."""
-    folder = cifar10.CACHE / "nncodec-venv"
-    python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    if not (folder / "installed").exists():
-        print(f"installing nncodec into {folder.relative_to(cifar10.ROOT)}", flush=True)
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "nncodec"], check=True)
-        (folder / "installed").touch()
-    return python
-
-
-def nncodec_version() -> str:
-    script = "import importlib.metadata as m; print(m.version('nncodec'))"
-    command = [nncodec_python(), "-c", script]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 PEERS: dict[str, Callable[[Sample], Curves]] = {

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
+import environments
 import numpy as np
 import peers
 import record
@@ -177,7 +178,7 @@ def at(points: list[peers.Point], bits: float) -> float:
 def save(ours: list[Row], curves: list[Row]) -> None:
     record.save(OURS, ours, seed=SEED, means=means(ours))
     versions = {"scikit-learn": importlib.metadata.version("scikit-learn")}
-    versions["nncodec"] = peers.nncodec_version()
+    versions["nncodec"] = environments.version_of("nncodec")
     record.save(PEERS, curves, seed=SEED, peer_versions=versions)
 
 

@@ -105,9 +105,27 @@ def gains(calibration: dict[str, Any]) -> str:
     return " and ".join(parts)
 
 
+def lossless_table(rows: list[Row]) -> str:
+    """One line per model and type: bytes and speeds of both."""
+    lines = [
+        "| model | type | bytes of the tensors | tersor, whole file | ZipNN "
+        "| tersor: encode, decode, MB/s | ZipNN: encode, decode, MB/s |",
+        "| --- | --- |" + " ---: |" * 5,
+    ]
+    for row in rows:
+        sizes = [f"{row[name]:,}" for name in ("tensor_bytes", "tersor_bytes", "zipnn_bytes")]
+        speeds = [
+            ", ".join(f"{row[f'{method}_{part}_mb_per_s']:,.0f}" for part in ("encode", "decode"))
+            for method in ("tersor", "zipnn")
+        ]
+        lines.append("| " + " | ".join([row["model"], row["type"], *sizes, *speeds]) + " |")
+    return "\n".join(lines)
+
+
 def page(resnet20: dict[str, Any], minilm: dict[str, Any]) -> str:
     rates, calibration, speed = load("rate_distortion"), load("calibration"), load("speed")
     (timed,) = speed["rows"]
+    lossless = load("lossless")
     rows, encoder = resnet20["rows"], minilm["rows"][0]
     dense = next(r for r in rows if r["method"] == "fp32")
     return f"""# Results
@@ -159,6 +177,16 @@ that was run. Tiles that are far from Gaussian, as of MiniLM's position embeddin
 `python benchmarks/calibration.py`: at equal bytes, the error of the outputs of
 {len({r["tensor"] for r in calibration["rows"]})} linear layers of MiniLM is lower, calibrated on
 {calibration["sentences"]} sentences and measured on others, by {gains(calibration)} on average.
+
+## Lossless
+
+`python benchmarks/lossless.py`: `--lossless` and ZipNN {lossless["zipnn"]} on the same tensors,
+with as many threads, measured in turn (best of {lossless["turns"]} turns; MB are 1,000,000 bytes of
+dense tensors). Ours reads and writes files; ZipNN works in memory.
+
+{lossless_table(lossless["rows"])}
+
+{setting(lossless)}
 
 ## Speed
 

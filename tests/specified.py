@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -29,6 +30,56 @@ MEAN = [round(256 * m) for m in MAGNITUDES]
 INVERSE = [round(2**20 / (1 + m)) for m in MAGNITUDES]
 WEIGHT = [round(256 * m / (1 + m)) for m in MAGNITUDES]
 RATE = [int(65536 / (count + 1.5)) for count in range(COUNT_LIMIT + 1)]
+
+
+GROUP_BYTES = 2**20
+SIZES = (8, 4, 2, 2, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 8)
+"""Bytes of an element of each data type."""
+TURNED = (0, 1, 2, 3, 15)
+
+
+def words(code: int) -> tuple[int, int]:
+    """Number of words of an element, and bytes of a word."""
+    return (2, 4) if code == 15 else (1, SIZES[code])
+
+
+def groups(tensors: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Groups of pieces (tensor, bytes) of tensors (data type as stored, elements)."""
+    pieces: list[tuple[int, int]] = []
+    for number, (code, count) in enumerate(tensors):
+        left = count * SIZES[code]
+        while left:
+            size = min(left, GROUP_BYTES)
+            if sum(s for _, s in pieces) + size > GROUP_BYTES:
+                yield pieces
+                pieces = []
+            pieces.append((number, size))
+            left -= size
+    if pieces:
+        yield pieces
+
+
+def kept(section: bytes, pieces: list[tuple[int, bool, int]]) -> list[bytes]:
+    """Elements as they lie in memory, of pieces (data type as stored, exact or not, bytes)."""
+    inflater = zlib.decompressobj(-15)
+    data = inflater.decompress(section)
+    assert inflater.eof and not inflater.unused_data
+    assert len(data) == sum(size for _, _, size in pieces)
+    values = [[0] * (size // words(code)[1]) for code, _, size in pieces]
+    position = 0
+    for plane in range(8):
+        for (code, _, _), numbers in zip(pieces, values, strict=True):
+            if plane < words(code)[1]:
+                for i in range(len(numbers)):
+                    numbers[i] = numbers[i] << 8 | data[position]
+                    position += 1
+    back = []
+    for (code, exact, _), numbers in zip(pieces, values, strict=True):
+        size = words(code)[1]
+        if exact and code in TURNED:
+            numbers = [n >> 1 | (n & 1) << (8 * size - 1) for n in numbers]
+        back.append(b"".join(n.to_bytes(size, "little") for n in numbers))
+    return back
 
 
 class Trellis:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from samples import generator, small_archive, small_state, write_small
+from samples import generator, same, small_archive, small_state, write_small
 from torch import nn
 from typer.testing import CliRunner
 
 from tersor.cli import app
 from tersor.errors import FileFormatError
-from tersor.storage import container
+from tersor.storage import container, dtypes
 from tersor.version import __version__
 
 TERSOR = Path(sys.executable).with_name("tersor")
@@ -77,6 +77,45 @@ def test_the_whole_way(folder):
 def test_budgets(folder, budget):
     assert run("compress", "model.safetensors", "-o", "small.tersor", *budget).exit_code == 0
     assert (folder / "small.tersor").stat().st_size <= 3000
+
+
+def odd_state():
+    """Tensors of every type, empty, without axes, tied, with NaN that tell something."""
+    state = small_state() | {
+        dtypes.NAMES[dtype]: random_bits(dtype, 40 + number)
+        for number, dtype in enumerate(dtypes.NAMES)
+    }
+    state["large"] = torch.randn(300, 1000, generator=generator())
+    state["transposed"] = state["large"][:20].T
+    state["tied"] = state["large"]
+    return state
+
+
+def random_bits(dtype, seed):
+    raw = torch.randint(256, (8 * 33,), dtype=torch.uint8, generator=generator(seed))
+    return raw > 99 if dtype == torch.bool else raw.view(dtype)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
+def test_lossless(folder, name):
+    state = odd_state()
+    if name.endswith(".pt"):
+        torch.save(state, name)
+    else:
+        state = {n: t.contiguous().clone() for n, t in state.items()}
+        save_file(state, name)
+    result = run("compress", name, "-o", "exact.tersor", "--lossless")
+    assert result.exit_code == 0, result.stderr
+    size = Path("exact.tersor").stat().st_size
+    assert size < 0.92 * Path(name).stat().st_size
+    total = " ".join(result.stdout.split())
+    assert f"{size} bytes" in total and total.endswith("lossless wrote exact.tersor")
+    data = json.loads(run("inspect", "exact.tersor", "--json").stdout)
+    assert data["lossless"] and data["nbytes"] == size
+    kept = {"exact: lossless, as asked", *["same as large"] * name.endswith(".pt")}
+    assert {t["note"] for t in data["tensors"]} == kept
+    run("decompress", "exact.tersor", "-o", "back.safetensors")
+    assert same(dict(sorted(load_file("back.safetensors").items())), dict(sorted(state.items())))
 
 
 def test_torch_checkpoints_with_more_than_tensors(folder):
@@ -190,6 +229,11 @@ COMPRESS = [
 BUDGETS = [
     ("", "give exactly one of ratio, target size and bits per weight; got none"),
     ("--ratio 6 --target-size 6kB", "got ratio and target size"),
+    ("--lossless --ratio 6", "lossless keeps every bit, so that the size cannot be chosen"),
+    ("--lossless --target-size 0", "give either lossless or one of ratio, target size"),
+    ("--lossless --bits-per-weight 3 --ratio 2", "lossless keeps every bit"),
+    ("--lossless --calibrate none:none", "calibration has no use; leave it out"),
+    ("--lossless --model none:none", "calibration has no use; leave it out"),
     ("--ratio 0", "ratio must be a positive number, got 0.0"),
     ("--ratio -3", "ratio must be a positive number, got -3.0"),
     ("--ratio nan", "ratio must be a positive number, got nan"),
@@ -230,6 +274,9 @@ ERRORS = [
     *(("compress", i, "-o", "out.tersor", "--ratio", "6", m) for i, m in COMPRESS),
     *(("compress", "model.safetensors", "-o", "out.tersor", *b.split(), m) for b, m in BUDGETS),
     *(("compress", "model.safetensors", "-o", o, "--ratio", "6", m) for o, m in OUTPUTS),
+    *(("compress", "model.safetensors", "-o", o, "--lossless", m) for o, m in OUTPUTS),
+    ("compress", "complex.pt", "-o", "out.tersor", "--lossless", "torch.complex128, which cannot"),
+    ("compress", "sparse.pt", "-o", "out.tersor", "--lossless", "tensor 't' is sparse"),
     *(("decompress", i, "-o", "out.safetensors", m) for i, m in READ),
     *(("inspect", i, m) for i, m in READ),
     ("decompress", "model.tersor", "-o", "dense.pt", "give a name in .safetensors"),
@@ -293,7 +340,7 @@ def test_an_earlier_file_is_replaced(folder):
     assert container.read("out.tersor").entries
 
 
-@pytest.mark.parametrize("command", ["compress", "decompress"])
+@pytest.mark.parametrize("command", ["compress", "lossless", "decompress"])
 def test_a_full_disk(folder, command):
     """The system refuses to write more than 2000 bytes, for real."""
     before = contents(folder)
@@ -301,6 +348,8 @@ def test_a_full_disk(folder, command):
         ["-o", "out.tersor", "--ratio", "6"] if command == "compress" else ["-o", "out.safetensors"]
     )
     name = "model.safetensors"
+    if command == "lossless":
+        command, tail = "compress", ["-o", "out.tersor", "--lossless"]
     if command == "decompress":
         name = "big.tersor"
         run("compress", "model.safetensors", "-o", name, "--ratio", 6)

@@ -120,6 +120,28 @@ def test_every_target_is_met_in_a_few_passes(kind):
 
 
 @pytest.mark.parametrize("kind", model_kinds())
+def test_lossless_keeps_every_bit_in_fewer_bytes(kind):
+    state = model_kinds()[kind] | {"nan.bias": torch.tensor([torch.nan, -0.0, 0.1])}
+    seen = []
+    archive = compress_source(source_of(state), lossless=True, progress=lambda *a: seen.append(a))
+    assert [name for name, _ in seen] == [f"reading {name}" for name in state]
+    assert {n: bits(t) for n, t in dense_tensors(archive).items()} == {
+        n: bits(t) for n, t in state.items()
+    }
+    assert container.size(archive) < 300 + sum(t.nbytes for t in state.values())
+
+
+def test_lossless_contradicts_budgets_and_calibration():
+    source = source_of({"w": torch.randn(20, 20)})
+    for budget in ({"ratio": 2}, {"target_size": 0}, {"bits_per_weight": 3}):
+        with pytest.raises(InputError, match="give either lossless or one of ratio"):
+            compress_source(source, lossless=True, **budget)
+    calibration = tersor.Calibration({"w": torch.eye(20)}, 9, {"w": 9})
+    with pytest.raises(InputError, match="calibration has no use"):
+        compress_source(source, lossless=True, calibration=calibration)
+
+
+@pytest.mark.parametrize("kind", model_kinds())
 def test_the_smallest_size_is_named_and_works(kind):
     source = source_of(model_kinds()[kind] | {"bias": torch.randn(50)})
     with pytest.raises(BudgetError, match="10 bytes are too few: the smallest possible") as caught:

@@ -43,6 +43,29 @@ def test_dense_models_are_saved_without_loss(tmp_path):
     assert back["head.weight"] is back["embed.weight"]
 
 
+def test_lossless_changes_no_bit(tmp_path):
+    """Not even of what is rounded to 16 bits otherwise, or of what cannot be factored."""
+    model = make_net()
+    model.norm.bias.data = torch.randn(16)
+    model.conv.weight.data[0, 0, 0, :2] = torch.tensor([torch.nan, -0.0])
+    report = tersor.save(model, tmp_path / "model.tersor", lossless=True)
+    assert report.lossless and tersor.inspect(tmp_path / "model.tersor") == report
+    assert same(tersor.load_state_dict(tmp_path / "model.tersor"), dict(model.state_dict()))
+    back = tersor.load(tmp_path / "model.tersor", make_net(1))
+    assert same(dict(back.state_dict()), dict(model.state_dict()))
+
+
+def test_lossless_keeps_factors(tmp_path):
+    model = make_net()
+    tersor.compress(model, ratio=3)
+    model.norm.bias.data = torch.randn(16)
+    report = tersor.save(model, tmp_path / "model.tersor", lossless=True)
+    assert report.factored and not report.lossless
+    back = tersor.load(tmp_path / "model.tersor", make_net(1))
+    assert torch.equal(back.norm.bias, model.norm.bias)
+    assert torch.equal(back.conv.weight, model.conv.weight)
+
+
 def test_dense_models_are_loaded(tmp_path):
     tersor.save(make_net(), tmp_path / "model.tersor")
     model = make_net(1)

@@ -111,7 +111,8 @@ def test_16_bits_are_summed_in_32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = measured(layer, *x.split(1000))
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected(layer, x)[0])
+    # Sums in 16 bits would be wrong in the third digit.
+    torch.testing.assert_close(found, expected(layer, x)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_empty_inputs_count_nothing():

@@ -82,6 +82,7 @@ def say(text: str, where: Console = console) -> None:
     "- `tersor compress model.safetensors -o model.tersor --ratio 20`\n"
     "- `tersor compress model.pt -o model.tersor --target-size 54kB`\n"
     "- `tersor compress model.safetensors.index.json -o model.tersor --bits-per-weight 1.5`\n"
+    "- `tersor compress model.safetensors -o model.tersor --lossless`\n"
     "- `tersor compress model.pt -o model.tersor --ratio 20 --model net:make "
     "--calibrate data:batches`"
 )
@@ -102,6 +103,10 @@ def compress(
         Optional[float],  # noqa: UP045
         typer.Option(help="Bits of the whole output over the number of weights."),
     ] = None,
+    lossless: Annotated[
+        bool,
+        typer.Option("--lossless", help="Keep every bit of every tensor; the size follows."),
+    ] = False,
     architecture: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -120,11 +125,12 @@ def compress(
 ) -> None:
     """Compress a checkpoint into a file of at most the asked size. Needs no model code.
 
-    Give exactly one of --ratio, --target-size and --bits-per-weight. With --model and --calibrate,
-    which are looked up from the current folder on, the model is run to see which weights matter.
+    Give exactly one of --ratio, --target-size, --bits-per-weight and --lossless. With --model and
+    --calibrate, which are looked up from the current folder on, the model is run to see which
+    weights matter.
     """
     with reporting_errors():
-        from tersor.compress import compress_source
+        from tersor.compress import check_lossless, compress_source
         from tersor.plan.progress import shown
         from tersor.report import table
         from tersor.storage import container, summary
@@ -132,6 +138,8 @@ def compress(
         from tersor.storage.checkpoint import open_checkpoint
 
         check_writable(output, model)
+        if lossless:
+            check_lossless(ratio, target_size, bits_per_weight, calibrate or architecture)
         source = open_checkpoint(model)
         calibration = _calibration(source, architecture, calibrate)
         with shown("compressing") as progress:
@@ -140,10 +148,12 @@ def compress(
                 ratio=ratio,
                 target_size=target_size,
                 bits_per_weight=bits_per_weight,
+                lossless=lossless,
                 calibration=calibration,
                 progress=progress,
             )
-        written = container.write(output, archive)
+        with shown("writing") as progress:
+            written = container.write(output, archive, progress)
         console.print(table.render(summary.summarize(archive, written)))
         if source.ignored:
             say(f"left out: {', '.join(source.ignored)}")

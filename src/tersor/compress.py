@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tersor.attempts import Attempts, Weight, energy
 from tersor.calibration import Calibration
-from tersor.errors import BudgetError
+from tersor.errors import BudgetError, InputError
 from tersor.plan import classify
 from tersor.plan.budget import target_bytes
 from tersor.plan.fill import Filling, Version
@@ -26,6 +26,7 @@ def compress_source(
     ratio: float | None = None,
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
+    lossless: bool = False,
     calibration: Calibration | None = None,
     measured: bool = True,
     progress: Progress = silent,
@@ -38,6 +39,8 @@ def compress_source(
         Where the tensors come from; they are loaded one at a time, several times.
     ratio, target_size, bits_per_weight
         The budget; exactly one of them. See `tersor.plan.budget.target_bytes`.
+    lossless
+        Keep every bit of every tensor instead, without budget or calibration.
     calibration
         Second moments of the inputs of weights, by the names of `source`; see `tersor.calibrate`.
     measured
@@ -55,8 +58,11 @@ def compress_source(
     BudgetError
         If the target is not below the input's size, or below the smallest possible size.
     InputError
-        If a tensor has NaN or infinite weights.
+        If a tensor has NaN or infinite weights, or options contradict each other.
     """
+    if lossless:
+        check_lossless(ratio, target_size, bits_per_weight, calibration)
+        return keep_all(source, progress)
     entries, weights = survey(source, progress)
     numel = sum(e.numel for e in entries.values() if not isinstance(e.content, Alias))
     target = target_bytes(
@@ -81,6 +87,46 @@ def compress_source(
     nothing = {w.name: attempts.nothing(w) for w in weights}
     filling = Filling(weights, models, attempts.solve, nothing, assembler.size)
     return assembler.archive(filling.within(target, step))
+
+
+def check_lossless(
+    ratio: float | None,
+    target_size: str | int | None,
+    bits_per_weight: float | None,
+    calibration: object,
+) -> None:
+    """Refuse what contradicts lossless.
+
+    Raises
+    ------
+    InputError
+        If a budget or a calibration is given.
+    """
+    if any(budget is not None for budget in (ratio, target_size, bits_per_weight)):
+        raise InputError(
+            "lossless keeps every bit, so that the size cannot be chosen; give either lossless or "
+            "one of ratio, target size and bits per weight"
+        )
+    if calibration is not None:
+        raise InputError("lossless changes no weight: calibration has no use; leave it out")
+
+
+def keep_all(source: Source, progress: Progress = silent) -> Archive:
+    """An archive with every bit of all tensors.
+
+    Raises
+    ------
+    InputError
+        If a tensor cannot be stored.
+    """
+    entries: dict[str, Entry] = {}
+    for position, name in enumerate(source.names):
+        progress(f"reading {name}", position / len(source.names))
+        entry = classify.keep_exactly(name, source.load(name))
+        if name in source.aliases:
+            entry = replace(entry, content=Alias(source.aliases[name]))
+        entries[name] = entry
+    return Archive(entries, source.nbytes)
 
 
 def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry], list[Weight]]:
@@ -113,12 +159,13 @@ class _Assembler:
 
     def __init__(self, entries: Mapping[str, Entry], source_bytes: int, measured: bool) -> None:
         self._entries, self._source_bytes, self._measured = entries, source_bytes, measured
-        self._kept = container.kept_sections(self.archive({}))
+        sections = container.kept_sections(self.archive({}))
+        self._kept = [container.stamp(section) for section in sections]
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of the sections of the tensors that are kept."""
-        return sum(map(len, self._kept))
+        return sum(stamp.size for stamp in self._kept)
 
     def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:
         """The archive of all tensors; weights without a version are zeros."""

@@ -26,7 +26,7 @@ Path = str | os.PathLike[str]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def save(model: nn.Module, path: Path) -> Report:
+def save(model: nn.Module, path: Path, *, lossless: bool = False) -> Report:
     """Write a model as one file.
 
     Factors are entropy-coded, and matrices and kernels without factors stored exactly. Biases and
@@ -37,7 +37,9 @@ def save(model: nn.Module, path: Path) -> Report:
     Parameters
     ----------
     model
-        Model that `tersor.compress` has given factors, trained further or not.
+        Model that `tersor.compress` has given factors, trained further or not, or any model.
+    lossless
+        Store every tensor without factors exactly, to the last bit.
 
     Returns
     -------
@@ -47,23 +49,27 @@ def save(model: nn.Module, path: Path) -> Report:
     Raises
     ------
     InputError
-        If a weight is NaN, infinite or of a type that cannot be stored.
+        If a tensor is of a type that cannot be stored or, unless lossless, a weight is NaN or
+        infinite.
     OSError
         If the file cannot be written.
     """
     source, values = source_of(model), state(model)
     entries = {
-        name: _entry(name, value, source.aliases.get(name)) for name, value in values.items()
+        name: _entry(name, value, source.aliases.get(name), lossless)
+        for name, value in values.items()
     }
     archive = Archive(entries, source.nbytes)
     return summarize(archive, container.write(path, archive))
 
 
-def _entry(name: str, value: Factors | Tensor, alias: str | None) -> Entry:
+def _entry(name: str, value: Factors | Tensor, alias: str | None, lossless: bool) -> Entry:
     if alias is not None:
         return Entry(tuple(value.shape), value.dtype, Alias(alias))
     if isinstance(value, Factors):
         return Entry(value.shape, value.dtype, records.encode(value))
+    if lossless:
+        return classify.keep_exactly(name, value)
     reason = classify.reason_to_keep(name, value)
     return classify.keep(name, value, Kept.LEFT_DENSE if reason is None else reason)
 

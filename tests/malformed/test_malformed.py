@@ -69,7 +69,7 @@ CASES = {
     ),
     "unknown type": (craft(dtypes=bytes([1, 1, 16, 1])), "unknown data type 16"),
     "unknown kind": (craft(kinds=bytes([2, 1, 4, 3])), "unknown kind 4"),
-    "unknown reason": (craft(reasons=bytes([0, 6])), "unknown reason 6"),
+    "unknown reason": (craft(reasons=bytes([0, 7])), "unknown reason 7"),
     "too many axes": (craft(axes=bytes([65, 1, 0, 2])), "65 axes; 64 are allowed"),
     "too large": (craft(lengths=[2**40, 2**40, 2, 4, 3]), "is too large"),
     "too large but empty": (
@@ -141,6 +141,14 @@ CASES = {
     "kept tensors then more": (
         craft(sections=[b"", deflate(bytes(12)) + b"more"]),
         "group of 'wb' is damaged",
+    ),
+    "kept tensors larger than their section can be": (
+        craft(lengths=[4, 3, 2**13, 4, 3]),
+        r"group of 'wb' is damaged: \d+ bytes cannot hold 16392",
+    ),
+    "kept tensors in more pieces than sections": (
+        craft(lengths=[4, 3, 2**30, 4, 3]),
+        "header ends too early",
     ),
     "coded integers too large": (  # no bytes: every decision says more
         craft(sections=[b"", SECTIONS[1]]),

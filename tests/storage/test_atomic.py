@@ -39,10 +39,10 @@ def test_failures_leave_nothing_behind(earlier, error):
 
 def test_a_full_disk_is_reported_for_the_target(earlier, monkeypatch):
     def full(archive):
-        yield b"the first part"
+        yield b"the first section"
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(container, "to_bytes", full)
+    monkeypatch.setattr(container, "kept_sections", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         container.write(earlier, small_archive())
     assert caught.value.filename == str(earlier)

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import re
 import struct
 import zlib
@@ -12,12 +13,12 @@ import specified
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import small_archive, to_file_bytes, weights
+from samples import archives, plain, small_archive, to_file_bytes, weights
 
 from tersor.factorization.weights import factorize_weight
 from tersor.files import dense_tensors
 from tersor.storage import records
-from tersor.storage.archive import Archive, Entry
+from tersor.storage.archive import Archive, Entry, Kept, Plain
 
 
 class Cursor:
@@ -40,8 +41,9 @@ class Cursor:
         return [self.integer() for _ in range(count)]
 
 
-def factored_weights(data):
-    """The weights (rows of floats, exact) of all factored tensors of a file, by name."""
+def contents(data):
+    """Of a file, by name: the weights of factored tensors (rows of floats, exact), and the bytes of
+    kept ones, as stored."""
     magic, version, deflated, size, checksum = struct.unpack_from("<8sBIII", data)
     assert (magic, version) == (b"\x93TERSOR\n", 0)
     body = data[21 + deflated :]
@@ -56,7 +58,7 @@ def factored_weights(data):
         shared, added = cursor.integers(2)
         previous = previous[:shared] + cursor.raw(added)
         names.append(previous.decode())
-    cursor.raw(count)  # types
+    types = cursor.raw(count)
     kinds = cursor.raw(count)
     shapes = [cursor.integers(axes) for axes in cursor.raw(count)]
     cursor.raw(sum(kind < 2 for kind in kinds))  # reasons
@@ -66,8 +68,10 @@ def factored_weights(data):
     scales = struct.unpack(f"<{len(factored)}f", cursor.raw(4 * len(factored)))
     cursor.raw(2 * len(factored))  # signal-to-noise ratios
     trellises, *starts = (cursor.raw(len(factored)) for _ in range(3))
-    has_kept = any(kind < 2 for kind in kinds)  # less than 1 MiB in these tests: one group
-    sizes = cursor.integers(len(factored) + has_kept)
+    plain = [i for i in range(count) if kinds[i] < 2]
+    stored = [(3 if kinds[i] == 1 else types[i], math.prod(shapes[i])) for i in plain]
+    groups = list(specified.groups(stored))
+    sizes = cursor.integers(len(factored) + len(groups))
     weights = {}
     for i, position in enumerate(factored):
         rows, row = shapes[position][0], 1
@@ -83,7 +87,23 @@ def factored_weights(data):
             for t in range(per_row)
             for j in range(min(tiles[i], row - t * tiles[i]))
         ]
+    for pieces, size in zip(groups, sizes[len(factored) :], strict=True):
+        section, body = body[:size], body[size:]
+        facts = [(stored[n][0], kinds[plain[n]] == 0, nbytes) for n, nbytes in pieces]
+        for (n, _), part in zip(pieces, specified.kept(section, facts), strict=True):
+            weights.setdefault(names[plain[n]], bytearray()).extend(part)
     return weights
+
+
+def factored_weights(data):
+    return {n: w for n, w in contents(data).items() if not isinstance(w, bytearray)}
+
+
+def kept_bytes(archive):
+    """What `contents` should give of the kept tensors of an archive."""
+    kept = {n: e.content.values for n, e in archive.entries.items() if isinstance(e.content, Plain)}
+    raw = {n: v.reshape(-1).view(torch.uint8).numpy().tobytes() for n, v in kept.items()}
+    return {n: b for n, b in raw.items() if b}
 
 
 def integers(section, d, k, per_row, rows, states, starts):
@@ -108,7 +128,25 @@ def single(value):
 def test_the_specification_is_enough_to_decode_a_file():
     archive = small_archive()
     expected = dense_tensors(archive)["layer.weight"].reshape(-1).tolist()
-    assert factored_weights(to_file_bytes(archive)) == {"layer.weight": expected}
+    assert contents(to_file_bytes(archive)) == {"layer.weight": expected} | kept_bytes(archive)
+
+
+@given(archives())
+def test_the_specification_is_enough_to_decode_any_kept_tensors(archive):
+    found = {n: w for n, w in contents(to_file_bytes(archive)).items() if isinstance(w, bytearray)}
+    assert found == kept_bytes(archive)
+
+
+def test_the_specification_is_enough_to_decode_pieces_of_tensors():
+    """A matrix of two and a half groups, and smaller tensors around it."""
+    entries = {
+        "bias": plain(torch.randn(5), Kept.VECTOR, rounded=True),
+        "weight": plain(torch.randn(640, 1024).half(), Kept.LOSSLESS),
+        "head": plain(torch.randn(70, 1000), Kept.LOSSLESS),
+        "wave": plain(torch.randn(99, dtype=torch.complex64), Kept.NOT_FLOAT),
+    }
+    archive = Archive(entries, 1)
+    assert contents(to_file_bytes(archive)) == kept_bytes(archive)
 
 
 @settings(max_examples=30)

@@ -2,61 +2,92 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import bits, tensors
+from samples import bits, generator
 
 from tersor.errors import FileFormatError
 from tersor.storage import kept
+from tersor.storage.archive import Kept
+from tersor.storage.header import EXACT, ROUNDED, Field
 
 
-@given(st.lists(tensors(), max_size=5))
-def test_tensors_come_back_bit_for_bit(group):
-    specs = [(t.dtype, tuple(t.shape)) for t in group]
-    back = kept.decode(kept.encode(group), specs, "a group")
-    assert [bits(t) for t in back] == [bits(t) for t in group]
+def fields_of(tensors, kind=EXACT):
+    types = [torch.float32 if kind == ROUNDED else t.dtype for t in tensors]
+    return [
+        Field(str(i), tuple(t.shape), dtype, kind, Kept.VECTOR)
+        for i, (t, dtype) in enumerate(zip(tensors, types, strict=True))
+    ]
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.randn(5, 3).T,
-        torch.ones(1).expand(4, 2),
-        torch.randn(3, dtype=torch.complex64).conj(),
-        torch.randn(3, dtype=torch.complex64).conj().imag,
-        torch.randn(4, requires_grad=True),
-        torch.tensor([float("nan"), -0.0, float("inf")]),
-    ],
-    ids=["transposed", "expanded", "conjugate", "negated", "trained", "special"],
-)
-def test_views_come_back(tensor):
-    (back,) = kept.decode(kept.encode([tensor]), [(tensor.dtype, tuple(tensor.shape))], "it")
-    assert bits(back) == bits(tensor.resolve_conj().resolve_neg())
+def sections_of(tensors, exact=True):
+    return list(kept.encode_all([(t, exact) for t in tensors]))
 
 
-@given(st.lists(st.integers(0, 3 * kept.GROUP_BYTES)))
-def test_groups_are_consecutive_and_limited(sizes):
+@given(st.lists(st.integers(0, 400_000).map(lambda n: 8 * n), max_size=12))
+def test_pieces_are_consecutive_and_limited(sizes):
     groups = list(kept.group(sizes))
-    assert [i for g in groups for i in g] == list(range(len(sizes)))
+    ends = [0] * len(sizes)
+    order = []
     for members in groups:
-        assert len(members) == 1 or sum(sizes[i] for i in members) <= kept.GROUP_BYTES
+        total = sum(p.stop - p.start for p in members)
+        assert 0 < total <= kept.GROUP_BYTES
+        for piece in members:
+            assert piece.start == ends[piece.tensor] < piece.stop
+            ends[piece.tensor] = piece.stop
+            order.append(piece.tensor)
+    assert ends == sizes and order == sorted(order)
 
 
-def test_exponents_come_together():
-    """Sorted by significance, floating-point numbers compress better than as they lie in memory."""
-    import zlib
-
-    values = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
-    assert len(kept.encode([values])) < 0.93 * len(zlib.compress(values.numpy().tobytes(), 9))
-
-
-@pytest.mark.parametrize("size", [0, 11, 13, 1 << 40])
-def test_inflate_gives_the_claimed_size_or_refuses(size):
-    payload = kept.encode([torch.arange(12, dtype=torch.uint8)])
-    with pytest.raises(FileFormatError, match=f"it is damaged: {size} bytes expected"):
-        kept.inflate(payload, size, "it")
+def test_groups_are_filled():
+    """A piece begins a new group only if it does not fit the one before."""
+    groups = list(kept.group([8, 2**20, 2**20 + 8, 2**19, 0, 2**20 - 2**19 - 8, 8]))
+    assert groups == [
+        [(0, 0, 8)],
+        [(1, 0, 2**20)],
+        [(2, 0, 2**20)],
+        [(2, 2**20, 2**20 + 8), (3, 0, 2**19), (5, 0, 2**19 - 8)],
+        [(6, 0, 8)],
+    ]
 
 
-@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b"\xff" + b])
-def test_damaged_groups_are_refused(change):
-    payload = kept.encode([torch.arange(12, dtype=torch.uint8)])
-    with pytest.raises(FileFormatError, match="it is damaged"):
-        kept.inflate(change(payload), 12, "it")
+@pytest.mark.parametrize("kind", [EXACT, ROUNDED])
+def test_large_tensors_come_back_from_their_pieces(kind):
+    draw = generator()
+    large = torch.randn(701, 1009, generator=draw).T
+    tensors = [torch.ones(3), large, torch.zeros(0, 4), torch.randn(5, generator=draw)]
+    if kind == ROUNDED:
+        tensors = [t.bfloat16() for t in tensors]
+    sections = sections_of(tensors, kind == EXACT)
+    assert len(sections) == 1 + -(-large.numel() * tensors[1].itemsize // kept.GROUP_BYTES)
+    back = kept.decode_all(fields_of(tensors, kind), iter(sections))
+    assert [bits(t) for t in back.values()] == [bits(t) for t in tensors]
+
+
+def test_the_same_sections_on_any_number_of_threads():
+    tensors = [torch.randn(400_000, generator=generator(i)) for i in range(3)]
+    expected = sections_of(tensors)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert sections_of(tensors) == expected
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_claims_beyond_what_a_section_can_hold_are_refused():
+    fields = [Field("w", (2**16,), torch.float32, EXACT, Kept.VECTOR)]
+    kept.check_claims(fields, [255])
+    with pytest.raises(FileFormatError, match="group of 'w' is damaged: 254 bytes cannot hold 262"):
+        kept.check_claims(fields, [254])
+
+
+def test_damaged_sections_are_named():
+    tensors = [torch.randn(300_000), torch.randn(9)]
+    sections = sections_of(tensors)
+    with pytest.raises(FileFormatError, match="the group of '0' is damaged"):
+        kept.decode_all(fields_of(tensors), [sections[0], sections[0]])
+
+
+def test_empty_tensors_need_no_section():
+    tensors = [torch.zeros(0, 3), torch.zeros(2, 0, dtype=torch.int64)]
+    assert sections_of(tensors) == []
+    assert kept.decode_all(fields_of(tensors), []).keys() == {"0", "1"}

@@ -34,6 +34,16 @@ def test_numbers_of_a_file():
     assert report.factored == (weight,)
 
 
+def test_only_exact_tensors_are_lossless():
+    exact = {"w": plain(torch.randn(9, 9), Kept.LOSSLESS), "n": plain(torch.ones(3), Kept.VECTOR)}
+    rounded = plain(torch.ones(3), Kept.VECTOR, rounded=True)
+    assert summarize(Archive(exact, 9)).lossless
+    assert "lossless" in table.total(summarize(Archive(exact, 9)))
+    for archive in (Archive(exact | {"r": rounded}, 9), small_archive()):
+        assert not summarize(archive).lossless
+        assert "lossless" not in table.total(summarize(archive))
+
+
 def test_the_real_size_can_be_given():
     assert summarize(small_archive(), 300).nbytes == 300
 

@@ -63,6 +63,19 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def keep_exactly(name: str, tensor: Tensor) -> Entry:
+    """Entry of a tensor of which every bit is asked for, NaN and infinity included.
+
+    Raises
+    ------
+    InputError
+        If it cannot be stored.
+    """
+    dtypes.check(name, tensor)
+    values = tensor.detach().cpu()
+    return Entry(tuple(tensor.shape), tensor.dtype, Plain(values, Kept.LOSSLESS))
+
+
 def keep(name: str, tensor: Tensor, reason: Kept) -> Entry:
     """Entry of a tensor that is kept: at 16 bits where that is harmless, else exactly."""
     tensor = tensor.detach().cpu()

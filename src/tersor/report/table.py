@@ -30,7 +30,7 @@ def total(report: Report) -> str:
     return (
         f"{report.nbytes} bytes ({format_size(report.nbytes)}) from {report.source_bytes} "
         f"({format_size(report.source_bytes)}): {report.ratio:.2f} times smaller, "
-        f"{report.bits_per_weight:.3f} bits per weight"
+        f"{report.bits_per_weight:.3f} bits per weight{', lossless' if report.lossless else ''}"
     )
 
 
@@ -77,5 +77,6 @@ def to_json(report: Report) -> dict[str, Any]:
         "ratio": report.ratio,
         "weights": report.weights,
         "bits_per_weight": report.bits_per_weight,
+        "lossless": report.lossless,
         "tensors": tensors,
     }

@@ -24,6 +24,7 @@ class Kept(IntEnum):
     EMPTY = 3
     LEFT_DENSE = 4
     RANGE = 5
+    LOSSLESS = 6
 
     def describe(self) -> str:
         """The reason in words."""
@@ -34,6 +35,7 @@ class Kept(IntEnum):
             Kept.EMPTY: "empty",
             Kept.LEFT_DENSE: "left dense in the model",
             Kept.RANGE: "extreme in magnitude",
+            Kept.LOSSLESS: "lossless, as asked",
         }[self]
 
 

@@ -7,14 +7,17 @@ Nothing in it is code, and every field is checked before it is used.
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import struct
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-
-from torch import Tensor
+from typing import BinaryIO, NamedTuple
 
 from tersor.errors import FileFormatError, InputError
 from tersor.storage import header, kept
@@ -22,6 +25,7 @@ from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
 from tersor.storage.atomic import replacing
 from tersor.storage.cursor import Reader, Writer
 from tersor.storage.header import Field
+from tersor.storage.planes import inflate
 from tersor.storage.records import EncodedFactors
 
 MAGIC = b"\x93TERSOR\n"
@@ -36,52 +40,101 @@ _PREFIX = struct.Struct("<8sBIII")  # magic, version, header: deflated size, siz
 _MAX_HEADER = 1 << 26
 
 
-def kept_sections(archive: Archive) -> list[bytes]:
+class Stamp(NamedTuple):
+    """Size in bytes and CRC-32 of a section."""
+
+    size: int
+    checksum: int
+
+
+def stamp(section: bytes) -> Stamp:
+    """The stamp of a section."""
+    return Stamp(len(section), zlib.crc32(section))
+
+
+def kept_sections(archive: Archive) -> Iterator[bytes]:
     """The sections of the kept tensors, one for each group: what takes long if they are large."""
+    entries = archive.entries.values()
+    plain = [(e.content.values, header.kind(e)) for e in entries if isinstance(e.content, Plain)]
+    return kept.encode_all([(values, kind == header.EXACT) for values, kind in plain])
+
+
+def _factor_sections(archive: Archive) -> Iterator[bytes]:
     contents = (e.content for e in archive.entries.values())
-    plain = [c.values for c in contents if isinstance(c, Plain)]
-    return [kept.encode([plain[i] for i in g]) for g in kept.group(t.nbytes for t in plain)]
+    return (c.payload for c in contents if isinstance(c, EncodedFactors))
 
 
-def to_bytes(archive: Archive, kept: list[bytes] | None = None) -> Iterator[bytes]:
-    """The parts of the file, in order: prefix, header, sections.
+def _head(archive: Archive, stamps: Sequence[Stamp]) -> bytes:
+    """Prefix and header."""
+    out = Writer()
+    out.integer(archive.source_bytes)
+    header.write(out, archive.entries)
+    out.integers(s.size for s in stamps)
+    for s in stamps:
+        out.pack("I", s.checksum)
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    deflated = compressor.compress(out.data) + compressor.flush()
+    sizes = len(deflated), len(out.data), zlib.crc32(deflated)
+    return _PREFIX.pack(MAGIC, VERSION, *sizes) + deflated
+
+
+def to_bytes(archive: Archive) -> Iterator[bytes]:
+    """The parts of the file, in order: prefix and header, sections."""
+    sections = [*_factor_sections(archive), *kept_sections(archive)]
+    yield _head(archive, list(map(stamp, sections)))
+    yield from sections
+
+
+def size(archive: Archive, kept: Iterable[Stamp] | None = None) -> int:
+    """Bytes of the file, exactly.
 
     Parameters
     ----------
     kept
-        `kept_sections` of the archive, if they are known already.
+        Stamps of the `kept_sections` of the archive, if they are known already.
+    """
+    stamps = [stamp(section) for section in _factor_sections(archive)]
+    stamps += map(stamp, kept_sections(archive)) if kept is None else kept
+    return len(_head(archive, stamps)) + sum(s.size for s in stamps)
+
+
+def write(
+    path: str | os.PathLike[str],
+    archive: Archive,
+    progress: Callable[[str, float], None] = lambda message, done: None,
+) -> int:
+    """Write the file atomically; returns its size in bytes.
+
+    The header, which comes first, tells of all sections: they wait in a nameless temporary file
+    beside the target, not in memory.
+
+    Parameters
+    ----------
+    progress
+        Called with a message and the share of the work that is done, 0 to 1.
     """
     contents = [e.content for e in archive.entries.values()]
-    sections = [c.payload for c in contents if isinstance(c, EncodedFactors)]
-    sections += kept_sections(archive) if kept is None else kept
-    out = Writer()
-    out.integer(archive.source_bytes)
-    header.write(out, archive.entries)
-    out.integers(map(len, sections))
-    for section in sections:
-        out.pack("I", zlib.crc32(section))
-    compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    deflated = compressor.compress(out.data) + compressor.flush()
-    yield _PREFIX.pack(MAGIC, VERSION, len(deflated), len(out.data), zlib.crc32(deflated))
-    yield deflated
-    yield from sections
-
-
-def size(archive: Archive, kept: list[bytes] | None = None) -> int:
-    """Bytes of the file, exactly. For ``kept`` see `to_bytes`."""
-    return sum(map(len, to_bytes(archive, kept)))
+    total = sum(c.values.nbytes for c in contents if isinstance(c, Plain))
+    with (
+        replacing(path) as temporary,
+        tempfile.TemporaryFile(dir=temporary.parent) as waiting,
+        temporary.open("wb") as file,
+    ):
+        stamps: list[Stamp] = []
+        for section in chain(_factor_sections(archive), kept_sections(archive)):
+            progress("writing", min(len(stamps) * kept.GROUP_BYTES / max(total, 1), 1.0))
+            stamps.append(stamp(section))
+            waiting.write(section)
+        file.write(_head(archive, stamps))
+        waiting.seek(0)
+        shutil.copyfileobj(waiting, file)
+        return file.tell()
 
 
 def header_bytes(path: str | os.PathLike[str]) -> int:
     """Bytes before the first section of a file that `read` has accepted: prefix and header."""
     with Path(path).open("rb") as file:
         return _PREFIX.size + int(_PREFIX.unpack(file.read(_PREFIX.size))[2])
-
-
-def write(path: str | os.PathLike[str], archive: Archive) -> int:
-    """Write the file atomically; returns its size in bytes."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        return sum(file.write(part) for part in to_bytes(archive))
 
 
 def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Archive:
@@ -106,52 +159,56 @@ def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Archive
             "give the path of a .tersor file"
         )
     try:
-        return from_bytes(path.read_bytes(), max_bytes=max_bytes)
+        with path.open("rb") as file:
+            return _read(file, max_bytes)
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
 
 
 def from_bytes(data: bytes, *, max_bytes: int = MAX_BYTES) -> Archive:
     """As `read`, from the bytes of a file."""
-    if not data.startswith(MAGIC):
+    return _read(io.BytesIO(data), max_bytes)
+
+
+def _read(file: BinaryIO, max_bytes: int) -> Archive:
+    left = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    prefix = file.read(_PREFIX.size)
+    if not prefix.startswith(MAGIC):
         raise FileFormatError("not a tersor file (it does not start with the magic number)")
-    if len(data) < _PREFIX.size:
+    if len(prefix) < _PREFIX.size:
         raise FileFormatError(f"the file ends within its first {_PREFIX.size} bytes")
-    _, version, deflated_size, header_size, checksum = _PREFIX.unpack_from(data)
+    _, version, deflated_size, header_size, checksum = _PREFIX.unpack(prefix)
     if version != VERSION:
         raise FileFormatError(
             f"format version {version}; this release reads version {VERSION}: use another release"
         )
     if header_size > _MAX_HEADER:
         raise FileFormatError(f"header of {header_size} bytes; at most {_MAX_HEADER} is allowed")
-    end = _PREFIX.size + deflated_size
-    deflated = data[_PREFIX.size : end]
+    deflated = file.read(min(deflated_size, left))
     if zlib.crc32(deflated) != checksum:
         raise FileFormatError("the header is damaged or cut off (its checksum differs)")
-    inflated = kept.inflate(deflated, header_size, "the header")
-    return _parse(Reader(inflated), data, end, max_bytes)
+    return _parse(Reader(inflate(deflated, header_size, "the header")), file, left, max_bytes)
 
 
-def _parse(reader: Reader, data: bytes, start: int, max_bytes: int) -> Archive:
+def _parse(reader: Reader, file: BinaryIO, file_bytes: int, max_bytes: int) -> Archive:
     source_bytes = reader.integer()
     fields = header.read(reader)
     total = sum(f.decoded_bytes for f in fields)
     if total > max_bytes:
         raise FileFormatError(f"decoding takes {total} bytes; at most {max_bytes} are allowed")
+    factored = [f for f in fields if f.kind == header.FACTORS]
     plain = [f for f in fields if f.kind in (header.EXACT, header.ROUNDED)]
-    groups = [[plain[i] for i in g] for g in kept.group(f.stored_bytes for f in plain)]
-    factored = [f.name for f in fields if f.kind == header.FACTORS]
-    payloads = _read_sections(reader, data, start, len(factored) + len(groups))
-    values = dict(zip(factored, payloads, strict=False))
-    tensors: dict[str, Tensor] = {}
-    for group, payload in zip(groups, payloads[len(factored) :], strict=True):
-        specs = [(f.stored_dtype, f.shape) for f in group]
-        decoded = kept.decode(payload, specs, f"the group of {group[0].name!r}")
-        tensors.update(zip((f.name for f in group), decoded, strict=True))
+    groups = sum(1 for _ in kept.group(f.stored_bytes for f in plain))
+    stamps = _read_stamps(reader, len(factored) + groups, file_bytes - file.tell())
+    kept.check_claims(plain, [s.size for s in stamps[len(factored) :]])
+    sections = _sections(file, stamps)
+    payloads = {f.name: section for f, section in zip(factored, sections, strict=False)}
+    tensors = kept.decode_all(plain, sections)
 
     def content(field: Field) -> EncodedFactors | Plain | Alias:
         if isinstance(field.detail, EncodedFactors):
-            return replace(field.detail, payload=values[field.name])
+            return replace(field.detail, payload=payloads[field.name])
         if isinstance(field.detail, Kept):
             return Plain(tensors[field.name], field.detail)
         return Alias(field.detail)
@@ -160,20 +217,23 @@ def _parse(reader: Reader, data: bytes, start: int, max_bytes: int) -> Archive:
     return Archive(entries, source_bytes)
 
 
-def _read_sections(reader: Reader, data: bytes, start: int, count: int) -> list[bytes]:
+def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
+    """Stamps of all sections, which fill the rest of the file exactly."""
     sizes = reader.integers(count)
-    checksums = [reader.unpack("I")[0] for _ in sizes]
+    checksums = [int(reader.unpack("I")[0]) for _ in sizes]
     if reader.left:
         raise FileFormatError(f"the header has {reader.left} bytes too many")
-    if start + sum(sizes) != len(data):
+    if sum(sizes) != left:
         raise FileFormatError(
-            f"the file has {len(data)} bytes; its header says {start + sum(sizes)}"
+            f"the file has {left} bytes after its header; its header says {sum(sizes)}"
         )
-    sections = []
-    for position, (size, checksum) in enumerate(zip(sizes, checksums, strict=True)):
-        section = data[start : start + size]
-        if zlib.crc32(section) != checksum:
+    return [Stamp(*pair) for pair in zip(sizes, checksums, strict=True)]
+
+
+def _sections(file: BinaryIO, stamps: Iterable[Stamp]) -> Iterator[bytes]:
+    """The sections, checked, as they are needed."""
+    for position, expected in enumerate(stamps):
+        section = file.read(expected.size)
+        if stamp(section) != expected:
             raise FileFormatError(f"section {position} is damaged (its checksum differs)")
-        sections.append(section)
-        start += size
-    return sections
+        yield section

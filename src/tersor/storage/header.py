@@ -72,7 +72,8 @@ class Field:
         return dense + 2 * self.detail.rank * (self.detail.tile + columns)
 
 
-def _kind(entry: Entry) -> int:
+def kind(entry: Entry) -> int:
+    """Which kind of entry it is in the file."""
     if isinstance(entry.content, Alias):
         return ALIAS
     if isinstance(entry.content, EncodedFactors):
@@ -87,7 +88,7 @@ def write(out: Writer, entries: Mapping[str, Entry]) -> None:
     out.integer(len(entries))
     _write_names(out, list(entries))
     out.raw(bytes(dtypes.CODES.index(e.dtype) for e in entries.values()))
-    out.raw(bytes(map(_kind, entries.values())))
+    out.raw(bytes(map(kind, entries.values())))
     out.raw(bytes(len(e.shape) for e in entries.values()))
     out.integers(n for e in entries.values() for n in e.shape)
     out.raw(bytes(c.reason for c in contents if isinstance(c, Plain)))

@@ -1,94 +1,111 @@
-"""Tensors that are kept as they are, or rounded to bfloat16: byte planes, compressed in groups.
+"""Tensors that are kept as they are, or rounded to bfloat16, in groups: the sections of a file.
 
-The bytes of a group's elements are sorted by significance: first the most significant byte of every
-element of every tensor, then the next. Signs and exponents, which repeat, come together that way.
+A large tensor is cut into pieces and small ones share a group, so that threads can work on groups
+of about one size, and little is held at a time.
 """
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tersor.errors import FileFormatError
+from tersor.storage import planes
+from tersor.storage.header import EXACT, Field
+from tersor.storage.parallel import ordered
+from tersor.storage.planes import Elements, elements
 
 GROUP_BYTES = 1 << 20
-"""Tensors share a group until it holds this many bytes."""
+"""Most bytes of a piece, and of the pieces that share a group: a multiple of the size of any
+element, and large enough for codes of their own to cost nothing."""
 
 
-def group(sizes: Iterable[int]) -> Iterator[list[int]]:
-    """Positions of consecutive tensors, of these sizes in bytes, that share a group."""
-    members: list[int] = []
+class Piece(NamedTuple):
+    """Bytes ``start`` to ``stop`` of the tensor of that number."""
+
+    tensor: int
+    start: int
+    stop: int
+
+
+def group(sizes: Iterable[int]) -> Iterator[list[Piece]]:
+    """Pieces of consecutive tensors, of these sizes in bytes, that share a group."""
+    members: list[Piece] = []
     total = 0
-    for position, size in enumerate(sizes):
-        if members and total + size > GROUP_BYTES:
-            yield members
-            members, total = [], 0
-        members.append(position)
-        total += size
+    for tensor, size in enumerate(sizes):
+        for start in range(0, size, GROUP_BYTES):
+            piece = Piece(tensor, start, min(start + GROUP_BYTES, size))
+            if total + piece.stop - piece.start > GROUP_BYTES:
+                yield members
+                members, total = [], 0
+            members.append(piece)
+            total += piece.stop - piece.start
     if members:
         yield members
 
 
-def _as_bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    """Elements as rows of bytes, the most significant first: (numel, itemsize)."""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    flat = plain.reshape(-1).view(torch.uint8).numpy()
-    return flat.reshape(-1, tensor.dtype.itemsize)[:, ::-1]
+def take(whole: Elements, piece: Piece) -> Elements:
+    """A piece of a tensor's elements."""
+    size = whole.words.itemsize
+    return whole._replace(words=whole.words[piece.start // size : piece.stop // size])
 
 
-def encode(tensors: Sequence[Tensor]) -> bytes:
-    """Compress one group (raw deflate; a new block begins with each plane)."""
-    compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    parts = []
-    elements = [_as_bytes(tensor) for tensor in tensors]
-    for plane in range(max((e.shape[1] for e in elements), default=0)):
-        for element in elements:
-            if plane < element.shape[1]:
-                parts.append(compressor.compress(element[:, plane].tobytes()))
-        parts.append(compressor.flush(zlib.Z_BLOCK))
-    return b"".join([*parts, compressor.flush()])
+def encode_all(tensors: Sequence[tuple[Tensor, bool]]) -> Iterator[bytes]:
+    """The sections of tensors, and whether each is exact, one for each group, as they are needed.
+
+    They are the same on any number of threads.
+    """
+    return ordered(planes.encode, _gather(tensors))
 
 
-def inflate(payload: bytes, size: int, what: str) -> bytes:
-    """Decompress raw deflate data that must give exactly ``size`` bytes.
+def _gather(tensors: Sequence[tuple[Tensor, bool]]) -> Iterator[list[Elements]]:
+    whole: dict[int, Elements] = {}  # of one tensor: others need not stay in memory
+    for pieces in group(t.nbytes for t, _ in tensors):
+        members = []
+        for piece in pieces:
+            if piece.tensor not in whole:
+                whole = {piece.tensor: elements(*tensors[piece.tensor])}
+            members.append(take(whole[piece.tensor], piece))
+        yield members
+
+
+def check_claims(fields: Sequence[Field], sizes: Iterable[int]) -> None:
+    """Refuse tensors that sections of these sizes cannot hold, before any memory is taken for them.
 
     Raises
     ------
     FileFormatError
-        If it gives anything else; never makes more than ``size`` bytes.
+        Naming the first tensor of the group.
     """
-    decompressor = zlib.decompressobj(-15)
-    try:
-        data = decompressor.decompress(payload, size + 1)
-    except zlib.error as error:
-        raise FileFormatError(f"{what} is damaged: {error}") from None
-    if len(data) != size or not decompressor.eof or decompressor.unused_data:
-        raise FileFormatError(f"{what} is damaged: {size} bytes expected, {len(data)} found")
-    return data
+    for pieces, size in zip(group(f.stored_bytes for f in fields), sizes, strict=True):
+        claimed = sum(p.stop - p.start for p in pieces)
+        if claimed > planes.MOST_EXPANSION * size:
+            raise FileFormatError(
+                f"the group of {fields[pieces[0].tensor].name!r} is damaged: "
+                f"{size} bytes cannot hold {claimed}"
+            )
 
 
-def decode(
-    payload: bytes, specs: Sequence[tuple[torch.dtype, tuple[int, ...]]], what: str
-) -> list[Tensor]:
-    """The tensors of one group from their data types and shapes."""
-    size = sum(math.prod(shape) * dtype.itemsize for dtype, shape in specs)
-    # Before any tensor is made: a file that claims more than it holds costs no memory.
-    data = np.frombuffer(inflate(payload, size, what), np.uint8)
-    tensors = [torch.empty(shape, dtype=dtype) for dtype, shape in specs]
-    views = [
-        t.reshape(-1).view(torch.uint8).numpy().reshape(-1, t.dtype.itemsize)[:, ::-1]
-        for t in tensors
-    ]
-    start = 0
-    for plane in range(max((v.shape[1] for v in views), default=0)):
-        for view in views:
-            if plane < view.shape[1]:
-                view[:, plane] = data[start : start + len(view)]
-                start += len(view)
+def decode_all(fields: Sequence[Field], sections: Iterable[bytes]) -> dict[str, Tensor]:
+    """Kept tensors, as stored, by name; sections are taken one by one.
+
+    Raises
+    ------
+    FileFormatError
+        If a section does not hold what the fields say.
+    """
+    tensors = {f.name: torch.empty(f.shape, dtype=f.stored_dtype) for f in fields}
+    whole = [elements(tensors[f.name], f.kind == EXACT) for f in fields]
+
+    def decode(job: tuple[list[Piece], bytes]) -> None:
+        pieces, section = job
+        what = f"the group of {fields[pieces[0].tensor].name!r}"
+        planes.decode(section, [take(whole[p.tensor], p) for p in pieces], what)
+
+    groups = group(f.stored_bytes for f in fields)
+    for _ in ordered(decode, zip(groups, sections, strict=True)):
+        pass
     return tensors

@@ -86,6 +86,12 @@ class Report:
         return 8 * self.nbytes / max(self.weights, 1)
 
     @property
+    def lossless(self) -> bool:
+        """Whether every tensor is kept exactly, to the last bit."""
+        exact = ("exact", "same as")
+        return all(t.tile is None and t.note.startswith(exact) for t in self.tensors)
+
+    @property
     def factored(self) -> tuple[TensorSummary, ...]:
         """The tensors that are stored as factors."""
         return tuple(t for t in self.tensors if t.tile is not None)
