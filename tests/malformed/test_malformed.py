@@ -1,6 +1,8 @@
 """One malformed file for each check of the reader; each must be refused, and say why."""
 
 import contextlib
+import io
+import re
 import struct
 import tracemalloc
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from tersor.errors import FileFormatError
 from tersor.files import dense_tensors
 from tersor.storage import container
+from tersor.storage.verify import verify
 
 
 def decoded(data):
@@ -25,6 +28,7 @@ def test_the_valid_file_is_read():
     assert list(tensors) == ["w", "wb", "wi", "x"]
     assert torch.equal(tensors["w"], torch.zeros(4, 3)) and tensors["x"] is tensors["w"]
     assert torch.equal(tensors["wb"], torch.zeros(2)) and tensors["wi"] == 0
+    assert not verify(io.BytesIO(craft())).problems
 
 
 MANY = 20_000
@@ -187,6 +191,7 @@ CASES = {
 def test_malformed_files_are_refused(data, message):
     with pytest.raises(FileFormatError, match=message):
         decoded(data)
+    assert re.search(message, "; ".join(verify(io.BytesIO(data)).problems))
 
 
 @pytest.mark.parametrize("data", [data for data, _ in CASES.values()], ids=CASES)
