@@ -148,6 +148,8 @@ static int within(const tersor_file *file, uint64_t limit)
 
 tersor_status tersor_read_fields(tersor_file *file, tersor_cursor *cursor, uint64_t limit)
 {
+    if (!file->count)
+        return TERSOR_OK; /* there may be no array, from whose address to count */
     read_kinds(file, cursor);
     if (!cursor->bad)
         read_factors(file, cursor);
