@@ -180,7 +180,8 @@ static int is_exact(const int16_t *codebook, const int16_t *latent, size_t d, si
     return 1;
 }
 
-tersor_status tersor_read_factors(const tersor_tensor *t, tersor_space *space)
+tersor_status tersor_read_factors(const tersor_tensor *t, const tersor_section *section,
+                                  tersor_space *space)
 {
     const size_t d = (size_t)t->tile, k = (size_t)t->rank;
     matrix codebook, latent;
@@ -194,9 +195,9 @@ tersor_status tersor_read_factors(const tersor_tensor *t, tersor_space *space)
     latent.outer = (size_t)t->rows;
     latent.start = t->latent_start;
     latent.trellis = make_trellis(t->trellis);
-    if (t->section_size && (!k || !t->section[t->section_size - 1]))
+    if (section->size && (!k || !section->data[section->size - 1]))
         return TERSOR_CONTENT;
-    start(&coder, t->section, t->section_size);
+    start(&coder, section->data, section->size);
     if (k && (!read_matrix(&coder, space, &codebook, space->integers) ||
               !read_matrix(&coder, space, &latent, space->integers + d * k)))
         return TERSOR_CONTENT;

@@ -1,8 +1,8 @@
-/* The fields of the header: columns of one property each, and the sections that they announce. */
+/* The fields of the header that tell of tensors: columns of one property each. */
 #include "internal.h"
 
-enum { TYPES = 16, F64 = 0, F32 = 1, BF16 = 3, REASONS = 6, TRELLISES = 6, MOST_AXES = 64 };
-enum { GROUP_BYTES = 1 << 20, LARGEST_SNR = 30000, NO_SNR = 30001 };
+enum { TYPES = 16, F64 = 0, F32 = 1, BF16 = 3, REASONS = 7, TRELLISES = 6, MOST_AXES = 64 };
+enum { LARGEST_SNR = 30000, NO_SNR = 30001 };
 
 static const uint8_t ITEMSIZE[TYPES] = {8, 4, 2, 2, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 8};
 static const char *const NAMES[TYPES] = {"F64", "F32", "F16", "BF16", "I64",     "I32",
@@ -12,11 +12,6 @@ static const char *const NAMES[TYPES] = {"F64", "F32", "F16", "BF16", "I64",    
 unsigned tersor_itemsize(unsigned dtype) { return dtype < TYPES ? ITEMSIZE[dtype] : 0; }
 
 const char *tersor_dtype(unsigned dtype) { return dtype < TYPES ? NAMES[dtype] : "unknown"; }
-
-unsigned tersor_stored_size(const tersor_tensor *t)
-{
-    return t->kind == TERSOR_ROUNDED ? 2 : tersor_itemsize(t->dtype);
-}
 
 static int is_kept(const tersor_tensor *t)
 {
@@ -156,70 +151,4 @@ tersor_status tersor_read_fields(tersor_file *file, tersor_cursor *cursor, uint6
     if (cursor->bad)
         return TERSOR_HEADER;
     return within(file, limit) ? TERSOR_OK : TERSOR_LIMIT;
-}
-
-/* Add a kept tensor to its group. */
-static void join(tersor_tensor *first, tersor_tensor *t)
-{
-    const unsigned size = tersor_stored_size(t);
-    unsigned i;
-    for (i = 0; i < 4; i++) {
-        t->before[i] = (uint32_t)first->group[i]; /* a group of several has 2^20 bytes at most */
-        first->group[i] += size >> i ? t->numel : 0;
-    }
-}
-
-/* Put kept tensors into groups: `target` is the first tensor of each one's group. */
-static void make_groups(tersor_file *file)
-{
-    uint64_t total = 0;
-    size_t i, first = file->count;
-    for (i = 0; i < file->count; i++) {
-        tersor_tensor *t = file->tensors + i;
-        if (is_kept(t)) {
-            const uint64_t size = t->numel * tersor_stored_size(t);
-            if (first == file->count || total + size > GROUP_BYTES) {
-                first = i;
-                total = 0;
-            }
-            total += size;
-            t->target = first;
-            join(file->tensors + first, t);
-        }
-    }
-}
-
-/* The tensor that each section belongs to, in the `scratch` of the tensors; how many there are. */
-static size_t order_sections(tersor_file *file)
-{
-    size_t i, count = 0;
-    for (i = 0; i < file->count; i++)
-        if (file->tensors[i].kind == TERSOR_FACTORS)
-            file->tensors[count++].scratch = i;
-    for (i = 0; i < file->count; i++)
-        if (is_kept(file->tensors + i) && file->tensors[i].target == i)
-            file->tensors[count++].scratch = i;
-    return count;
-}
-
-tersor_status tersor_read_sections(tersor_file *file, tersor_cursor *cursor, const uint8_t *data,
-                                   size_t start, size_t size)
-{
-    size_t i, count;
-    make_groups(file);
-    count = order_sections(file);
-    for (i = 0; i < count; i++) {
-        tersor_tensor *t = file->tensors + file->tensors[i].scratch;
-        const uint64_t bytes = tersor_integer(cursor, TERSOR_LARGEST_FIELD);
-        if (cursor->bad || bytes > size - start)
-            return cursor->bad ? TERSOR_HEADER : TERSOR_CHECKSUM;
-        t->section = data + start;
-        t->section_size = (size_t)bytes;
-        start += t->section_size;
-    }
-    for (i = 0; i < count; i++)
-        file->tensors[file->tensors[i].scratch].checksum = tersor_u32(cursor);
-    if (cursor->bad || cursor->used != cursor->size)
-        return TERSOR_HEADER;
-    return start == size ? TERSOR_OK : TERSOR_CHECKSUM;
 }

@@ -30,15 +30,22 @@ tersor_status tersor_read_names(tersor_file *file, tersor_cursor *cursor, size_t
 tersor_status tersor_read_fields(tersor_file *file, tersor_cursor *cursor, uint64_t limit);
 tersor_status tersor_read_sections(tersor_file *file, tersor_cursor *cursor, const uint8_t *data,
                                    size_t start, size_t size);
+int tersor_section_intact(const tersor_section *section);
 
-unsigned tersor_stored_size(const tersor_tensor *tensor); /* bytes of an element in the file */
+/* Kept tensors: the most bytes of a group; bytes of an element and of a word, as stored; bytes of
+ * the group that a section holds. */
+enum { TERSOR_GROUP = 1 << 20 };
+unsigned tersor_stored_size(const tersor_tensor *tensor);
+unsigned tersor_word_size(const tersor_tensor *tensor);
+uint32_t tersor_group_size(const tersor_section *section);
 
 /* Raw deflate that must give exactly `out_size` bytes and end exactly with its input. */
 tersor_status tersor_inflate(const uint8_t *in, size_t in_size, uint8_t *out, size_t out_size);
 
 /* Coded integers of both factors: the codebook by columns, then the latent by rows, in the order of
  * coding. */
-tersor_status tersor_read_factors(const tersor_tensor *tensor, tersor_space *space);
+tersor_status tersor_read_factors(const tersor_tensor *tensor, const tersor_section *section,
+                                  tersor_space *space);
 
 /* Tiles of a row of the weight: whole ones, and a padded one. */
 uint64_t tersor_tiles(const tersor_tensor *tensor);

@@ -7,7 +7,7 @@
 #error "float is not the binary32 of IEEE 754, which the weights are multiplied in"
 #endif
 
-enum { F64 = 0, F32 = 1, F16 = 2, BF16 = 3, BOOL = 9 };
+enum { F64 = 0, F32 = 1, F16 = 2, BF16 = 3, BOOL = 9, C64 = 15 };
 
 /* The upper bits of a number without the lowest `count`: to nearest, ties to even. */
 static uint32_t drop(uint32_t bits, unsigned count)
@@ -91,48 +91,83 @@ static void recompose(const tersor_tensor *t, const tersor_space *space, uint8_t
                         t->dtype);
 }
 
-/* Put together the bytes of each element, which stand in planes, the most significant first. */
-static void gather(const tersor_tensor *t, const tersor_tensor *group, const uint8_t *planes,
-                   uint8_t *out)
+/* Where the bytes of the first word of a piece are, from the most significant on. In a group, these
+ * of all words come first, then the second ones of those that have more, and so on. */
+static void find_planes(size_t planes[8], const tersor_section *section, const uint32_t *before)
 {
-    static const uint8_t least[8] = {0, 1, 2, 2, 3, 3, 3, 3}; /* log2 of who has this plane */
-    const unsigned stored = tersor_stored_size(t), size = tersor_itemsize(t->dtype);
-    const size_t numel = (size_t)t->numel;
-    unsigned plane;
-    size_t i;
-    for (plane = 0; plane < stored; plane++) {
-        const uint8_t *from = planes + t->before[least[plane]];
-        for (i = 0; i < numel; i++)
-            out[i * size + stored - 1 - plane] = from[i];
-        planes += (size_t)group->group[least[plane]];
+    static const uint8_t longer[8] = {0, 1, 2, 2, 3, 3, 3, 3}; /* log2 of the least size */
+    size_t start = 0;
+    unsigned i;
+    for (i = 0; i < 8; i++) {
+        planes[i] = start + before[longer[i]];
+        start += section->words[longer[i]];
     }
-    if (t->kind != TERSOR_ROUNDED)
-        return;
-    for (i = 0; i < numel; i++)
-        store_float(out + i * size,
-                    (uint32_t)out[i * size + 1] << 24 | (uint32_t)out[i * size] << 16, t->dtype);
 }
 
-static tersor_status read_kept(const tersor_file *file, size_t position, tersor_space *space,
-                               uint64_t group_size, uint8_t *out)
+static int is_turned(const tersor_tensor *t)
 {
-    const tersor_tensor *t = file->tensors + position, *group = file->tensors + t->target;
-    uint64_t i;
-    if (space->held != group->section) {
-        tersor_status status;
-        space->held = 0;
-        if (!tersor_intact(group->section, group->section_size, group->checksum))
-            return TERSOR_CHECKSUM;
-        status = tersor_inflate(group->section, group->section_size, space->bytes,
-                                (size_t)group_size);
+    return t->kind == TERSOR_EXACT && (t->dtype <= BF16 || t->dtype == C64);
+}
+
+/* Put the words of a piece together. */
+static uint8_t *gather(const tersor_tensor *t, const tersor_section *section, int is_first,
+                       const tersor_space *space, uint32_t count, uint8_t *out)
+{
+    static const uint32_t nothing[4] = {0, 0, 0, 0};
+    const unsigned size = tersor_word_size(t), bits = 8 * size;
+    size_t planes[8];
+    uint32_t i;
+    unsigned plane;
+    find_planes(planes, section, is_first ? t->before : nothing);
+    for (i = 0; i < count; i++) {
+        uint64_t word = 0;
+        for (plane = 0; plane < size; plane++)
+            word = word << 8 | space->bytes[planes[plane] + i];
+        if (is_turned(t)) /* the sign is at the end */
+            word = word >> 1 | (word & 1) << (bits - 1);
+        if (t->kind == TERSOR_ROUNDED) {
+            store_float(out, (uint32_t)word << 16, t->dtype);
+            out += tersor_itemsize(t->dtype);
+        } else {
+            store(out, word, size);
+            out += size;
+        }
+    }
+    return out;
+}
+
+static tersor_status hold(const tersor_section *section, tersor_space *space)
+{
+    tersor_status status;
+    if (space->held == section->data)
+        return TERSOR_OK;
+    space->held = 0;
+    if (!tersor_section_intact(section))
+        return TERSOR_CHECKSUM;
+    status = tersor_inflate(section->data, section->size, space->bytes, tersor_group_size(section));
+    if (status == TERSOR_OK)
+        space->held = section->data;
+    return status;
+}
+
+/* Piece by piece. Only the first may share its group with tensors before; the others follow. */
+static tersor_status read_kept(const tersor_file *file, const tersor_tensor *t, tersor_space *space,
+                               uint8_t *output)
+{
+    const tersor_section *section = file->sections + t->section;
+    uint64_t i, left = t->numel * tersor_stored_size(t);
+    uint8_t *out = output;
+    int is_first;
+    for (is_first = 1; left; is_first = 0, section++) {
+        const uint32_t size = left < TERSOR_GROUP ? (uint32_t)left : TERSOR_GROUP;
+        const tersor_status status = hold(section, space);
         if (status != TERSOR_OK)
             return status;
-        space->held = group->section;
+        out = gather(t, section, is_first, space, size / tersor_word_size(t), out);
+        left -= size;
     }
-    if (t->numel)
-        gather(t, group, space->bytes, out);
     for (i = 0; t->dtype == BOOL && i < t->numel; i++)
-        if (out[i] > 1)
+        if (output[i] > 1)
             return TERSOR_CONTENT;
     return TERSOR_OK;
 }
@@ -143,14 +178,18 @@ static size_t original(const tersor_file *file, size_t position)
     return t->kind == TERSOR_ALIAS ? t->target : position;
 }
 
-static uint64_t group_bytes(const tersor_tensor *first)
+/* Bytes of the largest group that a kept tensor has a piece in. */
+static uint64_t group_bytes(const tersor_file *file, const tersor_tensor *t)
 {
-    return first->group[0] + first->group[1] + 2 * first->group[2] + 4 * first->group[3];
+    const uint64_t size = t->numel * tersor_stored_size(t);
+    if (size > TERSOR_GROUP)
+        return TERSOR_GROUP;
+    return size ? tersor_group_size(file->sections + t->section) : 0;
 }
 
 tersor_needs tersor_tensor_needs(const tersor_file *file, size_t position)
 {
-    tersor_needs needs = {0, 0, 0, 0, 0};
+    tersor_needs needs = {0, 0, 0, 0, 0, 0};
     const tersor_tensor *t;
     if (position >= file->count)
         return needs;
@@ -161,7 +200,7 @@ tersor_needs tersor_tensor_needs(const tersor_file *file, size_t position)
         needs.integers = t->rank * (t->tile + t->rows * tiles);
         needs.scales = both > t->tile + 1 ? both : t->tile + 1;
     } else {
-        needs.bytes = group_bytes(file->tensors + t->target);
+        needs.bytes = group_bytes(file, t);
     }
     return needs;
 }
@@ -177,13 +216,12 @@ tersor_status tersor_decode(const tersor_file *file, size_t position, uint8_t *o
     if (needs.output > output_size || needs.integers > space->integers_size ||
         needs.scales > space->scales_size || needs.bytes > space->bytes_size)
         return TERSOR_SPACE;
-    position = original(file, position);
-    t = file->tensors + position;
+    t = file->tensors + original(file, position);
     if (t->kind != TERSOR_FACTORS)
-        return read_kept(file, position, space, needs.bytes, output);
-    if (!tersor_intact(t->section, t->section_size, t->checksum))
+        return read_kept(file, t, space, output);
+    if (!tersor_section_intact(file->sections + t->section))
         return TERSOR_CHECKSUM;
-    status = tersor_read_factors(t, space);
+    status = tersor_read_factors(t, file->sections + t->section, space);
     if (status == TERSOR_OK)
         recompose(t, space, output);
     return status;

@@ -6,7 +6,7 @@
  *
  *     tersor_file file = {0};
  *     while ((status = tersor_open(&file, data, size, limit)) == TERSOR_SPACE)
- *         ...make file.bytes and file.tensors at least as large as file.needs says...
+ *         ...make its bytes, tensors and sections at least as many as file.needs says...
  *     while ((status = tersor_decode(&file, i, output, output_size, &space)) == TERSOR_SPACE)
  *         ...make the arrays of space at least as large as tersor_needs says...
  *
@@ -43,31 +43,36 @@ typedef struct {
     size_t name_size;
     const uint8_t *lengths; /* of the axes, as coded: see tersor_length */
     uint8_t axes, dtype, kind, trellis, codebook_start, latent_start;
-    uint32_t scale; /* the bits of a float32 */
-    uint32_t checksum;
     uint64_t numel, rows; /* elements; length of the first axis, 1 if there is none */
-    uint64_t tile, rank;
-    const uint8_t *section;
-    size_t section_size;
-    size_t target; /* of an alias; of a kept tensor the first one of its group */
-    /* Elements of at least 1, 2, 4 and 8 bytes: before a kept tensor in its group, and, for the
-     * first one, in the group. */
-    uint32_t before[4];
-    uint64_t group[4];
+    uint64_t tile, rank;  /* of factors */
+    uint32_t scale;       /* of factors: the bits of a float32 */
+    uint32_t before[4];   /* words in its first group before a kept tensor: see tersor_section */
+    size_t section;       /* of factors, or of the first piece of a kept tensor */
+    size_t target;        /* of an alias */
     size_t scratch;
 } tersor_tensor;
 
+/* One section of the file. */
 typedef struct {
-    uint64_t bytes, tensors;           /* elements of the arrays of a tersor_file */
+    const uint8_t *data;
+    size_t size;
+    uint32_t checksum;
+    uint32_t words[4]; /* of a group of kept tensors: those of at least 1, 2, 4 and 8 bytes */
+} tersor_section;
+
+typedef struct {
+    uint64_t bytes, tensors, sections; /* elements of the arrays of a tersor_file */
     uint64_t output, integers, scales; /* bytes of a tensor; elements of the arrays of its space */
 } tersor_needs;
 
-/* A file. The caller gives two arrays and their numbers of elements; tersor_open fills them. */
+/* A file. The caller gives three arrays and their numbers of elements; tersor_open fills them. */
 typedef struct {
     uint8_t *bytes; /* the header and the names */
     size_t bytes_size;
     tersor_tensor *tensors;
     size_t tensors_size;
+    tersor_section *sections;
+    size_t sections_size;
     tersor_needs needs;
     size_t count; /* of tensors */
     uint64_t source_bytes;
@@ -84,7 +89,7 @@ typedef struct {
     size_t integers_size;
     tersor_scale *scales;
     size_t scales_size;
-    uint8_t *bytes; /* a group of kept tensors */
+    uint8_t *bytes; /* a group of kept tensors: 2^20 at most */
     size_t bytes_size;
     const uint8_t *held; /* section that `bytes` holds: 0 at first, and again for another file */
     uint32_t probabilities[40 * 2 * 16];

@@ -20,7 +20,10 @@ static tersor_status open_file(tersor_file *file, const uint8_t *data, size_t si
         file->bytes = enlarge(file->bytes, &file->bytes_size, file->needs.bytes, 1);
         file->tensors = enlarge(file->tensors, &file->tensors_size, file->needs.tensors,
                                 sizeof *file->tensors);
-        if (file->bytes_size < file->needs.bytes || file->tensors_size < file->needs.tensors)
+        file->sections = enlarge(file->sections, &file->sections_size, file->needs.sections,
+                                 sizeof *file->sections);
+        if (file->bytes_size < file->needs.bytes || file->tensors_size < file->needs.tensors ||
+            file->sections_size < file->needs.sections)
             return TERSOR_SPACE;
     }
     return status;
@@ -59,6 +62,7 @@ tersor_status tersor_decode_whole(const uint8_t *data, size_t size, uint64_t lim
         status = visit_one(&file, i, &space, visit, context);
     free(file.bytes);
     free(file.tensors);
+    free(file.sections);
     free(space.bytes);
     free(space.integers);
     free(space.scales);

@@ -56,14 +56,33 @@ static void try_tensor(const tersor_file *file, size_t position)
     }
 }
 
-static tersor_status open_with(tersor_file *file, size_t bytes, size_t tensors, const uint8_t *data,
+static tersor_status open_with(tersor_file *file, tersor_needs sizes, const uint8_t *data,
                                size_t size)
 {
     free(file->bytes);
     free(file->tensors);
-    file->bytes = array(file->bytes_size = bytes, 1);
-    file->tensors = array(file->tensors_size = tensors, sizeof *file->tensors);
+    free(file->sections);
+    file->bytes = array(file->bytes_size = (size_t)sizes.bytes, 1);
+    file->tensors = array(file->tensors_size = (size_t)sizes.tensors, sizeof *file->tensors);
+    file->sections = array(file->sections_size = (size_t)sizes.sections, sizeof *file->sections);
     return tersor_open(file, data, size, 1u << 24);
+}
+
+static void try_file(tersor_file *file, const uint8_t *data, size_t size)
+{
+    tersor_needs needs, less;
+    while (tersor_open(file, data, size, 1u << 24) == TERSOR_SPACE)
+        open_with(file, file->needs, data, size);
+    needs = less = file->needs;
+    less.bytes--;
+    expect(open_with(file, less, data, size), TERSOR_SPACE);
+    less = needs;
+    less.tensors--;
+    expect(open_with(file, less, data, size), TERSOR_SPACE);
+    less = needs;
+    less.sections--;
+    expect(open_with(file, less, data, size), TERSOR_SPACE);
+    expect(open_with(file, needs, data, size), TERSOR_OK);
 }
 
 int main(int count, char **arguments)
@@ -71,23 +90,18 @@ int main(int count, char **arguments)
     static uint8_t data[1 << 16];
     FILE *input = count == 2 ? fopen(arguments[1], "rb") : 0;
     tersor_file file = {0};
-    size_t size, i, bytes, tensors;
+    size_t size, i;
     if (!input)
         return 2;
     size = fread(data, 1, sizeof data, input);
     fclose(input);
-    while (tersor_open(&file, data, size, 1u << 24) == TERSOR_SPACE)
-        open_with(&file, (size_t)file.needs.bytes, (size_t)file.needs.tensors, data, size);
-    bytes = (size_t)file.needs.bytes;
-    tensors = (size_t)file.needs.tensors;
-    expect(open_with(&file, bytes - 1, tensors, data, size), TERSOR_SPACE);
-    expect(open_with(&file, bytes, tensors - 1, data, size), TERSOR_SPACE);
-    expect(open_with(&file, bytes, tensors, data, size), TERSOR_OK);
+    try_file(&file, data, size);
     for (i = 0; i < file.count; i++)
         try_tensor(&file, i);
     expect(decode(&file, file.count, tersor_tensor_needs(&file, file.count)), TERSOR_POSITION);
     free(file.bytes);
     free(file.tensors);
+    free(file.sections);
     printf("%u\n", tried);
     return 0;
 }

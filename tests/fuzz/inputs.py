@@ -1,7 +1,7 @@
 """Inputs of the fuzzers: what they mean, and those to begin with.
 
-An input that begins with 0x93 is a file as it is. Any other is made into a file that is whole on the
-outside, so that changes reach what is inside:
+An input that begins with 0x93 is a file as it is. Any other is made into a file that is whole on
+the outside, so that changes reach what is inside:
 
 - a byte S: the lower three bits are the number of sections;
 - two bytes, little-endian: the size of the header, at most 60000 and what is there;
@@ -54,10 +54,11 @@ def _take(data: bytes, most: int) -> tuple[bytes, bytes]:
 
 def from_file(data: bytes) -> bytes:
     """An input that stands for a file with the header and the sections of this one."""
-    archive, sections = container.from_bytes(data), container.layout(data).sections
+    archive = container.from_bytes(data)
     out = Writer()
     out.integer(archive.source_bytes)
     header.write(out, archive.entries)
+    sections = list(container.to_bytes(archive))[1:]
     parts = [bytes(out.data), *sections]
     return bytes([len(sections)]) + b"".join(struct.pack("<H", len(p)) + p for p in parts)
 

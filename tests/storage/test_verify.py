@@ -18,7 +18,7 @@ def test_an_intact_file():
     steps = []
     found = verify(DATA, progress=lambda name, done: steps.append((name, done)))
     assert found == Verification(4, len(DATA), ())
-    assert steps == [("layer.weight", 0.0), ("layer.bias", 0.5)]
+    assert steps == [("layer.weight", 0.0), ("layer.bias and 1 more", 0.5)]
 
 
 def test_every_flip_and_truncation_is_found():

@@ -121,7 +121,9 @@ def check(fields: Sequence[Field], pieces: Sequence[Piece], section: bytes) -> N
     members = []
     for tensor, start, stop in pieces:
         field = fields[tensor]
-        scratch = torch.empty((stop - start) // field.stored_dtype.itemsize, dtype=field.stored_dtype)
+        scratch = torch.empty(
+            (stop - start) // field.stored_dtype.itemsize, dtype=field.stored_dtype
+        )
         members.append((field, elements(scratch, field.kind == EXACT)))
     _fill(members, section)
 
