@@ -27,12 +27,12 @@ _FOLDER = tempfile.TemporaryDirectory()
 
 
 @functools.cache
-def build(main: Path = EXAMPLE, *flags: str, compiler: str = "cc") -> Path:
-    """A program of this main file and the decoder; skips the test if it cannot be built here."""
+def build(*flags: str, sources: tuple[Path, ...] = (EXAMPLE,), compiler: str = "cc") -> Path:
+    """A program of these sources and the decoder; skips the test if it cannot be built here."""
     flags = flags or SANITIZED
     require(compiler, *flags)
-    program = Path(_FOLDER.name) / f"{main.stem}_{abs(hash((flags, compiler)))}"
-    command = [compiler, *STRICT, *flags, f"-I{SOURCES}", main, *LIBRARY, "-o", program]
+    program = Path(tempfile.mkdtemp(dir=_FOLDER.name)) / sources[0].stem
+    command = [compiler, *STRICT, *flags, f"-I{SOURCES}", *sources, *LIBRARY, "-o", program]
     subprocess.run(command, check=True)
     return program
 

@@ -186,6 +186,10 @@ tersor_status tersor_read_factors(const tersor_tensor *t, const tersor_section *
     const size_t d = (size_t)t->tile, k = (size_t)t->rank;
     matrix codebook, latent;
     decoder coder;
+    if (!k) /* there may be no array */
+        return section->size ? TERSOR_CONTENT : TERSOR_OK;
+    if (section->size && !section->data[section->size - 1])
+        return TERSOR_CONTENT;
     codebook.rows = latent.rows = k;
     codebook.inner = 1;
     codebook.outer = d;
@@ -195,13 +199,9 @@ tersor_status tersor_read_factors(const tersor_tensor *t, const tersor_section *
     latent.outer = (size_t)t->rows;
     latent.start = t->latent_start;
     latent.trellis = make_trellis(t->trellis);
-    if (section->size && (!k || !section->data[section->size - 1]))
-        return TERSOR_CONTENT;
     start(&coder, section->data, section->size);
-    if (k && (!read_matrix(&coder, space, &codebook, space->integers) ||
-              !read_matrix(&coder, space, &latent, space->integers + d * k)))
-        return TERSOR_CONTENT;
-    if (coder.used < coder.size)
+    if (!read_matrix(&coder, space, &codebook, space->integers) ||
+        !read_matrix(&coder, space, &latent, space->integers + d * k) || coder.used < coder.size)
         return TERSOR_CONTENT;
     return is_exact(space->integers, space->integers + d * k, d, latent.inner * latent.outer, k)
                ? TERSOR_OK

@@ -60,15 +60,16 @@ static void store_float(uint8_t *out, uint32_t bits, unsigned dtype)
     }
 }
 
-/* An element of a tile: whole numbers up to 2^24, and then the one multiplication. */
-static uint32_t element(const int16_t *codebook, const int16_t *latent, size_t d, size_t n,
+/* The bits of an element of a tile: whole numbers up to 2^24, and then the one multiplication.
+ * `row` and `column` are where C[i,0] and Z[0,j] are in the array, d and n the way to the next. */
+static uint32_t element(const int16_t *integers, size_t row, size_t d, size_t column, size_t n,
                         size_t k, float scale)
 {
     int32_t sum = 0;
     float product;
     uint32_t bits;
-    for (; k; k--, codebook += d, latent += n)
-        sum += (int32_t)*codebook * *latent;
+    for (; k; k--, row += d, column += n)
+        sum += (int32_t)integers[row] * integers[column];
     product = (float)sum * scale;
     memcpy(&bits, &product, sizeof bits);
     return bits;
@@ -79,16 +80,14 @@ static void recompose(const tersor_tensor *t, const tersor_space *space, uint8_t
     const size_t d = (size_t)t->tile, k = (size_t)t->rank, rows = (size_t)t->rows;
     const size_t length = (size_t)(t->numel / t->rows), n = (size_t)tersor_tiles(t) * rows;
     const unsigned size = tersor_itemsize(t->dtype);
-    const int16_t *latent = space->integers + d * k;
     size_t row, at;
     float scale;
     memcpy(&scale, &t->scale, sizeof scale);
     for (row = 0; row < rows; row++)
-        for (at = 0; at < length; at++, out += size)
-            store_float(out,
-                        element(space->integers + at % d, latent + at / d * rows + row, d, n, k,
-                                scale),
-                        t->dtype);
+        for (at = 0; at < length; at++, out += size) {
+            const size_t column = d * k + at / d * rows + row;
+            store_float(out, element(space->integers, at % d, d, column, n, k, scale), t->dtype);
+        }
 }
 
 /* Where the bytes of the first word of a piece are, from the most significant on. In a group, these
@@ -154,11 +153,12 @@ static tersor_status hold(const tersor_section *section, tersor_space *space)
 static tersor_status read_kept(const tersor_file *file, const tersor_tensor *t, tersor_space *space,
                                uint8_t *output)
 {
-    const tersor_section *section = file->sections + t->section;
     uint64_t i, left = t->numel * tersor_stored_size(t);
+    size_t at = t->section;
     uint8_t *out = output;
     int is_first;
-    for (is_first = 1; left; is_first = 0, section++) {
+    for (is_first = 1; left; is_first = 0, at++) {
+        const tersor_section *section = file->sections + at;
         const uint32_t size = left < TERSOR_GROUP ? (uint32_t)left : TERSOR_GROUP;
         const tersor_status status = hold(section, space);
         if (status != TERSOR_OK)

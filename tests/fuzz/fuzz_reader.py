@@ -12,6 +12,8 @@ import ctypes
 import subprocess
 import sys
 import tempfile
+import types
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,20 +25,16 @@ Visit = ctypes.CFUNCTYPE(
 )
 
 
-class Unchecked:
-    """In place of zlib in the container: every checksum fits."""
+class Fitting(int):
+    """A checksum that is equal to all others."""
 
-    class Any(int):
-        """A number that is equal to all others."""
+    def __eq__(self, other: object) -> bool:
+        return True
 
-        def __ne__(self, other: object) -> bool:
-            return False
+    def __ne__(self, other: object) -> bool:
+        return False
 
-        __hash__ = int.__hash__
-
-    @staticmethod
-    def crc32(data: bytes) -> int:
-        return Unchecked.Any(0)
+    __hash__ = int.__hash__
 
 
 def c_decoder(folder: Path) -> Callable[[bytes], bytes | None]:
@@ -84,7 +82,8 @@ def harness(folder: Path) -> Callable[[bytes], None]:
     from tersor.storage import container
 
     decode = c_decoder(folder)
-    container.zlib = Unchecked  # type: ignore[attr-defined]
+    unchecked = vars(zlib) | {"crc32": lambda data: Fitting(0)}
+    container.zlib = types.SimpleNamespace(**unchecked)  # type: ignore[attr-defined]
 
     def one_input(data: bytes) -> None:
         file = inputs.to_file(data)
