@@ -5,7 +5,7 @@ with AddressSanitizer and UndefinedBehaviorSanitizer; the Python reader may rais
 and nothing else, and the C decoder must agree with it on every input. What fails is kept in
 .cache/fuzzing. Needs clang, and atheris in the environment that runs this.
 
-    python benchmarks/fuzzing.py [--runs 1000000] [--seed 1] [--grow]
+    python benchmarks/fuzzing.py [--runs 1000000] [--seed 1] [--decoder C|Python] [--grow]
 
 --grow adds what was found to reach new code to the corpus, if it is small.
 """
@@ -97,27 +97,34 @@ def grow(command: list[str | Path], found: Path, folder: Path) -> None:
     subprocess.run([*command, "-merge=1", CORPUS, small], check=True, capture_output=True)
 
 
+def run(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Fuzz one of the decoders."""
+    found = folder / f"found_{name}"
+    if name == "Python":
+        reader: list[str | Path] = [sys.executable, FUZZ / "fuzz_reader.py"]
+        return fuzz(name, reader, found, options.runs, options.seed)
+    command = build(folder)
+    row = fuzz(name, command, found, options.runs, options.seed)
+    row |= lines_covered(folder, found)
+    if options.grow:
+        grow(command, found, folder)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--decoder", choices=["C", "Python"], action="append")
     parser.add_argument("--grow", action="store_true")
     options = parser.parse_args()
+    rows = {row["decoder"]: row for row in record.load("fuzzing")}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        c_command = build(folder)
-        reader: list[str | Path] = [sys.executable, FUZZ / "fuzz_reader.py"]
-        found = [folder / "found_c", folder / "found_python"]
-        rows = [
-            fuzz("C", c_command, found[0], options.runs, options.seed),
-            fuzz("Python", reader, found[1], options.runs, options.seed),
-        ]
-        rows[0] |= lines_covered(folder, found[0])
-        if options.grow:
-            grow(c_command, found[0], folder)
-    for row in rows:
+        for decoder in options.decoder or ["C", "Python"]:
+            rows[decoder] = run(decoder, Path(name), options)
+    for row in rows.values():
         print(", ".join(f"{key} {value}" for key, value in row.items()))
-    record.write("fuzzing", rows, seed=options.seed)
+    record.write("fuzzing", list(rows.values()), seed=options.seed)
 
 
 if __name__ == "__main__":

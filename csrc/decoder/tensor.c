@@ -30,8 +30,8 @@ static uint32_t to_half(uint32_t magnitude)
 static uint64_t to_double(uint32_t magnitude)
 {
     uint64_t exponent = magnitude >> 23, fraction = magnitude & 0x7FFFFF;
-    if (exponent == 255)
-        return (uint64_t)0x7FF << 52;
+    if (exponent == 255) /* infinite, or NaN, which becomes a quiet one */
+        return (uint64_t)(fraction ? 0xFFF : 0xFFE) << 51 | fraction << 29;
     if (!exponent && !fraction)
         return 0;
     if (!exponent) { /* these are ordinary numbers in the wider type */

@@ -18,7 +18,7 @@ from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.files import dense_tensors
 from tersor.storage import container, records
-from tersor.storage.archive import Archive, Entry, Kept
+from tersor.storage.archive import Archive, Entry, Kept, Plain
 
 HERE = Path(__file__).parent
 GOLDEN = sorted((HERE.parent / "golden").glob("*.tersor"))
@@ -78,6 +78,16 @@ def extreme():
 
 def test_extreme_numbers():
     check(extreme())
+
+
+def test_all_rounded_numbers():
+    """Infinities, subnormal numbers and every NaN included."""
+    values = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    entries = {
+        str(dtype): Entry((2**16,), dtype, Plain(values, Kept.SMALL))
+        for dtype in (torch.float32, torch.float64)
+    }
+    check(Archive(entries, 1))
 
 
 def test_large_groups_of_kept_tensors():
