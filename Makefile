@@ -42,6 +42,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/lossless.py
 	$(BIN)/python benchmarks/unification.py
 	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/damage.py
 	$(BIN)/python benchmarks/results_page.py
 
 fuzz: $(VENV)/installed

@@ -27,7 +27,7 @@ import record
 ROOT = Path(__file__).resolve().parents[1]
 FUZZ, DECODER = ROOT / "tests" / "fuzz", ROOT / "csrc" / "decoder"
 CORPUS, FAILED = FUZZ / "corpus", ROOT / ".cache" / "fuzzing"
-SMALL = 400
+SMALL = 100
 """Bytes of an input that may go into the corpus."""
 
 FLAGS = ["-std=c99", "-g", "-O2", "-DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION", f"-I{DECODER}"]
