@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 # Threads that wait without spinning: many times faster where other work runs beside.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint bench picture clean help
+.PHONY: demo test lint bench picture fuzz clean help
 
 help:
 	@echo "make demo    compress a small network on real data, with a table and a picture (2 minutes)"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
 	@echo "make picture make docs/report.png (needs the same data, and chromium)"
+	@echo "make fuzz    look for inputs that the decoders mishandle (half an hour; needs clang)"
 	@echo "make bench   measure what README and docs state (needs the data, see benchmarks/README.md)"
 
 $(VENV)/installed: pyproject.toml requirements-dev.txt CMakeLists.txt $(wildcard csrc/*)
@@ -41,10 +42,16 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/lossless.py
 	$(BIN)/python benchmarks/unification.py
+	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/damage.py
 	$(BIN)/python benchmarks/results_page.py
 
 picture: $(VENV)/installed
 	$(BIN)/python benchmarks/report_picture.py
+
+fuzz: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python benchmarks/fuzzing.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

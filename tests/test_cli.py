@@ -133,7 +133,7 @@ def test_names_that_look_like_markup(folder):
     assert "[/red]w:bomb:" in result.stdout and "wrote [red]m.tersor" in result.stdout
 
 
-COMMANDS = ["compress", "decompress", "inspect", "info", "demo"]
+COMMANDS = ["compress", "decompress", "inspect", "verify", "info", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -147,6 +147,34 @@ def test_help_lists_the_commands():
     result = run("--help")
     assert all(command in result.stdout for command in COMMANDS)
     assert "tersor compress model.safetensors -o model.tersor --ratio 20" in result.stdout
+
+
+def test_verify(folder):
+    size = (folder / "model.tersor").stat().st_size
+    result = run("verify", "model.tersor")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"model.tersor is intact: 4 tensors, {size} bytes\n"
+
+
+def test_verify_tells_all_problems(folder):
+    data = bytearray((folder / "model.tersor").read_bytes())
+    for position in (-1, -60):  # in the last section, and in the one before
+        data[position] ^= 1
+    (folder / "[red]bad.tersor").write_bytes(data)
+    result = run("verify", "[red]bad.tersor")
+    assert (result.exit_code, result.stderr) == (2, "")
+    assert result.stdout.splitlines() == [
+        "[red]bad.tersor: layer.weight: section 0 is damaged (its checksum differs)",
+        "[red]bad.tersor: layer.bias and 1 more: section 1 is damaged (its checksum differs)",
+    ]
+    (folder / "cut.tersor").write_bytes(data[:40])
+    result = run("verify", "cut.tersor")
+    assert (result.exit_code, result.stderr) == (2, "")
+    assert result.stdout == (
+        "cut.tersor: the header is damaged or cut off (its checksum differs)\n"
+    )
+    result = run("verify", "model.tersor", "--max-bytes", "100")
+    assert result.exit_code == 2 and "at most 100 are allowed" in result.stdout
 
 
 def test_version_and_info():
@@ -279,6 +307,18 @@ ERRORS = [
     ("compress", "sparse.pt", "-o", "out.tersor", "--lossless", "tensor 't' is sparse"),
     *(("decompress", i, "-o", "out.safetensors", m) for i, m in READ),
     *(("inspect", i, m) for i, m in READ),
+    ("verify", "none.tersor", "none.tersor is not there"),
+    ("verify", "model.tersor", "--max-bytes", "-1", "not a size: '-1'"),
+    ("decompress", "model.tersor", "-o", "x.safetensors", "--max-bytes", "9 apples", "not a size"),
+    (
+        "decompress",
+        "model.tersor",
+        "-o",
+        "x.safetensors",
+        "--max-bytes",
+        "300B",
+        "at most 300 are allowed: if you trust the file, give a larger max_bytes",
+    ),
     ("decompress", "model.tersor", "-o", "dense.pt", "give a name in .safetensors"),
     ("decompress", "model.tersor", "-o", "none/x.safetensors", "the folder none does not exist"),
     ("decompress", "model.tersor", "-o", "sub", "sub is a directory"),

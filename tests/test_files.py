@@ -227,3 +227,26 @@ def test_every_kind_of_tensor_comes_back_dense():
     archive = small_archive()
     assert same(dense_tensors(container.from_bytes(to_file_bytes(archive))), dense_tensors(archive))
     assert set(small_state()) >= {"empty", "head.scale"}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        tersor.load_state_dict,
+        lambda path, **options: tersor.load(path, make_net(), **options),
+        lambda path, **options: export_safetensors(
+            path, path.with_suffix(".safetensors"), **options
+        ),
+    ],
+)
+def test_a_limit_of_memory(tmp_path, use):
+    """Exactly what the dense tensors and the factors take is enough."""
+    path = tmp_path / "model.tersor"
+    tersor.save(make_net(), path)
+    total = sum(t.nbytes for t in make_net().state_dict().values())
+    use(path, max_bytes=total)
+    use(path, max_bytes="1 MB")
+    with pytest.raises(FileFormatError, match=f"takes {total} bytes; at most {total - 1} are"):
+        use(path, max_bytes=total - 1)
+    with pytest.raises(InputError, match="not a size: '0'"):
+        use(path, max_bytes=0)

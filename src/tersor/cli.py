@@ -45,6 +45,13 @@ Checkpoint = Annotated[
 TersorFile = Annotated[
     Path, typer.Argument(metavar="MODEL.tersor", help="Compressed file.", show_default=False)
 ]
+MaxBytes = Annotated[
+    Optional[str],  # noqa: UP045  (typer on Python 3.10)
+    typer.Option(
+        help="Refuse a file that would take more memory than this once decoded: 8GB, 500MiB.",
+        show_default="64GiB",
+    ),
+]
 
 
 @contextmanager
@@ -180,12 +187,13 @@ def decompress(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Safetensors file to write.", show_default=False)
     ],
+    max_bytes: MaxBytes = None,
 ) -> None:
     """Give back the dense tensors, with the names, shapes and types that they came with."""
     with reporting_errors():
         from tersor.files import export_safetensors
 
-        written = export_safetensors(model, output)
+        written = export_safetensors(model, output, max_bytes=max_bytes)
         say(f"wrote {output}: {written} bytes")
 
 
@@ -241,6 +249,25 @@ def report(
             facts = gather(model, dense, progress)
         written = html.write(output, facts, points)
         say(f"wrote {output}: {written} bytes")
+
+
+@app.command(epilog="Example: `tersor verify model.tersor`")
+def verify(model: TersorFile, max_bytes: MaxBytes = None) -> None:
+    """Check all of a file: header, checksums, and that every tensor can be decoded.
+
+    Prints a line for each problem; the exit code is 2 if there is any, else 0.
+    """
+    with reporting_errors():
+        from tersor.files import verify as verify_file
+        from tersor.plan.progress import shown
+
+        with shown("verifying") as progress:
+            found = verify_file(model, max_bytes=max_bytes, progress=progress)
+    for problem in found.problems:
+        say(f"{model}: {problem}")
+    if found.problems:
+        raise typer.Exit(FAILED)
+    say(f"{model} is intact: {found.tensors} tensors, {found.nbytes} bytes")
 
 
 @app.command(epilog="Example: `tersor info`")

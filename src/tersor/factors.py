@@ -27,7 +27,9 @@ EXACT_INTEGERS = 2**24
 def multiply(codebook: Tensor, latent: Tensor, scale: Tensor | float) -> Tensor:
     """``scale * codebook @ latent`` in float32, independent of an enclosing autocast region."""
     with torch.autocast(device_type=codebook.device.type, enabled=False):
-        return (codebook.to(torch.float32) @ latent.to(torch.float32)) * scale
+        product = codebook.to(torch.float32) @ latent.to(torch.float32)
+        # No sum of integers is -0, but one product of floats can be: 0 + -0 is 0.
+        return product.add_(0.0) * scale
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,11 @@
-"""Models and tensors <-> files: `save`, `load`, `load_state_dict`, `inspect`."""
+"""Models and tensors <-> files: `save`, `load`, `load_state_dict`, `inspect`, `verify`."""
 
 from __future__ import annotations
 
 import errno
 import os
 import pathlib
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -17,10 +18,14 @@ from tersor.factors import Factors
 from tersor.models import distinct, fill, source_of
 from tersor.nn import state
 from tersor.plan import classify
+from tersor.plan.budget import parse_size
+from tersor.plan.progress import silent
 from tersor.storage import container, records
 from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.summary import Report, summarize
+from tersor.storage.verify import Verification
+from tersor.storage.verify import verify as verify_file
 
 Path = str | os.PathLike[str]
 Model = TypeVar("Model", bound=nn.Module)
@@ -74,7 +79,9 @@ def _entry(name: str, value: Factors | Tensor, alias: str | None, lossless: bool
     return classify.keep(name, value, Kept.LEFT_DENSE if reason is None else reason)
 
 
-def load(path: Path, model: Model, *, strict: bool = True) -> Model:
+def load(
+    path: Path, model: Model, *, strict: bool = True, max_bytes: str | int | None = None
+) -> Model:
     """Fill a model from a file; its weights become factors, as they were when saved.
 
     Parameters
@@ -86,6 +93,10 @@ def load(path: Path, model: Model, *, strict: bool = True) -> Model:
     strict
         If False, tensors that only the file or only the model has are left alone, as in
         `torch.nn.Module.load_state_dict`.
+    max_bytes
+        Most that the dense tensors and the integers of the factors may take in memory, such as
+        ``"8GB"`` (1 kB is 1000 bytes) or a number of bytes; by default 64 GiB. A file that claims
+        more is refused before anything is made of it.
 
     Returns
     -------
@@ -98,9 +109,9 @@ def load(path: Path, model: Model, *, strict: bool = True) -> Model:
         If there is no such file, or names or shapes of the model differ from those in it; the
         message lists them, and the model is unchanged.
     FileFormatError
-        If the file is damaged.
+        If the file is damaged, or needs more than `max_bytes`.
     """
-    archive = container.read(path)
+    archive = container.read(path, max_bytes=_limit(max_bytes))
     _check_match(archive, model, strict)
     fill(model, archive)
     return model
@@ -161,19 +172,54 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def load_state_dict(path: Path) -> dict[str, Tensor]:
+def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[str, Tensor]:
     """Dense tensors of a file, of the names, shapes and types that they came with.
 
     Tied tensors share their memory.
+
+    Parameters
+    ----------
+    max_bytes
+        Most that the dense tensors and the integers of the factors may take in memory, such as
+        ``"8GB"`` (1 kB is 1000 bytes) or a number of bytes; by default 64 GiB. A file that claims
+        more is refused before anything is made of it.
 
     Raises
     ------
     InputError
         If there is no such file.
     FileFormatError
-        If the file is damaged.
+        If the file is damaged, or needs more than `max_bytes`.
     """
-    return dense_tensors(container.read(path))
+    return dense_tensors(container.read(path, max_bytes=_limit(max_bytes)))
+
+
+def _limit(max_bytes: str | int | None) -> int:
+    return container.MAX_BYTES if max_bytes is None else parse_size(max_bytes)
+
+
+def verify(
+    path: Path,
+    *,
+    max_bytes: str | int | None = None,
+    progress: Callable[[str, float], None] = silent,
+) -> Verification:
+    """Check all of a file: header, checksums, and that every tensor can be decoded.
+
+    Parameters
+    ----------
+    max_bytes
+        As for `load_state_dict`; a file that needs more is reported as a problem.
+    progress
+        Called with what is being checked and the share of the work that is done, 0 to 1.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    """
+    with container.open_file(path) as file:
+        return verify_file(file, max_bytes=_limit(max_bytes), progress=progress)
 
 
 def dense_tensors(archive: Archive) -> dict[str, Tensor]:
@@ -185,10 +231,11 @@ def dense_tensors(archive: Archive) -> dict[str, Tensor]:
     return tensors
 
 
-def export_safetensors(path: Path, output: Path) -> int:
+def export_safetensors(path: Path, output: Path, *, max_bytes: str | int | None = None) -> int:
     """Write the dense tensors of a file as safetensors; returns the bytes written.
 
-    Tied tensors are written under each of their names, since safetensors knows no aliases.
+    Tied tensors are written under each of their names, since safetensors knows no aliases. For
+    ``max_bytes`` see `load_state_dict`.
 
     Raises
     ------
@@ -203,7 +250,7 @@ def export_safetensors(path: Path, output: Path) -> int:
     check_writable(target, source)
     if target.suffix != ".safetensors":
         raise InputError(f"{target} is to be a safetensors file; give a name in .safetensors")
-    archive = container.read(source)
+    archive = container.read(source, max_bytes=_limit(max_bytes))
     tensors = {name: tensor.contiguous() for name, tensor in dense_tensors(archive).items()}
     for name in archive.entries:
         if archive.original(name) != name:

@@ -1,9 +1,12 @@
 """One malformed file for each check of the reader; each must be refused, and say why."""
 
 import contextlib
+import io
+import re
 import struct
 import tracemalloc
 
+import c_decoder
 import pytest
 import torch
 from craft import SECTIONS, VALID, assemble, craft, deflate, factors, header, integer
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from tersor.errors import FileFormatError
 from tersor.files import dense_tensors
 from tersor.storage import container
+from tersor.storage.verify import verify
 
 
 def decoded(data):
@@ -24,6 +28,7 @@ def test_the_valid_file_is_read():
     assert list(tensors) == ["w", "wb", "wi", "x"]
     assert torch.equal(tensors["w"], torch.zeros(4, 3)) and tensors["x"] is tensors["w"]
     assert torch.equal(tensors["wb"], torch.zeros(2)) and tensors["wi"] == 0
+    assert not verify(io.BytesIO(craft())).problems
 
 
 MANY = 20_000
@@ -114,6 +119,14 @@ CASES = {
     "factors of 8 bits": (craft(dtypes=bytes([10, 1, 4, 10])), "float8_e4m3fn cannot be factored"),
     "factors of complex": (craft(dtypes=bytes([15, 1, 4, 15])), "complex64 cannot be factored"),
     "scale no number": (craft(scales=struct.pack("<f", float("nan"))), "the scale is nan"),
+    "ratio too large": (
+        craft(snrs=struct.pack("<h", 30002)),
+        "a signal-to-noise ratio of 30002 hundredths",
+    ),
+    "ratio too small": (
+        craft(snrs=struct.pack("<h", -30001)),
+        "a signal-to-noise ratio of -30001 hundredths",
+    ),
     "scale infinite": (craft(scales=struct.pack("<f", float("inf"))), "the scale is inf"),
     "too many rows": (craft(ranks=[2**40]), "decoding takes .* are allowed"),
     "unknown trellis": (craft(trellises=bytes([6])), "unknown trellis 6"),
@@ -159,6 +172,14 @@ CASES = {
         "too large for an exact product",
     ),
     "coded integers end in zero": (craft(sections=[bytes(4), SECTIONS[1]]), "integers are damaged"),
+    "coded integers of rank 0": (
+        craft(sections=[b"\1", SECTIONS[1]], ranks=[0]),
+        "data left over after the last one",
+    ),
+    "truth neither true nor false": (
+        craft(dtypes=bytes([1, 1, 9, 1]), sections=[SECTIONS[0], deflate(b"\0\0\2\0\0")]),
+        "the group of 'wb' is damaged: a BOOL of 2",
+    ),
     "coded integers left over": (
         craft(sections=[SECTIONS[0] + bytes(9) + b"\1", SECTIONS[1]]),
         "data left over after the last one",
@@ -170,6 +191,13 @@ CASES = {
 def test_malformed_files_are_refused(data, message):
     with pytest.raises(FileFormatError, match=message):
         decoded(data)
+    assert re.search(message, "; ".join(verify(io.BytesIO(data)).problems))
+
+
+@pytest.mark.parametrize("data", [data for data, _ in CASES.values()], ids=CASES)
+def test_the_c_decoder_refuses_them_too(data):
+    assert c_decoder.run(craft(), c_decoder.build())
+    assert c_decoder.run(data, c_decoder.build()) is None
 
 
 @pytest.mark.parametrize("data", [data for data, _ in CASES.values()], ids=CASES)

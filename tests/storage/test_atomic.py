@@ -2,6 +2,7 @@ import errno
 import os
 
 import pytest
+from killing import kill_while_saving
 from samples import small_archive
 
 from tersor.errors import InputError
@@ -89,3 +90,28 @@ def test_a_link_to_the_input_is_the_input(earlier):
     link.symlink_to(earlier)
     with pytest.raises(InputError, match="is the input itself"):
         check_writable(link, earlier)
+
+
+def test_killed_processes_leave_nothing_for_long(tmp_path):
+    """A few of the moments of benchmarks/kills.py: no file is broken, and the next save cleans."""
+    found = kill_while_saving(tmp_path, kills=15, seed=0, elements=1 << 16)
+    assert found.kills == 15 and found.during > 0
+    assert (found.broken, found.left) == (0, 0)
+
+
+def test_temporary_files_of_others_are_left_alone(earlier):
+    """Of running processes, of other files, and what only looks like one."""
+    ended = os.spawnlp(os.P_NOWAIT, "true", "true")
+    os.waitpid(ended, 0)
+    names = [
+        f".model.tersor.{os.getppid()}.tmp",
+        ".model.tersor.1.tmp",
+        f".other.tersor.{ended}.tmp",
+        ".model.tersor.draft.tmp",
+        ".model.tersor.9999999999999999999.tmp",
+        f"model.tersor.{ended}.tmp",
+    ]
+    for name in [*names, f".model.tersor.{ended}.tmp"]:
+        earlier.with_name(name).write_text("half")
+    container.write(earlier, small_archive())
+    assert sorted(p.name for p in earlier.parent.iterdir()) == sorted([*names, earlier.name])

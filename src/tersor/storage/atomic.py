@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tersor.errors import InputError
@@ -14,7 +15,8 @@ from tersor.errors import InputError
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give the name of a temporary file that takes the place of ``path`` once it is written.
 
-    If anything goes wrong before that, the temporary file is removed and ``path`` is as it was.
+    If anything goes wrong before that, the temporary file is removed and ``path`` is as it was. One
+    that a killed process could not remove goes when the same file is next written.
 
     Raises
     ------
@@ -25,6 +27,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     check_writable(target)
+    _remove_strays(target)
     temporary = _temporary(target)
     try:
         yield temporary
@@ -40,7 +43,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _temporary(target: Path) -> Path:
     """Hidden neighbour of the target, so that renaming it is atomic; its name is never too long."""
-    return target.with_name(f".{target.name[:40]}.{os.getpid()}.tmp")
+    return target.with_name(f"{_stem(target)}{os.getpid()}.tmp")
+
+
+def _stem(target: Path) -> str:
+    return f".{target.name[:40]}."
+
+
+def _remove_strays(target: Path) -> None:
+    """Remove what processes have left that were killed while they wrote this file."""
+    for path in target.parent.iterdir():
+        process = path.name.removeprefix(_stem(target)).removesuffix(".tmp")
+        if path.name == f"{_stem(target)}{process}.tmp" and not _may_run(process):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _may_run(process: str) -> bool:
+    if not re.fullmatch("[0-9]{1,9}", process):
+        return True  # no name of ours
+    if os.name != "posix":
+        return False  # a file in use cannot be removed there
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_writable(path: Path, source: Path | None = None) -> None:

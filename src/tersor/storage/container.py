@@ -152,17 +152,22 @@ def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Archive
     FileFormatError
         If it is not a valid tersor file, or is damaged; says how.
     """
+    try:
+        with open_file(path) as file:
+            return _read(file, max_bytes)
+    except FileFormatError as error:
+        raise FileFormatError(f"{Path(path)}: {error}") from None
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file, which may hold anything; an `InputError` if there is none."""
     path = Path(path)
     if not path.is_file():
         raise InputError(
             f"{path} is {'a directory' if path.is_dir() else 'not there'}; "
             "give the path of a .tersor file"
         )
-    try:
-        with path.open("rb") as file:
-            return _read(file, max_bytes)
-    except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from None
+    return path.open("rb")
 
 
 def from_bytes(data: bytes, *, max_bytes: int = MAX_BYTES) -> Archive:
@@ -170,7 +175,43 @@ def from_bytes(data: bytes, *, max_bytes: int = MAX_BYTES) -> Archive:
     return _read(io.BytesIO(data), max_bytes)
 
 
+class Layout(NamedTuple):
+    """A file whose header is checked, and whose sections are not yet."""
+
+    source_bytes: int
+    fields: list[Field]
+    stamps: list[Stamp]
+
+    @property
+    def factored(self) -> list[Field]:
+        """The factored tensors, one for each of the first sections."""
+        return [f for f in self.fields if f.kind == header.FACTORS]
+
+    @property
+    def plain(self) -> list[Field]:
+        """The kept tensors, whose groups are the other sections."""
+        return [f for f in self.fields if f.kind in (header.EXACT, header.ROUNDED)]
+
+
 def _read(file: BinaryIO, max_bytes: int) -> Archive:
+    found = layout(file, max_bytes)
+    sections = (section(file, i, stamp) for i, stamp in enumerate(found.stamps))
+    payloads = {f.name: s for f, s in zip(found.factored, sections, strict=False)}
+    tensors = kept.decode_all(found.plain, sections)
+
+    def content(field: Field) -> EncodedFactors | Plain | Alias:
+        if isinstance(field.detail, EncodedFactors):
+            return replace(field.detail, payload=payloads[field.name])
+        if isinstance(field.detail, Kept):
+            return Plain(tensors[field.name], field.detail)
+        return Alias(field.detail)
+
+    entries = {f.name: Entry(f.shape, f.dtype, content(f)) for f in found.fields}
+    return Archive(entries, found.source_bytes)
+
+
+def layout(file: BinaryIO, max_bytes: int) -> Layout:
+    """Check and parse what is before the sections, where the file then stands. See `read`."""
     left = file.seek(0, os.SEEK_END)
     file.seek(0)
     prefix = file.read(_PREFIX.size)
@@ -188,33 +229,25 @@ def _read(file: BinaryIO, max_bytes: int) -> Archive:
     deflated = file.read(min(deflated_size, left))
     if zlib.crc32(deflated) != checksum:
         raise FileFormatError("the header is damaged or cut off (its checksum differs)")
-    return _parse(Reader(inflate(deflated, header_size, "the header")), file, left, max_bytes)
+    reader = Reader(inflate(deflated, header_size, "the header"))
+    return _parse(reader, left - file.tell(), max_bytes)
 
 
-def _parse(reader: Reader, file: BinaryIO, file_bytes: int, max_bytes: int) -> Archive:
+def _parse(reader: Reader, section_bytes: int, max_bytes: int) -> Layout:
     source_bytes = reader.integer()
     fields = header.read(reader)
     total = sum(f.decoded_bytes for f in fields)
     if total > max_bytes:
-        raise FileFormatError(f"decoding takes {total} bytes; at most {max_bytes} are allowed")
-    factored = [f for f in fields if f.kind == header.FACTORS]
-    plain = [f for f in fields if f.kind in (header.EXACT, header.ROUNDED)]
-    groups = sum(1 for _ in kept.group(f.stored_bytes for f in plain))
-    stamps = _read_stamps(reader, len(factored) + groups, file_bytes - file.tell())
-    kept.check_claims(plain, [s.size for s in stamps[len(factored) :]])
-    sections = _sections(file, stamps)
-    payloads = {f.name: section for f, section in zip(factored, sections, strict=False)}
-    tensors = kept.decode_all(plain, sections)
-
-    def content(field: Field) -> EncodedFactors | Plain | Alias:
-        if isinstance(field.detail, EncodedFactors):
-            return replace(field.detail, payload=payloads[field.name])
-        if isinstance(field.detail, Kept):
-            return Plain(tensors[field.name], field.detail)
-        return Alias(field.detail)
-
-    entries = {f.name: Entry(f.shape, f.dtype, content(f)) for f in fields}
-    return Archive(entries, source_bytes)
+        raise FileFormatError(
+            f"decoding takes {total} bytes; at most {max_bytes} are allowed: if you trust the "
+            "file, give a larger max_bytes"
+        )
+    found = Layout(source_bytes, fields, [])
+    factored = len(found.factored)
+    groups = sum(1 for _ in kept.group(f.stored_bytes for f in found.plain))
+    stamps = _read_stamps(reader, factored + groups, section_bytes)
+    kept.check_claims(found.plain, [s.size for s in stamps[factored:]])
+    return found._replace(stamps=stamps)
 
 
 def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
@@ -230,10 +263,9 @@ def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
     return [Stamp(*pair) for pair in zip(sizes, checksums, strict=True)]
 
 
-def _sections(file: BinaryIO, stamps: Iterable[Stamp]) -> Iterator[bytes]:
-    """The sections, checked, as they are needed."""
-    for position, expected in enumerate(stamps):
-        section = file.read(expected.size)
-        if stamp(section) != expected:
-            raise FileFormatError(f"section {position} is damaged (its checksum differs)")
-        yield section
+def section(file: BinaryIO, position: int, expected: Stamp) -> bytes:
+    """Read the next section, which is the one at this position."""
+    content = file.read(expected.size)
+    if stamp(content) != expected:
+        raise FileFormatError(f"section {position} is damaged (its checksum differs)")
+    return content

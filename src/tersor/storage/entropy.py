@@ -79,6 +79,7 @@ def decode(
         )
     except ValueError as error:
         raise FileFormatError(f"coded integers are damaged: {error}") from None
+    used = used if k else 0  # the coder has looked at bytes that nothing is made of
     if used < len(payload) or payload.endswith(b"\0"):
         raise FileFormatError("coded integers are damaged: data left over after the last one")
     codebook = torch.from_numpy(columns).T.contiguous()

@@ -221,6 +221,9 @@ def _read_records(
     for (shape, dtype), tile, scale in zip(weights, tiles, scales, strict=True):
         if problem := flaw(shape, dtype, tile, scale):
             raise FileFormatError(f"invalid factors: {problem}")
+    for snr in snrs:
+        if abs(snr) > 100 * _LARGEST_SNR and snr != _NO_SNR:
+            raise FileFormatError(f"a signal-to-noise ratio of {snr} hundredths of a decibel")
     states = [_choose(_STATES, b, "trellis") for b in reader.raw(len(weights))]
     codebook_starts, latent_starts = (reader.raw(len(weights)) for _ in range(2))
     codings = map(Coding, states, codebook_starts, latent_starts)

@@ -102,10 +102,35 @@ def decode_all(fields: Sequence[Field], sections: Iterable[bytes]) -> dict[str, 
 
     def decode(job: tuple[list[Piece], bytes]) -> None:
         pieces, section = job
-        what = f"the group of {fields[pieces[0].tensor].name!r}"
-        planes.decode(section, [take(whole[p.tensor], p) for p in pieces], what)
+        _fill([(fields[p.tensor], take(whole[p.tensor], p)) for p in pieces], section)
 
     groups = group(f.stored_bytes for f in fields)
     for _ in ordered(decode, zip(groups, sections, strict=True)):
         pass
     return tensors
+
+
+def check(fields: Sequence[Field], pieces: Sequence[Piece], section: bytes) -> None:
+    """Decode one group into memory of its own, and forget it.
+
+    Raises
+    ------
+    FileFormatError
+        If the section does not hold what the fields say.
+    """
+    members = []
+    for tensor, start, stop in pieces:
+        field = fields[tensor]
+        scratch = torch.empty(
+            (stop - start) // field.stored_dtype.itemsize, dtype=field.stored_dtype
+        )
+        members.append((field, elements(scratch, field.kind == EXACT)))
+    _fill(members, section)
+
+
+def _fill(members: Sequence[tuple[Field, Elements]], section: bytes) -> None:
+    what = f"the group of {members[0][0].name!r}"
+    planes.decode(section, [piece for _, piece in members], what)
+    for field, piece in members:
+        if field.dtype == torch.bool and piece.words.max() > 1:
+            raise FileFormatError(f"{what} is damaged: a BOOL of {piece.words.max()}, not 0 or 1")

@@ -1,0 +1,76 @@
+"""Inputs of the fuzzers: what they mean, and those to begin with.
+
+An input that begins with 0x93 is a file as it is. Any other is made into a file that is whole on
+the outside, so that changes reach what is inside:
+
+- a byte S: the lower three bits are the number of sections;
+- two bytes, little-endian: the size of the header, at most 60000 and what is there;
+- the header, not compressed, and without its last two fields, which are made to fit;
+- each section: its size, two bytes, at most what is there, and its content.
+
+Checksums do not count: fuzzers do not guess them. fuzz_decoder.c does the same in C.
+
+    python tests/fuzz/inputs.py    # writes the inputs to begin with into the corpus
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from tersor.storage import container, header
+from tersor.storage.cursor import Writer
+
+CORPUS = Path(__file__).parent / "corpus"
+
+LIMIT = 1 << 16
+"""Bytes that an input may decode to."""
+
+_LARGEST_HEADER = 60000
+
+
+def to_file(data: bytes) -> bytes:
+    """The bytes of the file that an input stands for."""
+    if data[:1] == b"\x93" or not data:
+        return data
+    plain, rest = _take(data[1:], _LARGEST_HEADER)
+    sections = []
+    for _ in range(data[0] & 7):
+        section, rest = _take(rest, 0xFFFF)
+        sections.append(section)
+    out = Writer(bytearray(plain))
+    out.integers(map(len, sections))
+    out.raw(bytes(4 * len(sections)))
+    deflated = struct.pack("<BHH", 1, len(out.data), len(out.data) ^ 0xFFFF) + out.data
+    prefix = struct.pack("<8sBIII", container.MAGIC, 0, len(deflated), len(out.data), 0)
+    return prefix + deflated + b"".join(sections)
+
+
+def _take(data: bytes, most: int) -> tuple[bytes, bytes]:
+    """What a size of two bytes in front announces, and the rest."""
+    size = min(int.from_bytes(data[:2], "little"), most)
+    return data[2 : 2 + size], data[2 + size :]
+
+
+def from_file(data: bytes) -> bytes:
+    """An input that stands for a file with the header and the sections of this one."""
+    archive = container.from_bytes(data)
+    out = Writer()
+    out.integer(archive.source_bytes)
+    header.write(out, archive.entries)
+    sections = list(container.to_bytes(archive))[1:]
+    parts = [bytes(out.data), *sections]
+    return bytes([len(sections)]) + b"".join(struct.pack("<H", len(p)) + p for p in parts)
+
+
+def main() -> None:
+    golden = CORPUS.parents[1] / "golden"
+    CORPUS.mkdir(exist_ok=True)
+    for path in sorted(golden.glob("*.tersor")):
+        data = path.read_bytes()
+        (CORPUS / f"{path.stem}.file").write_bytes(data)
+        (CORPUS / f"{path.stem}.parts").write_bytes(from_file(data))
+
+
+if __name__ == "__main__":
+    main()
