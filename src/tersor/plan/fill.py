@@ -96,11 +96,11 @@ class Filling(Generic[W, Content]):
         """The best choice found whose file has at most ``target`` bytes.
 
         Every pass brings a version of each weight, and the integer program the best mix of all
-        versions so far. The second pass aims as far beyond the budget as the first fell short of
-        it, or the other way round, so that it is full when half of the weights are done.
+        versions so far. A pass that comes close to the budget is followed by one that aims as far
+        on its other side, so that the budget is full when half of the weights are done.
         """
         budget, best = target - self.size(self.nothing), self.nothing
-        aim, barren, nearest = _AIM * budget, 0, math.inf
+        aim, barren, gap = _AIM * budget, 0, math.inf
         for number in range(MOST_PASSES):
             step = step_of_size([m.bytes for m in self.models.values()], aim, step)
             latest: dict[str, Version[Content]] = {}
@@ -108,16 +108,16 @@ class Filling(Generic[W, Content]):
                 self.versions[weight.name].append(version)
                 self.models[weight.name].learn(step, version.nbytes)
                 latest[weight.name] = version
-                if number and self._may_fill(budget):
-                    best, size = self._best(target)
-                    if size >= FILL * target:
+                if gap < _CLOSE * budget and self._may_fill(budget):
+                    best, full = self._best(target)
+                    if full:
                         return best
-            best, size = self._best(target)
+            best, full = self._best(target)
             taken = sum(version.nbytes for version in latest.values())
             budget = target - (self.size(latest) - taken)  # what the header takes is known now
-            barren = 0 if abs(budget - taken) < 0.9 * nearest else barren + 1
-            nearest = min(nearest, abs(budget - taken))
-            if size >= FILL * target or barren == _BARREN:
+            before, gap = gap, abs(budget - taken)
+            barren = 0 if gap < 0.9 * before else barren + 1
+            if (full and gap < _CLOSE * budget) or barren == _BARREN:
                 break
             aim = _next_aim(budget, taken, len(self.weights))
         return best
@@ -130,20 +130,30 @@ class Filling(Generic[W, Content]):
         groups = [[v.nbytes for v in group[1:]] for group in self.versions.values()]
         return sum(map(min, groups)) <= budget and sum(map(max, groups)) >= FILL * budget
 
-    def _best(self, target: int) -> tuple[Mapping[str, Version[Content]], int]:
-        """Versions of least error whose file fits, and its size.
+    def _best(self, target: int) -> tuple[Mapping[str, Version[Content]], bool]:
+        """Versions of least error whose file fits, and whether they fill it well.
 
-        A file has a few bytes besides its versions, which depend on the choice.
+        A file has a few bytes besides its versions, which depend on the choice. Weights are left
+        out altogether only if nothing else fits: that little error can be added up no more.
         """
-        budget = target - self.size(self.nothing)
+        budget, all_of_them = target - self.size(self.nothing), False
         while True:
-            groups = [[(v.nbytes, v.error) for v in group] for group in self.versions.values()]
-            picked = choose(groups, budget) or [0] * len(groups)
-            best = {n: g[i] for (n, g), i in zip(self.versions.items(), picked, strict=True)}
+            groups = [self._candidates(name, all_of_them) for name in self.versions]
+            picked = choose([[(v.nbytes, v.error) for v in group] for group in groups], budget)
+            if picked is None and not all_of_them:
+                all_of_them = True
+                continue
+            chosen = zip(groups, picked or [0] * len(groups), strict=True)
+            best = dict(zip(self.versions, (g[i] for g, i in chosen), strict=True))
             size = self.size(best)
             if size <= target:
-                return best, size
+                return best, not all_of_them and size >= FILL * target
             budget -= size - target
+
+    def _candidates(self, name: str, all_of_them: bool) -> list[Version[Content]]:
+        versions = self.versions[name]
+        return versions if all_of_them else [v for v in versions if v.nbytes] or versions[:1]
+
 
 
 def _next_aim(budget: int, taken: int, weights: int) -> float:

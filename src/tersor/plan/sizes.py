@@ -40,23 +40,37 @@ class SizeModel:
     spectrum: NDArray[np.float64]
     tiles: float
     _points: dict[float, float] = field(default_factory=dict, repr=False)
+    _provisional: bool = field(default=True, repr=False)
 
-    def learn(self, step: float, nbytes: float) -> None:
-        """Take in a size that was measured."""
+    def learn(self, step: float, nbytes: float, *, provisional: bool = False) -> None:
+        """Take in a size that was measured, or for as long as none is, a provisional one."""
+        if self._provisional:
+            self._points.clear()
+        self._provisional = provisional
         self._points[math.log(step)] = math.log((nbytes + _FLOOR) / (self._formula(step) + _FLOOR))
 
     def bytes(self, step: float) -> float:
         """Bytes at a step."""
-        if not self._points:
-            return self._formula(step)
-        steps = sorted(self._points)
-        ratio = math.exp(np.interp(math.log(step), steps, [self._points[s] for s in steps]))
+        ratio = math.exp(_interpolate(math.log(step), sorted(self._points.items())))
         return max(0.0, ratio * (self._formula(step) + _FLOOR) - _FLOOR)
 
     def _formula(self, step: float) -> float:
         return self.tiles * float(np.log1p(self.spectrum / (_LEVEL * step**2)).sum()) / _SIXTEEN
 
 
+def _interpolate(x: float, points: list[tuple[float, float]]) -> float:
+    """Between and beyond points along straight lines, which beyond them are not too steep."""
+    if len(points) < 2:
+        return points[0][1] if points else 0.0
+    right = min(max(sum(known < x for known, _ in points), 1), len(points) - 1)
+    (a, low), (b, high) = points[right - 1], points[right]
+    slope = (high - low) / (b - a)
+    if x < a or x > b:
+        slope = min(max(slope, -_STEEPEST), _STEEPEST)
+    return high + slope * (x - b) if x > b else low + slope * (x - a)
+
+
+_STEEPEST = 0.7  # sizes still fall as the step grows
 _SIXTEEN = 16 * math.log(2)  # half of a natural logarithm -> bytes
 
 
