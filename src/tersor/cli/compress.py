@@ -1,0 +1,112 @@
+"""``tersor compress``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from tersor.cli.app import Checkpoint, app, console, errors, reporting_errors, say
+
+if TYPE_CHECKING:  # what makes the start slow is imported where it is used
+    from tersor.calibration import Calibration
+    from tersor.storage.checkpoint import Source
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "- `tersor compress model.safetensors -o model.tersor --ratio 20`\n"
+    "- `tersor compress model.pt -o model.tersor --target-size 54kB`\n"
+    "- `tersor compress model.safetensors.index.json -o model.tersor --bits-per-weight 1.5`\n"
+    "- `tersor compress model.safetensors -o model.tersor --lossless`\n"
+    "- `tersor compress model.pt -o model.tersor --ratio 20 --model net:make "
+    "--calibrate data:batches`"
+)
+def compress(
+    model: Checkpoint,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write.", show_default=False)
+    ],
+    ratio: Annotated[
+        Optional[float],  # noqa: UP045  (typer on Python 3.10)
+        typer.Option(help="Size of MODEL on disk over the size of the output."),
+    ] = None,
+    target_size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Size of the output: 54kB (1 kB = 1000 bytes), 1.5MiB, 54000."),
+    ] = None,
+    bits_per_weight: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Bits of the whole output over the number of weights."),
+    ] = None,
+    lossless: Annotated[
+        bool,
+        typer.Option("--lossless", help="Keep every bit of every tensor; the size follows."),
+    ] = False,
+    architecture: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--model",
+            metavar="MODULE:CALLABLE",
+            help="For --calibrate: returns the nn.Module that MODEL holds the weights of.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="MODULE:CALLABLE",
+            help="Returns batches of typical inputs (tensors, tuples or dicts), no labels needed.",
+        ),
+    ] = None,
+) -> None:
+    """Compress a checkpoint into a file of at most the asked size. Needs no model code.
+
+    Give exactly one of --ratio, --target-size, --bits-per-weight and --lossless. With --model and
+    --calibrate, which are looked up from the current folder on, the model is run to see which
+    weights matter.
+    """
+    with reporting_errors():
+        from tersor.compress import check_lossless, compress_source
+        from tersor.plan.progress import shown
+        from tersor.report import table
+        from tersor.storage import container, summary
+        from tersor.storage.atomic import check_writable
+        from tersor.storage.checkpoint import open_checkpoint
+
+        check_writable(output, model)
+        if lossless:
+            check_lossless(ratio, target_size, bits_per_weight, calibrate or architecture)
+        source = open_checkpoint(model)
+        calibration = _calibration(source, architecture, calibrate)
+        with shown("compressing") as progress:
+            archive = compress_source(
+                source,
+                ratio=ratio,
+                target_size=target_size,
+                bits_per_weight=bits_per_weight,
+                lossless=lossless,
+                calibration=calibration,
+                progress=progress,
+            )
+        with shown("writing") as progress:
+            written = container.write(output, archive, progress)
+        console.print(table.render(summary.summarize(archive, written)))
+        if source.ignored:
+            say(f"left out: {', '.join(source.ignored)}")
+        say(f"wrote {output}")
+
+
+def _calibration(source: Source, model: str | None, loader: str | None) -> Calibration | None:
+    """What the options --model and --calibrate ask for; notes go to standard error."""
+    if model is None and loader is None:
+        return None
+    from tersor.user_code import calibrate_source
+
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
+        calibration = calibrate_source(source, model, loader)
+    for name, reason in calibration.skipped.items():
+        say(f"note: {name} is compressed without calibration: {reason}", errors)
+    return calibration
