@@ -79,6 +79,16 @@ def test_budgets(folder, budget):
     assert (folder / "small.tersor").stat().st_size <= 3000
 
 
+def test_single_weights_are_overridden(folder):
+    options = ("--ratio", 3, "--keep", "head.*", "--bits", "big*=2", "--bits", "conv*=1.5")
+    assert run("compress", "model.safetensors", "-o", "small.tersor", *options).exit_code == 0
+    data = json.loads(run("inspect", "small.tersor", "--json").stdout)
+    tensors = {t["name"]: t for t in data["tensors"]}
+    assert 1.9 < tensors["big.weight"]["bits_per_weight"] <= 2
+    assert tensors["conv.weight"]["bits_per_weight"] <= 1.5
+    assert tensors["head.weight"]["note"] == "exact: left dense"
+
+
 def odd_state():
     """Tensors of every type, empty, without axes, tied, with NaN that tell something."""
     state = small_state() | {
@@ -276,6 +286,20 @@ BUDGETS = [
     ("--target-size -5kB", "not a size: '-5kB'"),
     ("--target-size nan", "not a size: 'nan'"),
     ("--target-size 1GB", "the target size asks for 1000.00 MB, but the input has only"),
+    (
+        "--ratio 6 --keep hed.*",
+        "'hed.*' matches none of the 3 weights that are to be",
+    ),
+    ("--ratio 6 --keep conv.bias", "similar names: conv.weight"),
+    ("--ratio 6 --bits head.*=4 --keep head.*", "'head.weight' is to be kept by one pattern"),
+    ("--ratio 6 --bits head.*=4 --bits *.weight=5", "is given 4 bits by one pattern, and given 5"),
+    ("--ratio 6 --bits head.*", "--bits 'head.*' is not of the form PATTERN=NUMBER"),
+    ("--ratio 6 --bits head.*=0", "bits of 'head.*' must be a positive number, got 0.0"),
+    (
+        "--ratio 6 --bits big*=99",
+        "99 bits are asked for each weight of 'big.weight', which has only 32",
+    ),
+    ("--lossless --keep head.*", "patterns of weights to keep, or of their bits, have no use"),
     ("--target-size 100", "100 bytes are too few: the smallest possible file has"),
 ]
 

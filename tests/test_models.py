@@ -139,7 +139,7 @@ def test_a_partly_factored_model_comes_back(tmp_path):
     model.conv.bias.data = model.conv.bias.bfloat16().float()
     report = tersor.save(model, tmp_path / "model.tersor")
     notes = {t.name: t.note for t in report.tensors}
-    assert notes["conv.weight"] == "exact: left dense in the model"
+    assert notes["conv.weight"] == "exact: left dense"
     back = tersor.load(tmp_path / "model.tersor", make_net(1))
     assert factored_names(back) == ["embed.weight", "head.weight"]
     assert bits(back.conv.weight) == bits(model.conv.weight)
@@ -276,3 +276,17 @@ def test_reasons_survive_saving(tmp_path):
     assert kept == again
     entry = container.read(tmp_path / "model.tersor").entries["norm.num_batches_tracked"]
     assert entry.content.reason == Kept.NOT_FLOAT
+
+
+def test_weights_may_be_kept_or_have_their_own_bits(tmp_path):
+    """A kept weight is not touched; what is saved is what was asked for."""
+    model = make_net()
+    before = snapshot(model)
+    report = tersor.compress(model, ratio=1.5, keep=["head.*"], bits={"conv.*": 4})
+    assert factored_names(model) == ["conv.weight"]
+    assert bits(model.embed.weight) == bits(before["head.weight"])
+    assert 0 < report.factored[0].bits_per_weight <= 4
+    saved = tersor.save(model, tmp_path / "model.tersor")
+    assert saved.nbytes == report.nbytes
+    with pytest.raises(InputError, match=r"similar names: conv.weight"):
+        tersor.compress(make_net(), ratio=2, bits={"cnv*": 4})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from tersor.nn import insert_factors, state
 from tersor.nn.checks import check_model, check_module
 from tersor.nn.sites import find_sites
 from tersor.plan.classify import FEWEST_WEIGHTS
+from tersor.plan.overrides import Overrides
 from tersor.plan.progress import shown
 from tersor.storage import container, dtypes
 from tersor.storage.archive import Archive
@@ -30,6 +31,8 @@ def compress(
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
     calibration: Calibration | None = None,
+    keep: Sequence[str] = (),
+    bits: Mapping[str, float] | None = None,
 ) -> Report:
     """Replace the weights of a model by factors, in place, so that its file has the asked size.
 
@@ -49,6 +52,11 @@ def compress(
     calibration
         What `tersor.calibrate` saw in this model: the error of what the layers compute is then made
         small, instead of that of their weights.
+    keep
+        Patterns of names, such as ``"head.*"``, of weights that are to stay as they are.
+    bits
+        Bits per weight, at most, by patterns of names: ``{"conv1*": 4}``. The other weights share
+        what is left.
 
     Returns
     -------
@@ -60,7 +68,8 @@ def compress(
     BudgetError
         If the size cannot be reached, or is not below that of the model.
     InputError
-        If weights are NaN or infinite, or a module cannot hold factors. The model is unchanged.
+        If weights are NaN or infinite, a module cannot hold factors, a pattern matches no weight
+        that would be factored, or patterns contradict each other. The model is unchanged.
 
     Examples
     --------
@@ -69,6 +78,7 @@ def compress(
     >>> report.nbytes <= 4 * (64 * 64 + 64) / 10
     True
     """
+    overrides = Overrides(keep, {} if bits is None else bits)
     check_holders(model)
     source = source_of(model)
     with shown("compressing") as progress:
@@ -78,6 +88,7 @@ def compress(
             target_size=target_size,
             bits_per_weight=bits_per_weight,
             calibration=calibration,
+            overrides=overrides,
             measured=False,
             progress=progress,
         )

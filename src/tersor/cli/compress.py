@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     "- `tersor compress model.pt -o model.tersor --target-size 54kB`\n"
     "- `tersor compress model.safetensors.index.json -o model.tersor --bits-per-weight 1.5`\n"
     "- `tersor compress model.safetensors -o model.tersor --lossless`\n"
+    "- `tersor compress model.pt -o model.tersor --ratio 20 --keep 'head.*' --bits 'conv1*=4'`\n"
     "- `tersor compress model.pt -o model.tersor --ratio 20 --model net:make "
     "--calibrate data:batches`"
 )
@@ -45,6 +46,20 @@ def compress(
         bool,
         typer.Option("--lossless", help="Keep every bit of every tensor; the size follows."),
     ] = False,
+    keep: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="PATTERN",
+            help="Keep weights whose names match, such as 'head.*', exactly. Repeatable.",
+        ),
+    ] = None,
+    bits: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="PATTERN=NUMBER",
+            help="Bits per weight, at most, of those that match: 'conv1*=4'. Repeatable.",
+        ),
+    ] = None,
     architecture: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -69,6 +84,7 @@ def compress(
     """
     with reporting_errors():
         from tersor.compress import check_lossless, compress_source
+        from tersor.plan.overrides import Overrides, parse_bits
         from tersor.plan.progress import shown
         from tersor.report import table
         from tersor.storage import container, summary
@@ -76,8 +92,10 @@ def compress(
         from tersor.storage.checkpoint import open_checkpoint
 
         check_writable(output, model)
+        overrides = Overrides(keep or (), parse_bits(bits or ()))
         if lossless:
-            check_lossless(ratio, target_size, bits_per_weight, calibrate or architecture)
+            given = calibrate or architecture
+            check_lossless(ratio, target_size, bits_per_weight, given, overrides)
         source = open_checkpoint(model)
         calibration = _calibration(source, architecture, calibrate)
         with shown("compressing") as progress:
@@ -88,6 +106,7 @@ def compress(
                 bits_per_weight=bits_per_weight,
                 lossless=lossless,
                 calibration=calibration,
+                overrides=overrides,
                 progress=progress,
             )
         with shown("writing") as progress:
