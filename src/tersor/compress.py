@@ -13,6 +13,7 @@ from tersor.plan.overrides import Overrides
 from tersor.plan.progress import Progress, silent
 from tersor.storage.archive import Alias, Archive, Entry
 from tersor.storage.checkpoint import Source
+from tersor.storage.journal import Journal
 
 
 def compress_source(
@@ -25,6 +26,7 @@ def compress_source(
     calibration: Calibration | None = None,
     overrides: Overrides = NO_OVERRIDES,
     measured: bool = True,
+    journal: Journal | None = None,
     progress: Progress = silent,
 ) -> Archive:
     """Compress named tensors into an archive of at most the asked size.
@@ -43,6 +45,8 @@ def compress_source(
         What the user decides about single weights.
     measured
         Whether the file will tell the signal-to-noise ratios; that of a model will not.
+    journal
+        Results outlive the process in it; those that it has are not computed again.
     progress
         Called as the work goes on.
 
@@ -67,6 +71,7 @@ def compress_source(
         calibration=calibration,
         overrides=overrides,
         measured=measured,
+        journal=journal,
         progress=progress,
     )
     target = target_bytes(

@@ -15,6 +15,7 @@ from tersor.plan.progress import Progress, silent
 from tersor.plan.search import finest_fit, guess_step
 from tersor.storage.archive import Alias, Archive
 from tersor.storage.checkpoint import Source
+from tersor.storage.journal import Journal
 from tersor.storage.records import EncodedFactors
 
 Versions = Mapping[str, Version[EncodedFactors]]
@@ -35,6 +36,8 @@ class Compressor:
         What the user decides about single weights.
     measured
         Whether the file will tell the signal-to-noise ratios.
+    journal
+        Of results that outlive the process.
     progress
         Called as the work goes on.
 
@@ -51,9 +54,10 @@ class Compressor:
         calibration: Calibration | None = None,
         overrides: Overrides = NO_OVERRIDES,
         measured: bool = True,
+        journal: Journal | None = None,
         progress: Progress = silent,
     ) -> None:
-        self._source, self._calibration = source, calibration
+        self._source, self._calibration, self._journal = source, calibration, journal
         self._measured, self._progress = measured, progress
         self._entries, weights = survey(source, progress)
         resolved = override(self._entries, source, overrides)
@@ -91,7 +95,7 @@ class Compressor:
             )
         if not self._weights:
             return assembler.archive({})
-        attempts = Attempts(self._source, self._calibration, self._progress)
+        attempts = Attempts(self._source, self._calibration, self._progress, self._journal)
         known = [(w.numel, w.variance) for w in self._weights]
         step = guess_step(known, 8 * (target - self.least))
         models = attempts.prepare(self._weights, step)
@@ -111,7 +115,7 @@ class Compressor:
 
     def _own_version(self, weight: Weight, target: int) -> Version[EncodedFactors]:
         """The finest version of a weight of at most so many bytes."""
-        attempts = Attempts(self._source, self._calibration, self._not_counted)
+        attempts = Attempts(self._source, self._calibration, self._not_counted, self._journal)
         guess = guess_step([(weight.numel, weight.variance)], 8 * target)
         attempts.prepare([weight], guess)
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from tersor.cli.app import Checkpoint, app, console, errors, reporting_errors, say
-
-if TYPE_CHECKING:  # what makes the start slow is imported where it is used
-    from tersor.calibration import Calibration
-    from tersor.storage.checkpoint import Source
+from tersor.cli.app import Checkpoint, app, console, reporting_errors, say
+from tersor.cli.work import calibration_of, resuming
 
 
 @app.command(
@@ -97,35 +93,25 @@ def compress(
             given = calibrate or architecture
             check_lossless(ratio, target_size, bits_per_weight, given, overrides)
         source = open_checkpoint(model)
-        calibration = _calibration(source, architecture, calibrate)
-        with shown("compressing") as progress:
-            archive = compress_source(
-                source,
-                ratio=ratio,
-                target_size=target_size,
-                bits_per_weight=bits_per_weight,
-                lossless=lossless,
-                calibration=calibration,
-                overrides=overrides,
-                progress=progress,
-            )
-        with shown("writing") as progress:
-            written = container.write(output, archive, progress)
+        calibration = calibration_of(source, architecture, calibrate)
+        budget = {"ratio": ratio, "target_size": target_size, "bits_per_weight": bits_per_weight}
+        options = budget | {"keep": keep, "bits": bits}
+        with resuming(output, source, calibration, options) as journal:
+            with shown("compressing") as progress:
+                archive = compress_source(
+                    source,
+                    ratio=ratio,
+                    target_size=target_size,
+                    bits_per_weight=bits_per_weight,
+                    lossless=lossless,
+                    calibration=calibration,
+                    overrides=overrides,
+                    journal=journal,
+                    progress=progress,
+                )
+            with shown("writing") as progress:
+                written = container.write(output, archive, progress)
         console.print(table.render(summary.summarize(archive, written)))
         if source.ignored:
             say(f"left out: {', '.join(source.ignored)}")
         say(f"wrote {output}")
-
-
-def _calibration(source: Source, model: str | None, loader: str | None) -> Calibration | None:
-    """What the options --model and --calibrate ask for; notes go to standard error."""
-    if model is None and loader is None:
-        return None
-    from tersor.user_code import calibrate_source
-
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
-        calibration = calibrate_source(source, model, loader)
-    for name, reason in calibration.skipped.items():
-        say(f"note: {name} is compressed without calibration: {reason}", errors)
-    return calibration
