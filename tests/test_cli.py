@@ -576,7 +576,7 @@ def test_calibration(project, model):
 
 def test_tied_weights_under_any_of_their_names(project):
     from tersor.storage.checkpoint import open_checkpoint
-    from tersor.user_code import calibrate_source
+    from tersor.user_code import calibrate_source, model_of
 
     state = load_file("model.safetensors")
     weight = state.pop("big.weight")
@@ -584,7 +584,7 @@ def test_tied_weights_under_any_of_their_names(project):
     for names in (["big.weight"], ["twin.weight"], ["big.weight", "twin.weight"]):
         save_file(state | {name: weight.clone() for name in names}, "m.safetensors")
         source = open_checkpoint("m.safetensors")
-        calibration = calibrate_source(source, "some_code:Net", "some_code:make")
+        calibration = calibrate_source(source, model_of(source, "some_code:Net"), "some_code:make")
         assert {*names} < {*calibration.moments} <= {*source.names}
         assert calibration.rows.keys() == calibration.moments.keys()
         found += [calibration.moments[name] for name in names]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from tersor.assembly import Assembler, override, survey, with_versions
 from tersor.attempts import Attempts, Weight
 from tersor.calibration import Calibration
-from tersor.errors import BudgetError
+from tersor.errors import BudgetError, InputError
 from tersor.plan.fill import Filling, Version
 from tersor.plan.overrides import Overrides, Resolved
 from tersor.plan.progress import Progress, silent
 from tersor.plan.search import finest_fit, guess_step
+from tersor.plan.sizes import SizeModel, step_of_size
 from tersor.storage.archive import Alias, Archive
 from tersor.storage.checkpoint import Source
 from tersor.storage.journal import Journal
@@ -95,13 +97,48 @@ class Compressor:
             )
         if not self._weights:
             return assembler.archive({})
-        attempts = Attempts(self._source, self._calibration, self._progress, self._journal)
-        known = [(w.numel, w.variance) for w in self._weights]
-        step = guess_step(known, 8 * (target - self.least))
-        models = attempts.prepare(self._weights, step)
+        attempts, models, step = self._prepared(target)
         nothing = {w.name: attempts.nothing(w) for w in self._weights}
         filling = Filling(self._weights, models, attempts.solve, nothing, assembler.size)
         return assembler.archive(filling.within(target, step))
+
+    def predict(self, sizes: Sequence[int]) -> list[float]:
+        """Expected squared error at some sizes, as a share of that of a file of zeros.
+
+        It falls as the size grows. All weights are factored at two steps, which suit sizes a
+        quarter of the way from either end.
+
+        Parameters
+        ----------
+        sizes
+            Bytes of the whole file, rising, above `least`.
+
+        Raises
+        ------
+        InputError
+            If there are no weights to factor.
+        """
+        if not self._weights:
+            raise InputError("no weight is factored: every file has the same size and quality")
+        attempts, models, step = self._prepared(round(math.sqrt(sizes[0] * sizes[-1])))
+        for size in (sizes[len(sizes) // 4], sizes[-1 - len(sizes) // 4]):
+            step = step_of_size([m.bytes for m in models.values()], size - self.least, step)
+            for weight, version in attempts.solve(self._weights, step, "predicting"):
+                models[weight.name].learn(step, version.nbytes, version.error)
+        whole = sum(attempts.nothing(w).error for w in self._weights)
+        errors = list[float]()
+        for size in reversed(sizes):
+            step = step_of_size([m.bytes for m in models.values()], size - self.least, step)
+            error = sum(m.error(step) for m in models.values()) / whole
+            errors.append(max([error, *errors[-1:]]))  # corrections may bend it
+        return errors[::-1]
+
+    def _prepared(self, target: int) -> tuple[Attempts, dict[str, SizeModel], float]:
+        """Attempts with tiles that suit a size, sizes to expect, and a step of about that size."""
+        attempts = Attempts(self._source, self._calibration, self._progress, self._journal)
+        known = [(w.numel, w.variance) for w in self._weights]
+        step = guess_step(known, 8 * (target - self.least))
+        return attempts, attempts.prepare(self._weights, step), step
 
     @cached_property
     def _assembler(self) -> Assembler:

@@ -45,6 +45,31 @@ MaxBytes = Annotated[
     ),
 ]
 
+Architecture = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--model",
+        metavar="MODULE:CALLABLE",
+        help="For --calibrate and --eval: returns the nn.Module that MODEL holds the weights of.",
+    ),
+]
+Calibrate = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="MODULE:CALLABLE",
+        help="Returns batches of typical inputs (tensors, tuples or dicts), no labels needed.",
+    ),
+]
+Evaluate = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--eval",
+        metavar="MODULE:CALLABLE",
+        help="Is called with the nn.Module and returns its quality, such as percent correct: a "
+        "number, higher is better.",
+    ),
+]
+
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from tersor.cli.app import Checkpoint, app, console, reporting_errors, say
-from tersor.cli.work import calibration_of, resuming
+from tersor.cli.app import Architecture, Calibrate, Checkpoint, app, console, reporting_errors, say
+from tersor.cli.work import calibration_of, module_of, resuming
 
 
 @app.command(
@@ -56,21 +57,8 @@ def compress(
             help="Bits per weight, at most, of those that match: 'conv1*=4'. Repeatable.",
         ),
     ] = None,
-    architecture: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--model",
-            metavar="MODULE:CALLABLE",
-            help="For --calibrate: returns the nn.Module that MODEL holds the weights of.",
-        ),
-    ] = None,
-    calibrate: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="MODULE:CALLABLE",
-            help="Returns batches of typical inputs (tensors, tuples or dicts), no labels needed.",
-        ),
-    ] = None,
+    architecture: Architecture = None,
+    calibrate: Calibrate = None,
 ) -> None:
     """Compress a checkpoint into a file of at most the asked size. Needs no model code.
 
@@ -93,10 +81,12 @@ def compress(
             given = calibrate or architecture
             check_lossless(ratio, target_size, bits_per_weight, given, overrides)
         source = open_checkpoint(model)
-        calibration = calibration_of(source, architecture, calibrate)
+        module = module_of(source, architecture, {"--calibrate": calibrate})
+        calibration = calibration_of(source, module, calibrate)
         budget = {"ratio": ratio, "target_size": target_size, "bits_per_weight": bits_per_weight}
         options = budget | {"keep": keep, "bits": bits}
-        with resuming(output, source, calibration, options) as journal:
+        keeping = resuming(output, source, calibration, options)
+        with nullcontext() if lossless else keeping as journal:
             with shown("compressing") as progress:
                 archive = compress_source(
                     source,

@@ -11,23 +11,64 @@ from typing import TYPE_CHECKING
 from tersor.cli.app import errors, say
 
 if TYPE_CHECKING:  # what makes the start slow is imported where it is used
+    from torch import nn
+
     from tersor.calibration import Calibration
+    from tersor.quality import Measure
+    from tersor.storage.archive import Archive
     from tersor.storage.checkpoint import Source
     from tersor.storage.journal import Journal
 
 
-def calibration_of(source: Source, model: str | None, loader: str | None) -> Calibration | None:
-    """What the options --model and --calibrate ask for; notes go to standard error."""
-    if model is None and loader is None:
+def module_of(
+    source: Source, architecture: str | None, uses: Mapping[str, str | None]
+) -> nn.Module | None:
+    """The model that --model names, which the options of ``uses`` need; None if none is needed."""
+    from tersor.errors import InputError
+    from tersor.user_code import model_of
+
+    given = [option for option, value in uses.items() if value is not None]
+    if architecture is None:
+        if given:
+            raise InputError(f"{given[0]} is given without --model; it needs both of them")
+        return None
+    if not given:
+        raise InputError(f"--model is given without {' or '.join(uses)}; it has no other use")
+    return model_of(source, architecture)
+
+
+def calibration_of(
+    source: Source, module: nn.Module | None, loader: str | None
+) -> Calibration | None:
+    """What the option --calibrate asks for; notes go to standard error."""
+    if module is None or loader is None:
         return None
     from tersor.user_code import calibrate_source
 
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
-        calibration = calibrate_source(source, model, loader)
+        calibration = calibrate_source(source, module, loader)
     for name, reason in calibration.skipped.items():
         say(f"note: {name} is compressed without calibration: {reason}", errors)
     return calibration
+
+
+def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -> Measure | None:
+    """What the option --eval asks for; each result is told on standard error."""
+    if module is None or evaluate is None:
+        return None
+    from tersor.storage import container
+    from tersor.user_code import measure_of
+
+    measure = measure_of(source, module, evaluate)
+
+    def told(archive: Archive | None) -> float:
+        value = measure(archive)
+        what = "dense" if archive is None else f"at {container.size(archive)} bytes"
+        say(f"{evaluate}: {value:.6g} {what}", errors)
+        return value
+
+    return told
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How many bytes a weight will take at a step: a formula, corrected by what was measured."""
+"""Bytes and error of a weight at a step: formulas, corrected by what was measured."""
 
 from __future__ import annotations
 
@@ -20,14 +20,38 @@ _FLOOR = 8.0
 _BISECTIONS = 90
 
 
-@dataclass
-class SizeModel:
-    """Bytes of a weight's factors as a function of the step.
+_NEGLIGIBLE = 1e-12
+"""Errors are told apart down to this share of the weight's energy."""
 
-    At high rates an axis of variance v takes ``log2(v / level) / 2`` bits, where the level is in
-    proportion to the step squared (reverse water-filling); ``log2(1 + v / level) / 2`` also tells
-    low rates, at which weights that are not Gaussian still take some. The ratio of measured sizes
-    to this is interpolated between the steps at which they were measured.
+
+@dataclass
+class _Corrected:
+    """A formula of the step, times the ratio of what was measured to it, which is interpolated."""
+
+    formula: Callable[[float], float]
+    floor: float
+    points: dict[float, float] = field(default_factory=dict)
+
+    def learn(self, step: float, measured: float) -> None:
+        expected = self.formula(step)
+        self.points[math.log(step)] = math.log((measured + self.floor) / (expected + self.floor))
+
+    def __call__(self, step: float) -> float:
+        if not self.points:
+            return self.formula(step)
+        steps = sorted(self.points)
+        ratio = math.exp(np.interp(math.log(step), steps, [self.points[s] for s in steps]))
+        return max(0.0, ratio * (self.formula(step) + self.floor) - self.floor)
+
+
+class SizeModel:
+    """Bytes and error of a weight's factors as functions of the step.
+
+    At high rates an axis of variance v takes ``log2(v / level) / 2`` bits, where the level, the
+    error that it keeps, is in proportion to the step squared (reverse water-filling);
+    ``log2(1 + v / level) / 2`` bits and an error of ``v level / (v + level)`` also tell low rates,
+    at which weights that are not Gaussian still take some. The ratio of what was measured to this
+    is interpolated between the steps at which it was measured.
 
     Parameters
     ----------
@@ -37,24 +61,33 @@ class SizeModel:
         Number of tiles.
     """
 
-    spectrum: NDArray[np.float64]
-    tiles: float
-    _points: dict[float, float] = field(default_factory=dict, repr=False)
+    def __init__(self, spectrum: NDArray[np.float64], tiles: float) -> None:
+        self._spectrum, self._tiles = spectrum, tiles
+        energy = tiles * float(spectrum.sum())
+        self._size = _Corrected(self._bytes, _FLOOR)
+        self._distortion = _Corrected(self._error, max(_NEGLIGIBLE * energy, 1e-300))
 
-    def learn(self, step: float, nbytes: float) -> None:
-        """Take in a size that was measured."""
-        self._points[math.log(step)] = math.log((nbytes + _FLOOR) / (self._formula(step) + _FLOOR))
+    def learn(self, step: float, nbytes: float, error: float | None = None) -> None:
+        """Take in a size, and perhaps an error, that was measured."""
+        self._size.learn(step, nbytes)
+        if error is not None:
+            self._distortion.learn(step, error)
 
     def bytes(self, step: float) -> float:
         """Bytes at a step."""
-        if not self._points:
-            return self._formula(step)
-        steps = sorted(self._points)
-        ratio = math.exp(np.interp(math.log(step), steps, [self._points[s] for s in steps]))
-        return max(0.0, ratio * (self._formula(step) + _FLOOR) - _FLOOR)
+        return self._size(step)
 
-    def _formula(self, step: float) -> float:
-        return self.tiles * float(np.log1p(self.spectrum / (_LEVEL * step**2)).sum()) / _SIXTEEN
+    def error(self, step: float) -> float:
+        """Squared error at a step."""
+        return self._distortion(step)
+
+    def _bytes(self, step: float) -> float:
+        level = _LEVEL * step**2
+        return self._tiles * float(np.log1p(self._spectrum / level).sum()) / _SIXTEEN
+
+    def _error(self, step: float) -> float:
+        level = _LEVEL * step**2
+        return self._tiles * float((self._spectrum / (1 + self._spectrum / level)).sum())
 
 
 _SIXTEEN = 16 * math.log(2)  # half of a natural logarithm -> bytes
