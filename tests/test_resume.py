@@ -132,5 +132,5 @@ def test_results_come_back_to_the_last_bit(folder):
 def test_the_identity_is_that_of_the_content(folder):
     save_file(dict(reversed(load_file("model.safetensors").items())), "copy.safetensors")
     source, copy = open_checkpoint("model.safetensors"), open_checkpoint("copy.safetensors")
-    assert identity(source, None, {}) == identity(copy, None, {})
-    assert identity(source, None, {"keep": ["a"]}) != identity(source, None, {"keep": ["b"]})
+    assert identity(source, None, []) == identity(copy, None, [])
+    assert identity(source, None, [["a"], None]) != identity(source, None, [None, ["a"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tersor.calibration import Calibration
@@ -11,6 +12,7 @@ from tersor.plan import classify
 from tersor.plan.budget import target_bytes
 from tersor.plan.overrides import Overrides
 from tersor.plan.progress import Progress, silent
+from tersor.quality import Quality, smallest
 from tersor.storage.archive import Alias, Archive, Entry
 from tersor.storage.checkpoint import Source
 from tersor.storage.journal import Journal
@@ -22,6 +24,7 @@ def compress_source(
     ratio: float | None = None,
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
+    quality: Quality | None = None,
     lossless: bool = False,
     calibration: Calibration | None = None,
     overrides: Overrides = NO_OVERRIDES,
@@ -37,6 +40,8 @@ def compress_source(
         Where the tensors come from; they are loaded one at a time, several times.
     ratio, target_size, bits_per_weight
         The budget; exactly one of them. See `tersor.plan.budget.target_bytes`.
+    quality
+        What must be kept, instead of a budget: the file is then as small as that allows.
     lossless
         Keep every bit of every tensor instead, without budget or calibration.
     calibration
@@ -58,14 +63,20 @@ def compress_source(
     Raises
     ------
     BudgetError
-        If the target is not below the input's size, or below the smallest possible size.
+        If the target is not below the input's size, or below the smallest possible size; if no file
+        of half the input's size keeps the quality.
     InputError
         If a tensor has NaN or infinite weights, overrides match nothing, or options contradict each
         other.
     """
+    given = (ratio, target_size, bits_per_weight, quality)
     if lossless:
-        check_lossless(ratio, target_size, bits_per_weight, calibration, overrides)
+        check_lossless(given, calibration, overrides)
         return keep_all(source, progress)
+    if quality is not None and any(budget is not None for budget in given[:-1]):
+        raise InputError(
+            "a largest drop decides the size; leave out ratio, target size and bits per weight"
+        )
     compressor = Compressor(
         source,
         calibration=calibration,
@@ -74,6 +85,8 @@ def compress_source(
         journal=journal,
         progress=progress,
     )
+    if quality is not None:
+        return smallest(compressor, source.nbytes, quality)
     target = target_bytes(
         source.nbytes,
         compressor.numel,
@@ -85,23 +98,19 @@ def compress_source(
 
 
 def check_lossless(
-    ratio: float | None,
-    target_size: str | int | None,
-    bits_per_weight: float | None,
-    calibration: object,
-    overrides: Overrides = NO_OVERRIDES,
+    budgets: Sequence[object], calibration: object, overrides: Overrides = NO_OVERRIDES
 ) -> None:
-    """Refuse what contradicts lossless.
+    """Refuse what contradicts lossless; None is what is not given.
 
     Raises
     ------
     InputError
         If a budget, a calibration or overrides are given.
     """
-    if any(budget is not None for budget in (ratio, target_size, bits_per_weight)):
+    if any(budget is not None for budget in budgets):
         raise InputError(
             "lossless keeps every bit, so that the size cannot be chosen; give either lossless or "
-            "one of ratio, target size and bits per weight"
+            "one of ratio, target size, bits per weight and largest drop"
         )
     if calibration is not None:
         raise InputError("lossless changes no weight: calibration has no use; leave it out")

@@ -86,8 +86,9 @@ MOST_EVALUATIONS = 6
 _FIRST, _LOWEST_RATIO = 12, 2
 """Ratio of the first trial, and of the last if everything else drops too much."""
 
-_POWER = 3.0
-"""The drop falls about with this power of the size: for moves beyond what was tried."""
+_POWER, _POWERS = 3.0, (0.5, 10.0)
+"""The drop falls about with this power of the size, or one within these limits that was seen: for
+moves beyond what was tried."""
 
 _MOVES = (math.log(1.3), math.log(3))
 """Smallest and largest of these moves, in the logarithm of the size."""
@@ -114,65 +115,70 @@ def smallest(compressor: Compressor, source_bytes: int, quality: Quality) -> Arc
     BudgetError
         If half of the source's size is not enough.
     """
+    if compressor.least >= source_bytes:
+        raise BudgetError(
+            f"the smallest possible file has {format_size(compressor.least)}, the input only "
+            f"{format_size(source_bytes)}"
+        )
     dense, allowed = quality.measure(None), quality.max_drop
     low = math.log(compressor.least)
     high = max(low, math.log(source_bytes / _LOWEST_RATIO))
-    position: float | None = min(max(math.log(source_bytes / _FIRST), low), high)
+    position = min(max(math.log(source_bytes / _FIRST), low), high)
     best: Archive | None = None
-    enough: _Trial | None = None
-    short: _Trial | None = None
+    trials: list[_Trial] = []
     for left in range(MOST_EVALUATIONS - 2, -1, -1):
-        assert position is not None
         archive = compressor.within(max(round(math.exp(position)), compressor.least))
-        trial = _Trial(position, dense - quality.measure(archive))
-        if trial.drop <= allowed:
-            best, enough = archive, trial
-        else:
-            short = trial
-        position = _next(short, enough, allowed, (low, high), last=left == 1)
-        if position is None:
+        trials.append(_Trial(position, dense - quality.measure(archive)))
+        if trials[-1].drop <= allowed:
+            best = archive
+        following = _next(trials, allowed, (low, high), last=left == 1)
+        if following is None:
             break
+        position = following
     if best is None:
-        assert short is not None
+        position, drop = max(trials)
         raise BudgetError(
-            f"{format_size(round(math.exp(short.position)))} are needed at least: there the "
-            f"evaluation already drops by {short.drop:.4g}, from {dense:.6g} to "
-            f"{dense - short.drop:.6g}, and only {allowed:g} is allowed; allow more"
+            f"no file of up to {format_size(round(math.exp(position)))} keeps the quality: at that "
+            f"size the evaluation drops by {drop:.4g}, from {dense:.6g} to {dense - drop:.6g}, and "
+            f"only {allowed:g} is allowed; allow more"
         )
     return best
 
 
 def _next(
-    short: _Trial | None,
-    enough: _Trial | None,
-    allowed: float,
-    limits: tuple[float, float],
-    *,
-    last: bool,
+    trials: list[_Trial], allowed: float, limits: tuple[float, float], *, last: bool
 ) -> float | None:
-    """Where to try next, if anywhere."""
-    if short is None and enough is not None:
-        moved = max(enough.position - _move(allowed, enough.drop), limits[0])
-        return moved if moved < enough.position else None
-    assert short is not None
-    if enough is None:
-        moved = limits[1] if last else min(short.position + _move(short.drop, allowed), limits[1])
-        return moved if moved > short.position else None
-    return _between(short, enough, allowed)
+    """Where to try next, if anywhere; once a size is enough, trials are below it only."""
+    enough = min((t for t in trials if t.drop <= allowed), default=None)
+    short = max((t for t in trials if t.drop > allowed), default=None)
+    if short and enough:
+        return _between(short, enough, trials, allowed)
+    position = trials[-1].position
+    if enough:
+        moved = max(position - _move(trials, allowed), limits[0])
+    else:
+        moved = limits[1] if last else min(position + _move(trials, allowed), limits[1])
+    return moved if moved != position else None
 
 
-def _move(larger: float, smaller: float) -> float:
-    """How far to go where drops are, or may be, so much apart."""
-    if smaller <= 0 or larger <= 0:
+def _move(trials: list[_Trial], allowed: float) -> float:
+    """How far to go beyond all trials, on the way of which the drop will be the allowed one."""
+    drop = trials[-1].drop
+    if drop <= 0 or allowed <= 0:
         return math.log(2)
-    return min(max(math.log(larger / smaller) / _POWER, _MOVES[0]), _MOVES[1])
+    power = _POWER
+    if len(trials) > 1 and trials[-2].drop > 0:
+        (a, before), (b, _) = trials[-2:]
+        power = min(max(math.log(drop / before) / (a - b), _POWERS[0]), _POWERS[1])
+    return min(max(abs(math.log(drop / allowed)) / power, _MOVES[0]), _MOVES[1])
 
 
-def _between(short: _Trial, enough: _Trial, allowed: float) -> float | None:
+def _between(short: _Trial, enough: _Trial, trials: list[_Trial], allowed: float) -> float | None:
+    """Next size in a bracket: the secant's, or its middle if that moved the same end before."""
     width = enough.position - short.position
     if width < _CLOSE:
         return None
-    share = 0.5
-    if enough.drop > 0 and allowed > 0:
+    share, ends = 0.5, [t.drop <= allowed for t in trials[-2:]]
+    if enough.drop > 0 and allowed > 0 and ends[0] != ends[1]:
         share = math.log(short.drop / allowed) / math.log(short.drop / enough.drop)
     return short.position + width * min(max(share, 0.15), 0.85)

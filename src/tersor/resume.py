@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 def identity(
-    source: Source, calibration: Calibration | None, options: Mapping[str, object]
+    source: Source, calibration: Calibration | None, options: Sequence[object]
 ) -> dict[str, str]:
     """All that results depend on, by what users call it.
 
@@ -45,7 +45,7 @@ def identity(
     return {
         "the input": tensors.hexdigest(),
         "the calibration": _digest(calibration),
-        "the options": json.dumps(options, sort_keys=True),
+        "the options": json.dumps(options),
         "the version": f"{__version__}, torch {torch.__version__}, format {container.VERSION}",
     }
 

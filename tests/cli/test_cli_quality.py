@@ -144,9 +144,9 @@ EVALUATIONS = [
 
 
 @pytest.mark.parametrize("options, message", EVALUATIONS)
-@pytest.mark.parametrize("command", ["curve"])
+@pytest.mark.parametrize("command", [("curve",), ("compress", "--max-drop", "0.5")], ids=" ".join)
 def test_evaluations_that_cannot_be(folder, command, options, message):
-    result = run(command, "model.safetensors", "-o", "out", *options)
+    result = run(*command, "model.safetensors", "-o", "out", *options)
     assert result.exit_code == 2 and message in result.stderr, result.stderr
     assert "Traceback" not in result.stderr and result.stdout == ""
     assert names(folder) == BEFORE
@@ -164,5 +164,43 @@ def test_evaluations_that_cannot_be(folder, command, options, message):
 )
 def test_curves_that_cannot_be(folder, options, message):
     result = run("curve", "model.safetensors", *options)
+    assert result.exit_code == 2 and message in result.stderr, result.stderr
+    assert names(folder) == BEFORE
+
+
+def test_the_smallest_file_that_drops_no_more(folder):
+    command = ("compress", "model.safetensors", "-o", "m.tersor", "--max-drop", 20, *EVAL)
+    result = run(*command)
+    assert result.exit_code == 0, result.stderr
+    told = [line.split() for line in result.stderr.splitlines()]
+    assert told[0] == ["quality_code:score:", "100", "dense"] and len(told) <= 6
+    trials = {int(words[3]): float(words[1]) for words in told[1:]}
+    size = Path("m.tersor").stat().st_size
+    assert size == min(s for s, value in trials.items() if value >= 80)
+    assert max(s for s, value in trials.items() if value < 80) < size
+    run("decompress", "m.tersor", "-o", "dense.safetensors")
+    true, back = load_file("model.safetensors"), load_file("dense.safetensors")
+    error = sum(float((true[n] - back[n]).square().sum()) for n in true)
+    assert trials[size] == pytest.approx(100 - 2 * error**0.5, rel=1e-4)
+    assert names(folder) == BEFORE | {"m.tersor", "dense.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--max-drop", "1"), "--max-drop is given without --eval; both are needed"),
+        (("--ratio", "8", *EVAL), "--eval is given without --max-drop; both are needed"),
+        (("--max-drop", "1", "--ratio", "8", *EVAL), "a largest drop decides the size; leave out"),
+        (("--max-drop", "1", "--lossless", *EVAL), "lossless keeps every bit"),
+        (("--max-drop", "-1", *EVAL), "the drop must be a number from 0 on, got -1.0"),
+        (("--max-drop", "nan", *EVAL), "the drop must be a number from 0 on, got nan"),
+        (
+            ("--max-drop", "1", *MODEL, "--eval", "quality_code:falls"),
+            "the evaluation drops by 50, from 100 to 50, and only 1 is allowed; allow more",
+        ),
+    ],
+)
+def test_drops_that_cannot_be(folder, options, message):
+    result = run("compress", "model.safetensors", "-o", "m.tersor", *options)
     assert result.exit_code == 2 and message in result.stderr, result.stderr
     assert names(folder) == BEFORE

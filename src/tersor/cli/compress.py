@@ -8,8 +8,17 @@ from typing import Annotated, Optional
 
 import typer
 
-from tersor.cli.app import Architecture, Calibrate, Checkpoint, app, console, reporting_errors, say
-from tersor.cli.work import calibration_of, module_of, resuming
+from tersor.cli.app import (
+    Architecture,
+    Calibrate,
+    Checkpoint,
+    Evaluate,
+    app,
+    console,
+    reporting_errors,
+    say,
+)
+from tersor.cli.work import calibration_of, module_of, quality_of, resuming
 
 
 @app.command(
@@ -19,6 +28,8 @@ from tersor.cli.work import calibration_of, module_of, resuming
     "- `tersor compress model.safetensors.index.json -o model.tersor --bits-per-weight 1.5`\n"
     "- `tersor compress model.safetensors -o model.tersor --lossless`\n"
     "- `tersor compress model.pt -o model.tersor --ratio 20 --keep 'head.*' --bits 'conv1*=4'`\n"
+    "- `tersor compress model.pt -o model.tersor --max-drop 0.5 --model net:make "
+    "--eval net:accuracy`\n"
     "- `tersor compress model.pt -o model.tersor --ratio 20 --model net:make "
     "--calibrate data:batches`"
 )
@@ -38,6 +49,12 @@ def compress(
     bits_per_weight: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Bits of the whole output over the number of weights."),
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="The smallest output of which the result of --eval is at most this much lower."
+        ),
     ] = None,
     lossless: Annotated[
         bool,
@@ -59,12 +76,13 @@ def compress(
     ] = None,
     architecture: Architecture = None,
     calibrate: Calibrate = None,
+    evaluate: Evaluate = None,
 ) -> None:
     """Compress a checkpoint into a file of at most the asked size. Needs no model code.
 
-    Give exactly one of --ratio, --target-size, --bits-per-weight and --lossless. With --model and
-    --calibrate, which are looked up from the current folder on, the model is run to see which
-    weights matter.
+    Give exactly one of --ratio, --target-size, --bits-per-weight, --max-drop and --lossless. With
+    --model and --calibrate, which are looked up from the current folder on, the model is run to see
+    which weights matter. --max-drop needs --model and --eval.
     """
     with reporting_errors():
         from tersor.compress import check_lossless, compress_source
@@ -78,13 +96,13 @@ def compress(
         check_writable(output, model)
         overrides = Overrides(keep or (), parse_bits(bits or ()))
         if lossless:
-            given = calibrate or architecture
-            check_lossless(ratio, target_size, bits_per_weight, given, overrides)
+            budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
+            check_lossless(budgets, calibrate or architecture, overrides)
         source = open_checkpoint(model)
-        module = module_of(source, architecture, {"--calibrate": calibrate})
+        module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
+        quality = quality_of(source, module, evaluate, max_drop)
         calibration = calibration_of(source, module, calibrate)
-        budget = {"ratio": ratio, "target_size": target_size, "bits_per_weight": bits_per_weight}
-        options = budget | {"keep": keep, "bits": bits}
+        options = [ratio, target_size, bits_per_weight, max_drop, keep, bits]
         keeping = resuming(output, source, calibration, options)
         with nullcontext() if lossless else keeping as journal:
             with shown("compressing") as progress:
@@ -93,6 +111,7 @@ def compress(
                     ratio=ratio,
                     target_size=target_size,
                     bits_per_weight=bits_per_weight,
+                    quality=quality,
                     lossless=lossless,
                     calibration=calibration,
                     overrides=overrides,

@@ -64,9 +64,7 @@ def curve(
         measure = measure_of(source, module, evaluate)
         beside = output or plot
         with (
-            resuming(beside, source, calibration, {"points": points})
-            if beside
-            else nullcontext() as journal,
+            resuming(beside, source, calibration, [points]) if beside else nullcontext() as journal,
             shown("tracing") as progress,
         ):
             found = trace(

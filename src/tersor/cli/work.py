@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     from torch import nn
 
     from tersor.calibration import Calibration
-    from tersor.quality import Measure
+    from tersor.quality import Measure, Quality
     from tersor.storage.archive import Archive
     from tersor.storage.checkpoint import Source
     from tersor.storage.journal import Journal
@@ -30,7 +30,7 @@ def module_of(
     given = [option for option, value in uses.items() if value is not None]
     if architecture is None:
         if given:
-            raise InputError(f"{given[0]} is given without --model; it needs both of them")
+            raise InputError(f"{given[0]} is given without --model; both are needed")
         return None
     if not given:
         raise InputError(f"--model is given without {' or '.join(uses)}; it has no other use")
@@ -71,12 +71,28 @@ def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -
     return told
 
 
+def quality_of(
+    source: Source, module: nn.Module | None, evaluate: str | None, max_drop: float | None
+) -> Quality | None:
+    """What the options --max-drop and --eval ask for."""
+    from tersor.errors import InputError
+    from tersor.quality import Quality
+
+    measure = measure_of(source, module, evaluate)
+    if max_drop is None and measure is None:
+        return None
+    if max_drop is None or measure is None:
+        given, missing = ("--max-drop", "--eval") if measure is None else ("--eval", "--max-drop")
+        raise InputError(f"{given} is given without {missing}; both are needed")
+    return Quality(max_drop, measure)
+
+
 @contextmanager
 def resuming(
     output: Path,
     source: Source,
     calibration: Calibration | None,
-    options: Mapping[str, object],
+    options: Sequence[object],
 ) -> Iterator[Journal]:
     """The journal of what is worked out for an output, beside it; says how to go on if stopped."""
     from tersor.resume import identity
