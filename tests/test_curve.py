@@ -34,7 +34,7 @@ def test_the_error_is_predicted_from_two_passes():
     for point in curve.points[1:-1:2]:
         archive = compressor.within(point.nbytes)
         assert len(to_file_bytes(archive)) <= point.nbytes
-        assert point.error == pytest.approx(share_of_error(archive), rel=0.3)
+        assert point.error == pytest.approx(share_of_error(archive), rel=0.4)
         assert point.measured is point.predicted_drop is None
 
 
@@ -65,6 +65,12 @@ def test_noise_of_an_evaluation_does_not_bend_the_curve():
     curve = trace(Compressor(SOURCE), SOURCE.nbytes, measure=lambda _: next(values), metric="m")
     drops = [p.predicted_drop for p in curve.points]
     assert drops == sorted(drops, reverse=True)
+
+
+def test_a_weight_that_factors_hold_exactly_has_a_curve():
+    source = source_of({"w": torch.ones(200, 200)})
+    curve = trace(Compressor(source), source.nbytes, measure=lambda _: 50.0, metric="m")
+    assert [p.predicted_drop for p in curve.points] == [0] * 16
 
 
 def test_curves_that_cannot_be():

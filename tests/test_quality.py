@@ -154,10 +154,10 @@ def test_a_model_in_memory(tmp_path):
         seen.append(measure(trial))
         return seen[-1]
 
-    report = tersor.compress(model, max_drop=10, evaluate=evaluate)
+    report = tersor.compress(model, max_drop=30, evaluate=evaluate)
     assert model.training and isinstance(model.conv.weight_factors, FactoredWeight)
     assert seen[0] == pytest.approx(100) and len(seen) <= MOST_EVALUATIONS
-    assert report.ratio > 2 and measure(model.eval()) >= 90
+    assert report.ratio > 2 and measure(model.eval()) >= 70
     assert measure(model) in [pytest.approx(s) for s in seen[1:]]
     assert tersor.save(model, tmp_path / "m.tersor").nbytes == report.nbytes
 

@@ -99,7 +99,7 @@ class Attempts:
             self._chosen[weight.name] = chosen
             models[weight.name] = SizeModel(chosen.choice.spectrum * step**2, chosen.choice.tiles)
             if chosen.choice.nbytes is not None:
-                models[weight.name].learn(step, chosen.choice.nbytes)
+                models[weight.name].learn(step, chosen.choice.nbytes, provisional=True)
         return models
 
     def solve(

@@ -120,16 +120,20 @@ class Compressor:
         """
         if not self._weights:
             raise InputError("no weight is factored: every file has the same size and quality")
-        attempts, models, step = self._prepared(round(math.sqrt(sizes[0] * sizes[-1])))
+        attempts, models, around = self._prepared(round(math.sqrt(sizes[0] * sizes[-1])))
+
+        def step(size: int) -> float:
+            return step_of_size([m.bytes for m in models.values()], size - self.least, around)
+
         for size in (sizes[len(sizes) // 4], sizes[-1 - len(sizes) // 4]):
-            step = step_of_size([m.bytes for m in models.values()], size - self.least, step)
-            for weight, version in attempts.solve(self._weights, step, "predicting"):
-                models[weight.name].learn(step, version.nbytes, version.error)
+            chosen = step(size)
+            for weight, version in attempts.solve(self._weights, chosen, "predicting"):
+                models[weight.name].learn(chosen, version.nbytes, version.error)
         whole = sum(attempts.nothing(w).error for w in self._weights)
         errors = list[float]()
         for size in reversed(sizes):
-            step = step_of_size([m.bytes for m in models.values()], size - self.least, step)
-            error = sum(m.error(step) for m in models.values()) / whole
+            chosen = step(size)
+            error = sum(m.error(chosen) for m in models.values()) / whole
             errors.append(max([error, *errors[-1:]]))  # corrections may bend it
         return errors[::-1]
 

@@ -20,6 +20,9 @@ MEASURED = 4
 _ROOM = 0.02
 """Of the way from the smallest possible size to the largest: files below are as good as empty."""
 
+_NEGLIGIBLE = 1e-12
+"""Errors below this share count as this."""
+
 
 def trace(
     compressor: Compressor,
@@ -60,7 +63,9 @@ def trace(
     dense = measure(None)
     places = np.unique(np.linspace(0, points - 1, min(MEASURED, points)).round().astype(int))
     measured = {int(i): measure(compressor.within(sizes[i])) for i in places}
-    drops = _interpolated(np.log(errors), {i: dense - value for i, value in measured.items()})
+    drops = _interpolated(
+        np.log(np.maximum(errors, _NEGLIGIBLE)), {i: dense - value for i, value in measured.items()}
+    )
     found = [
         Point(size, float(drops[i]), measured.get(i), errors[i]) for i, size in enumerate(sizes)
     ]

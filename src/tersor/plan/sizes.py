@@ -30,18 +30,31 @@ class _Corrected:
 
     formula: Callable[[float], float]
     floor: float
-    points: dict[float, float] = field(default_factory=dict)
+    _points: dict[float, float] = field(default_factory=dict)
+    _provisional: bool = True
 
-    def learn(self, step: float, measured: float) -> None:
+    def learn(self, step: float, measured: float, provisional: bool = False) -> None:
+        if self._provisional:
+            self._points.clear()
+        self._provisional = provisional
         expected = self.formula(step)
-        self.points[math.log(step)] = math.log((measured + self.floor) / (expected + self.floor))
+        self._points[math.log(step)] = math.log((measured + self.floor) / (expected + self.floor))
 
     def __call__(self, step: float) -> float:
-        if not self.points:
-            return self.formula(step)
-        steps = sorted(self.points)
-        ratio = math.exp(np.interp(math.log(step), steps, [self.points[s] for s in steps]))
+        ratio = math.exp(_interpolate(math.log(step), sorted(self._points.items())))
         return max(0.0, ratio * (self.formula(step) + self.floor) - self.floor)
+
+
+def _interpolate(x: float, points: list[tuple[float, float]]) -> float:
+    """Between and beyond points along straight lines, which beyond them are not too steep."""
+    if len(points) < 2:
+        return points[0][1] if points else 0.0
+    right = min(max(sum(known < x for known, _ in points), 1), len(points) - 1)
+    (a, low), (b, high) = points[right - 1], points[right]
+    slope = (high - low) / (b - a)
+    if x < a or x > b:
+        slope = min(max(slope, -_STEEPEST), _STEEPEST)
+    return high + slope * (x - b) if x > b else low + slope * (x - a)
 
 
 class SizeModel:
@@ -67,11 +80,21 @@ class SizeModel:
         self._size = _Corrected(self._bytes, _FLOOR)
         self._distortion = _Corrected(self._error, max(_NEGLIGIBLE * energy, 1e-300))
 
-    def learn(self, step: float, nbytes: float, error: float | None = None) -> None:
-        """Take in a size, and perhaps an error, that was measured."""
-        self._size.learn(step, nbytes)
+    def learn(
+        self,
+        step: float,
+        nbytes: float,
+        error: float | None = None,
+        *,
+        provisional: bool = False,
+    ) -> None:
+        """Take in a size, and perhaps an error, that was measured.
+
+        Provisional ones hold for as long as there are no others.
+        """
+        self._size.learn(step, nbytes, provisional)
         if error is not None:
-            self._distortion.learn(step, error)
+            self._distortion.learn(step, error, provisional)
 
     def bytes(self, step: float) -> float:
         """Bytes at a step."""
@@ -90,6 +113,7 @@ class SizeModel:
         return self._tiles * float((self._spectrum / (1 + self._spectrum / level)).sum())
 
 
+_STEEPEST = 0.7  # sizes still fall as the step grows
 _SIXTEEN = 16 * math.log(2)  # half of a natural logarithm -> bytes
 
 
