@@ -249,8 +249,6 @@ FINGERPRINT = """
 import hashlib, sys, torch
 torch.set_num_threads(int(sys.argv[2]))
 from tersor.compress import compress_source
-from tersor.plan.overrides import Overrides
-from tersor.plan.overrides import Overrides
 from tersor.storage import container
 from tersor.storage.checkpoint import open_checkpoint
 archive = compress_source(open_checkpoint(sys.argv[1]), ratio=12)
