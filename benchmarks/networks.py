@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from itertools import pairwise
 
 import cifar10
 import numpy as np
@@ -41,7 +42,7 @@ class Stack(nn.Module):
 
 
 class ResNet8(nn.Module):
-    """ResNet-8 of MLPerf Tiny (Banbury et al., 2021), 78 thousand parameters; pixels from 0 to 255."""
+    """ResNet-8 of MLPerf Tiny (Banbury et al., 2021), 78 thousand parameters; pixels 0 to 255."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,8 +113,7 @@ def imagenet() -> tuple[Tensor, Tensor]:
     data = np.load(cifar10.data_folder() / "imagenet_dev911_224.npz")
     bounds, stream = data["offsets"], data["jpeg"].tobytes()
     decoded = [
-        np.asarray(Image.open(io.BytesIO(stream[a:b])).convert("RGB"))
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        np.asarray(Image.open(io.BytesIO(stream[a:b])).convert("RGB")) for a, b in pairwise(bounds)
     ]
     pixels = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2) / 127.5 - 1
     labels = torch.from_numpy(data["y"].astype(np.int64))

@@ -11,10 +11,12 @@ from safetensors.torch import save_file
 from samples import bits, generator, small_state, to_file_bytes
 
 import tersor
-from tersor.compress import compress_source, survey
+from tersor.assembly import survey
+from tersor.compress import compress_source
 from tersor.errors import BudgetError, InputError
 from tersor.files import dense_tensors
 from tersor.plan.fill import MOST_PASSES as MAX_TRIALS
+from tersor.plan.overrides import Overrides
 from tersor.storage import container
 from tersor.storage.archive import Kept, Plain
 from tersor.storage.checkpoint import Source, open_checkpoint
@@ -316,3 +318,60 @@ def test_too_few_bits_for_one_weight_name_the_fewest():
         tersor.factorize(weight, bits_per_weight=0.1)
     factors = tersor.factorize(weight, bits_per_weight=0.48).factors
     assert factors.nbytes == 24 and not factors.recompose().any()
+
+
+def test_kept_weights_are_exact_and_the_others_fill_the_budget():
+    state = weights_like_trained()
+    archive = compress_source(source_of(state), ratio=1.7, overrides=Overrides(["[12].*"]))
+    size = len(to_file_bytes(archive))
+    target = int(sum(t.nbytes for t in state.values()) / 1.7)
+    assert 0.98 * target <= size <= target
+    dense = dense_tensors(archive)
+    assert all(bits(dense[f"{i}.weight"]) == bits(state[f"{i}.weight"]) for i in (1, 2))
+    assert not torch.equal(dense["0.weight"], state["0.weight"])
+    assert {t.name: t.note for t in summarize(archive).tensors}["1.weight"] == "exact: left dense"
+
+
+def test_weights_whose_bits_are_given_have_these_at_any_size():
+    state = weights_like_trained()
+    overrides = Overrides((), {"1.weight": 4, "2.weight": 1.5})
+    sections = []
+    for ratio in (6, 8):
+        archive = compress_source(source_of(state), ratio=ratio, overrides=overrides)
+        target = sum(t.nbytes for t in state.values()) // ratio
+        assert 0.98 * target <= len(to_file_bytes(archive)) <= target
+        contents = [archive.entries[f"{i}.weight"].content for i in (1, 2)]
+        sections.append([c.payload for c in contents])
+        for tensor, wanted in zip(summarize(archive).tensors[2:5:2], (4, 1.5), strict=True):
+            assert 0.95 * wanted <= tensor.bits_per_weight <= wanted
+    assert sections[0] == sections[1]
+
+
+def test_everything_may_be_kept_or_given_bits():
+    state = weights_like_trained()
+    kept = compress_source(source_of(state), ratio=1.05, overrides=Overrides(["*"]))
+    assert summarize(kept).factored == ()
+    fixed = compress_source(source_of(state), ratio=4, overrides=Overrides((), {"*": 2}))
+    assert all(1.9 <= t.bits_per_weight <= 2 for t in summarize(fixed).factored)
+
+
+def test_overrides_that_leave_too_few_bytes_or_ask_for_too_many():
+    state = weights_like_trained()
+    with pytest.raises(BudgetError, match=r"too few: .*for tensors that are not factored$"):
+        compress_source(source_of(state), ratio=8, overrides=Overrides(["*"]))
+    with pytest.raises(BudgetError, match=r"too few: .*, \d{4} for those whose bits are given"):
+        compress_source(source_of(state), ratio=20, overrides=Overrides((), {"*": 4}))
+    with pytest.raises(BudgetError, match=r"32 bits are asked .* of '0.weight', which has only 32"):
+        compress_source(source_of(state), ratio=20, overrides=Overrides((), {"0.*": 32}))
+    with pytest.raises(InputError, match=r"'0.bias' matches none of the 4 weights"):
+        compress_source(source_of(state), ratio=20, overrides=Overrides(["0.bias"]))
+    with pytest.raises(InputError, match="lossless changes no weight"):
+        compress_source(source_of(state), lossless=True, overrides=Overrides(["0.*"]))
+
+
+def test_zero_weights_may_be_overridden():
+    state = {"zero": torch.zeros(64, 64), "w": torch.randn(64, 64, generator=generator())}
+    archive = compress_source(source_of(state), ratio=8, overrides=Overrides(["zero"], {"w": 2}))
+    assert isinstance(archive.entries["zero"].content, Plain)
+    archive = compress_source(source_of(state), ratio=8, overrides=Overrides((), {"zero": 2}))
+    assert summarize(archive).tensors[0].nbytes < 8

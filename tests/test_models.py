@@ -11,7 +11,7 @@ from torch import nn
 
 import tersor
 from tersor.errors import BudgetError, InputError
-from tersor.nn import FactoredWeight, state
+from tersor.nn import FactoredWeight, insert_factors, state
 from tersor.storage import container
 from tersor.storage.archive import Alias, Kept, Plain
 
@@ -119,10 +119,11 @@ def test_an_untied_model_takes_tied_weights(tmp_path):
 
 def test_a_tied_model_takes_equal_weights_only(tmp_path):
     equal, different = make_net(0, Untied), make_net(0, Untied)
-    equal.head.weight.data = equal.embed.weight.data.clone()
-    for model, path in ((equal, tmp_path / "equal.tersor"), (different, tmp_path / "other.tersor")):
-        tersor.compress(model, ratio=3)
-        tersor.save(model, path)
+    tersor.compress(equal, ratio=3)
+    insert_factors(equal, {"head.weight": state(equal)["embed.weight"]})
+    tersor.save(equal, tmp_path / "equal.tersor")
+    tersor.compress(different, ratio=3)
+    tersor.save(different, tmp_path / "other.tersor")
     back = tersor.load(tmp_path / "equal.tersor", make_net(1))
     assert torch.equal(back.head.weight, equal.head.weight)
     with pytest.raises(
@@ -139,7 +140,7 @@ def test_a_partly_factored_model_comes_back(tmp_path):
     model.conv.bias.data = model.conv.bias.bfloat16().float()
     report = tersor.save(model, tmp_path / "model.tersor")
     notes = {t.name: t.note for t in report.tensors}
-    assert notes["conv.weight"] == "exact: left dense in the model"
+    assert notes["conv.weight"] == "exact: left dense"
     back = tersor.load(tmp_path / "model.tersor", make_net(1))
     assert factored_names(back) == ["embed.weight", "head.weight"]
     assert bits(back.conv.weight) == bits(model.conv.weight)
@@ -276,3 +277,17 @@ def test_reasons_survive_saving(tmp_path):
     assert kept == again
     entry = container.read(tmp_path / "model.tersor").entries["norm.num_batches_tracked"]
     assert entry.content.reason == Kept.NOT_FLOAT
+
+
+def test_weights_may_be_kept_or_have_their_own_bits(tmp_path):
+    """A kept weight is not touched; what is saved is what was asked for."""
+    model = make_net()
+    before = snapshot(model)
+    report = tersor.compress(model, ratio=1.5, keep=["head.*"], bits={"conv.*": 4})
+    assert factored_names(model) == ["conv.weight"]
+    assert bits(model.embed.weight) == bits(before["head.weight"])
+    assert 0 < report.factored[0].bits_per_weight <= 4
+    saved = tersor.save(model, tmp_path / "model.tersor")
+    assert saved.nbytes == report.nbytes
+    with pytest.raises(InputError, match=r"similar names: conv.weight"):
+        tersor.compress(make_net(), ratio=2, bits={"cnv*": 4})

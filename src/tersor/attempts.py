@@ -21,8 +21,10 @@ from tersor.plan import tiles
 from tersor.plan.fill import Version
 from tersor.plan.progress import Progress
 from tersor.plan.sizes import SizeModel
+from tersor.resume import CHOICES, VERSIONS, recalled
 from tersor.storage import records
 from tersor.storage.checkpoint import Source
+from tersor.storage.journal import Journal
 from tersor.storage.records import EncodedFactors
 from tersor.tiling import as_float32
 
@@ -74,10 +76,19 @@ class Attempts:
         Second moments of the inputs of some weights.
     progress
         Called as the work goes on.
+    journal
+        What results are kept in, and taken from where they are there already.
     """
 
-    def __init__(self, source: Source, calibration: Calibration | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        source: Source,
+        calibration: Calibration | None,
+        progress: Progress,
+        journal: Journal | None = None,
+    ) -> None:
         self._source, self._calibration, self._progress = source, calibration, progress
+        self._journal = journal
         self._chosen: dict[str, _Chosen] = {}
         self._phases = 0
 
@@ -95,7 +106,7 @@ class Attempts:
         self, weights: Sequence[Weight], step: float, what: str
     ) -> Iterator[tuple[Weight, Version[EncodedFactors]]]:
         """Versions of some weights at a step."""
-        return self._each(partial(self._version, step), weights, what)
+        return self._each(partial(self._recalled_version, step), weights, what)
 
     def nothing(self, weight: Weight) -> Version[EncodedFactors]:
         """The version of rank 0."""
@@ -107,7 +118,12 @@ class Attempts:
         values, moments = as_float32(self._source.load(weight.name)), self._moments(weight)
         whole = energy(values, moments)
         scale = 1.0 if moments is None else output_scale(whole, len(values))
-        return _Chosen(tiles.choose(values, step * scale), scale, whole)
+        key, make = ("tiles", weight.name, step), partial(tiles.choose, values, step * scale)
+        return _Chosen(recalled(self._journal, CHOICES, key, make), scale, whole)
+
+    def _recalled_version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
+        key = ("factors", weight.name, self._chosen[weight.name].choice.tile, step)
+        return recalled(self._journal, VERSIONS, key, partial(self._version, step, weight))
 
     def _version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
         values, moments = self._source.load(weight.name), self._moments(weight)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.compress import survey
+from tersor.assembly import survey
 from tersor.errors import MissingExtraError
 from tersor.factors import Factors
 from tersor.plan.search import finest_fit

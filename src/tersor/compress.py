@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 
-from tersor.attempts import Attempts, Weight, energy
 from tersor.calibration import Calibration
-from tersor.errors import BudgetError, InputError
+from tersor.compressor import NO_OVERRIDES, Compressor
+from tersor.errors import InputError
 from tersor.plan import classify
 from tersor.plan.budget import target_bytes
-from tersor.plan.fill import Filling, Version
+from tersor.plan.overrides import Overrides
 from tersor.plan.progress import Progress, silent
-from tersor.plan.search import guess_step
-from tersor.storage import container, records
-from tersor.storage.archive import Alias, Archive, Entry, Kept
+from tersor.quality import Quality, smallest
+from tersor.storage.archive import Alias, Archive, Entry
 from tersor.storage.checkpoint import Source
-from tersor.storage.records import EncodedFactors
+from tersor.storage.journal import Journal
 
 
 def compress_source(
@@ -26,9 +24,12 @@ def compress_source(
     ratio: float | None = None,
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
+    quality: Quality | None = None,
     lossless: bool = False,
     calibration: Calibration | None = None,
+    overrides: Overrides = NO_OVERRIDES,
     measured: bool = True,
+    journal: Journal | None = None,
     progress: Progress = silent,
 ) -> Archive:
     """Compress named tensors into an archive of at most the asked size.
@@ -39,12 +40,18 @@ def compress_source(
         Where the tensors come from; they are loaded one at a time, several times.
     ratio, target_size, bits_per_weight
         The budget; exactly one of them. See `tersor.plan.budget.target_bytes`.
+    quality
+        What must be kept, instead of a budget: the file is then as small as that allows.
     lossless
         Keep every bit of every tensor instead, without budget or calibration.
     calibration
         Second moments of the inputs of weights, by the names of `source`; see `tersor.calibrate`.
+    overrides
+        What the user decides about single weights.
     measured
         Whether the file will tell the signal-to-noise ratios; that of a model will not.
+    journal
+        Results outlive the process in it; those that it has are not computed again.
     progress
         Called as the work goes on.
 
@@ -56,59 +63,62 @@ def compress_source(
     Raises
     ------
     BudgetError
-        If the target is not below the input's size, or below the smallest possible size.
+        If the target is not below the input's size, or below the smallest possible size; if no file
+        of half the input's size keeps the quality.
     InputError
-        If a tensor has NaN or infinite weights, or options contradict each other.
+        If a tensor has NaN or infinite weights, overrides match nothing, or options contradict each
+        other.
     """
+    given = (ratio, target_size, bits_per_weight, quality)
     if lossless:
-        check_lossless(ratio, target_size, bits_per_weight, calibration)
+        check_lossless(given, calibration, overrides)
         return keep_all(source, progress)
-    entries, weights = survey(source, progress)
-    numel = sum(e.numel for e in entries.values() if not isinstance(e.content, Alias))
+    if quality is not None and any(budget is not None for budget in given[:-1]):
+        raise InputError(
+            "a largest drop decides the size; leave out ratio, target size and bits per weight"
+        )
+    compressor = Compressor(
+        source,
+        calibration=calibration,
+        overrides=overrides,
+        measured=measured,
+        journal=journal,
+        progress=progress,
+    )
+    if quality is not None:
+        return smallest(compressor, source.nbytes, quality)
     target = target_bytes(
         source.nbytes,
-        numel,
+        compressor.numel,
         ratio=ratio,
         target_size=target_size,
         bits_per_weight=bits_per_weight,
     )
-    assembler = _Assembler(entries, source.nbytes, measured)
-    least = assembler.size({})
-    if target < least:
-        raise BudgetError(
-            f"{target} bytes are too few: the smallest possible file has {least} bytes, "
-            f"{assembler.kept_bytes} of them for tensors that are not factored"
-        )
-    if not weights:
-        return assembler.archive({})
-    attempts = Attempts(source, calibration, progress)
-    step = guess_step([(w.numel, w.variance) for w in weights], 8 * (target - least))
-    models = attempts.prepare(weights, step)
-    nothing = {w.name: attempts.nothing(w) for w in weights}
-    filling = Filling(weights, models, attempts.solve, nothing, assembler.size)
-    return assembler.archive(filling.within(target, step))
+    return compressor.within(target)
 
 
 def check_lossless(
-    ratio: float | None,
-    target_size: str | int | None,
-    bits_per_weight: float | None,
-    calibration: object,
+    budgets: Sequence[object], calibration: object, overrides: Overrides = NO_OVERRIDES
 ) -> None:
-    """Refuse what contradicts lossless.
+    """Refuse what contradicts lossless; None is what is not given.
 
     Raises
     ------
     InputError
-        If a budget or a calibration is given.
+        If a budget, a calibration or overrides are given.
     """
-    if any(budget is not None for budget in (ratio, target_size, bits_per_weight)):
+    if any(budget is not None for budget in budgets):
         raise InputError(
             "lossless keeps every bit, so that the size cannot be chosen; give either lossless or "
-            "one of ratio, target size and bits per weight"
+            "one of ratio, target size, bits per weight and largest drop"
         )
     if calibration is not None:
         raise InputError("lossless changes no weight: calibration has no use; leave it out")
+    if overrides.keep or overrides.bits:
+        raise InputError(
+            "lossless changes no weight: patterns of weights to keep, or of their bits, have no "
+            "use; leave them out"
+        )
 
 
 def keep_all(source: Source, progress: Progress = silent) -> Archive:
@@ -127,55 +137,3 @@ def keep_all(source: Source, progress: Progress = silent) -> Archive:
             entry = replace(entry, content=Alias(source.aliases[name]))
         entries[name] = entry
     return Archive(entries, source.nbytes)
-
-
-def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry], list[Weight]]:
-    """Entries of all tensors, factored ones still as zeros, and what will be factored."""
-    entries: dict[str, Entry] = {}
-    weights: list[Weight] = []
-    for name in source.names:
-        progress(f"reading {name}", 0.0)
-        tensor = source.load(name)
-        reason = classify.reason_to_keep(name, tensor)
-        if reason is None and name in source.unchanged:
-            reason = Kept.LEFT_DENSE
-        shape, dtype = tuple(tensor.shape), tensor.dtype
-        if name in source.aliases:
-            entries[name] = Entry(shape, dtype, Alias(source.aliases[name]))
-        elif reason is not None:
-            entries[name] = classify.keep(name, tensor, reason)
-        else:
-            variance = energy(tensor.detach(), None) / tensor.numel()
-            entries[name] = Entry(
-                shape, dtype, records.zero(shape, dtype, 0 if variance else math.inf)
-            )
-            if variance:
-                weights.append(Weight(name, shape, dtype, variance))
-    return entries, sorted(weights, key=lambda w: -w.numel)
-
-
-class _Assembler:
-    """Puts versions of the factored weights into the archive, and knows the size of its file."""
-
-    def __init__(self, entries: Mapping[str, Entry], source_bytes: int, measured: bool) -> None:
-        self._entries, self._source_bytes, self._measured = entries, source_bytes, measured
-        sections = container.kept_sections(self.archive({}))
-        self._kept = [container.stamp(section) for section in sections]
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of the sections of the tensors that are kept."""
-        return sum(stamp.size for stamp in self._kept)
-
-    def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:
-        """The archive of all tensors; weights without a version are zeros."""
-        entries = dict(self._entries)
-        for name, version in versions.items():
-            if version.content.rank:  # else zeros, which are there already
-                entries[name] = replace(entries[name], content=version.content)
-        return Archive(entries, self._source_bytes)
-
-    def size(self, versions: Mapping[str, Version[EncodedFactors]]) -> int:
-        """Bytes of the file."""
-        archive = self.archive(versions)
-        return container.size(archive if self._measured else archive.unmeasured(), self._kept)

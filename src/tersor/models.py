@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from tersor.calibration import Calibration
 from tersor.compress import compress_source
+from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.nn import insert_factors, state
 from tersor.nn.checks import check_model, check_module
 from tersor.nn.sites import find_sites
 from tersor.plan.classify import FEWEST_WEIGHTS
+from tersor.plan.overrides import Overrides
 from tersor.plan.progress import shown
+from tersor.quality import Quality, evaluated
 from tersor.storage import container, dtypes
 from tersor.storage.archive import Archive
 from tersor.storage.checkpoint import Source, shared
@@ -29,7 +33,11 @@ def compress(
     ratio: float | None = None,
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
+    max_drop: float | None = None,
+    evaluate: Callable[[nn.Module], object] | None = None,
     calibration: Calibration | None = None,
+    keep: Sequence[str] = (),
+    bits: Mapping[str, float] | None = None,
 ) -> Report:
     """Replace the weights of a model by factors, in place, so that its file has the asked size.
 
@@ -45,10 +53,21 @@ def compress(
     target_size
         Bytes of the file: a number, or a text such as ``"54kB"`` (1 kB is 1000 bytes).
     bits_per_weight
-        Bits of the file over the number of weights. Exactly one of the three is to be given.
+        Bits of the file over the number of weights. Exactly one of the three, or
+        ``max_drop``, is to be given.
+    max_drop
+        How much lower ``evaluate`` may be for the result than for the model as it is, in its units:
+        the file is as small as that allows. At most six evaluations are made.
+    evaluate
+        Takes a copy of the model and returns a number, higher for better models.
     calibration
         What `tersor.calibrate` saw in this model: the error of what the layers compute is then made
         small, instead of that of their weights.
+    keep
+        Patterns of names, such as ``"head.*"``, of weights that are to stay as they are.
+    bits
+        Bits per weight, at most, by patterns of names: ``{"conv1*": 4}``. The other weights share
+        what is left.
 
     Returns
     -------
@@ -58,9 +77,12 @@ def compress(
     Raises
     ------
     BudgetError
-        If the size cannot be reached, or is not below that of the model.
+        If the size cannot be reached, or is not below that of the model, or if half the size of the
+        model drops more than it may.
     InputError
-        If weights are NaN or infinite, or a module cannot hold factors. The model is unchanged.
+        If weights are NaN or infinite, a module cannot hold factors, a pattern matches no weight
+        that would be factored, patterns contradict each other, or ``evaluate`` raises or does not
+        return one finite number. The model is unchanged.
 
     Examples
     --------
@@ -69,6 +91,8 @@ def compress(
     >>> report.nbytes <= 4 * (64 * 64 + 64) / 10
     True
     """
+    overrides = Overrides(keep, {} if bits is None else bits)
+    quality = _quality(model, max_drop, evaluate)
     check_holders(model)
     source = source_of(model)
     with shown("compressing") as progress:
@@ -77,12 +101,34 @@ def compress(
             ratio=ratio,
             target_size=target_size,
             bits_per_weight=bits_per_weight,
+            quality=quality,
             calibration=calibration,
+            overrides=overrides,
             measured=False,
             progress=progress,
         )
     fill(model, archive)
     return summarize(archive, container.size(archive.unmeasured()))
+
+
+def _quality(
+    model: nn.Module, max_drop: float | None, evaluate: Callable[[nn.Module], object] | None
+) -> Quality | None:
+    if max_drop is None and evaluate is None:
+        return None
+    if max_drop is None or not callable(evaluate):
+        raise InputError(
+            "max_drop and evaluate, a function of the model, are needed together; got "
+            f"{max_drop!r} and {evaluate!r}"
+        )
+
+    def measure(archive: Archive | None) -> float:
+        trial = copy.deepcopy(model)
+        if archive is not None:
+            fill(trial, archive)
+        return evaluated(evaluate, trial, "evaluate")
+
+    return Quality(max_drop, measure)
 
 
 def check_holders(model: nn.Module) -> None:

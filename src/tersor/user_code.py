@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from tersor.calibration import Calibration, calibrate
 from tersor.errors import InputError, explained
+from tersor.nn.load import load_weights, tensors_of
 from tersor.plan.classify import reason_to_keep
+from tersor.quality import Measure, evaluated
+from tersor.storage.archive import Archive
 from tersor.storage.checkpoint import Source, shared
 
 Value = TypeVar("Value")
 
 
-def calibrate_source(source: Source, model: str | None, loader: str | None) -> Calibration:
+def calibrate_source(source: Source, model: nn.Module, loader: str) -> Calibration:
     """Calibrate the model of a checkpoint.
 
     Parameters
     ----------
     source
-        The tensors of the checkpoint, which are loaded into the model.
-    model, loader
-        ``module:callable`` of what returns the model and the batches; both are needed.
+        The tensors of the checkpoint.
+    model
+        The model of these, see `model_of`.
+    loader
+        ``module:callable`` of what returns the batches.
 
     Returns
     -------
@@ -37,29 +42,88 @@ def calibrate_source(source: Source, model: str | None, loader: str | None) -> C
     Raises
     ------
     InputError
-        If one of them is missing, cannot be imported, raises or returns something else, or if the
-        checkpoint does not fit the model.
+        If the loader cannot be imported, raises or returns something else.
     """
-    if model is None or loader is None:
-        given, missing = ("--calibrate", "--model") if model is None else ("--model", "--calibrate")
-        raise InputError(f"{given} is given without {missing}; calibration needs both of them")
-    module = call("--model", model)
-    if not isinstance(module, nn.Module):
-        raise InputError(
-            f"--model {model} returned a {type(module).__name__}; an nn.Module is needed"
-        )
     batches = call("--calibrate", loader)
     if not isinstance(batches, Iterable):
         raise InputError(
             f"--calibrate {loader} returned a {type(batches).__name__}; an iterable of batches is "
             "needed, such as a list or a DataLoader"
         )
-    load_weights(module, source)
-    return _for_checkpoint(calibrate(module, batches), module, source)
+    return _for_checkpoint(calibrate(model, batches), model, source)
+
+
+def model_of(source: Source, reference: str) -> nn.Module:
+    """The model that ``module:callable`` returns, with the weights of a checkpoint.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported, raises or returns something else, or the checkpoint does not fit.
+    """
+    model = call("--model", reference)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"--model {reference} returned a {type(model).__name__}; an nn.Module is needed"
+        )
+    load_weights(model, source)
+    return model
+
+
+def measure_of(source: Source, model: nn.Module, reference: str) -> Measure:
+    """The evaluation that ``module:callable`` does, of the dense model or of what archives hold.
+
+    Parameters
+    ----------
+    source
+        The tensors of the checkpoint.
+    model
+        The model of these; each evaluation loads weights into it.
+    reference
+        Names a function that takes the model and returns a number, higher for better models.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported. What is returned raises one if the function does, or returns
+        anything but a finite number.
+    """
+    evaluate = find("--eval", reference, "with the model")
+
+    def measure(archive: Archive | None) -> float:
+        held = source
+        if archive is not None:
+            held = Source(list(archive.entries), archive.tensor, archive.source_bytes)
+        load_weights(model, held)
+        return evaluated(evaluate, model, f"--eval {reference}")
+
+    return measure
 
 
 def call(option: str, reference: str) -> Any:
-    """Import ``module:callable``, from the current folder first, and call it without arguments."""
+    """Find ``module:callable`` and call it without arguments."""
+    target = find(option, reference, "without arguments")
+    with explained(f"{option} {reference}", "it has to work when called without arguments"):
+        return target()
+
+
+def find(option: str, reference: str, arguments: str) -> Callable[..., Any]:
+    """Import ``module:callable``, from the current folder first.
+
+    Parameters
+    ----------
+    option
+        What it is given with.
+    reference
+        Names of the module and the callable, which may be an attribute of something in it.
+    arguments
+        What it will be called with, in words.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported, or is nothing to be called.
+    """
     module, _, name = reference.partition(":")
     if not module or not name:
         raise InputError(
@@ -81,47 +145,14 @@ def call(option: str, reference: str) -> Any:
     if not callable(target):
         raise InputError(
             f"{option} {reference} is a {type(target).__name__}; a function or class is needed, "
-            "which is called without arguments"
+            f"which is called {arguments}"
         )
-    with explained(f"{option} {reference}", "it has to work when called without arguments"):
-        return target()
-
-
-def load_weights(model: nn.Module, source: Source) -> None:
-    """Load a checkpoint, which may have more tensors than the model, and lack integers.
-
-    Those are counters and tables of positions, which versions of a model differ in; what the model
-    starts with is as good.
-
-    Raises
-    ------
-    InputError
-        If shapes differ, or a floating-point tensor of the model is not in the checkpoint, under
-        none of its names.
-    """
-    try:
-        found = model.load_state_dict({n: source.load(n) for n in source.names}, strict=False)
-    except RuntimeError as error:  # its message lists the shapes, over several lines
-        raise InputError(f"the checkpoint does not fit: {' '.join(str(error).split())}") from None
-    tied = shared(_tensors(model))
-    present = {tied.get(name, name) for name in source.names}
-    real = {name for name, tensor in _tensors(model).items() if tensor.is_floating_point()}
-    missing = [n for n in found.missing_keys if n in real and tied.get(n, n) not in present]
-    if missing:
-        raise InputError(
-            f"the checkpoint does not fit a {type(model).__name__}: it lacks {_some(missing)}, and "
-            f"has {_some(found.unexpected_keys) or 'no more'} that the model lacks; give the "
-            "architecture that was saved"
-        )
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+    return cast(Callable[..., Any], target)
 
 
 def _for_checkpoint(calibration: Calibration, model: nn.Module, source: Source) -> Calibration:
     """Moments by the names in the checkpoint, which may have any names of a tied weight."""
-    known = _tensors(model)
+    known = tensors_of(model)
     tied = shared(known)
 
     def rename(values: Mapping[str, Value]) -> dict[str, Value]:
@@ -137,8 +168,3 @@ def _for_checkpoint(calibration: Calibration, model: nn.Module, source: Source) 
         skipped=rename(calibration.skipped)
         | dict.fromkeys(unknown, "the model has no such weight"),
     )
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -29,3 +29,17 @@ def test_the_step_of_a_size_is_found(total, around):
     models = [SizeModel(np.array([4.0, 1.0]), 3000), SizeModel(np.array([0.01]), 10_000)]
     step = step_of_size([m.bytes for m in models], total, around)
     assert sum(m.bytes(step) for m in models) == pytest.approx(total, rel=1e-6)
+
+
+def test_the_error_is_that_of_reverse_water_filling():
+    model = SizeModel(np.array([4.0, 1.0]), 1000)
+    assert model.error(1e3) == pytest.approx(5 * 1000, rel=1e-4)  # nothing is left of the weight
+    assert model.error(2e-4) == pytest.approx(4 * model.error(1e-4), rel=1e-3)
+
+
+def test_errors_that_were_measured_are_given_back():
+    model = SizeModel(np.array([4.0, 1.0]), 1000)
+    model.learn(0.1, 2000, 30.0)
+    model.learn(1.0, 500, 900.0)
+    assert [model.error(s) for s in (0.1, 1.0)] == [pytest.approx(30.0), pytest.approx(900.0)]
+    assert 30 < model.error(0.3) < 900

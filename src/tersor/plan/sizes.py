@@ -1,4 +1,4 @@
-"""How many bytes a weight will take at a step: a formula, corrected by what was measured."""
+"""Bytes and error of a weight at a step: formulas, corrected by what was measured."""
 
 from __future__ import annotations
 
@@ -20,42 +20,29 @@ _FLOOR = 8.0
 _BISECTIONS = 90
 
 
+_NEGLIGIBLE = 1e-12
+"""Errors are told apart down to this share of the weight's energy."""
+
+
 @dataclass
-class SizeModel:
-    """Bytes of a weight's factors as a function of the step.
+class _Corrected:
+    """A formula of the step, times the ratio of what was measured to it, which is interpolated."""
 
-    At high rates an axis of variance v takes ``log2(v / level) / 2`` bits, where the level is in
-    proportion to the step squared (reverse water-filling); ``log2(1 + v / level) / 2`` also tells
-    low rates, at which weights that are not Gaussian still take some. The ratio of measured sizes
-    to this is interpolated between the steps at which they were measured.
+    formula: Callable[[float], float]
+    floor: float
+    _points: dict[float, float] = field(default_factory=dict)
+    _provisional: bool = True
 
-    Parameters
-    ----------
-    spectrum
-        Variances of the tiles' axes, (d,), in units of the weight squared.
-    tiles
-        Number of tiles.
-    """
-
-    spectrum: NDArray[np.float64]
-    tiles: float
-    _points: dict[float, float] = field(default_factory=dict, repr=False)
-    _provisional: bool = field(default=True, repr=False)
-
-    def learn(self, step: float, nbytes: float, *, provisional: bool = False) -> None:
-        """Take in a size that was measured, or for as long as none is, a provisional one."""
+    def learn(self, step: float, measured: float, provisional: bool = False) -> None:
         if self._provisional:
             self._points.clear()
         self._provisional = provisional
-        self._points[math.log(step)] = math.log((nbytes + _FLOOR) / (self._formula(step) + _FLOOR))
+        expected = self.formula(step)
+        self._points[math.log(step)] = math.log((measured + self.floor) / (expected + self.floor))
 
-    def bytes(self, step: float) -> float:
-        """Bytes at a step."""
+    def __call__(self, step: float) -> float:
         ratio = math.exp(_interpolate(math.log(step), sorted(self._points.items())))
-        return max(0.0, ratio * (self._formula(step) + _FLOOR) - _FLOOR)
-
-    def _formula(self, step: float) -> float:
-        return self.tiles * float(np.log1p(self.spectrum / (_LEVEL * step**2)).sum()) / _SIXTEEN
+        return max(0.0, ratio * (self.formula(step) + self.floor) - self.floor)
 
 
 def _interpolate(x: float, points: list[tuple[float, float]]) -> float:
@@ -68,6 +55,62 @@ def _interpolate(x: float, points: list[tuple[float, float]]) -> float:
     if x < a or x > b:
         slope = min(max(slope, -_STEEPEST), _STEEPEST)
     return high + slope * (x - b) if x > b else low + slope * (x - a)
+
+
+class SizeModel:
+    """Bytes and error of a weight's factors as functions of the step.
+
+    At high rates an axis of variance v takes ``log2(v / level) / 2`` bits, where the level, the
+    error that it keeps, is in proportion to the step squared (reverse water-filling);
+    ``log2(1 + v / level) / 2`` bits and an error of ``v level / (v + level)`` also tell low rates,
+    at which weights that are not Gaussian still take some. The ratio of what was measured to this
+    is interpolated between the steps at which it was measured.
+
+    Parameters
+    ----------
+    spectrum
+        Variances of the tiles' axes, (d,), in units of the weight squared.
+    tiles
+        Number of tiles.
+    """
+
+    def __init__(self, spectrum: NDArray[np.float64], tiles: float) -> None:
+        self._spectrum, self._tiles = spectrum, tiles
+        energy = tiles * float(spectrum.sum())
+        self._size = _Corrected(self._bytes, _FLOOR)
+        self._distortion = _Corrected(self._error, max(_NEGLIGIBLE * energy, 1e-300))
+
+    def learn(
+        self,
+        step: float,
+        nbytes: float,
+        error: float | None = None,
+        *,
+        provisional: bool = False,
+    ) -> None:
+        """Take in a size, and perhaps an error, that was measured.
+
+        Provisional ones hold for as long as there are no others.
+        """
+        self._size.learn(step, nbytes, provisional)
+        if error is not None:
+            self._distortion.learn(step, error, provisional)
+
+    def bytes(self, step: float) -> float:
+        """Bytes at a step."""
+        return self._size(step)
+
+    def error(self, step: float) -> float:
+        """Squared error at a step."""
+        return self._distortion(step)
+
+    def _bytes(self, step: float) -> float:
+        level = _LEVEL * step**2
+        return self._tiles * float(np.log1p(self._spectrum / level).sum()) / _SIXTEEN
+
+    def _error(self, step: float) -> float:
+        level = _LEVEL * step**2
+        return self._tiles * float((self._spectrum / (1 + self._spectrum / level)).sum())
 
 
 _STEEPEST = 0.7  # sizes still fall as the step grows

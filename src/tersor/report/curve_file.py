@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor.errors import InputError
+from tersor.storage.atomic import replacing
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,15 @@ class Point:
         Predicted loss in the metric, if known.
     measured
         The metric, if measured.
+    error
+        Predicted squared error of the weights or, calibrated, of their outputs, as a share of that
+        of zeros.
     """
 
     nbytes: int
     predicted_drop: float | None
     measured: float | None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,46 @@ def read(path: str | os.PathLike[str]) -> Curve:
         ) from None
 
 
+def write(path: str | os.PathLike[str], curve: Curve) -> None:
+    """Write a curve as JSON, atomically.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(to_json(curve), indent=2) + "\n")
+
+
+def to_json(curve: Curve) -> dict[str, Any]:
+    """A curve as plain data."""
+    points = [
+        {
+            "bytes": p.nbytes,
+            "ratio": curve.dense_bytes / p.nbytes,
+            "error": p.error,
+            "predicted_drop": p.predicted_drop,
+            "measured": p.measured,
+        }
+        for p in curve.points
+    ]
+    return {
+        "points": points,
+        "metric": curve.metric,
+        "dense": curve.dense,
+        "dense_bytes": curve.dense_bytes,
+    }
+
+
 def _curve(data: dict[str, Any]) -> Curve:
     points = [
-        Point(_size(p["bytes"]), _number(p["predicted_drop"]), _number(p["measured"]))
+        Point(
+            _size(p["bytes"]),
+            _number(p["predicted_drop"]),
+            _number(p["measured"]),
+            _number(p.get("error")),
+        )
         for p in data["points"]
     ]
     if not points:

@@ -33,7 +33,7 @@ class Kept(IntEnum):
             Kept.SMALL: "few weights",
             Kept.NOT_FLOAT: "not floating-point of 16 bits or more",
             Kept.EMPTY: "empty",
-            Kept.LEFT_DENSE: "left dense in the model",
+            Kept.LEFT_DENSE: "left dense",
             Kept.RANGE: "extreme in magnitude",
             Kept.LOSSLESS: "lossless, as asked",
         }[self]

@@ -1,0 +1,50 @@
+"""Commands about tersor itself: info, demo, and ``--version``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor.cli.app import app, console, reporting_errors, say
+
+
+@app.command(epilog="Example: `tersor info`")
+def info() -> None:
+    """Show versions, which kernels are there, and the number of threads."""
+    from tersor.report.info import environment
+
+    for name, value in environment().items():
+        say(f"{name:<14}{value}")
+
+
+@app.command(epilog="Example: `tersor demo --output demo`")
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the files and the picture.")
+    ] = Path("demo"),
+) -> None:
+    """Train a small network on handwritten digits, compress it 10 and 30 times, compare."""
+    with reporting_errors():
+        from tersor.demo import run
+
+        run(output, console)
+
+
+def version(show: bool) -> None:
+    """Print the version and stop."""
+    if show:
+        from tersor.version import __version__
+
+        console.print(f"tersor {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of all commands."""

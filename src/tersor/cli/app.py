@@ -1,0 +1,101 @@
+"""What the commands share: the application, kinds of arguments, how errors are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a trained PyTorch model many times smaller, as one real file.",
+    epilog="Start with: `tersor compress model.safetensors -o model.tersor --ratio 20`",
+)
+console = Console()
+errors = Console(stderr=True)
+
+FAILED = 2
+"""Exit code of everything that stops a command, apart from a bug in tersor."""
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="Checkpoint: .safetensors, its .index.json if sharded, or .pt/.pth/.bin/.ckpt "
+        "(weights only; never unpickled).",
+        show_default=False,
+    ),
+]
+TersorFile = Annotated[
+    Path, typer.Argument(metavar="MODEL.tersor", help="Compressed file.", show_default=False)
+]
+MaxBytes = Annotated[
+    Optional[str],  # noqa: UP045  (typer on Python 3.10)
+    typer.Option(
+        help="Refuse a file that would take more memory than this once decoded: 8GB, 500MiB.",
+        show_default="64GiB",
+    ),
+]
+
+Architecture = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--model",
+        metavar="MODULE:CALLABLE",
+        help="For --calibrate and --eval: returns the nn.Module that MODEL holds the weights of.",
+    ),
+]
+Calibrate = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="MODULE:CALLABLE",
+        help="Returns batches of typical inputs (tensors, tuples or dicts), no labels needed.",
+    ),
+]
+Evaluate = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--eval",
+        metavar="MODULE:CALLABLE",
+        help="Is called with the nn.Module and returns its quality, such as percent correct: a "
+        "number, higher is better.",
+    ),
+]
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Turn what a user can mend into a message and an exit code."""
+    from tersor.errors import TersorError
+
+    try:
+        yield
+    except BrokenPipeError:  # who reads the output has seen enough, as in `tersor inspect | head`
+        raise
+    except (TersorError, OSError, MemoryError) as error:
+        errors.print("[red]error:[/]", end=" ")
+        say(_message(error), errors)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        say("interrupted; earlier files are as they were", errors)
+        raise typer.Exit(FAILED) from None
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; earlier files are as they were"
+    return str(error) or "there is not enough memory for this"
+
+
+def say(text: str, where: Console = console) -> None:
+    """Print a line as it is: names in it may look like markup, or be long."""
+    where.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,126 @@
+"""``tersor compress``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from tersor.cli.app import (
+    Architecture,
+    Calibrate,
+    Checkpoint,
+    Evaluate,
+    app,
+    console,
+    reporting_errors,
+    say,
+)
+from tersor.cli.work import calibration_of, module_of, quality_of, resuming
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "- `tersor compress model.safetensors -o model.tersor --ratio 20`\n"
+    "- `tersor compress model.pt -o model.tersor --target-size 54kB`\n"
+    "- `tersor compress model.safetensors.index.json -o model.tersor --bits-per-weight 1.5`\n"
+    "- `tersor compress model.safetensors -o model.tersor --lossless`\n"
+    "- `tersor compress model.pt -o model.tersor --ratio 20 --keep 'head.*' --bits 'conv1*=4'`\n"
+    "- `tersor compress model.pt -o model.tersor --max-drop 0.5 --model net:make "
+    "--eval net:accuracy`\n"
+    "- `tersor compress model.pt -o model.tersor --ratio 20 --model net:make "
+    "--calibrate data:batches`"
+)
+def compress(
+    model: Checkpoint,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write.", show_default=False)
+    ],
+    ratio: Annotated[
+        Optional[float],  # noqa: UP045  (typer on Python 3.10)
+        typer.Option(help="Size of MODEL on disk over the size of the output."),
+    ] = None,
+    target_size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Size of the output: 54kB (1 kB = 1000 bytes), 1.5MiB, 54000."),
+    ] = None,
+    bits_per_weight: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Bits of the whole output over the number of weights."),
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="The smallest output of which the result of --eval is at most this much lower."
+        ),
+    ] = None,
+    lossless: Annotated[
+        bool,
+        typer.Option("--lossless", help="Keep every bit of every tensor; the size follows."),
+    ] = False,
+    keep: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="PATTERN",
+            help="Keep weights whose names match, such as 'head.*', exactly. Repeatable.",
+        ),
+    ] = None,
+    bits: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="PATTERN=NUMBER",
+            help="Bits per weight, at most, of those that match: 'conv1*=4'. Repeatable.",
+        ),
+    ] = None,
+    architecture: Architecture = None,
+    calibrate: Calibrate = None,
+    evaluate: Evaluate = None,
+) -> None:
+    """Compress a checkpoint into a file of at most the asked size. Needs no model code.
+
+    Give exactly one of --ratio, --target-size, --bits-per-weight, --max-drop and --lossless. With
+    --model and --calibrate, which are looked up from the current folder on, the model is run to see
+    which weights matter. --max-drop needs --model and --eval.
+    """
+    with reporting_errors():
+        from tersor.compress import check_lossless, compress_source
+        from tersor.plan.overrides import Overrides, parse_bits
+        from tersor.plan.progress import shown
+        from tersor.report import table
+        from tersor.storage import container, summary
+        from tersor.storage.atomic import check_writable
+        from tersor.storage.checkpoint import open_checkpoint
+
+        check_writable(output, model)
+        overrides = Overrides(keep or (), parse_bits(bits or ()))
+        if lossless:
+            budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
+            check_lossless(budgets, calibrate or architecture, overrides)
+        source = open_checkpoint(model)
+        module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
+        quality = quality_of(source, module, evaluate, max_drop)
+        calibration = calibration_of(source, module, calibrate)
+        options = [ratio, target_size, bits_per_weight, max_drop, keep, bits]
+        keeping = resuming(output, source, calibration, options)
+        with nullcontext() if lossless else keeping as journal:
+            with shown("compressing") as progress:
+                archive = compress_source(
+                    source,
+                    ratio=ratio,
+                    target_size=target_size,
+                    bits_per_weight=bits_per_weight,
+                    quality=quality,
+                    lossless=lossless,
+                    calibration=calibration,
+                    overrides=overrides,
+                    journal=journal,
+                    progress=progress,
+                )
+            with shown("writing") as progress:
+                written = container.write(output, archive, progress)
+        console.print(table.render(summary.summarize(archive, written)))
+        if source.ignored:
+            say(f"left out: {', '.join(source.ignored)}")
+        say(f"wrote {output}")

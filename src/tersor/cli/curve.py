@@ -1,0 +1,83 @@
+"""``tersor curve``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from tersor.cli.app import (
+    Architecture,
+    Calibrate,
+    Checkpoint,
+    Evaluate,
+    app,
+    console,
+    reporting_errors,
+    say,
+)
+from tersor.cli.work import calibration_of, measure_of, module_of, resuming
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "- `tersor curve model.safetensors -o curve.json --plot curve.png`\n"
+    "- `tersor curve model.pt -o curve.json --model net:make --eval net:accuracy`"
+)
+def curve(
+    model: Checkpoint,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045  (typer on Python 3.10)
+        typer.Option("--output", "-o", help="JSON file to write.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Picture to write: .png, .svg or .pdf.", show_default=False),
+    ] = None,
+    points: Annotated[int, typer.Option(help="Sizes of the curve.")] = 16,
+    architecture: Architecture = None,
+    calibrate: Calibrate = None,
+    evaluate: Evaluate = None,
+) -> None:
+    """Show quality against size, 4 to 40 times smaller, before the work.
+
+    Without --eval that is the squared error alone. With --model and --eval the quality is measured
+    of the dense model and at four of the sizes, and predicted at the others.
+    """
+    with reporting_errors():
+        from tersor.compressor import Compressor
+        from tersor.curve import trace
+        from tersor.plan.progress import shown
+        from tersor.report import curve_file, curve_picture
+        from tersor.storage.atomic import check_writable
+        from tersor.storage.checkpoint import open_checkpoint
+
+        for path in filter(None, (output, plot)):
+            check_writable(path, model)
+        if plot is not None:
+            curve_picture.check_picture(plot)
+        source = open_checkpoint(model)
+        module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
+        calibration = calibration_of(source, module, calibrate)
+        measure = measure_of(source, module, evaluate)
+        beside = output or plot
+        with (
+            resuming(beside, source, calibration, [points]) if beside else nullcontext() as journal,
+            shown("tracing") as progress,
+        ):
+            found = trace(
+                Compressor(source, calibration=calibration, journal=journal, progress=progress),
+                source.nbytes,
+                points=points,
+                measure=measure,
+                metric=evaluate and evaluate.rpartition(":")[2],
+            )
+            if output is not None:
+                curve_file.write(output, found)
+            if plot is not None:
+                curve_picture.draw(plot, found)
+        console.print(curve_picture.render(found))
+        for path in filter(None, (output, plot)):
+            say(f"wrote {path}")

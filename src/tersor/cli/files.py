@@ -1,0 +1,101 @@
+"""Commands about a compressed file: decompress, inspect, report, verify."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from tersor.cli.app import FAILED, MaxBytes, TersorFile, app, console, reporting_errors, say
+
+
+@app.command(epilog="Example: `tersor decompress model.tersor -o dense.safetensors`")
+def decompress(
+    model: TersorFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Safetensors file to write.", show_default=False)
+    ],
+    max_bytes: MaxBytes = None,
+) -> None:
+    """Give back the dense tensors, with the names, shapes and types that they came with."""
+    with reporting_errors():
+        from tersor.files import export_safetensors
+
+        written = export_safetensors(model, output, max_bytes=max_bytes)
+        say(f"wrote {output}: {written} bytes")
+
+
+@app.command(
+    epilog="Examples:\n\n- `tersor inspect model.tersor`\n"
+    "- `tersor inspect model.tersor --json | jq .ratio`"
+)
+def inspect(
+    model: TersorFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a file holds, from the file alone."""
+    with reporting_errors():
+        from tersor.files import inspect as inspect_file
+        from tersor.report import table
+
+        report = inspect_file(model)
+        if as_json:
+            sys.stdout.write(json.dumps(table.to_json(report), indent=2) + "\n")
+        else:
+            console.print(table.render(report))
+
+
+@app.command(
+    epilog="Examples:\n\n- `tersor report model.tersor -o report.html`\n"
+    "- `tersor report model.tersor -o report.html --dense model.safetensors --curve curve.json`"
+)
+def report(
+    model: TersorFile,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="HTML file to write.", show_default=False)
+    ],
+    dense: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Checkpoint that the file was made from, to measure against."),
+    ] = None,
+    curve: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSON file that `tersor curve` wrote; this file's size is marked."),
+    ] = None,
+) -> None:
+    """Write one self-contained page: where the bytes are, what was lost, what is in each layer."""
+    with reporting_errors():
+        from tersor.plan.progress import shown
+        from tersor.report import curve_file, html
+        from tersor.report.facts import gather
+        from tersor.storage.atomic import check_writable
+
+        for source in filter(None, (model, dense, curve)):
+            check_writable(output, source)
+        points = None if curve is None else curve_file.read(curve)
+        with shown("reading") as progress:
+            facts = gather(model, dense, progress)
+        written = html.write(output, facts, points)
+        say(f"wrote {output}: {written} bytes")
+
+
+@app.command(epilog="Example: `tersor verify model.tersor`")
+def verify(model: TersorFile, max_bytes: MaxBytes = None) -> None:
+    """Check all of a file: header, checksums, and that every tensor can be decoded.
+
+    Prints a line for each problem; the exit code is 2 if there is any, else 0.
+    """
+    with reporting_errors():
+        from tersor.files import verify as verify_file
+        from tersor.plan.progress import shown
+
+        with shown("verifying") as progress:
+            found = verify_file(model, max_bytes=max_bytes, progress=progress)
+    for problem in found.problems:
+        say(f"{model}: {problem}")
+    if found.problems:
+        raise typer.Exit(FAILED)
+    say(f"{model} is intact: {found.tensors} tensors, {found.nbytes} bytes")

@@ -1,0 +1,46 @@
+"""Dense tensors of a source -> a model that is made for them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tersor.errors import InputError
+from tersor.storage.checkpoint import Source, shared
+
+
+def load_weights(model: nn.Module, source: Source) -> None:
+    """Load a checkpoint, which may have more tensors than the model, and lack integers.
+
+    Those are counters and tables of positions, which versions of a model differ in; what the model
+    starts with is as good.
+
+    Raises
+    ------
+    InputError
+        If shapes differ, or a floating-point tensor of the model is not in the checkpoint, under
+        none of its names.
+    """
+    try:
+        found = model.load_state_dict({n: source.load(n) for n in source.names}, strict=False)
+    except RuntimeError as error:  # its message lists the shapes, over several lines
+        raise InputError(f"the checkpoint does not fit: {' '.join(str(error).split())}") from None
+    tied = shared(tensors_of(model))
+    present = {tied.get(name, name) for name in source.names}
+    real = {name for name, tensor in tensors_of(model).items() if tensor.is_floating_point()}
+    missing = [n for n in found.missing_keys if n in real and tied.get(n, n) not in present]
+    if missing:
+        raise InputError(
+            f"the checkpoint does not fit a {type(model).__name__}: it lacks {_some(missing)}, and "
+            f"has {_some(found.unexpected_keys) or 'no more'} that the model lacks; give the "
+            "architecture that was saved"
+        )
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a model's ``state_dict``, which may hold more."""
+    return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

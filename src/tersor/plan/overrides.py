@@ -1,0 +1,122 @@
+"""What the user decides about single weights, by patterns of their names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from numbers import Real
+
+from tersor.errors import InputError
+
+_SIMILAR = 3
+"""Names that the error about a pattern without matches gives."""
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Weights that the allocation does not decide about.
+
+    Patterns are those of shells: ``*`` is any text, ``?`` a character, ``[ab]`` one of some; they
+    match whole names, upper and lower case told apart.
+
+    Parameters
+    ----------
+    keep
+        Patterns of the weights that are not factored, but kept exactly.
+    bits
+        Bits per weight, at most, of the weights that a pattern matches.
+
+    Raises
+    ------
+    InputError
+        If a pattern is not a text, or the bits are not a positive number.
+    """
+
+    keep: Sequence[str] = ()
+    bits: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str) or not all(isinstance(p, str) for p in self.keep):
+            raise InputError(f"keep must be a list of patterns of names, got {self.keep!r}")
+        if not isinstance(self.bits, Mapping) or not all(isinstance(p, str) for p in self.bits):
+            raise InputError(f"bits must be a dict of patterns to numbers, got {self.bits!r}")
+        for pattern, bits in self.bits.items():
+            if not isinstance(bits, Real) or not 0 < bits < math.inf:
+                raise InputError(
+                    f"bits of {pattern!r} must be a positive number, got {bits!r}; use keep for "
+                    "weights that are not to be changed"
+                )
+
+    def resolve(self, names: Mapping[str, Sequence[str]]) -> Resolved:
+        """What the patterns mean for some weights.
+
+        Parameters
+        ----------
+        names
+            All names of each weight that would be factored (tied ones have several), by its first.
+
+        Raises
+        ------
+        InputError
+            If a pattern matches none of them, or patterns contradict each other.
+        """
+        keep = {name for pattern in self.keep for name in _matches(pattern, names)}
+        bits: dict[str, float] = {}
+        for pattern, number in self.bits.items():
+            for name in _matches(pattern, names):
+                if name in keep or bits.setdefault(name, number) != number:
+                    other = "to be kept" if name in keep else f"given {bits[name]:g} bits"
+                    raise InputError(
+                        f"{name!r} is {other} by one pattern, and given {number:g} bits by "
+                        f"{pattern!r}; change one of them"
+                    )
+        return Resolved(frozenset(keep), bits)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Names of weights that are kept, and bits per weight of others."""
+
+    keep: frozenset[str]
+    bits: Mapping[str, float]
+
+
+def parse_bits(options: Iterable[str]) -> dict[str, float]:
+    """Bits by pattern, from texts such as ``conv1*=4``.
+
+    Raises
+    ------
+    InputError
+        If one is not of this form, or two give one pattern different numbers.
+    """
+    bits: dict[str, float] = {}
+    for option in options:
+        pattern, _, number = option.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not pattern or math.isnan(value):
+            raise InputError(
+                f"--bits {option!r} is not of the form PATTERN=NUMBER, such as 'conv1*=4'"
+            )
+        if bits.setdefault(pattern, value) != value:
+            raise InputError(
+                f"--bits gives {pattern!r} both {bits[pattern]:g} and {value:g}; leave out one"
+            )
+    return bits
+
+
+def _matches(pattern: str, names: Mapping[str, Sequence[str]]) -> list[str]:
+    found = [first for first, all_ in names.items() if any(fnmatchcase(n, pattern) for n in all_)]
+    if found:
+        return found
+    known = [name for all_ in names.values() for name in all_]
+    similar = get_close_matches(pattern.strip("*"), known, n=_SIMILAR, cutoff=0.0)
+    raise InputError(
+        f"the pattern {pattern!r} matches none of the {len(names)} weights that are to be factored"
+        + (f"; similar names: {', '.join(similar)}" if similar else "")
+    )

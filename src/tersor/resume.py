@@ -1,0 +1,121 @@
+"""What an interrupted run leaves for the next: results of attempts, and what they depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tersor.calibration import Calibration
+from tersor.plan.fill import Version
+from tersor.plan.tiles import Choice
+from tersor.storage import container, dtypes
+from tersor.storage.checkpoint import Source
+from tersor.storage.entropy import Coding
+from tersor.storage.journal import Journal
+from tersor.storage.records import EncodedFactors
+from tersor.version import __version__
+
+Result = TypeVar("Result")
+
+
+def identity(
+    source: Source, calibration: Calibration | None, options: Sequence[object]
+) -> dict[str, str]:
+    """All that results depend on, by what users call it.
+
+    The input counts by its content, whatever the names and dates of its files.
+
+    Raises
+    ------
+    InputError
+        If a tensor cannot be stored.
+    """
+    tensors = blake2b(digest_size=16)
+    for name in source.names:
+        tensor = source.load(name)
+        dtypes.check(name, tensor)
+        _update(tensors, name, tensor)
+    return {
+        "the input": tensors.hexdigest(),
+        "the calibration": _digest(calibration),
+        "the options": json.dumps(options),
+        "the version": f"{__version__}, torch {torch.__version__}, format {container.VERSION}",
+    }
+
+
+def _digest(calibration: Calibration | None) -> str:
+    values = blake2b(digest_size=16)
+    for field in fields(calibration) if calibration is not None else ():
+        content = getattr(calibration, field.name)
+        named = content if isinstance(content, Mapping) else {"": content}
+        for name, value in named.items():
+            _update(values, f"{field.name} {name}", value)
+    return values.hexdigest()
+
+
+def _update(digest: Any, name: str, value: object) -> None:
+    if isinstance(value, Tensor):
+        values = value.detach().cpu().contiguous()
+        name = f"{name} {tuple(values.shape)} {values.dtype}"
+        digest.update(repr(name).encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+    else:
+        digest.update(repr((name, value)).encode())
+
+
+@dataclass(frozen=True)
+class Codec(Generic[Result]):
+    """Turns results into bytes and back, to the last bit."""
+
+    encode: Callable[[Result], bytes]
+    decode: Callable[[bytes], Result]
+
+
+def recalled(
+    journal: Journal | None, codec: Codec[Result], key: object, make: Callable[[], Result]
+) -> Result:
+    """The result that the journal has under a key, or a new one, which it then has."""
+    if journal is None:
+        return make()
+    known = journal.get(repr(key))
+    if known is not None:
+        return codec.decode(known)
+    result = make()
+    journal.put(repr(key), codec.encode(result))
+    return result
+
+
+def _encode_choice(choice: Choice) -> bytes:
+    spectrum = choice.spectrum.tolist()
+    return json.dumps([choice.tile, spectrum, choice.tiles, choice.nbytes]).encode()
+
+
+def _decode_choice(data: bytes) -> Choice:
+    tile, spectrum, tiles, nbytes = json.loads(data)
+    return Choice(tile, np.array(spectrum, np.float64), tiles, nbytes)
+
+
+def _encode_version(version: Version[EncodedFactors]) -> bytes:
+    content, coding = version.content, version.content.coding
+    numbers = [content.tile, content.scale, content.rank, content.snr]
+    parameters = [coding.states, coding.codebook_start, coding.latent_start]
+    head = json.dumps([version.nbytes, version.error, numbers, parameters])
+    return head.encode() + b"\n" + content.payload
+
+
+def _decode_version(data: bytes) -> Version[EncodedFactors]:
+    head, _, payload = data.partition(b"\n")
+    nbytes, error, (tile, scale, rank, snr), parameters = json.loads(head)
+    content = EncodedFactors(tile, scale, rank, Coding(*parameters), payload, snr)
+    return Version(nbytes, error, content)
+
+
+CHOICES = Codec(_encode_choice, _decode_choice)
+VERSIONS = Codec(_encode_version, _decode_version)

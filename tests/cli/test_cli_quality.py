@@ -1,0 +1,206 @@
+"""Commands that evaluate a model of the user's: curve, and compress with --max-drop."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from samples import generator
+from typer.testing import CliRunner
+
+from tersor.attempts import Attempts
+from tersor.cli import app
+
+CODE = """
+import torch
+from torch import nn
+from safetensors.torch import load_file
+
+calls = []
+
+def make(): return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+
+def score(model):
+    calls.append(1)
+    true = load_file("model.safetensors")
+    errors = [(p.detach() - true[n]).square().sum() for n, p in model.named_parameters()]
+    assert not model.training and not torch.is_grad_enabled()
+    return 100 - 2 * float(sum(errors)) ** 0.5
+
+def as_tensor(model): return torch.tensor([score(model)])
+def nan(model): return float("nan")
+def infinite(model): return torch.tensor(float("-inf"))
+def vector(model): return torch.ones(2)
+def text(model): return "92 %"
+def nothing(model): return None
+def boolean(model): return True
+def fails(model): raise KeyError("label")
+def without(): return 5
+def falls(model): return 50.0 if len(calls) or calls.append(1) else 100.0
+number = 5
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "quality_code", raising=False)
+    draw = generator(1)
+    state = {f"{i}.weight": torch.randn(64, 64, generator=draw) for i in (0, 2)}
+    state |= {f"{i}.bias": torch.randn(64, generator=draw).bfloat16().float() for i in (0, 2)}
+    save_file(state, "model.safetensors")
+    Path("quality_code.py").write_text(CODE)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def names(folder):
+    return {p.name for p in folder.iterdir()} - {"__pycache__"}
+
+
+MODEL = ("--model", "quality_code:make")
+EVAL = (*MODEL, "--eval", "quality_code:score")
+BEFORE = {"model.safetensors", "quality_code.py"}
+
+
+def test_a_curve_without_evaluation(folder):
+    result = run("curve", "model.safetensors", "-o", "curve.json", "--points", 5)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(Path("curve.json").read_text())
+    assert data["dense"] is data["metric"] is None
+    assert data["dense_bytes"] == Path("model.safetensors").stat().st_size
+    assert [p["ratio"] for p in data["points"]][-1] == pytest.approx(4, rel=1e-2)
+    assert all(p["predicted_drop"] is p["measured"] is None for p in data["points"])
+    assert len(result.stdout.splitlines()) == 1 + 5 + 1
+    assert names(folder) == BEFORE | {"curve.json"}
+
+
+def test_a_curve_with_evaluation_goes_into_the_report(folder):
+    pytest.importorskip("matplotlib")
+    options = ("-o", "curve.json", "--plot", "curve.png", *EVAL)
+    result = run("curve", "model.safetensors", *options)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("quality_code:score: ") == 5
+    assert "quality_code:score: 100 dense\n" in result.stderr
+    data = json.loads(Path("curve.json").read_text())
+    assert (data["metric"], data["dense"], len(data["points"])) == ("score", 100, 16)
+    measured = [p for p in data["points"] if p["measured"] is not None]
+    assert len(measured) == 4
+    for p in measured:
+        assert p["predicted_drop"] == pytest.approx(100 - p["measured"], abs=1e-6)
+    # What was measured is what compress gives at that size:
+    size = measured[1]["bytes"]
+    run("compress", "model.safetensors", "-o", "m.tersor", "--target-size", size)
+    run("decompress", "m.tersor", "-o", "dense.safetensors")
+    true, back = load_file("model.safetensors"), load_file("dense.safetensors")
+    error = sum(float((true[n] - back[n]).square().sum()) for n in true)
+    assert measured[1]["measured"] == pytest.approx(100 - 2 * error**0.5, rel=1e-4)
+    assert run("report", "m.tersor", "-o", "r.html", "--curve", "curve.json").exit_code == 0
+    assert "score" in Path("r.html").read_text()
+
+
+def test_an_interrupted_curve_continues(folder, monkeypatch):
+    command = ("curve", "model.safetensors", "-o", "curve.json", "--points", 6)
+    assert run(*command).exit_code == 0
+    expected, made, work = Path("curve.json").read_bytes(), [], Attempts._version
+    Path("curve.json").unlink()
+
+    def version(self, step, weight):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(weight)
+        return work(self, step, weight)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempts, "_version", version)
+        assert run(*command).exit_code == 2
+    assert "curve.json.partial" in names(folder)
+    result = run(*command)
+    assert "note: continuing an interrupted run" in result.stderr
+    assert Path("curve.json").read_bytes() == expected
+    assert names(folder) == BEFORE | {"curve.json"}
+
+
+EVALUATIONS = [
+    ((*MODEL, "--eval", "quality_code:nan"), "quality_code:nan returned nan; it is called with"),
+    ((*MODEL, "--eval", "quality_code:infinite"), "returned -inf; it is called with the model"),
+    ((*MODEL, "--eval", "quality_code:vector"), "returned a Tensor of shape (2,); it is called"),
+    ((*MODEL, "--eval", "quality_code:text"), "returned a str; it is called with the model"),
+    ((*MODEL, "--eval", "quality_code:nothing"), "returned a NoneType"),
+    ((*MODEL, "--eval", "quality_code:boolean"), "returned a bool"),
+    ((*MODEL, "--eval", "quality_code:fails"), "quality_code:fails raised KeyError: 'label'"),
+    ((*MODEL, "--eval", "quality_code:without"), "raised TypeError"),
+    ((*MODEL, "--eval", "quality_code:number"), "is a int; a function or class is needed, which"),
+    ((*MODEL, "--eval", "quality_code:none"), "there is no 'none' in"),
+    ((*MODEL, "--eval", "score"), "--eval 'score' is not of the form module:callable"),
+    (("--eval", "quality_code:score"), "--eval is given without --model"),
+]
+
+
+@pytest.mark.parametrize("options, message", EVALUATIONS)
+@pytest.mark.parametrize("command", [("curve",), ("compress", "--max-drop", "0.5")], ids=" ".join)
+def test_evaluations_that_cannot_be(folder, command, options, message):
+    result = run(*command, "model.safetensors", "-o", "out", *options)
+    assert result.exit_code == 2 and message in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and result.stdout == ""
+    assert names(folder) == BEFORE
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--points", "1"), "a curve has 2 points at least, got 1"),
+        (("--plot", "curve.txt"), "curve.txt is no picture; give a name that ends in .png"),
+        (("--plot", "none/curve.png"), "the folder none does not exist"),
+        (("-o", "model.safetensors"), "is the input itself"),
+        (MODEL, "--model is given without --calibrate or --eval"),
+    ],
+)
+def test_curves_that_cannot_be(folder, options, message):
+    result = run("curve", "model.safetensors", *options)
+    assert result.exit_code == 2 and message in result.stderr, result.stderr
+    assert names(folder) == BEFORE
+
+
+def test_the_smallest_file_that_drops_no_more(folder):
+    command = ("compress", "model.safetensors", "-o", "m.tersor", "--max-drop", 20, *EVAL)
+    result = run(*command)
+    assert result.exit_code == 0, result.stderr
+    told = [line.split() for line in result.stderr.splitlines()]
+    assert told[0] == ["quality_code:score:", "100", "dense"] and len(told) <= 6
+    trials = {int(words[3]): float(words[1]) for words in told[1:]}
+    size = Path("m.tersor").stat().st_size
+    assert size == min(s for s, value in trials.items() if value >= 80)
+    assert max(s for s, value in trials.items() if value < 80) < size
+    run("decompress", "m.tersor", "-o", "dense.safetensors")
+    true, back = load_file("model.safetensors"), load_file("dense.safetensors")
+    error = sum(float((true[n] - back[n]).square().sum()) for n in true)
+    assert trials[size] == pytest.approx(100 - 2 * error**0.5, rel=1e-4)
+    assert names(folder) == BEFORE | {"m.tersor", "dense.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--max-drop", "1"), "--max-drop is given without --eval; both are needed"),
+        (("--ratio", "8", *EVAL), "--eval is given without --max-drop; both are needed"),
+        (("--max-drop", "1", "--ratio", "8", *EVAL), "a largest drop decides the size; leave out"),
+        (("--max-drop", "1", "--lossless", *EVAL), "lossless keeps every bit"),
+        (("--max-drop", "-1", *EVAL), "the drop must be a number from 0 on, got -1.0"),
+        (("--max-drop", "nan", *EVAL), "the drop must be a number from 0 on, got nan"),
+        (
+            ("--max-drop", "1", *MODEL, "--eval", "quality_code:falls"),
+            "the evaluation drops by 50, from 100 to 50, and only 1 is allowed; allow more",
+        ),
+    ],
+)
+def test_drops_that_cannot_be(folder, options, message):
+    result = run("compress", "model.safetensors", "-o", "m.tersor", *options)
+    assert result.exit_code == 2 and message in result.stderr, result.stderr
+    assert names(folder) == BEFORE

@@ -1,0 +1,136 @@
+"""A run that was stopped goes on where it was, and ends at the identical file."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from samples import generator
+from typer.testing import CliRunner
+
+from tersor.attempts import Attempts
+from tersor.calibration import Calibration
+from tersor.cli import app
+from tersor.resume import CHOICES, VERSIONS, identity
+from tersor.storage.checkpoint import open_checkpoint
+
+TERSOR = Path(sys.executable).with_name("tersor")
+COMMAND = ("compress", "model.safetensors", "-o", "out.tersor", "--bits", "3*=3", "--ratio")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = generator(3)
+    state = {f"{i}.weight": torch.randn(80, 60 + i, generator=draw) for i in range(12)}
+    save_file(state, "model.safetensors")
+    return tmp_path
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return result.stderr
+
+
+def interrupt(monkeypatch, after, *arguments):
+    """Run the command until so many versions are made, then press Ctrl-C."""
+    made, work = [], Attempts._version
+
+    def version(self, step, weight):
+        if len(made) == after:
+            raise KeyboardInterrupt
+        made.append(weight.name)
+        return work(self, step, weight)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempts, "_version", version)
+        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 2
+    return result.stderr
+
+
+def kill(arguments, size):
+    """Kill the command once its journal has so many bytes; whether it was not done by then."""
+    process = subprocess.Popen([TERSOR, *map(str, arguments)], stderr=subprocess.PIPE)
+    journal = Path("out.tersor.partial")
+    while process.poll() is None and (not journal.exists() or journal.stat().st_size < size):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def test_killed_and_resumed_gives_the_identical_file(folder):
+    run(*COMMAND, 8)
+    expected, draw, kills = Path("out.tersor").read_bytes(), random.Random(5), 0
+    Path("out.tersor").unlink()
+    size = 0
+    for _ in range(4):
+        size += draw.randrange(1, 12_000)
+        kills += kill((*COMMAND, 8), size)
+        assert not Path("out.tersor").exists() or Path("out.tersor").read_bytes() == expected
+    assert kills >= 2
+    run(*COMMAND, 8)
+    assert Path("out.tersor").read_bytes() == expected
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "out.tersor"}
+
+
+def test_what_is_done_is_not_done_again(folder, monkeypatch):
+    message = interrupt(monkeypatch, 9, *COMMAND, 8)
+    assert "what is done is in out.tersor.partial: to go on, run the same command" in message
+    message = interrupt(monkeypatch, 3, *COMMAND, 8)
+    assert "note: continuing an interrupted run: " in message
+    assert "results are there already" in run(*COMMAND, 8)
+    assert not Path("out.tersor.partial").exists()
+    assert run(*COMMAND, 8) == ""
+
+
+@pytest.mark.parametrize("change", ["the input", "the options", "the calibration", "the version"])
+def test_a_change_starts_anew_and_says_so(folder, monkeypatch, change):
+    interrupt(monkeypatch, 9, *COMMAND, 8)
+    ratio = 9 if change == "the options" else 8
+    if change == "the input":  # of the same size, name and date
+        date = Path("model.safetensors").stat().st_mtime_ns
+        state = load_file("model.safetensors")
+        state["11.weight"][5, 5] += 1
+        save_file(state, "model.safetensors")
+        os.utime("model.safetensors", ns=(date, date))
+    if change == "the version":
+        monkeypatch.setattr("tersor.resume.__version__", "0.0.9")
+    if change == "the calibration":
+        moments = Calibration({"1.weight": torch.eye(61)}, 99, {"1.weight": 99})
+        monkeypatch.setattr("tersor.cli.compress.calibration_of", lambda *_: moments)
+    message = run(*COMMAND, ratio)
+    assert f"starting anew: since the interrupted run there was a change in {change}\n" in message
+    resumed = Path("out.tersor").read_bytes()
+    run(*COMMAND, ratio)
+    assert Path("out.tersor").read_bytes() == resumed
+
+
+def test_results_come_back_to_the_last_bit(folder):
+    source = open_checkpoint("model.safetensors")
+    from tersor.assembly import survey
+
+    _, weights = survey(source)
+    attempts = Attempts(source, None, lambda *_: None)
+    attempts.prepare(weights, 0.5)
+    for weight, version in attempts.solve(weights[:2], 0.5, ""):
+        assert VERSIONS.decode(VERSIONS.encode(version)) == version
+        choice = attempts._chosen[weight.name].choice
+        back = CHOICES.decode(CHOICES.encode(choice))
+        assert back.spectrum.tobytes() == choice.spectrum.tobytes()
+        assert (back.tile, back.tiles, back.nbytes) == (choice.tile, choice.tiles, choice.nbytes)
+
+
+def test_the_identity_is_that_of_the_content(folder):
+    save_file(dict(reversed(load_file("model.safetensors").items())), "copy.safetensors")
+    source, copy = open_checkpoint("model.safetensors"), open_checkpoint("copy.safetensors")
+    assert identity(source, None, []) == identity(copy, None, [])
+    assert identity(source, None, [["a"], None]) != identity(source, None, [None, ["a"]])
