@@ -41,7 +41,7 @@ inline bool reachable(const int16_t* z, const Shape& shape, int states) {
     return true;
 }
 
-// Codes all integers; calls `visit(row, column, place in the tables)` before each.
+// Codes all integers; calls `visit(row, column, place in the tables, grid)` before each.
 template <class Coder, class Visit>
 void code(Coder& coder, Model& model, int16_t* z, const Shape& shape, int states, Visit visit) {
     const Trellis trellis(states);
@@ -53,7 +53,7 @@ void code(Coder& coder, Model& model, int16_t* z, const Shape& shape, int states
             for (int64_t i = 0; i < shape.outer; ++i, ++c, ++z) {
                 if (c % kBlock == 0) state = 0;
                 const int grid = trellis.grid(state), at = model.expect(i, j);
-                visit(r, c, at);
+                visit(r, c, at, grid);
                 const int index = model.magnitude(coder, at, grid, index_of(std::abs(static_cast<int>(*z)), grid, states));
                 if (index) {
                     const bool positive = coder.flat(*z > 0);
@@ -93,6 +93,20 @@ struct Prices {
             }
     }
 };
+
+// Slope, at a real number, of the bits of the integer next to it on a grid: those of the table,
+// joined by lines and averaged over a cell of the grid, which is smooth and even.
+inline float slope(float z, const float* bits, int shift, int grid, int states) {
+    const float spacing = states == 1 ? 1.0f : 2.0f, first = states == 1 ? 0.0f : static_cast<float>(grid);
+    const auto joined = [&](float a) {  // `first` moves the magnitudes of indices above 0 only
+        const float whole = a < spacing - first ? a / (spacing - first) : (a + first) / spacing;
+        const float position = std::min(std::ldexp(whole, -shift), kPrices - 1.0f);
+        const int below = std::min(static_cast<int>(position), kPrices - 2);
+        return bits[below] + (position - static_cast<float>(below)) * (bits[below + 1] - bits[below]);
+    };
+    const float a = std::fabs(z), half = 0.5f * spacing;
+    return std::copysign((joined(a + half) - joined(std::fabs(a - half))) / spacing, z);
+}
 
 // ---------------------------------------------------------------------------------------------
 // Search

@@ -24,7 +24,7 @@ static Shape codebook_shape(const Integers& c) {
     return {static_cast<int64_t>(c.shape(0)), 1, static_cast<int64_t>(c.shape(1))};
 }
 static std::vector<int16_t> copy(const Integers& z) { return {z.data(), z.data() + z.size()}; }
-static void ignore(int64_t, int64_t, int) {}
+static void ignore(int64_t, int64_t, int, int) {}
 
 template <class Coder>
 void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_start, int16_t* latent,
@@ -36,7 +36,12 @@ void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_star
     code(coder, of_latent, latent, second, states, ignore);
 }
 
-struct Analysis { Shape shape; Prices prices; std::vector<uint8_t> levels; std::vector<double> bits; };
+struct Analysis {
+    Shape shape;
+    Prices prices;
+    std::vector<uint8_t> levels, grids;
+    std::vector<double> bits;
+};
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no leak
@@ -70,17 +75,25 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         Model model(shape.outer, shape.inner, start, states);
         Counter coder;
-        std::vector<uint8_t> levels(z.size());
+        std::vector<uint8_t> levels(z.size()), grids(z.size());
         std::vector<double> ends(shape.rows, 0.0);
         std::vector<int16_t> integers = copy(z);
         const int64_t n = shape.columns();
-        code(coder, model, integers.data(), shape, states, [&](int64_t r, int64_t c, int at) {
+        code(coder, model, integers.data(), shape, states, [&](int64_t r, int64_t c, int at, int grid) {
             levels[r * n + c] = static_cast<uint8_t>(Model::level(at));
+            grids[r * n + c] = static_cast<uint8_t>(grid);
             if (c == 0 && r) ends[r - 1] = coder.bits;
         });
         if (shape.rows) ends.back() = coder.bits;
         for (int64_t r = shape.rows - 1; r > 0; --r) ends[r] -= ends[r - 1];
-        return Analysis{shape, Prices(model), std::move(levels), std::move(ends)};
+        return Analysis{shape, Prices(model), std::move(levels), std::move(grids), std::move(ends)};
+    });
+    m.def("slopes", [](Floats z, const Analysis& analysis, int states) {  // in the place of z
+        nb::gil_scoped_release release;
+        for (size_t i = 0; i < z.size(); ++i) {
+            const int level = analysis.levels[i], grid = analysis.grids[i];
+            z.data()[i] = slope(z.data()[i], analysis.prices.bits[level][grid], coarseness(level), grid, states);
+        }
     });
     m.def("search_run", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
                            States carried, int states, float price, int sweeps) {

@@ -9,6 +9,9 @@ from tersor.files import inspect, load, load_state_dict, save
 from tersor.models import compress
 from tersor.normalization import match_normalization
 from tersor.storage.summary import Report, TensorSummary
+from tersor.training.groups import parameter_groups
+from tersor.training.projection import Projection, project
+from tersor.training.rate import rate_loss
 from tersor.version import __version__
 
 __all__ = [
@@ -17,6 +20,7 @@ __all__ = [
     "Factors",
     "FileFormatError",
     "InputError",
+    "Projection",
     "Report",
     "Solution",
     "TensorSummary",
@@ -29,5 +33,8 @@ __all__ = [
     "load",
     "load_state_dict",
     "match_normalization",
+    "parameter_groups",
+    "project",
+    "rate_loss",
     "save",
 ]

@@ -51,12 +51,17 @@ def save(model: nn.Module, path: Path) -> Report:
     OSError
         If the file cannot be written.
     """
+    archive = archive_of(model)
+    return summarize(archive, container.write(path, archive))
+
+
+def archive_of(model: nn.Module) -> Archive:
+    """What `save` writes of a model."""
     source, values = source_of(model), state(model)
     entries = {
         name: _entry(name, value, source.aliases.get(name)) for name, value in values.items()
     }
-    archive = Archive(entries, source.nbytes)
-    return summarize(archive, container.write(path, archive))
+    return Archive(entries, source.nbytes)
 
 
 def _entry(name: str, value: Factors | Tensor, alias: str | None) -> Entry:

@@ -68,10 +68,13 @@ class Coder:
         columns are one run if it is not known.
     states
         States of the trellis; 1: none.
+    price
+        Squared error, in units of the step squared, that a bit is worth.
     """
 
     rows: int | None = None
     states: int = STATES
+    price: float = PRICE
     _last: tuple[Tensor, _native.Analysis] | None = field(default=None, repr=False)
 
     def analyse(self, latent: Tensor) -> _native.Analysis:
@@ -97,7 +100,7 @@ class Coder:
             improved.numpy(),
             analysis,
             self.states,
-            PRICE,
+            self.price,
             torch.get_num_threads(),
         )
         return improved
@@ -122,7 +125,7 @@ class Coder:
         slope = quadratic.target - quadratic.gram @ latent
         linear = (latent * slope).sum(dim=1, dtype=torch.float64)
         error = 2 * linear + quadratic.gram.diagonal() * (latent**2).sum(dim=1)
-        saved = PRICE * (self.bits(latent) + ROW_BITS + column_bits)
+        saved = self.price * (self.bits(latent) + ROW_BITS + column_bits)
         keep = error > torch.from_numpy(saved).to(error)
         return latent if bool(keep.all()) else latent * keep[:, None]
 
@@ -132,7 +135,7 @@ class Coder:
         if not bool(live.any()):
             return 0.0
         latent_bits = float(self.bits(latent)[live.numpy()].sum()) + ROW_BITS * int(live.sum())
-        return PRICE * (latent_bits + codebook_bits(codebook[:, live]))
+        return self.price * (latent_bits + codebook_bits(codebook[:, live]))
 
 
 def codebook_exponent(codebook: Tensor) -> int:

@@ -1,0 +1,176 @@
+"""Projection of trained latents onto the trellis, by price or into a budget of bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import BudgetError, InputError
+from tersor.factorization.rate_aware import PRICE, Coder
+from tersor.factorization.solve import Quadratic
+from tersor.files import archive_of
+from tersor.models import dense
+from tersor.nn import FactoredWeight, state
+from tersor.plan.budget import parse_size
+from tersor.plan.search import finest_fit
+from tersor.storage import container
+from tersor.tiling import coding_order, natural_order
+from tersor.training.groups import factored_weights
+
+_SWEEPS = 2
+"""Searches for one price where bytes count: the second is at the prices of the first's latent."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Where a projection has led.
+
+    Parameters
+    ----------
+    price
+        Squared error, in units of each weight's step squared, that a bit was worth.
+    nbytes
+        Bytes of the file that `tersor.save` now writes.
+    """
+
+    price: float
+    nbytes: int
+
+
+def project(
+    model: nn.Module, *, target_size: str | int | None = None, price: float | None = None
+) -> Projection:
+    """Put the trained latents of a model back on the trellis, at a price or within a budget.
+
+    What the model computes with, and what its file holds, becomes the integers of least error +
+    price · bits, found by a Viterbi search. The latents themselves stay the real numbers that an
+    optimizer trains, and gradients reach them straight through, so that this can be called after
+    each of its steps, at a price. Rows of latents that are not worth their bits become zeros.
+
+    With a budget the price is found, as the lowest that fits, and everything else becomes what the
+    file holds of it: biases and normalisation parameters are rounded to 16 bits. The model loaded
+    from the file then computes exactly what this one does.
+
+    Parameters
+    ----------
+    model
+        Model with factors, in place. Latents that are frozen stay as they are.
+    target_size
+        Bytes of the file at most: a number, or a text such as ``"54kB"`` (1 kB is 1000 bytes).
+    price
+        Price of a bit; with a budget, where the search begins. By default that of
+        `tersor.compress`, 0.3.
+
+    Returns
+    -------
+    Projection
+        The price, for the next call, and the size of the file.
+
+    Raises
+    ------
+    BudgetError
+        If the budget cannot be reached; names the smallest size. The model is unchanged.
+    InputError
+        If the model holds no quantized factors, or they are NaN or infinite.
+
+    Examples
+    --------
+    >>> price = tersor.project(model, target_size="54kB").price
+    >>> tersor.project(model, price=price)  # after each step of an optimizer
+    """
+    if price is not None and not 0 < price < math.inf:
+        raise InputError(f"the price must be a positive number, got {price!r}")
+    if not factored_weights(model):
+        raise InputError("the model holds no quantized factors; call tersor.compress first")
+    start = PRICE if price is None else price
+    with torch.no_grad():
+        if target_size is not None:
+            return _within(model, parse_size(target_size), start)
+        search_latents(model, start)
+        return Projection(start, container.size(archive_of(model)))
+
+
+@torch.no_grad()
+def search_latents(model: nn.Module, price: float) -> float:
+    """Project all trained latents at a price; gives the bits that they had before."""
+    bits = 0.0
+    for weight in trained_latents(model).values():
+        coded, before = _search(weight, weight.integers, price)
+        weight.project_to(coded)
+        bits += before
+    return bits
+
+
+def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
+    """Weights whose latents are trained, by their first paths."""
+    weights = factored_weights(model)
+    return {n: w for n, w in weights.items() if w.latent.requires_grad and w.latent.numel()}
+
+
+def _search(weight: FactoredWeight, start: Tensor, price: float) -> tuple[Tensor, float]:
+    """Integers near the latent of a weight, and the bits of those that the search started from."""
+    rows = weight.shape[0]
+    coder = Coder(rows, weight.states, price)
+    wanted = coding_order(weight.latent.detach().float(), rows).cpu()
+    if not bool(wanted.isfinite().all()):
+        raise InputError(f"a latent of the weight of shape {weight.shape} is NaN or infinite")
+    latent = coding_order(start, rows).float().cpu()
+    scale = float(weight.scale.detach().double()) * 2.0 ** int(weight.exponent) / weight.unit
+    basis = weight.codebook.detach().round().float().cpu() * scale
+    bits = float(coder.bits(latent).sum())
+    coded = coder.update(Quadratic(basis, basis @ wanted), latent)
+    return natural_order(coded, rows).to(torch.int16), bits
+
+
+def _within(model: nn.Module, target: int, start: float) -> Projection:
+    weights = trained_latents(model).values()
+    before = [weight.coded for weight in weights]
+    sections = container.kept_sections(archive_of(model))
+
+    def compute_with(latents: Iterable[Tensor | None]) -> int:
+        """Size of the file with these latents."""
+        for weight, latent in zip(weights, latents, strict=True):
+            weight.project_to(latent)
+        return container.size(archive_of(model), sections)
+
+    least = compute_with(torch.zeros_like(w.latent) for w in weights)
+    compute_with(before)
+    if target < least:
+        raise BudgetError(
+            f"{target} bytes are too few: with the latents that are trained all zero the file "
+            f"has {least} bytes; ask for more"
+        )
+    origins = [weight.integers for weight in weights]
+
+    def attempt(price: float) -> tuple[int, list[Tensor]]:
+        pairs = zip(weights, origins, strict=True)
+        latents = [_settled(weight, origin, price) for weight, origin in pairs]
+        return compute_with(latents), latents
+
+    try:
+        price, latents = finest_fit(attempt, target, start, least=least)
+    except BudgetError:
+        compute_with(before)
+        raise
+    nbytes = compute_with(latents)
+    _round_kept(model)
+    return Projection(price, nbytes)
+
+
+def _settled(weight: FactoredWeight, latent: Tensor, price: float) -> Tensor:
+    for _ in range(_SWEEPS):
+        latent, _ = _search(weight, latent, price)
+    return latent
+
+
+def _round_kept(model: nn.Module) -> None:
+    """Let all tensors that are no factors be what the file holds of them."""
+    archive = archive_of(model)
+    for name, value in state(model).items():
+        if isinstance(value, Tensor):
+            value.copy_(dense(archive.value(name)))
+
