@@ -1,11 +1,12 @@
 """Terse tensors: make a trained PyTorch model many times smaller, and run it from its file."""
 
 from tersor.calibration import Calibration, calibrate
-from tersor.errors import BudgetError, FileFormatError, InputError, TersorError
+from tersor.errors import BudgetError, FileFormatError, InputError, TersorError, TrainingError
 from tersor.factoring import factorize
 from tersor.factorization.decompose import Solution
 from tersor.factors import Factors
 from tersor.files import inspect, load, load_state_dict, save
+from tersor.finetune import Finetuned, finetune
 from tersor.models import compress
 from tersor.normalization import match_normalization
 from tersor.storage.summary import Report, TensorSummary
@@ -19,16 +20,19 @@ __all__ = [
     "Calibration",
     "Factors",
     "FileFormatError",
+    "Finetuned",
     "InputError",
     "Projection",
     "Report",
     "Solution",
     "TensorSummary",
     "TersorError",
+    "TrainingError",
     "__version__",
     "calibrate",
     "compress",
     "factorize",
+    "finetune",
     "inspect",
     "load",
     "load_state_dict",

@@ -49,8 +49,8 @@ class FactoredWeight(nn.Module):
         (1,): a scale of 1e-9 would be zero after `Module.half`, a number in [0.5, 1) is not.
         (One axis, because FSDP refuses parameters without any.)
     coded
-        What is computed with and stored in the place of the latent, an int16 buffer of its shape;
-        None if that is the latent itself, rounded.
+        What is computed with and stored in the place of the latent, a buffer of its shape; None if
+        that is the latent itself, rounded. (int32, because gloo and NCCL do not send int16.)
     unit
         Mean length of the codebook's columns at first, in units of the weight: about the step.
     states
@@ -114,21 +114,23 @@ class FactoredWeight(nn.Module):
         """Factors that recompose to exactly what `forward` returns, rows of zeros left out."""
         scale = self.scale.detach().to(torch.float32) * power_of_two(self.exponent)
         codebook = stored(self.codebook, self.integer_codebook)
-        latent = stored(self.latent, self.integer_latent) if self.coded is None else self.coded
+        latent = self.stored_latent
         used = latent.any(dim=1)
         return Factors(codebook[:, used], latent[used], float(scale), self.shape, self.dtype)
 
     @property
-    def integers(self) -> Tensor:
-        """The latent that is computed with, rounded or projected: int16, shape (k, n)."""
-        return stored(self.latent, self.integer_latent) if self.coded is None else self.coded
+    def stored_latent(self) -> Tensor:
+        """The latent that is computed with, (k, n), as `Factors` has it."""
+        if self.coded is None:
+            return stored(self.latent, self.integer_latent)
+        return self.coded.to(torch.int16)
 
     def project_to(self, coded: Tensor | None) -> None:
         """Compute with these integers in the place of the latent, which still gets the gradients.
 
         None: with the latent itself again, rounded.
         """
-        self.coded = None if coded is None else coded.to(self.latent.device, torch.int16)
+        self.coded = None if coded is None else coded.to(self.latent.device, torch.int32)
         self._refresh()
 
     @torch.no_grad()
@@ -144,11 +146,9 @@ class FactoredWeight(nn.Module):
 
     def _recompose(self) -> Tensor:
         codebook = round_through(self.codebook) if self.integer_codebook else self.codebook
-        latent = self.latent
+        latent: Tensor = self.latent
         if self.integer_latent:
-            latent = (
-                round_through(latent) if self.coded is None else through(latent, self.coded)
-            )
+            latent = round_through(latent) if self.coded is None else through(latent, self.coded)
         tiles = cast(Tensor, recompose(codebook, latent, self.scale, self.exponent))
         return self.tiling.join(tiles).to(self.dtype)
 
@@ -165,10 +165,10 @@ class FactoredWeight(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # A buffer that is there in only one of the two would be an error.
-        self.coded = torch.empty_like(self.latent, dtype=torch.int16)
+        self.coded = torch.empty_like(self.latent, dtype=torch.int32)
         if prefix + "coded" not in state_dict:
             self.coded = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._refresh()
 
 

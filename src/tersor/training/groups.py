@@ -33,9 +33,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups of the trainable parameters of a model with factors, as `torch.optim` takes them.
 
-    Factors are integers of different sizes, so that each kind needs a learning rate of its own. With
-    those given here Adam, AdamW and other optimizers that divide by the gradient's size move the
-    weights about as far as they would move dense ones.
+    Factors are integers of different sizes, so that each kind needs a learning rate of its own.
+    With those given here Adam, AdamW and other optimizers that divide by the gradient's size move
+    the weights about as far as they would move dense ones.
 
     Parameters
     ----------

@@ -91,7 +91,28 @@ def project(
         if target_size is not None:
             return _within(model, parse_size(target_size), start)
         search_latents(model, start)
-        return Projection(start, container.size(archive_of(model)))
+        return Projection(start, file_size(model))
+
+
+@torch.no_grad()
+def fit(model: nn.Module, target: int, price: float) -> Projection:
+    """As `project` with a budget, but latents that fit it already stay as they are."""
+    nbytes = file_size(model)
+    if nbytes > target:
+        return _within(model, target, price)
+    _round_kept(model)
+    return Projection(price, nbytes)
+
+
+@torch.no_grad()
+def latent_bits(model: nn.Module) -> float:
+    """Bits of the latents that are trained, as the model computes with them."""
+    return sum(
+        float(
+            Coder(w.shape[0], w.states).bits(coding_order(w.stored_latent, w.shape[0]).cpu()).sum()
+        )
+        for w in trained_latents(model).values()
+    )
 
 
 @torch.no_grad()
@@ -99,16 +120,26 @@ def search_latents(model: nn.Module, price: float) -> float:
     """Project all trained latents at a price; gives the bits that they had before."""
     bits = 0.0
     for weight in trained_latents(model).values():
-        coded, before = _search(weight, weight.integers, price)
+        coded, before = _search(weight, weight.stored_latent, price)
         weight.project_to(coded)
         bits += before
     return bits
+
+
+def file_size(model: nn.Module) -> int:
+    """Bytes of the file that `tersor.save` would write."""
+    return container.size(archive_of(model))
 
 
 def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
     """Weights whose latents are trained, by their first paths."""
     weights = factored_weights(model)
     return {n: w for n, w in weights.items() if w.latent.requires_grad and w.latent.numel()}
+
+
+def _ordered(weight: FactoredWeight) -> Tensor:
+    """What the weight is computed with, in coding order."""
+    return coding_order(weight.stored_latent, weight.shape[0]).cpu()
 
 
 def _search(weight: FactoredWeight, start: Tensor, price: float) -> tuple[Tensor, float]:
@@ -144,7 +175,7 @@ def _within(model: nn.Module, target: int, start: float) -> Projection:
             f"{target} bytes are too few: with the latents that are trained all zero the file "
             f"has {least} bytes; ask for more"
         )
-    origins = [weight.integers for weight in weights]
+    origins = [weight.stored_latent for weight in weights]
 
     def attempt(price: float) -> tuple[int, list[Tensor]]:
         pairs = zip(weights, origins, strict=True)
@@ -173,4 +204,3 @@ def _round_kept(model: nn.Module) -> None:
     for name, value in state(model).items():
         if isinstance(value, Tensor):
             value.copy_(dense(archive.value(name)))
-

@@ -58,9 +58,10 @@ def _bits(weight: FactoredWeight) -> Tensor:
     if not weight.latent.numel():
         return weight.latent.new_zeros(())
     rows, codebook = weight.shape[0], weight.codebook.T
-    ordered = coding_order(weight.integers, rows).cpu()
-    latent_bits = _coded(coding_order(weight.latent, rows), ordered, rows, trellis_of(ordered, rows))
-    return latent_bits + _coded(codebook, codebook.detach().round().cpu(), codebook.shape[1], 1)
+    ordered = coding_order(weight.stored_latent, rows).cpu()
+    values, states = coding_order(weight.latent, rows), trellis_of(ordered, rows)
+    of_codebook = _coded(codebook, codebook.detach().round().cpu(), codebook.shape[1], 1)
+    return _coded(values, ordered, rows, states) + of_codebook
 
 
 def _coded(values: Tensor, integers: Tensor, outer: int, states: int) -> Tensor:
@@ -68,7 +69,7 @@ def _coded(values: Tensor, integers: Tensor, outer: int, states: int) -> Tensor:
 
 
 class Rate(torch.autograd.Function):
-    """Bits of a matrix of integers, in coding order, as a function of what they are rounded from."""
+    """Bits of integers in coding order, as a function of what they are rounded from."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, integers: Tensor, outer: int, states: int) -> Tensor:
