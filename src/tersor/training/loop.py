@@ -18,13 +18,13 @@ from tersor.errors import InputError, TrainingError, explained
 from tersor.files import archive_of
 from tersor.plan.progress import Progress as Show
 from tersor.storage import container
-from tersor.training import checkpoint
+from tersor.training import checkpoint, pressure
 from tersor.training.batches import Batch
 from tersor.training.checkpoint import Progress
 from tersor.training.feed import Feed
 from tersor.training.groups import LATENTS, parameter_groups
 from tersor.training.objective import Objective
-from tersor.training.projection import file_size, fit, latent_bits, project, search_latents
+from tersor.training.projection import fit, project
 from tersor.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 Evaluate = Callable[[nn.Module], float]
 """Gives a number of a model, the higher the better."""
-
-_GAIN = 0.05
-"""Change of the price's logarithm per step, per unit of that of the size."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class Run:
         self._resume()
         while self.progress.epoch < self.plan.epochs:
             if not self.progress.batch:
-                self.progress.rest = file_size(self.bare) - latent_bits(self.bare) / 8
+                pressure.begin_epoch(self.bare, self.progress)
             self._epoch(show)
             self._finish_epoch()
             self._save()
@@ -131,27 +128,20 @@ class Run:
         self.optimizer.zero_grad()
         now.step += 1
         if moving:
-            self._project()
+            pressure.project_step(self.bare, now, schedule)
         return loss
-
-    def _project(self) -> None:
-        """Project the latents, and let the price follow the budget; for good in the end."""
-        now, schedule = self.progress, self.plan.schedule
-        bits = search_latents(self.bare, now.price)
-        wanted = 8 * (schedule.size(now.step) - now.rest)
-        now.price *= (max(bits, 1.0) / max(wanted, 1.0)) ** _GAIN
-        if not schedule.latents_move(now.step):
-            now.price = fit(self.bare, schedule.target_size, now.price).price
 
     def _backward(self, group: Sequence[Batch]) -> float:
         """Gradients of a group of batches; its mean loss over all processes."""
+        now, schedule = self.progress, self.plan.schedule
         losses: list[Tensor] = []
         for number, batch in enumerate(group, start=1):
             whole = number == len(group)
             with nullcontext() if whole else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     loss = self.objective(self.model, batch) / len(group)
-                self.accelerator.backward(loss)
+                rate = pressure.rate_term(self.bare, now, schedule) if whole else 0.0
+                self.accelerator.backward(loss + rate)
             losses.append(loss.detach())
         total = self.accelerator.reduce(torch.stack(losses).sum(), "mean")
         return float(total)

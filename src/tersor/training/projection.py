@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +96,16 @@ def project(
 
 @torch.no_grad()
 def fit(model: nn.Module, target: int, price: float) -> Projection:
-    """As `project` with a budget, but latents that fit it already stay as they are."""
+    """Fit the integers that the model computes with into a budget; if they do, they stay the same.
+
+    The latents that they came from may have drifted far away: another price would make another
+    model of those. So it is the integers that are projected, and become the latents.
+    """
     nbytes = file_size(model)
     if nbytes > target:
-        return _within(model, target, price)
+        for weight in trained_latents(model).values():
+            weight.settle()
+        return replace(_within(model, target, 0.1 * price), price=price)
     _round_kept(model)
     return Projection(price, nbytes)
 
@@ -107,12 +113,8 @@ def fit(model: nn.Module, target: int, price: float) -> Projection:
 @torch.no_grad()
 def latent_bits(model: nn.Module) -> float:
     """Bits of the latents that are trained, as the model computes with them."""
-    return sum(
-        float(
-            Coder(w.shape[0], w.states).bits(coding_order(w.stored_latent, w.shape[0]).cpu()).sum()
-        )
-        for w in trained_latents(model).values()
-    )
+    weights = trained_latents(model).values()
+    return sum(float(Coder(w.shape[0], w.states).bits(_ordered(w)).sum()) for w in weights)
 
 
 @torch.no_grad()
@@ -120,7 +122,7 @@ def search_latents(model: nn.Module, price: float) -> float:
     """Project all trained latents at a price; gives the bits that they had before."""
     bits = 0.0
     for weight in trained_latents(model).values():
-        coded, before = _search(weight, weight.stored_latent, price)
+        coded, before = _search(weight, weight.latent, weight.stored_latent, price)
         weight.project_to(coded)
         bits += before
     return bits
@@ -142,11 +144,13 @@ def _ordered(weight: FactoredWeight) -> Tensor:
     return coding_order(weight.stored_latent, weight.shape[0]).cpu()
 
 
-def _search(weight: FactoredWeight, start: Tensor, price: float) -> tuple[Tensor, float]:
+def _search(
+    weight: FactoredWeight, values: Tensor, start: Tensor, price: float
+) -> tuple[Tensor, float]:
     """Integers near the latent of a weight, and the bits of those that the search started from."""
     rows = weight.shape[0]
     coder = Coder(rows, weight.states, price)
-    wanted = coding_order(weight.latent.detach().float(), rows).cpu()
+    wanted = coding_order(values.detach().float(), rows).cpu()
     if not bool(wanted.isfinite().all()):
         raise InputError(f"a latent of the weight of shape {weight.shape} is NaN or infinite")
     latent = coding_order(start, rows).float().cpu()
@@ -194,7 +198,7 @@ def _within(model: nn.Module, target: int, start: float) -> Projection:
 
 def _settled(weight: FactoredWeight, latent: Tensor, price: float) -> Tensor:
     for _ in range(_SWEEPS):
-        latent, _ = _search(weight, latent, price)
+        latent, _ = _search(weight, weight.latent, latent, price)
     return latent
 
 
