@@ -25,7 +25,7 @@ from tersor.training.feed import Feed
 from tersor.training.groups import factored_weights
 from tersor.training.loop import Evaluate, Plan, Run
 from tersor.training.objective import Loss, Objective
-from tersor.training.projection import file_size
+from tersor.training.projection import check_reachable, file_size
 from tersor.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ def _schedule(
     start = max(size, target) if start_size is None else parse_size(start_size)
     if start < target:
         raise BudgetError(f"the start size, {start} bytes, is below the target size, {target}")
+    check_reachable(model, target)
     return Schedule(options.epochs * math.ceil(batches / options.accumulate), start, target)
 
 

@@ -12,7 +12,7 @@ from tersor.nn import FactoredWeight
 
 LATENTS, CODEBOOKS, REST = "latents", "codebooks", "rest"
 
-_LATENT = 10.0
+_LATENT = 20.0
 """Learning rate of latents, in units of their grid, over that of dense weights."""
 
 _CODEBOOK = 1.0

@@ -150,7 +150,7 @@ class Run:
         """Make a file of the model as it is, and judge it."""
         now, schedule = self.progress, self.plan.schedule
         candidate = copy.deepcopy(self.bare).eval()
-        found = fit(candidate, round(schedule.size(now.step)), now.price)
+        found = fit(candidate, round(schedule.size(now.step)), pressure.price(now))
         value = self._value(candidate)
         now.epoch, loss = now.epoch + 1, now.losses / self.feed.batches
         now.batch, now.losses = 0, 0.0

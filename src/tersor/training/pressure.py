@@ -1,11 +1,13 @@
 """What keeps a model small while it trains: one price of a bit, which follows the budget.
 
-It acts twice. In the projection it decides which integers are worth their bits. In the loss it draws
-latents towards cheaper values: a projection alone lets them drift, in the real numbers that are
-trained, far from the integers that the model computes with.
+It acts twice. In the projection it decides which integers are worth their bits. In the loss it
+draws latents towards cheaper values: a projection alone lets them drift, in the real numbers that
+are trained, far from the integers that the model computes with.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +24,15 @@ from tersor.training.projection import (
 from tersor.training.rate import rate_loss
 from tersor.training.schedule import Schedule
 
-RATE = 1.0
+RATE = 3.0
 """Loss that a bit per weight is worth at the usual price."""
 
-_LEAK = 0.005
+_LEAK = 0.002
 """Share of the way to the integers that the latents go with each step, so that they stay near."""
 
-_GAIN = 0.05
-"""Change of the price's logarithm per step, per unit of that of the size."""
+_GAIN, _HASTE = 0.05, 5.0
+"""What the price's logarithm changes by for each unit of the excess: for good in a step, and for as
+long as it lasts. Sizes follow the price slowly."""
 
 _RANGE = (1e-3 * PRICE, 100 * PRICE)
 """Limits of the price: far from its budget it would run away."""
@@ -48,18 +51,28 @@ def rate_term(model: nn.Module, now: Progress, schedule: Schedule) -> Tensor | f
     if not schedule.latents_move(now.step):
         return 0.0
     weights = sum(w.tiling.count * w.tiling.size for w in trained_latents(model).values())
-    return RATE * (now.price / PRICE) * rate_loss(model) / max(weights, 1)
+    return RATE * (price(now) / PRICE) * rate_loss(model) / max(weights, 1)
 
 
 @torch.no_grad()
 def project_step(model: nn.Module, now: Progress, schedule: Schedule) -> None:
     """Project the latents after a step in which they moved; the last time into the budget."""
-    bits = search_latents(model, now.price)
+    bits = search_latents(model, price(now))
     wanted = 8 * (_FILL * schedule.size(now.step) - now.rest)
-    now.price *= (max(bits, 1.0) / max(wanted, 1.0)) ** _GAIN
-    now.price = min(max(now.price, _RANGE[0]), _RANGE[1])
+    now.excess = math.log(max(bits, 1.0) / max(wanted, 1.0))
+    now.price = clamped(now.price * math.exp(_GAIN * now.excess))
     for weight in trained_latents(model).values():
         assert weight.coded is not None
         weight.latent.lerp_(weight.coded.to(weight.latent), _LEAK)
     if not schedule.latents_move(now.step):
-        fit(model, schedule.target_size, now.price)
+        fit(model, schedule.target_size, price(now))
+
+
+def price(now: Progress) -> float:
+    """The price of a bit at this step."""
+    return clamped(now.price * math.exp(_HASTE * now.excess))
+
+
+def clamped(value: float) -> float:
+    """A price within its limits."""
+    return min(max(value, _RANGE[0]), _RANGE[1])

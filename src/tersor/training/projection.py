@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,9 @@ from tersor.training.groups import factored_weights
 
 _SWEEPS = 2
 """Searches for one price where bytes count: the second is at the prices of the first's latent."""
+
+_HIGH = 1e3
+"""Factor of a price at which next to nothing is left."""
 
 
 @dataclass(frozen=True)
@@ -157,43 +160,60 @@ def _search(
     scale = float(weight.scale.detach().double()) * 2.0 ** int(weight.exponent) / weight.unit
     basis = weight.codebook.detach().round().float().cpu() * scale
     bits = float(coder.bits(latent).sum())
-    coded = coder.update(Quadratic(basis, basis @ wanted), latent)
+    coded = coder.search(Quadratic(basis, basis @ wanted), latent, coder.analyse(latent))
     return natural_order(coded, rows).to(torch.int16), bits
 
 
 def _within(model: nn.Module, target: int, start: float) -> Projection:
-    weights = trained_latents(model).values()
+    check_reachable(model, target)
+    weights, sections = trained_latents(model).values(), container.kept_sections(archive_of(model))
     before = [weight.coded for weight in weights]
-    sections = container.kept_sections(archive_of(model))
-
-    def compute_with(latents: Iterable[Tensor | None]) -> int:
-        """Size of the file with these latents."""
-        for weight, latent in zip(weights, latents, strict=True):
-            weight.project_to(latent)
-        return container.size(archive_of(model), sections)
-
-    least = compute_with(torch.zeros_like(w.latent) for w in weights)
-    compute_with(before)
-    if target < least:
-        raise BudgetError(
-            f"{target} bytes are too few: with the latents that are trained all zero the file "
-            f"has {least} bytes; ask for more"
-        )
     origins = [weight.stored_latent for weight in weights]
 
     def attempt(price: float) -> tuple[int, list[Tensor]]:
         pairs = zip(weights, origins, strict=True)
         latents = [_settled(weight, origin, price) for weight, origin in pairs]
-        return compute_with(latents), latents
+        compute_with(weights, latents)
+        return container.size(archive_of(model), sections), latents
 
     try:
-        price, latents = finest_fit(attempt, target, start, least=least)
+        price, latents = _lowest_price(attempt, target, start)
     except BudgetError:
-        compute_with(before)
+        compute_with(weights, before)
         raise
-    nbytes = compute_with(latents)
+    compute_with(weights, latents)
     _round_kept(model)
-    return Projection(price, nbytes)
+    return Projection(price, file_size(model))
+
+
+def _lowest_price(
+    attempt: Callable[[float], tuple[int, list[Tensor]]], target: int, start: float
+) -> tuple[float, list[Tensor]]:
+    """The lowest price found that fits, with its latents."""
+    try:
+        return finest_fit(attempt, target, start)
+    except BudgetError:  # sizes may jump, all of a weight becoming zero at once
+        return finest_fit(attempt, target, _HIGH * start)
+
+
+def check_reachable(model: nn.Module, target: int) -> None:
+    """Refuse a budget that latents of nothing but zeros would exceed."""
+    weights = trained_latents(model).values()
+    before = [weight.coded for weight in weights]
+    compute_with(weights, [torch.zeros_like(weight.latent) for weight in weights])
+    least = file_size(model)
+    compute_with(weights, before)
+    if target < least:
+        raise BudgetError(
+            f"{target} bytes are too few: with the latents that are trained all zero the file "
+            f"has {least} bytes; ask for more"
+        )
+
+
+def compute_with(weights: Iterable[FactoredWeight], latents: Iterable[Tensor | None]) -> None:
+    """Let weights compute with these latents in the place of their own."""
+    for weight, latent in zip(weights, latents, strict=True):
+        weight.project_to(latent)
 
 
 def _settled(weight: FactoredWeight, latent: Tensor, price: float) -> Tensor:
