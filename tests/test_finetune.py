@@ -50,6 +50,27 @@ def test_the_accuracy_comes_back_and_the_file_gives_it(tmp_path, teacher):
     assert accuracy(back) == accuracy(model) == result.value
 
 
+def test_in_a_loop_of_your_own(tmp_path, teacher):
+    model = compressed(teacher, 20).train()
+    size = int(0.95 * tersor.save(model, tmp_path / "a.tersor").nbytes)
+    optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
+    price = tersor.project(model, target_size=size).price
+    losses = []
+    for _ in range(5):
+        for images, labels in loader(count=256):
+            loss = nn.functional.cross_entropy(model(images), labels)
+            losses.append(float(loss.detach()))
+            (loss + 1e-5 * tersor.rate_loss(model)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            tersor.project(model, price=price)
+    tersor.project(model.eval(), target_size=size)
+    assert tersor.save(model, tmp_path / "b.tersor").nbytes <= size
+    back = tersor.load(tmp_path / "b.tersor", Net().eval())
+    assert accuracy(back) == accuracy(model) > accuracy(compressed(teacher, 20))
+    assert sum(losses[-4:]) < sum(losses[:4])
+
+
 def test_it_gets_smaller_on_the_way(teacher):
     model = compressed(teacher, 8)
     size = tersor.project(model, price=0.3).nbytes
@@ -94,7 +115,9 @@ def test_batches_may_be_mappings_and_the_loss_your_own():
     model = Reader()
     tersor.compress(model, ratio=5)
     images, labels = data()
-    batches = [{"pixels": x, "labels": y} for x, y in zip(images.split(16), labels.split(16))]
+    batches = [
+        {"pixels": x, "labels": y} for x, y in zip(images.split(16), labels.split(16), strict=True)
+    ]
     seen = []
 
     def loss(output, targets):
@@ -222,9 +245,7 @@ def test_two_processes_do_what_one_does(tmp_path):
 class TestBadInput:
     def test_a_teacher_of_another_shape(self, teacher):
         other = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
-        with pytest.raises(
-            InputError, match=r"teacher's output .* \(16, 7\), the model's \(16, 4\)"
-        ):
+        with pytest.raises(InputError, match=r"the shape \(16, 7\), the model's \(16, 4\)"):
             tersor.finetune(compressed(teacher), loader(), teacher=other)
         with pytest.raises(InputError, match=r"teacher must be an nn\.Module, got a str"):
             tersor.finetune(compressed(teacher), loader(), teacher="dense.pt")
@@ -253,9 +274,7 @@ class TestBadInput:
         def loss(output, targets):
             return nn.functional.cross_entropy(output, targets) * (torch.nan if files else 1)
 
-        with pytest.raises(
-            TrainingError, match="the loss is nan at step 5, epoch 2; try a smaller"
-        ):
+        with pytest.raises(TrainingError, match="the loss is nan at step 5, epoch 2; try"):
             tersor.finetune(model, loader(), loss=loss, evaluate=evaluate, epochs=3)
         assert len(files) == 1 and content(model) == files[0]
 
@@ -296,7 +315,7 @@ class TestBadInput:
     def test_budgets_that_cannot_be_reached(self, teacher, size):
         model = compressed(teacher)
         before = content(model)
-        with pytest.raises(BudgetError, match="are too few: .* the file has"):
+        with pytest.raises(BudgetError, match=r"are too few: .* the file has"):
             tersor.finetune(model, loader(), target_size=size)
         assert content(model) == before
 
@@ -309,7 +328,7 @@ class TestBadInput:
         tersor.finetune(compressed(teacher), loader(), epochs=1, checkpoint=path)
         with pytest.raises(InputError, match=r"other options: epochs 1 before, 2 now.* remove the"):
             tersor.finetune(compressed(teacher), loader(), epochs=2, checkpoint=path)
-        with pytest.raises(InputError, match="lr 0.001 before, 0.1 now"):
+        with pytest.raises(InputError, match=r"lr 0\.001 before, 0\.1 now"):
             tersor.finetune(compressed(teacher), loader(), epochs=1, lr=0.1, checkpoint=path)
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(InputError, match="is damaged, or no checkpoint"):

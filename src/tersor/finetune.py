@@ -78,9 +78,9 @@ def finetune(
     AdamW with warm-up and a cosine schedule. The latents train as real numbers; after each step
     they are projected onto the trellis, and the gradients pass straight through. One price of a
     bit, which follows the budget, acts in that projection and in the loss. In the last 15 % of the
-    steps the latents rest and all else adapts to them. After each epoch a copy is made what a file of the
-    present budget would hold, and evaluated; what ``model`` is in the end is the best of those
-    within the final budget.
+    steps the latents rest and all else adapts to them. After each epoch a copy is made what a file
+    of the present budget would hold, and evaluated; what ``model`` is in the end is the best of
+    those within the final budget.
 
     Several processes (``torchrun``, ``accelerate launch``) share each batch, so that the result is
     that of one process within rounding. Batch normalisation sees the part of a process only.
@@ -149,7 +149,7 @@ def finetune(
     """
     options = Options(epochs, lr, weight_decay, accumulate, mixed_precision, seed)
     _check(model, teacher)
-    accelerator = _accelerator(mixed_precision)
+    accelerator = _accelerator(mixed_precision, seed)
     feed, objective = Feed(train_loader, seed, accelerator), Objective(loss, teacher)
     schedule = _schedule(model, feed.batches, options, start_size, target_size)
     facts = asdict(options) | asdict(schedule) | {"teacher": teacher is not None}
@@ -211,14 +211,14 @@ def _check(model: nn.Module, teacher: nn.Module | None) -> None:
         raise InputError(f"the teacher must be an nn.Module, got a {type(teacher).__name__}")
 
 
-def _accelerator(mixed_precision: Precision) -> Accelerator:
+def _accelerator(mixed_precision: Precision, seed: int) -> Accelerator:
     try:
         from accelerate import Accelerator, DataLoaderConfiguration
     except ImportError:
         raise MissingExtraError(
             "fine-tuning needs accelerate: pip install 'tersor[finetune]'"
         ) from None
-    loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True)
+    loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
     try:
         return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
     except ValueError as error:  # one precision for each process, or one that the device lacks

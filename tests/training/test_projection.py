@@ -43,9 +43,7 @@ def test_the_file_fits_and_gives_back_the_model(tmp_path, project, share):
     assert found.nbytes > 0.9 * budget
     back = tersor.load(tmp_path / "b.tersor", Net().eval())
     assert bits(back(IMAGES)) == bits(model(IMAGES))
-    assert all(
-        bits(p) == bits(q) for p, q in zip(dense_tensors(back), dense_tensors(model), strict=True)
-    )
+    assert list(map(bits, dense_tensors(back))) == list(map(bits, dense_tensors(model)))
 
 
 def dense_tensors(model):
@@ -119,9 +117,7 @@ def test_scalar_latents_stay_scalar():
 def test_too_small_budgets_name_the_smallest(tmp_path):
     model = trained()
     before = [bits(t) for t in dense_tensors(model)]
-    with pytest.raises(
-        BudgetError, match=r"100 bytes are too few: .* all zero the file has (\d+)"
-    ) as e:
+    with pytest.raises(BudgetError, match=r"too few: .* the file has (\d+)") as e:
         tersor.project(model, target_size=100)
     assert [bits(t) for t in dense_tensors(model)] == before
     least = int(str(e.value).split("the file has ")[1].split()[0])
