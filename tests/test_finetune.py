@@ -11,7 +11,7 @@ import pytest
 import torch
 from samples import bits
 from torch import nn
-from toys import Net, accuracy, compressed, data, dense, loader
+from trainable import Net, accuracy, compressed, data, dense, loader
 
 import tersor
 from tersor.errors import BudgetError, InputError, MissingExtraError, TrainingError
@@ -155,7 +155,7 @@ RUN = """
 import os, signal, sys
 import torch
 import tersor
-from toys import accuracy, compressed, dense, loader
+from trainable import accuracy, compressed, dense, loader
 
 torch.set_num_threads(1)
 calls = 0
@@ -184,7 +184,7 @@ tersor.save(model, sys.argv[1])
 
 def run(script, *arguments, before=(), **environment):
     tests = Path(__file__).parent
-    paths = [str(tests), str(tests / "training"), *sys.path]
+    paths = [str(tests), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
     command = [sys.executable, *before, "-c", script] if not before else [*before, script]
     return subprocess.run(
@@ -217,7 +217,7 @@ PROCESSES = """
 import sys
 import torch
 import tersor
-from toys import compressed, dense, loader
+from trainable import compressed, dense, loader
 
 torch.set_num_threads(1)
 teacher = dense(norm=False)

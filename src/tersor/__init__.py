@@ -12,7 +12,7 @@ from tersor.normalization import match_normalization
 from tersor.storage.summary import Report, TensorSummary
 from tersor.training.groups import parameter_groups
 from tersor.training.projection import Projection, project
-from tersor.training.rate import rate_loss
+from tersor.training.rate_loss import rate_loss
 from tersor.version import __version__
 
 __all__ = [

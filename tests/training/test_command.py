@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from toys import compressed, data, dense
+from trainable import compressed, data, dense
 from typer.testing import CliRunner
 
 import tersor
@@ -16,7 +16,7 @@ from tersor.cli import app
 pytest.importorskip("accelerate", reason="fine-tuning needs its extra")
 
 NET = """
-from toys import Net, data, loader
+from trainable import Net, data, loader
 
 def make():
     return Net()
@@ -145,7 +145,7 @@ def test_the_file_is_that_of_the_best_epoch(folder):
     assert result.exit_code == 0, result.stderr
     log = json.loads((folder / "log.json").read_text())
     assert log["value"] == max(h["value"] for h in log["history"])
-    from toys import Net
+    from trainable import Net
 
     model = tersor.load("out.tersor", Net().eval())
     with np.load("test.npz") as test:

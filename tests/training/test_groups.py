@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from toys import compressed, dense
+from trainable import compressed, dense
 
 import tersor
 from tersor.errors import InputError

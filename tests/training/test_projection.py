@@ -6,7 +6,7 @@ import pytest
 import torch
 from samples import bits
 from torch import nn
-from toys import Net, compressed, data, dense, drifted
+from trainable import Net, compressed, data, dense, drifted
 
 import tersor
 from tersor.errors import BudgetError, InputError

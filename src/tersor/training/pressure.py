@@ -21,7 +21,7 @@ from tersor.training.projection import (
     search_latents,
     trained_latents,
 )
-from tersor.training.rate import rate_loss
+from tersor.training.rate_loss import rate_loss
 from tersor.training.schedule import Schedule
 
 RATE = 3.0

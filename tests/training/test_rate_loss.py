@@ -5,13 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
-from toys import compressed, dense, drifted
+from trainable import compressed, dense, drifted
 
 import tersor
 from tersor.errors import InputError
 from tersor.storage import records
 from tersor.training.groups import factored_weights
-from tersor.training.rate import Rate
+from tersor.training.rate_loss import Rate
 
 
 def coded_bits(model):
