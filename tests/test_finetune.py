@@ -90,6 +90,15 @@ def test_frozen_parameters_and_the_training_flag_stay(teacher):
     assert not model[3].weight_factors.latent.requires_grad
 
 
+def test_the_teacher_is_as_it_was(teacher):
+    busy = copy.deepcopy(teacher).train()
+    busy[3].eval()
+    before = {n: bits(t) for n, t in busy.state_dict().items()}
+    tersor.finetune(compressed(teacher), loader(), teacher=busy, epochs=1)
+    assert {n: bits(t) for n, t in busy.state_dict().items()} == before
+    assert busy[1].training and not busy[3].training
+
+
 def test_a_layer_used_twice(tmp_path):
     layer = nn.Linear(64, 64)
     model = nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer, nn.Linear(64, 4))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -166,17 +167,33 @@ def finetune(
     for path in (plan.checkpoint, _path(log)):
         if path is not None:
             check_writable(path)
-    device, training = _device(model), model.training
-    run = Run(model, feed, objective, evaluate, plan, accelerator)
-    try:
-        with shown("fine-tuning") as show:
-            run(show)
-    finally:
-        model.to(device).train(training)
-        result = _finish(model, run.progress)
+    with ExitStack() as stack:
+        for borrowed in (model, teacher):
+            if borrowed is not None:
+                stack.enter_context(_borrowed(borrowed, accelerator.device))
+        run = Run(model, feed, objective, evaluate, plan, accelerator)
+        try:
+            with shown("fine-tuning") as show:
+                run(show)
+        finally:
+            result = _finish(model, run.progress)
     if log is not None and accelerator.is_main_process:
         _write_log(Path(log), facts, result)
     return result
+
+
+@contextmanager
+def _borrowed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """The module on a device and in evaluation mode; then where it was, in the modes it was in."""
+    home = next((p.device for p in module.parameters()), device)
+    modes = {part: part.training for part in module.modules()}
+    try:
+        module.to(device).eval()
+        yield
+    finally:
+        module.to(home)
+        for part, training in modes.items():
+            part.training = training
 
 
 @dataclass(frozen=True)
@@ -251,10 +268,6 @@ def _finish(model: nn.Module, progress: Progress) -> Finetuned:
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(p.device for p in model.parameters())
 
 
 def _write_log(path: Path, options: Mapping[str, Any], result: Finetuned) -> None:

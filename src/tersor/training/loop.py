@@ -66,7 +66,7 @@ class Run:
     Parameters
     ----------
     model
-        On any device; moved to that of the accelerator.
+        On the device of the accelerator.
     feed, objective, evaluate, plan
         What it is trained with, and what its files are judged by.
     accelerator
@@ -83,7 +83,7 @@ class Run:
         accelerator: Accelerator,
     ) -> None:
         self.feed, self.objective, self.evaluate, self.plan = feed, objective, evaluate, plan
-        self.accelerator, self.bare = accelerator, model.to(accelerator.device)
+        self.accelerator, self.bare = accelerator, model
         groups = parameter_groups(model, lr=plan.lr, weight_decay=plan.weight_decay)
         self.rates = [group["lr"] for group in groups]
         self.progress = Progress(price=project(model, target_size=plan.schedule.start_size).price)
