@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tersor.factorization.rate_aware import PRICE
 from tersor.training.checkpoint import Progress
+from tersor.training.groups import factored_weights
 from tersor.training.projection import (
     file_size,
     fit,
@@ -50,8 +51,8 @@ def rate_term(model: nn.Module, now: Progress, schedule: Schedule) -> Tensor | f
     """What is added to the loss for the bits, while the latents move."""
     if not schedule.latents_move(now.step):
         return 0.0
-    weights = sum(w.tiling.count * w.tiling.size for w in trained_latents(model).values())
-    return RATE * (price(now) / PRICE) * rate_loss(model) / max(weights, 1)
+    weights = sum(math.prod(w.shape) for w in factored_weights(model).values())
+    return RATE * (price(now) / PRICE) * rate_loss(model) / weights
 
 
 @torch.no_grad()
