@@ -19,7 +19,7 @@ help:
 $(VENV)/installed: pyproject.toml requirements-dev.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo,finetune]'
 	touch $@
 
 demo: $(VENV)/installed

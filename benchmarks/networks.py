@@ -57,7 +57,7 @@ class ResNet8(nn.Module):
 
 
 class MobileNetV1(nn.Module):
-    """MobileNetV1 (Howard et al., 2017), width 0.75, 2.6 million parameters; pixels from -1 to 1."""
+    """MobileNetV1 (Howard et al., 2017), width 0.75, 2.6 million parameters; pixels -1 to 1."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ inline bool reachable(const int16_t* z, const Shape& shape, int states) {
     return true;
 }
 
-// Codes all integers; calls `visit(row, column, place in the tables)` before each.
+// Codes all integers; calls `visit(row, column, place in the tables, grid)` before each.
 template <class Coder, class Number, class Visit>
 void code(Coder& coder, Model& model, Number* z, const Shape& shape, int states, Visit visit) {
     const Trellis trellis(states);
@@ -53,7 +53,7 @@ void code(Coder& coder, Model& model, Number* z, const Shape& shape, int states,
             for (int64_t i = 0; i < shape.outer; ++i, ++c, ++z) {
                 if (c % kBlock == 0) state = 0;
                 const int grid = trellis.grid(state), at = model.expect(i, j);
-                visit(r, c, at);
+                visit(r, c, at, grid);
                 const int index = model.magnitude(coder, at, grid, index_of(std::abs(static_cast<int>(*z)), grid, states));
                 if (index) {
                     const bool positive = coder.flat(*z > 0);
@@ -94,6 +94,20 @@ struct Prices {
     }
 };
 
+// Slope, at a real number, of the bits of the integer next to it on a grid: those of the table,
+// joined by lines and averaged over a cell of the grid, which is smooth and even.
+inline float slope(float z, const float* bits, int shift, int grid, int states) {
+    const float spacing = states == 1 ? 1.0f : 2.0f, first = states == 1 ? 0.0f : static_cast<float>(grid);
+    const auto joined = [&](float a) {  // `first` moves the magnitudes of indices above 0 only
+        const float whole = a < spacing - first ? a / (spacing - first) : (a + first) / spacing;
+        const float position = std::min(std::ldexp(whole, -shift), kPrices - 1.0f);
+        const int below = std::min(static_cast<int>(position), kPrices - 2);
+        return bits[below] + (position - static_cast<float>(below)) * (bits[below + 1] - bits[below]);
+    };
+    const float a = std::fabs(z), half = 0.5f * spacing;
+    return std::copysign((joined(a + half) - joined(std::fabs(a - half))) / spacing, z);
+}
+
 // ---------------------------------------------------------------------------------------------
 // Search
 
@@ -132,7 +146,7 @@ struct Path {  // scratch of one thread
 
 // Cheapest path from a state; returns the state that it ends in.
 template <int S>
-int viterbi(int first, const float* wanted, float curvature, float price, const uint8_t* levels,
+int viterbi(int first, const float* wanted, float curvature, float price, const uint8_t* places,
              const Prices& prices, int64_t n, float* z, Path& path) {
     constexpr Trellis trellis(S);
     constexpr int H = S / 2, h0 = trellis.h0, h1 = trellis.h1;
@@ -142,7 +156,7 @@ int viterbi(int first, const float* wanted, float curvature, float price, const 
     for (int s = 0; s < S; ++s) old[s] = s == first ? 0.0f : 1e30f;
     for (int64_t c = 0; c < n; ++c) {
         const float a = std::fabs(wanted[c]);
-        const int level = levels[c], shift = coarseness(level);
+        const int level = places[c] >> 1, shift = coarseness(level);
         Candidate best[4];
         candidates(a, curvature, price, prices.bits[level][0], shift, 0, S, best);
         candidates(a, curvature, price, prices.bits[level][1], shift, 1, S, best + 2);
@@ -172,10 +186,10 @@ int viterbi(int first, const float* wanted, float curvature, float price, const 
     return last;
 }
 
-inline int scalar(const float* wanted, float curvature, float price, const uint8_t* levels,
+inline int scalar(const float* wanted, float curvature, float price, const uint8_t* places,
                    const Prices& prices, int64_t n, float* z) {
     for (int64_t c = 0; c < n; ++c) {
-        const int level = levels[c];
+        const int level = places[c] >> 1;
         Candidate best[2];
         candidates(std::fabs(wanted[c]), curvature, price, prices.bits[level][0], coarseness(level), 0, 1, best);
         z[c] = std::copysign(static_cast<float>(best[best[1].cost < best[0].cost].value), wanted[c]);
@@ -184,14 +198,14 @@ inline int scalar(const float* wanted, float curvature, float price, const uint8
 }
 
 inline int cheapest(int states, int first, const float* wanted, float curvature, float price,
-                    const uint8_t* levels, const Prices& prices, int64_t n, float* z, Path& path) {
+                    const uint8_t* places, const Prices& prices, int64_t n, float* z, Path& path) {
     switch (states) {
-        case 1: return scalar(wanted, curvature, price, levels, prices, n, z);
-        case 4: return viterbi<4>(first, wanted, curvature, price, levels, prices, n, z, path);
-        case 8: return viterbi<8>(first, wanted, curvature, price, levels, prices, n, z, path);
-        case 16: return viterbi<16>(first, wanted, curvature, price, levels, prices, n, z, path);
-        case 32: return viterbi<32>(first, wanted, curvature, price, levels, prices, n, z, path);
-        case 64: return viterbi<64>(first, wanted, curvature, price, levels, prices, n, z, path);
+        case 1: return scalar(wanted, curvature, price, places, prices, n, z);
+        case 4: return viterbi<4>(first, wanted, curvature, price, places, prices, n, z, path);
+        case 8: return viterbi<8>(first, wanted, curvature, price, places, prices, n, z, path);
+        case 16: return viterbi<16>(first, wanted, curvature, price, places, prices, n, z, path);
+        case 32: return viterbi<32>(first, wanted, curvature, price, places, prices, n, z, path);
+        case 64: return viterbi<64>(first, wanted, curvature, price, places, prices, n, z, path);
         default: throw std::invalid_argument("unknown number of states");
     }
 }
@@ -212,7 +226,7 @@ inline void best_row(const float* target, const float* gram, const float* z, int
 
 // Row by row, with the others fixed, the integers of least curvature * error + price * bits, in n
 // columns from `offset` on, a multiple of kBlock.
-inline void search(const float* target, const float* gram, float* z, const uint8_t* levels,
+inline void search(const float* target, const float* gram, float* z, const uint8_t* places,
                    const Prices& prices, const Shape& shape, int64_t offset, int64_t n, int states,
                    float price, int threads) {
     const int64_t k = shape.rows, blocks = (n + kBlock - 1) / kBlock;
@@ -224,7 +238,7 @@ inline void search(const float* target, const float* gram, float* z, const uint8
             for (int64_t r = 0; r < k; ++r) {
                 best_row(target + start, gram, z + start, n, r, k, size, wanted.data());
                 cheapest(states, 0, wanted.data(), std::max(gram[r * k + r], 1e-30f), price,
-                         levels + r * shape.columns() + offset + start, prices, size, z + r * n + start, path);
+                         places + r * shape.columns() + offset + start, prices, size, z + r * n + start, path);
             }
         }
     };
@@ -236,7 +250,7 @@ inline void search(const float* target, const float* gram, float* z, const uint8
 
 // The same for the columns of one position, which begin at column `offset` of the whole; the paths
 // begin in the given states, which become those in which they end.
-inline void search_run(const float* target, const float* gram, float* z, const uint8_t* levels,
+inline void search_run(const float* target, const float* gram, float* z, const uint8_t* places,
                        const Prices& prices, const Shape& shape, int64_t offset, int32_t* carried,
                        int states, float price, int sweeps) {
     const int64_t n = shape.columns(), k = shape.rows, size = shape.outer;
@@ -252,7 +266,7 @@ inline void search_run(const float* target, const float* gram, float* z, const u
                 const int64_t left = kBlock - (offset + c) % kBlock, length = std::min(left, size - c);
                 if (left == kBlock) state = 0;
                 state = cheapest(states, state, wanted.data() + c, curvature, price,
-                                 levels + r * n + offset + c, prices, length, z + r * size + c, path);
+                                 places + r * n + offset + c, prices, length, z + r * size + c, path);
                 c += length;
             }
             ends[r] = state;

@@ -26,7 +26,7 @@ Shape shape_of(const Matrix& z, int64_t outer) {
 static Shape codebook_shape(const Integers& c) {
     return {static_cast<int64_t>(c.shape(0)), 1, static_cast<int64_t>(c.shape(1))};
 }
-static void ignore(int64_t, int64_t, int) {}
+static void ignore(int64_t, int64_t, int, int) {}
 
 template <class Coder>
 void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_start, int16_t* latent,
@@ -38,7 +38,12 @@ void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_star
     code(coder, of_latent, latent, second, states, ignore);
 }
 
-struct Analysis { Shape shape; Prices prices; std::vector<uint8_t> levels; std::vector<double> bits; };
+struct Analysis {
+    Shape shape;
+    Prices prices;
+    std::vector<uint8_t> places;  // in the model: level of the expected magnitude << 1 | grid
+    std::vector<double> bits;
+};
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no leak
@@ -77,27 +82,34 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         Model model(shape.outer, shape.inner, start, states);
         Counter coder;
-        std::vector<uint8_t> levels(z.size());
+        std::vector<uint8_t> places(z.size());
         std::vector<double> ends(shape.rows, 0.0);
         const int64_t n = shape.columns();
-        code(coder, model, z.data(), shape, states, [&](int64_t r, int64_t c, int at) {
-            levels[r * n + c] = static_cast<uint8_t>(Model::level(at));
+        code(coder, model, z.data(), shape, states, [&](int64_t r, int64_t c, int at, int grid) {
+            places[r * n + c] = static_cast<uint8_t>(Model::level(at) << 1 | grid);
             if (c == 0 && r) ends[r - 1] = coder.bits;
         });
         if (shape.rows) ends.back() = coder.bits;
         for (int64_t r = shape.rows - 1; r > 0; --r) ends[r] -= ends[r - 1];
-        return Analysis{shape, Prices(model), std::move(levels), std::move(ends)};
+        return Analysis{shape, Prices(model), std::move(places), std::move(ends)};
+    });
+    m.def("slopes", [](Floats z, const Analysis& analysis, int states) {  // in the place of z
+        nb::gil_scoped_release release;
+        for (size_t i = 0; i < z.size(); ++i) {
+            const int level = analysis.places[i] >> 1, grid = analysis.places[i] & 1;
+            z.data()[i] = slope(z.data()[i], analysis.prices.bits[level][grid], coarseness(level), grid, states);
+        }
     });
     m.def("search_run", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
                            States carried, int states, float price, int sweeps) {
         nb::gil_scoped_release release;
-        search_run(target.data(), gram.data(), z.data(), analysis.levels.data(), analysis.prices,
+        search_run(target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices,
                    analysis.shape, offset, carried.data(), states, price, sweeps);
     });
     m.def("search", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
                        int states, float price, int threads) {
         nb::gil_scoped_release release;
-        search(target.data(), gram.data(), z.data(), analysis.levels.data(), analysis.prices,
+        search(target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices,
                analysis.shape, offset, z.shape(1), states, price, threads);
     });
 }

@@ -1,14 +1,18 @@
 """Terse tensors: make a trained PyTorch model many times smaller, and run it from its file."""
 
 from tersor.calibration import Calibration, calibrate
-from tersor.errors import BudgetError, FileFormatError, InputError, TersorError
+from tersor.errors import BudgetError, FileFormatError, InputError, TersorError, TrainingError
 from tersor.factoring import factorize
 from tersor.factorization.decompose import Solution
 from tersor.factors import Factors
 from tersor.files import inspect, load, load_state_dict, save
+from tersor.finetune import Finetuned, finetune
 from tersor.models import compress
 from tersor.normalization import match_normalization
 from tersor.storage.summary import Report, TensorSummary
+from tersor.training.groups import parameter_groups
+from tersor.training.projection import Projection, project
+from tersor.training.rate_loss import rate_loss
 from tersor.version import __version__
 
 __all__ = [
@@ -16,18 +20,25 @@ __all__ = [
     "Calibration",
     "Factors",
     "FileFormatError",
+    "Finetuned",
     "InputError",
+    "Projection",
     "Report",
     "Solution",
     "TensorSummary",
     "TersorError",
+    "TrainingError",
     "__version__",
     "calibrate",
     "compress",
     "factorize",
+    "finetune",
     "inspect",
     "load",
     "load_state_dict",
     "match_normalization",
+    "parameter_groups",
+    "project",
+    "rate_loss",
     "save",
 ]

@@ -20,6 +20,10 @@ class FileFormatError(TersorError, ValueError):
     """A file that is not a valid tersor file, or is damaged."""
 
 
+class TrainingError(TersorError, RuntimeError):
+    """Training that cannot go on; the best model so far is kept."""
+
+
 class MissingExtraError(TersorError, ImportError):
     """An optional dependency that is not installed; the message names the extra to install."""
 

@@ -59,13 +59,18 @@ def save(model: nn.Module, path: Path, *, lossless: bool = False) -> Report:
     OSError
         If the file cannot be written.
     """
+    archive = archive_of(model, lossless=lossless)
+    return summarize(archive, container.write(path, archive))
+
+
+def archive_of(model: nn.Module, *, lossless: bool = False) -> Archive:
+    """What `save` writes of a model."""
     source, values = source_of(model), state(model)
     entries = {
         name: _entry(name, value, source.aliases.get(name), lossless)
         for name, value in values.items()
     }
-    archive = Archive(entries, source.nbytes)
-    return summarize(archive, container.write(path, archive))
+    return Archive(entries, source.nbytes)
 
 
 def _entry(name: str, value: Factors | Tensor, alias: str | None, lossless: bool) -> Entry:

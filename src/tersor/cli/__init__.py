@@ -5,9 +5,9 @@ import sys
 
 from tersor.cli.app import app
 
-from tersor.cli import compress, curve, files, about  # isort: skip  (the order of commands in the help)
+from tersor.cli import compress, finetune, curve, files, about  # isort: skip  (the order of commands in the help)
 
-__all__ = ["about", "app", "compress", "curve", "files", "main"]
+__all__ = ["about", "app", "compress", "curve", "files", "finetune", "main"]
 
 
 def main() -> None:

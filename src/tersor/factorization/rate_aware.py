@@ -68,10 +68,13 @@ class Coder:
         columns are one run if it is not known.
     states
         States of the trellis; 1: none.
+    price
+        Squared error, in units of the step squared, that a bit is worth.
     """
 
     rows: int | None = None
     states: int = STATES
+    price: float = PRICE
     _last: tuple[Tensor, _native.Analysis] | None = field(default=None, repr=False)
 
     def analyse(self, latent: Tensor) -> _native.Analysis:
@@ -91,7 +94,7 @@ class Coder:
         for columns in blocks(*rounded.shape):
             quotient = quadratic.targets(columns) / curvature[:, None]
             rounded[:, columns] = quotient.round_().clamp_(-LARGEST, LARGEST)
-        return self._search(quadratic, rounded, self._prices_of_rounding(rounded))[0]
+        return self.search(quadratic, rounded, self._prices_of_rounding(rounded))[0]
 
     def _prices_of_rounding(self, rounded: Tensor) -> _native.Analysis:
         indices = rounded if self.states == 1 else (rounded / 2).round_()
@@ -102,15 +105,17 @@ class Coder:
 
         The latter is what sets the rank.
         """
-        improved, avoided = self._search(quadratic, latent, self.analyse(latent))
+        improved, avoided = self.search(quadratic, latent, self.analyse(latent))
         column_bits = COLUMN_ELEMENT_BITS * quadratic.basis.shape[0]
-        keep = avoided > torch.from_numpy(PRICE * (self.bits(improved) + ROW_BITS + column_bits))
+        keep = avoided > torch.from_numpy(
+            self.price * (self.bits(improved) + ROW_BITS + column_bits)
+        )
         if not bool(keep.all()):
             improved *= keep[:, None]
             self._last = None
         return improved
 
-    def _search(
+    def search(
         self, quadratic: Quadratic, latent: Tensor, analysis: _native.Analysis
     ) -> tuple[Tensor, Tensor]:
         """Row by row, the others fixed, the latent of least distortion + price * bits.
@@ -132,14 +137,12 @@ class Coder:
                 analysis,
                 columns.start,
                 self.states,
-                PRICE,
+                self.price,
                 torch.get_num_threads(),
             )
             result[:, columns] = z
-            slope = target - gram @ z
-            avoided += (
-                (2 * slope + gram.diagonal()[:, None] * z).mul_(z).sum(dim=1, dtype=torch.float64)
-            )
+            gain = 2 * (target - gram @ z) + gram.diagonal()[:, None] * z
+            avoided += gain.mul_(z).sum(dim=1, dtype=torch.float64)
         return result, avoided
 
     def penalty(self, codebook: Tensor, latent: Tensor) -> float:
@@ -148,7 +151,7 @@ class Coder:
         if not bool(live.any()):
             return 0.0
         latent_bits = float(self.bits(latent)[live.numpy()].sum()) + ROW_BITS * int(live.sum())
-        return PRICE * (latent_bits + codebook_bits(codebook[:, live]))
+        return self.price * (latent_bits + codebook_bits(codebook[:, live]))
 
 
 def codebook_exponent(codebook: Tensor) -> int:

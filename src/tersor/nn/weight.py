@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from tersor import _native
 from tersor.errors import InputError
+from tersor.factorization.rate_aware import STATES
 from tersor.factors import Factors
 from tersor.kernels import power_of_two, recompose
+from tersor.storage.entropy import trellis_of
+from tersor.tiling import coding_order
 
 Mode = Literal["recompose", "dense"]
 
@@ -23,6 +27,7 @@ class FactoredWeight(nn.Module):
 
     Integer factors stay real numbers here and are rounded in each forward, with the gradient
     passed straight through, so that they can be trained and are exactly representable all along.
+    Once the latent is projected (`project_to`), its projection takes the place of the rounding.
 
     Parameters
     ----------
@@ -43,12 +48,20 @@ class FactoredWeight(nn.Module):
         The scale of the factors is ``scale * 2 ** exponent``, parameter and int32 buffer of shape
         (1,): a scale of 1e-9 would be zero after `Module.half`, a number in [0.5, 1) is not.
         (One axis, because FSDP refuses parameters without any.)
+    coded
+        What is computed with and stored in the place of the latent, a buffer of its shape; None if
+        that is the latent itself, rounded. (int32, because gloo and NCCL do not send int16.)
+    unit
+        Mean length of the codebook's columns at first, in units of the weight: about the step.
+    states
+        States of the trellis that the latent comes from; 1 if from none.
     """
 
     codebook: nn.Parameter
     latent: nn.Parameter
     scale: nn.Parameter
     exponent: Tensor
+    coded: Tensor | None
 
     def __init__(
         self,
@@ -74,6 +87,10 @@ class FactoredWeight(nn.Module):
         self.latent = parameter(factors.latent)
         self.scale = parameter(torch.tensor([mantissa], dtype=torch.float32))
         self.register_buffer("exponent", torch.tensor([exponent], dtype=torch.int32, device=device))
+        self.register_buffer("coded", None)
+        lengths = self.codebook.detach().double().norm(dim=0)
+        self.unit = factors.scale * float(lengths.mean()) if factors.rank else factors.scale
+        self.states = trellis(factors) if self.integer_latent else 1
         self._dense: Tensor | None = None
 
     @property
@@ -94,15 +111,34 @@ class FactoredWeight(nn.Module):
                 self._dense = self._recompose()
 
     def to_factors(self) -> Factors:
-        """Factors that recompose to exactly what `forward` returns."""
+        """Factors that recompose to exactly what `forward` returns, rows of zeros left out."""
         scale = self.scale.detach().to(torch.float32) * power_of_two(self.exponent)
-        return Factors(
-            codebook=stored(self.codebook, self.integer_codebook),
-            latent=stored(self.latent, self.integer_latent),
-            scale=float(scale),
-            shape=self.shape,
-            dtype=self.dtype,
-        )
+        codebook = stored(self.codebook, self.integer_codebook)
+        latent = self.stored_latent
+        used = latent.any(dim=1)
+        return Factors(codebook[:, used], latent[used], float(scale), self.shape, self.dtype)
+
+    @property
+    def stored_latent(self) -> Tensor:
+        """The latent that is computed with, (k, n), as `Factors` has it."""
+        if self.coded is None:
+            return stored(self.latent, self.integer_latent)
+        return self.coded.to(torch.int16)
+
+    def project_to(self, coded: Tensor | None) -> None:
+        """Compute with these integers in the place of the latent, which still gets the gradients.
+
+        None: with the latent itself again, rounded.
+        """
+        self.coded = None if coded is None else coded.to(self.latent.device, torch.int32)
+        self._refresh()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Let the latent be the integers that are computed with."""
+        if self.coded is not None:
+            self.latent.copy_(self.coded)
+            self.project_to(None)
 
     def extra_repr(self) -> str:
         """What `repr` tells about this module."""
@@ -110,7 +146,9 @@ class FactoredWeight(nn.Module):
 
     def _recompose(self) -> Tensor:
         codebook = round_through(self.codebook) if self.integer_codebook else self.codebook
-        latent = round_through(self.latent) if self.integer_latent else self.latent
+        latent: Tensor = self.latent
+        if self.integer_latent:
+            latent = round_through(latent) if self.coded is None else through(latent, self.coded)
         tiles = cast(Tensor, recompose(codebook, latent, self.scale, self.exponent))
         return self.tiling.join(tiles).to(self.dtype)
 
@@ -123,32 +161,51 @@ class FactoredWeight(nn.Module):
         self._refresh()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # A buffer that is there in only one of the two would be an error.
+        self.coded = torch.empty_like(self.latent, dtype=torch.int32)
+        if prefix + "coded" not in state_dict:
+            self.coded = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._refresh()
 
 
-class RoundThrough(torch.autograd.Function):
-    """Straight-through rounding, see `round_through`."""
+class Through(torch.autograd.Function):
+    """Other values in the place of some, with the gradient passed straight through."""
 
     @staticmethod
-    def forward(values: Tensor) -> Tensor:
-        """Nearest integers."""
-        return values.round()
+    def forward(values: Tensor, others: Tensor) -> Tensor:
+        """The others, in the type of the values."""
+        return others.to(values.dtype, copy=True)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         """Nothing to remember."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The gradient, as it is."""
-        return grad
+        return grad, None
+
+
+def through(values: Tensor, others: Tensor) -> Tensor:
+    """The others, as if they were the values for the gradient."""
+    return cast(Tensor, Through.apply(values, others))  # type: ignore[no-untyped-call]
 
 
 def round_through(values: Tensor) -> Tensor:
     """Round to integers, with the gradient of the identity."""
-    return cast(Tensor, RoundThrough.apply(values))  # type: ignore[no-untyped-call]
+    return through(values, values.detach().round())
+
+
+def trellis(factors: Factors) -> int:
+    """States of the trellis of an integer latent: the usual ones if those can reach it."""
+    rows = factors.shape[0]
+    ordered = coding_order(factors.latent.cpu().to(torch.int16), rows)
+    usual = _native.reachable(ordered.numpy(), rows, STATES)
+    return STATES if usual else trellis_of(ordered, rows)
 
 
 def split_scale(scale: float) -> tuple[float, int]:

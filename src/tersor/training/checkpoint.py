@@ -1,0 +1,94 @@
+"""What a run needs to go on where it was stopped: one file, replaced atomically."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tersor.errors import InputError
+from tersor.storage.atomic import replacing
+
+_VERSION = 0
+
+
+@dataclass
+class Progress:
+    """How far a run is, and what it has found.
+
+    Parameters
+    ----------
+    epoch, batch
+        Epochs that are complete, and batches of the next one that are.
+    step
+        Steps of the optimizer so far.
+    price
+        Price of a bit that keeps the budget, but for what the excess asks for.
+    excess
+        Logarithm of the size over the budget, of the latents alone.
+    rest
+        Bytes of the file besides the latents' integers, about.
+    losses
+        Sum of the losses of the batches of this epoch.
+    best
+        Highest value of the evaluations of files within the final budget.
+    file
+        Content of the file to be returned: the best, or the last where nothing is evaluated.
+    history
+        For each epoch its number, loss, bytes and value.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    price: float = 0.0
+    excess: float = 0.0
+    rest: float = 0.0
+    losses: float = 0.0
+    best: float | None = None
+    file: bytes = b""
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write(
+    path: Path, progress: Progress, options: Mapping[str, Any], states: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint: progress, the options of the run, and states of its parts."""
+    content = {"version": _VERSION, "options": dict(options), "states": dict(states)}
+    numbers = asdict(progress)
+    numbers["file"] = torch.from_numpy(np.frombuffer(progress.file, np.uint8).copy())
+    with replacing(path) as temporary:
+        torch.save(content | {"progress": numbers}, temporary)
+
+
+def read(path: Path, options: Mapping[str, Any]) -> tuple[Progress, dict[str, Any]]:
+    """Progress and states of the run of these options.
+
+    Raises
+    ------
+    InputError
+        If the file is no checkpoint, or that of a run with other options; lists them.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        numbers, saved, states = content["progress"], content["options"], content["states"]
+        assert content["version"] == _VERSION
+        numbers["file"] = numbers["file"].numpy().tobytes()
+        progress = Progress(**numbers)
+    except Exception:  # what torch raises here depends on which byte is wrong
+        raise InputError(
+            f"{path} is damaged, or no checkpoint of tersor.finetune; remove it or give another "
+            "name"
+        ) from None
+    changed = [n for n in options if saved.get(n) != options[n]]
+    if changed:
+        lines = ", ".join(f"{n} {saved.get(n)!r} before, {options[n]!r} now" for n in changed)
+        raise InputError(
+            f"the run in {path} has other options: {lines}. Give the same ones to go on with it, "
+            "or remove the file to begin anew"
+        )
+    return progress, states

@@ -1,0 +1,151 @@
+"""What ``tersor finetune`` does: everything by name and path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tersor.errors import InputError
+from tersor.files import load, save
+from tersor.finetune import Finetuned, finetune
+from tersor.nn.load import load_weights
+from tersor.storage.atomic import check_writable
+from tersor.storage.checkpoint import open_checkpoint
+from tersor.training.batches import Batch, logits
+from tersor.training.images import Look, loader_of, open_images
+from tersor.user_code import call
+
+
+@dataclass(frozen=True)
+class Data:
+    """How images of archives and folders are given to the model.
+
+    Parameters
+    ----------
+    batch_size
+        Images of a batch, of all processes together.
+    size
+        Height and width that files of images are brought to, in pixels.
+    mean, std
+        Of pixels from 0 to 1: numbers separated by commas, one or one for each channel.
+    """
+
+    batch_size: int = 128
+    size: int = 224
+    mean: str = "0"
+    std: str = "1"
+
+    def loader(self, option: str, name: str, *, training: bool) -> Iterable[Any]:
+        """What ``module:callable`` returns, or batches of the images there."""
+        if ":" in name and not Path(name).exists():
+            loader = call(option, name)
+            if not isinstance(loader, Iterable):
+                raise InputError(
+                    f"{option} {name} returned a {type(loader).__name__}; an iterable of batches "
+                    "(inputs, targets) is needed, such as a DataLoader"
+                )
+            return loader
+        mean, std = numbers("--mean", self.mean), numbers("--std", self.std)
+        if 0 in std:
+            raise InputError("--std must not be 0: pixels are divided by it")
+        look = Look(self.size, mean, std, training)
+        return loader_of(open_images(Path(name), look), self.batch_size)
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{option} {text!r} is not a number, or numbers separated by commas"
+        ) from None
+
+
+def run(
+    source: Path,
+    output: Path,
+    *,
+    architecture: str,
+    train: str,
+    validate: str | None,
+    teacher: Path | None,
+    data: Data,
+    **options: Any,
+) -> Finetuned:
+    """Fine-tune the model of a file into another file.
+
+    A checkpoint stands beside the output until that is written, and is gone on from.
+
+    Parameters
+    ----------
+    source, output
+        Files to read and to write.
+    architecture
+        ``module:callable`` that makes the model.
+    train, validate
+        Data to train with, and to choose the best epoch with.
+    teacher
+        Checkpoint of the dense model of the same architecture.
+    data
+        How images are read.
+    **options
+        As in `tersor.finetune`.
+    """
+    check_writable(output, source)
+    model = load(source, make(architecture))
+    guide = None if teacher is None else make(architecture)
+    if guide is not None and teacher is not None:
+        load_weights(guide, open_checkpoint(teacher))
+    loader = data.loader("--data", train, training=True)
+    test = None if validate is None else data.loader("--validate", validate, training=False)
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    result = finetune(
+        model,
+        loader,
+        teacher=guide,
+        evaluate=None if test is None else lambda trained: accuracy(trained, test),
+        checkpoint=checkpoint,
+        **options,
+    )
+    if is_first_process():
+        save(model, output)
+        checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def make(architecture: str) -> nn.Module:
+    """The model that ``module:callable`` returns."""
+    model = call("--model", architecture)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"--model {architecture} returned a {type(model).__name__}; an nn.Module is needed"
+        )
+    return model
+
+
+def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
+    """Share in percent of inputs whose highest score is that of their class."""
+    device = next(model.parameters()).device
+    right = total = 0
+    for item in loader:
+        batch = Batch.of(item).part(0, 1, device)
+        scores = logits(model.eval()(*batch.args, **batch.kwargs))
+        right += int((scores.argmax(1) == batch.targets).sum())
+        total += len(batch.targets)
+    if not total:
+        raise InputError("the data to validate with are empty")
+    return 100 * right / total
+
+
+def is_first_process() -> bool:
+    """Whether this process, of those that train together, is to write files."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or (
+        distributed.get_rank() == 0
+    )

@@ -1,0 +1,211 @@
+"""The run: steps, each followed by a projection; after each epoch a file and its value."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import InputError, TrainingError, explained
+from tersor.files import archive_of
+from tersor.plan.progress import Progress as Show
+from tersor.storage import container
+from tersor.training import checkpoint, pressure
+from tersor.training.batches import Batch
+from tersor.training.checkpoint import Progress
+from tersor.training.feed import Feed
+from tersor.training.groups import LATENTS, parameter_groups
+from tersor.training.objective import Objective
+from tersor.training.projection import fit, project
+from tersor.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Evaluate = Callable[[nn.Module], float]
+"""Gives a number of a model, the higher the better."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do.
+
+    Parameters
+    ----------
+    schedule
+        What changes from step to step.
+    epochs, accumulate, lr, weight_decay
+        As in `tersor.finetune`.
+    checkpoint, interval
+        File to go on from, and seconds after which it is written anew within an epoch.
+    options
+        What a checkpoint must agree in.
+    """
+
+    schedule: Schedule
+    epochs: int
+    accumulate: int
+    lr: float
+    weight_decay: float
+    checkpoint: Path | None
+    interval: float
+    options: Mapping[str, Any]
+
+
+class Run:
+    """Training of a model with factors, in place.
+
+    Parameters
+    ----------
+    model
+        On the device of the accelerator.
+    feed, objective, evaluate, plan
+        What it is trained with, and what its files are judged by.
+    accelerator
+        Where it runs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        feed: Feed,
+        objective: Objective,
+        evaluate: Evaluate | None,
+        plan: Plan,
+        accelerator: Accelerator,
+    ) -> None:
+        self.feed, self.objective, self.evaluate, self.plan = feed, objective, evaluate, plan
+        self.accelerator, self.bare = accelerator, model
+        groups = parameter_groups(model, lr=plan.lr, weight_decay=plan.weight_decay)
+        self.rates = [group["lr"] for group in groups]
+        self.progress = Progress(price=project(model, target_size=plan.schedule.start_size).price)
+        self.model, self.optimizer = accelerator.prepare(model, torch.optim.AdamW(groups))
+        self.written = time.monotonic()
+
+    def __call__(self, show: Show) -> Progress:
+        """Train to the end, from the checkpoint if there is one."""
+        self._resume()
+        while self.progress.epoch < self.plan.epochs:
+            if not self.progress.batch:
+                pressure.begin_epoch(self.bare, self.progress)
+            self._epoch(show)
+            self._finish_epoch()
+            self._save()
+        return self.progress
+
+    def _epoch(self, show: Show) -> None:
+        self.model.train()
+        now, batches = self.progress, self.feed.batches
+        for group in grouped(self.feed.epoch(now.epoch, now.batch), self.plan.accumulate):
+            now.losses += self._step(group) * len(group)
+            now.batch += len(group)
+            show(self._message(), now.step / self.plan.schedule.steps)
+            if now.batch < batches and time.monotonic() - self.written > self.plan.interval:
+                self._save()
+
+    def _step(self, group: Sequence[Batch]) -> float:
+        """One step of the optimizer, then of the latents' projection; gives the mean loss."""
+        now, schedule = self.progress, self.plan.schedule
+        moving = schedule.latents_move(now.step)
+        for settings, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            still = settings["name"] == LATENTS and not moving
+            settings["lr"] = 0.0 if still else rate * schedule.rate(now.step)
+        loss = self._backward(group)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {now.step + 1}, epoch {now.epoch + 1}; try a smaller "
+                "learning rate, or look at the batches"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        now.step += 1
+        if moving:
+            pressure.project_step(self.bare, now, schedule)
+        return loss
+
+    def _backward(self, group: Sequence[Batch]) -> float:
+        """Gradients of a group of batches; its mean loss over all processes."""
+        now, schedule = self.progress, self.plan.schedule
+        losses: list[Tensor] = []
+        for number, batch in enumerate(group, start=1):
+            whole = number == len(group)
+            with nullcontext() if whole else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    loss = self.objective(self.model, batch) / len(group)
+                rate = pressure.rate_term(self.bare, now, schedule) if whole else 0.0
+                self.accelerator.backward(loss + rate)
+            losses.append(loss.detach())
+        total = self.accelerator.reduce(torch.stack(losses).sum(), "mean")
+        return float(total)
+
+    def _finish_epoch(self) -> None:
+        """Make a file of the model as it is, and judge it."""
+        now, schedule = self.progress, self.plan.schedule
+        candidate = copy.deepcopy(self.bare).eval()
+        found = fit(candidate, round(schedule.size(now.step)), pressure.price(now))
+        value = self._value(candidate)
+        now.epoch, loss = now.epoch + 1, now.losses / self.feed.batches
+        now.batch, now.losses = 0, 0.0
+        now.history.append(
+            {"epoch": now.epoch, "loss": loss, "nbytes": found.nbytes, "value": value}
+        )
+        better = value is None or now.best is None or value > now.best
+        if found.nbytes <= schedule.target_size and better:
+            now.best, now.file = value, b"".join(container.to_bytes(archive_of(candidate)))
+
+    def _value(self, model: nn.Module) -> float | None:
+        if self.evaluate is None:
+            return None
+        with torch.no_grad(), explained("evaluate", "it is called with the model"):
+            value = float(self.evaluate(model))
+        if math.isnan(value):
+            raise InputError("evaluate returned NaN; a number is needed, the higher the better")
+        return value
+
+    def _message(self) -> str:
+        now = self.progress
+        last = now.history[-1] if now.history else None
+        value = f", last value {last['value']:.4g}" if last and last["value"] is not None else ""
+        size = round(self.plan.schedule.size(now.step))
+        loss = now.losses / max(now.batch, 1)
+        return f"epoch {now.epoch + 1}/{self.plan.epochs}, loss {loss:.4g}{value}, {size} bytes"
+
+    def _save(self) -> None:
+        """Write the checkpoint, in the first process."""
+        self.written = time.monotonic()
+        if self.plan.checkpoint is not None and self.accelerator.is_main_process:
+            states = {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
+            if self.accelerator.scaler is not None:
+                states["scaler"] = self.accelerator.scaler.state_dict()
+            checkpoint.write(self.plan.checkpoint, self.progress, self.plan.options, states)
+
+    def _resume(self) -> None:
+        path = self.plan.checkpoint
+        if path is None or not path.exists():
+            return
+        self.progress, states = checkpoint.read(path, self.plan.options)
+        with explained(f"the checkpoint {path}", "remove it, or give the model that it is of"):
+            self.bare.load_state_dict(states["model"])
+            self.optimizer.load_state_dict(states["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(states["scaler"])
+
+
+def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of ``size`` batches, the last one perhaps shorter."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,88 @@
+"""What is minimised: a loss of the user's, and the distance to a teacher's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.errors import InputError, explained
+from tersor.training.batches import Batch, logits
+
+Loss = Callable[[Any, Any], Tensor]
+"""Called with the model's output and the targets; gives a number."""
+
+TEMPERATURE = 2.0
+"""Of the softmax of both models where one learns from the other (Hinton et al., 2015)."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a batch.
+
+    Parameters
+    ----------
+    loss
+        Loss of outputs and targets; cross-entropy if None and there is no teacher.
+    teacher
+        Model whose answers are learnt, in evaluation mode. They alone count where ``loss`` is None.
+    """
+
+    loss: Loss | None
+    teacher: nn.Module | None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss, a number with gradients, in float32."""
+        output = model(*batch.args, **batch.kwargs)
+        terms = []
+        if self.teacher is not None:
+            with torch.no_grad():
+                wanted = logits(self.teacher(*batch.args, **batch.kwargs))
+            terms.append(distance(logits(output), wanted))
+        if self.loss is not None:
+            terms.append(_checked(self.loss, output, batch.targets))
+        elif self.teacher is None:
+            terms.append(_checked(cross_entropy, logits(output), batch.targets))
+        return torch.stack(terms).sum()
+
+
+def cross_entropy(output: Tensor, targets: Any) -> Tensor:
+    """Cross-entropy of class scores, in the second axis, and class numbers."""
+    if not isinstance(targets, Tensor):
+        raise InputError(
+            f"the targets are a {type(targets).__name__}; class numbers are needed as a tensor, or "
+            "a loss of your own"
+        )
+    return F.cross_entropy(output.float(), targets)
+
+
+def distance(output: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of two softmaxes over the last axis, at a temperature.
+
+    Its factor, the squared temperature, keeps gradients as large as without one.
+    """
+    if output.shape != wanted.shape:
+        raise InputError(
+            f"the teacher's output has the shape {tuple(wanted.shape)}, the model's "
+            f"{tuple(output.shape)}; give a teacher of the same task"
+        )
+    soft, reference = (
+        (scores.float() / TEMPERATURE).log_softmax(-1).flatten(0, -2) for scores in (output, wanted)
+    )
+    divergence = F.kl_div(soft, reference, log_target=True, reduction="batchmean")
+    return TEMPERATURE**2 * divergence
+
+
+def _checked(loss: Loss, output: Any, targets: Any) -> Tensor:
+    with explained("the loss", "it is called with the model's output and the targets of a batch"):
+        value = loss(output, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise InputError(
+            f"the loss must be a tensor of one number, got {got}; take the mean over the batch"
+        )
+    return value.float().reshape(())

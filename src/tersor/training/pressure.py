@@ -1,0 +1,79 @@
+"""What keeps a model small while it trains: one price of a bit, which follows the budget.
+
+It acts twice. In the projection it decides which integers are worth their bits. In the loss it
+draws latents towards cheaper values: a projection alone lets them drift, in the real numbers that
+are trained, far from the integers that the model computes with.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tersor.factorization.rate_aware import PRICE
+from tersor.training.checkpoint import Progress
+from tersor.training.groups import factored_weights
+from tersor.training.projection import (
+    file_size,
+    fit,
+    latent_bits,
+    search_latents,
+    trained_latents,
+)
+from tersor.training.rate_loss import rate_loss
+from tersor.training.schedule import Schedule
+
+RATE = 3.0
+"""Loss that a bit per weight is worth at the usual price."""
+
+_LEAK = 0.002
+"""Share of the way to the integers that the latents go with each step, so that they stay near."""
+
+_GAIN, _HASTE = 0.05, 5.0
+"""What the price's logarithm changes by for each unit of the excess: for good in a step, and for as
+long as it lasts. Sizes follow the price slowly."""
+
+_RANGE = (1e-3 * PRICE, 100 * PRICE)
+"""Limits of the price: far from its budget it would run away."""
+
+_FILL = 0.997
+"""Share of the budget that the price aims at."""
+
+
+def begin_epoch(model: nn.Module, now: Progress) -> None:
+    """Measure what the file holds besides the latents."""
+    now.rest = file_size(model) - latent_bits(model) / 8
+
+
+def rate_term(model: nn.Module, now: Progress, schedule: Schedule) -> Tensor | float:
+    """What is added to the loss for the bits, while the latents move."""
+    if not schedule.latents_move(now.step):
+        return 0.0
+    weights = sum(math.prod(w.shape) for w in factored_weights(model).values())
+    return RATE * (price(now) / PRICE) * rate_loss(model) / weights
+
+
+@torch.no_grad()
+def project_step(model: nn.Module, now: Progress, schedule: Schedule) -> None:
+    """Project the latents after a step in which they moved; the last time into the budget."""
+    bits = search_latents(model, price(now))
+    wanted = 8 * (_FILL * schedule.size(now.step) - now.rest)
+    now.excess = math.log(max(bits, 1.0) / max(wanted, 1.0))
+    now.price = clamped(now.price * math.exp(_GAIN * now.excess))
+    for weight in trained_latents(model).values():
+        assert weight.coded is not None
+        weight.latent.lerp_(weight.coded.to(weight.latent), _LEAK)
+    if not schedule.latents_move(now.step):
+        fit(model, schedule.target_size, price(now))
+
+
+def price(now: Progress) -> float:
+    """The price of a bit at this step."""
+    return clamped(now.price * math.exp(_HASTE * now.excess))
+
+
+def clamped(value: float) -> float:
+    """A price within its limits."""
+    return min(max(value, _RANGE[0]), _RANGE[1])

@@ -1,0 +1,231 @@
+"""Projection of trained latents onto the trellis, by price or into a budget of bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import BudgetError, InputError
+from tersor.factorization.rate_aware import PRICE, Coder
+from tersor.factorization.solve import Quadratic
+from tersor.files import archive_of
+from tersor.models import dense
+from tersor.nn import FactoredWeight, state
+from tersor.plan.budget import parse_size
+from tersor.plan.search import finest_fit
+from tersor.storage import container
+from tersor.tiling import coding_order, natural_order
+from tersor.training.groups import factored_weights
+
+_SWEEPS = 2
+"""Searches for one price where bytes count: the second is at the prices of the first's latent."""
+
+_HIGH = 1e3
+"""Factor of a price at which next to nothing is left."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Where a projection has led.
+
+    Parameters
+    ----------
+    price
+        Squared error, in units of each weight's step squared, that a bit was worth.
+    nbytes
+        Bytes of the file that `tersor.save` now writes.
+    """
+
+    price: float
+    nbytes: int
+
+
+def project(
+    model: nn.Module, *, target_size: str | int | None = None, price: float | None = None
+) -> Projection:
+    """Put the trained latents of a model back on the trellis, at a price or within a budget.
+
+    What the model computes with, and what its file holds, becomes the integers of least error +
+    price · bits, found by a Viterbi search. The latents themselves stay the real numbers that an
+    optimizer trains, and gradients reach them straight through, so that this can be called after
+    each of its steps, at a price. Rows of latents that are not worth their bits become zeros.
+
+    With a budget the price is found, as the lowest that fits, and everything else becomes what the
+    file holds of it: biases and normalisation parameters are rounded to 16 bits. The model loaded
+    from the file then computes exactly what this one does.
+
+    Parameters
+    ----------
+    model
+        Model with factors, in place. Latents that are frozen stay as they are.
+    target_size
+        Bytes of the file at most: a number, or a text such as ``"54kB"`` (1 kB is 1000 bytes).
+    price
+        Price of a bit; with a budget, where the search begins. By default that of
+        `tersor.compress`, 0.3.
+
+    Returns
+    -------
+    Projection
+        The price, for the next call, and the size of the file.
+
+    Raises
+    ------
+    BudgetError
+        If the budget cannot be reached; names the smallest size. The model is unchanged.
+    InputError
+        If the model holds no quantized factors, or they are NaN or infinite.
+
+    Examples
+    --------
+    >>> price = tersor.project(model, target_size="54kB").price
+    >>> tersor.project(model, price=price)  # after each step of an optimizer
+    """
+    if price is not None and not 0 < price < math.inf:
+        raise InputError(f"the price must be a positive number, got {price!r}")
+    if not factored_weights(model):
+        raise InputError("the model holds no quantized factors; call tersor.compress first")
+    start = PRICE if price is None else price
+    with torch.no_grad():
+        if target_size is not None:
+            return _within(model, parse_size(target_size), start)
+        search_latents(model, start)
+        return Projection(start, file_size(model))
+
+
+@torch.no_grad()
+def fit(model: nn.Module, target: int, price: float) -> Projection:
+    """Fit the integers that the model computes with into a budget; if they do, they stay the same.
+
+    The latents that they came from may have drifted far away: another price would make another
+    model of those. So it is the integers that are projected, and become the latents.
+    """
+    nbytes = file_size(model)
+    if nbytes > target:
+        for weight in trained_latents(model).values():
+            weight.settle()
+        return replace(_within(model, target, 0.1 * price), price=price)
+    _round_kept(model)
+    return Projection(price, nbytes)
+
+
+@torch.no_grad()
+def latent_bits(model: nn.Module) -> float:
+    """Bits of the latents that are trained, as the model computes with them."""
+    weights = trained_latents(model).values()
+    return sum(float(Coder(w.shape[0], w.states).bits(_ordered(w)).sum()) for w in weights)
+
+
+@torch.no_grad()
+def search_latents(model: nn.Module, price: float) -> float:
+    """Project all trained latents at a price; gives the bits that they had before."""
+    bits = 0.0
+    for weight in trained_latents(model).values():
+        coded, before = _search(weight, weight.latent, weight.stored_latent, price)
+        weight.project_to(coded)
+        bits += before
+    return bits
+
+
+def file_size(model: nn.Module) -> int:
+    """Bytes of the file that `tersor.save` would write."""
+    return container.size(archive_of(model))
+
+
+def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
+    """Weights whose latents are trained, by their first paths."""
+    weights = factored_weights(model)
+    return {n: w for n, w in weights.items() if w.latent.requires_grad and w.latent.numel()}
+
+
+def _ordered(weight: FactoredWeight) -> Tensor:
+    """What the weight is computed with, in coding order."""
+    return coding_order(weight.stored_latent, weight.shape[0]).cpu()
+
+
+def _search(
+    weight: FactoredWeight, values: Tensor, start: Tensor, price: float
+) -> tuple[Tensor, float]:
+    """Integers near the latent of a weight, and the bits of those that the search started from."""
+    rows = weight.shape[0]
+    coder = Coder(rows, weight.states, price)
+    wanted = coding_order(values.detach().float(), rows).cpu()
+    if not bool(wanted.isfinite().all()):
+        raise InputError(f"a latent of the weight of shape {weight.shape} is NaN or infinite")
+    latent = coding_order(start, rows).float().cpu()
+    scale = float(weight.scale.detach().double()) * 2.0 ** int(weight.exponent) / weight.unit
+    basis = weight.codebook.detach().round().float().cpu() * scale
+    bits = float(coder.bits(latent).sum())
+    coded, _ = coder.search(Quadratic(basis, basis @ wanted), latent, coder.analyse(latent))
+    return natural_order(coded, rows).to(torch.int16), bits
+
+
+def _within(model: nn.Module, target: int, start: float) -> Projection:
+    check_reachable(model, target)
+    weights = trained_latents(model).values()
+    kept = [container.stamp(section) for section in container.kept_sections(archive_of(model))]
+    before = [weight.coded for weight in weights]
+    origins = [weight.stored_latent for weight in weights]
+
+    def attempt(price: float) -> tuple[int, list[Tensor]]:
+        pairs = zip(weights, origins, strict=True)
+        latents = [_settled(weight, origin, price) for weight, origin in pairs]
+        compute_with(weights, latents)
+        return container.size(archive_of(model), kept), latents
+
+    try:
+        price, latents = _lowest_price(attempt, target, start)
+    except BudgetError:
+        compute_with(weights, before)
+        raise
+    compute_with(weights, latents)
+    _round_kept(model)
+    return Projection(price, file_size(model))
+
+
+def _lowest_price(
+    attempt: Callable[[float], tuple[int, list[Tensor]]], target: int, start: float
+) -> tuple[float, list[Tensor]]:
+    """The lowest price found that fits, with its latents."""
+    try:
+        return finest_fit(attempt, target, start)
+    except BudgetError:  # sizes may jump, all of a weight becoming zero at once
+        return finest_fit(attempt, target, _HIGH * start)
+
+
+def check_reachable(model: nn.Module, target: int) -> None:
+    """Refuse a budget that latents of nothing but zeros would exceed."""
+    weights = trained_latents(model).values()
+    before = [weight.coded for weight in weights]
+    compute_with(weights, [torch.zeros_like(weight.latent) for weight in weights])
+    least = file_size(model)
+    compute_with(weights, before)
+    if target < least:
+        raise BudgetError(
+            f"{target} bytes are too few: with the latents that are trained all zero the file "
+            f"has {least} bytes; ask for more"
+        )
+
+
+def compute_with(weights: Iterable[FactoredWeight], latents: Iterable[Tensor | None]) -> None:
+    """Let weights compute with these latents in the place of their own."""
+    for weight, latent in zip(weights, latents, strict=True):
+        weight.project_to(latent)
+
+
+def _settled(weight: FactoredWeight, latent: Tensor, price: float) -> Tensor:
+    for _ in range(_SWEEPS):
+        latent, _ = _search(weight, weight.latent, latent, price)
+    return latent
+
+
+def _round_kept(model: nn.Module) -> None:
+    """Let all tensors that are no factors be what the file holds of them."""
+    archive = archive_of(model)
+    for name, value in state(model).items():
+        if isinstance(value, Tensor):
+            value.copy_(dense(archive.value(name)))

@@ -1,0 +1,88 @@
+"""Bits of the factors of a model, with gradients."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tersor import _native
+from tersor.errors import InputError
+from tersor.factorization.rate import analyse
+from tersor.nn import FactoredWeight
+from tersor.storage.entropy import trellis_of
+from tersor.tiling import coding_order
+from tersor.training.groups import factored_weights
+
+
+def rate_loss(model: nn.Module) -> Tensor:
+    """Bits of all latents and codebooks of a model in its file, to be added to a loss.
+
+    The value is what the adaptive coder spends on the integers that the model computes with; the
+    rest of the file, its header and the tensors that are kept, does not depend on them. The
+    gradient is the slope of the prices at which the coder ends, joined by lines and averaged over a
+    cell of the grid: the expected bits under uniform noise in the place of rounding (Ballé et al.,
+    2017), which are smooth in the latents and codebooks.
+
+    Parameters
+    ----------
+    model
+        Model with factors. A weight that several modules share counts once.
+
+    Returns
+    -------
+    Tensor
+        Bits, a float32 number on the device of the model.
+
+    Raises
+    ------
+    InputError
+        If the model holds no quantized factors.
+
+    References
+    ----------
+    Ballé, Laparra, Simoncelli, 2017: *End-to-end Optimized Image Compression*, arXiv 1611.01704.
+
+    Examples
+    --------
+    >>> loss = criterion(model(x), y) + 1e-6 * tersor.rate_loss(model)
+    """
+    weights = factored_weights(model).values()
+    if not weights:
+        raise InputError("the model holds no quantized factors; call tersor.compress first")
+    return torch.stack([_bits(weight) for weight in weights]).sum()
+
+
+def _bits(weight: FactoredWeight) -> Tensor:
+    if not weight.latent.numel():
+        return weight.latent.new_zeros(())
+    rows, codebook = weight.shape[0], weight.codebook.T
+    ordered = coding_order(weight.stored_latent, rows).cpu()
+    values, states = coding_order(weight.latent, rows), trellis_of(ordered, rows)
+    of_codebook = _coded(codebook, codebook.detach().round().cpu(), codebook.shape[1], 1)
+    return _coded(values, ordered, rows, states) + of_codebook
+
+
+def _coded(values: Tensor, integers: Tensor, outer: int, states: int) -> Tensor:
+    return cast(Tensor, Rate.apply(values, integers, outer, states))  # type: ignore[no-untyped-call]
+
+
+class Rate(torch.autograd.Function):
+    """Bits of integers in coding order, as a function of what they are rounded from."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, integers: Tensor, outer: int, states: int) -> Tensor:
+        """The bits; keeps the slopes of the prices at the values."""
+        analysis = analyse(integers, outer, states)
+        if ctx.needs_input_grad[0]:
+            slopes = values.detach().to("cpu", torch.float32, copy=True).contiguous()
+            _native.slopes(slopes.numpy(), analysis, states)
+            ctx.save_for_backward(slopes.to(values))
+        return values.new_tensor(sum(analysis.bits), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+        """The slopes."""
+        slopes = ctx.saved_tensors[0] if ctx.needs_input_grad[0] else None
+        return None if slopes is None else grad.to(slopes.dtype) * slopes, None, None, None

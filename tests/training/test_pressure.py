@@ -1,0 +1,44 @@
+"""The price of a bit follows the budget."""
+
+import pytest
+import torch
+from trainable import compressed, dense
+
+import tersor
+from tersor.training import pressure
+from tersor.training.checkpoint import Progress
+from tersor.training.projection import file_size
+from tersor.training.schedule import Schedule
+
+
+def follow(share, steps=100):
+    """Steps without any loss but the bits; the sizes that they lead to, and the last price."""
+    model = compressed(dense(), 8)
+    size = tersor.project(model, price=0.05).nbytes
+    schedule, now = Schedule(10 * steps, int(share * size), int(share * size)), Progress(price=0.05)
+    optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
+    pressure.begin_epoch(model, now)
+    for _ in range(steps):
+        pressure.rate_term(model, now, schedule).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pressure.project_step(model, now, schedule)
+    return file_size(model) / (share * size), pressure.price(now)
+
+
+def test_a_model_that_is_too_large_shrinks_to_its_budget():
+    size, price = follow(0.9)
+    assert 0.9 < size < 1.02 and price < 0.1  # and is not pressed any further
+
+
+def test_a_model_that_is_too_small_pays_less():
+    assert follow(1.5)[1] < 0.01 < 0.05 < follow(0.5, steps=3)[1]
+
+
+def test_nothing_is_added_while_latents_rest():
+    model, now = compressed(dense()), Progress(price=0.3, step=90)
+    assert pressure.rate_term(model, now, Schedule(100, 1, 1)) == 0.0
+    bits = float(tersor.rate_loss(model).detach())
+    term = float(pressure.rate_term(model, Progress(price=0.3), Schedule(100, 1, 1)).detach())
+    weights = 16 * 32 * 9 + 512 * 4  # the first layer is too small to be factored
+    assert term == pytest.approx(pressure.RATE * bits / weights)
