@@ -5,9 +5,10 @@ from tersor.errors import BudgetError, FileFormatError, InputError, TersorError
 from tersor.factoring import factorize
 from tersor.factorization.decompose import Solution
 from tersor.factors import Factors
-from tersor.files import inspect, load, load_state_dict, save
+from tersor.files import inspect, load, load_state_dict, open, save
 from tersor.models import compress
 from tersor.normalization import match_normalization
+from tersor.storage.opened import OpenFile
 from tersor.storage.summary import Report, TensorSummary
 from tersor.version import __version__
 
@@ -17,6 +18,7 @@ __all__ = [
     "Factors",
     "FileFormatError",
     "InputError",
+    "OpenFile",
     "Report",
     "Solution",
     "TensorSummary",
@@ -29,5 +31,6 @@ __all__ = [
     "load",
     "load_state_dict",
     "match_normalization",
+    "open",
     "save",
 ]

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from tersor.calibration import Calibration
 from tersor.compress import compress_source
 from tersor.factors import Factors
-from tersor.nn import insert_factors, state
+from tersor.nn import state
 from tersor.nn.checks import check_model, check_module
+from tersor.nn.convert import replace_weight, replaceable
 from tersor.nn.sites import find_sites
 from tersor.plan.classify import FEWEST_WEIGHTS
 from tersor.plan.progress import shown
 from tersor.storage import container, dtypes
-from tersor.storage.archive import Archive
+from tersor.storage.archive import Contents, as_tensor
 from tersor.storage.checkpoint import Source, shared
 from tersor.storage.summary import Report, summarize
 from tersor.tiling import is_tileable
@@ -117,7 +118,7 @@ def source_of(model: nn.Module) -> Source:
 
 def dense(value: Factors | Tensor) -> Tensor:
     """The tensor itself, whether factored or not, on the CPU."""
-    return (value.recompose() if isinstance(value, Factors) else value.detach()).cpu()
+    return as_tensor(value).detach().cpu()
 
 
 def nbytes(value: Factors | Tensor) -> int:
@@ -127,16 +128,30 @@ def nbytes(value: Factors | Tensor) -> int:
     return value.nbytes if dtypes.is_dense(value) else 0
 
 
-def fill(model: nn.Module, archive: Archive) -> None:
-    """Put the content of an archive into a model whose names and shapes are known to fit."""
-    values = {name: archive.value(name) for name in distinct(model, archive.entries)}
-    sites = find_sites(model)
-    factors = {n: v for n, v in values.items() if isinstance(v, Factors) and n in sites}
-    insert_factors(model, factors)
+def fill(model: nn.Module, contents: Contents) -> None:
+    """Put contents into a model whose names and shapes are known to fit, one tensor at a time.
+
+    Raises
+    ------
+    InputError
+        If a module cannot hold factors; the model is unchanged.
+    """
+    shapes, held = contents.shapes, set(find_sites(model))
+    names = distinct(model, shapes)
+    factored = {n: shapes[n] for n in names if n in held and contents.is_factored(n)}
+    places = replaceable(model, factored)
+    # None of the weights that are replaced, which would then stay in memory.
+    others = {n: t for n, t in state(model).items() if n in names and n not in places}
+    uses: dict[str, list[str]] = {}  # names in the model, by that of the tensor in the contents
+    for name in (*places, *others):
+        uses.setdefault(contents.original(name), []).append(name)
     with torch.no_grad():
-        for name, tensor in state(model).items():
-            if isinstance(tensor, Tensor) and name in values:
-                tensor.copy_(dense(values[name]))
+        for original, value in contents.stream(uses):
+            for name in uses[original]:
+                if isinstance(value, Factors) and name in places:
+                    replace_weight(places.pop(name), value)
+                elif isinstance(tensor := others[name], Tensor):
+                    tensor.copy_(as_tensor(value))
 
 
 def distinct(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:

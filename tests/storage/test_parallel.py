@@ -28,6 +28,15 @@ def test_few_items_are_taken_ahead():
         assert len(taken) <= n + 2 + 2 * torch.get_num_threads()
 
 
+@pytest.mark.parametrize("size, most", [(40_000_000, 1), (10_000_000, 3)])
+def test_large_items_are_not_held_together(size, most):
+    begun, finished = [], []
+    for n in ordered(lambda n: begun.append(n) or n, range(9), lambda n: size):
+        assert len(begun) - len(finished) <= most
+        finished.append(n)
+    assert finished == list(range(9))
+
+
 def test_errors_come_through():
     def fail(n):
         raise ValueError(f"item {n}")

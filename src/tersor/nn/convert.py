@@ -36,16 +36,56 @@ def insert_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     InputError
         If a name is unknown, a shape does not fit, or a module cannot hold factors.
     """
+    places = replaceable(model, {name: value.shape for name, value in factors.items()})
+    chosen: dict[Weight, tuple[list[Site], Factors]] = {}
+    for name, value in factors.items():
+        if chosen.setdefault(places[name][0].weight, (places[name], value))[1] is not value:
+            raise InputError(
+                f"{name!r} is tied to another of these weights, but they got different factors; "
+                "give the same object for both, or one of the names only"
+            )
+    for sites, value in chosen.values():
+        replace_weight(sites, value)
+
+
+def replaceable(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Site]]:
+    """All sites of the weights of these names, each of which factors can replace.
+
+    Parameters
+    ----------
+    model
+        Model, which is not changed.
+    shapes
+        Of the factors' weights, by name.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, a shape does not fit, or a module cannot hold factors.
+    """
     check_model(model)
     sites = find_sites(model)
-    chosen = choose(model, factors, sites)
-    used = {name: site for name, site in sites.items() if site.weight in chosen}
-    for name, site in used.items():
-        check_weight(name, site.weight, chosen[site.weight])
-        check_module(name, site.module)
-    holders = {weight: make_holder(weight, value) for weight, value in chosen.items()}
-    for site in used.values():
-        attach(site.module, site.attribute, holders[site.weight])
+    if unknown := [name for name in shapes if name not in sites]:
+        raise InputError(explain_unknown(model, unknown[0], sites))
+    wanted = {sites[name].weight: shape for name, shape in shapes.items()}
+    uses: dict[Weight, list[Site]] = {}
+    for name, site in sites.items():
+        if site.weight in wanted:
+            check_weight(name, site.weight, wanted[site.weight])
+            check_module(name, site.module)
+            uses.setdefault(site.weight, []).append(site)
+    return {name: uses[sites[name].weight] for name in shapes}
+
+
+def replace_weight(sites: list[Site], factors: Factors) -> None:
+    """Replace one weight, at all its sites, by factors."""
+    weight = sites[0].weight
+    like = weight.codebook if isinstance(weight, FactoredWeight) else weight
+    holder = FactoredWeight(
+        factors, dtype=weight.dtype, device=like.device, requires_grad=like.requires_grad
+    )
+    for site in sites:
+        attach(site.module, site.attribute, holder)
 
 
 def state(model: nn.Module) -> dict[str, Factors | Tensor]:
@@ -108,27 +148,3 @@ def only_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:
     if left_out := [name for name in entries if name not in tensors]:
         warnings.warn(f"extra state that is no tensor is left out: {left_out}", stacklevel=3)
     return tensors
-
-
-def choose(
-    model: nn.Module, factors: Mapping[str, Factors], sites: Mapping[str, Site]
-) -> dict[Weight, Factors]:
-    """Factors by the weights that they replace."""
-    chosen: dict[Weight, Factors] = {}
-    for name, value in factors.items():
-        if name not in sites:
-            raise InputError(explain_unknown(model, name, sites))
-        if chosen.setdefault(sites[name].weight, value) is not value:
-            raise InputError(
-                f"{name!r} is tied to another of these weights, but they got different factors; "
-                "give the same object for both, or one of the names only"
-            )
-    return chosen
-
-
-def make_holder(weight: Weight, factors: Factors) -> FactoredWeight:
-    """Holder of factors that takes the place of a weight."""
-    like = weight.codebook if isinstance(weight, FactoredWeight) else weight
-    return FactoredWeight(
-        factors, dtype=weight.dtype, device=like.device, requires_grad=like.requires_grad
-    )

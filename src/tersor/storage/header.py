@@ -81,6 +81,17 @@ def kind(entry: Entry) -> int:
     return EXACT if entry.content.values.dtype == entry.dtype else ROUNDED
 
 
+def field(name: str, entry: Entry) -> Field:
+    """What the header will say of an entry."""
+    content = entry.content
+    detail: Kept | EncodedFactors | str
+    if isinstance(content, EncodedFactors):
+        detail = content
+    else:
+        detail = content.target if isinstance(content, Alias) else content.reason
+    return Field(name, entry.shape, entry.dtype, kind(entry), detail)
+
+
 def write(out: Writer, entries: Mapping[str, Entry]) -> None:
     """Append the header of these entries."""
     positions = {name: i for i, name in enumerate(entries)}
