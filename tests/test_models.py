@@ -25,12 +25,12 @@ def snapshot(model):
 
 
 def factored_names(model):
-    return [name for name, value in state(model).items() if isinstance(value, tersor.Factors)]
+    return [name for name, value in state(model).items() if isinstance(value, FactoredWeight)]
 
 
 def dense_state(model):
     return {
-        name: value.recompose() if isinstance(value, tersor.Factors) else value
+        name: value.to_factors().recompose() if isinstance(value, FactoredWeight) else value
         for name, value in state(model).items()
     }
 

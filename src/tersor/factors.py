@@ -23,6 +23,9 @@ from tersor.tiling import Tiling
 EXACT_INTEGERS = 2**24
 """Integers of magnitude up to this are exact in float32 (24-bit significand, IEEE 754)."""
 
+_PIECE = 1 << 18
+"""Weights that are recomposed at once."""
+
 
 def multiply(codebook: Tensor, latent: Tensor, scale: Tensor | float) -> Tensor:
     """``scale * codebook @ latent`` in float32, independent of an enclosing autocast region."""
@@ -111,8 +114,16 @@ class Factors:
 
     def recompose(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``."""
-        tiles = multiply(self.codebook, self.latent, self.scale)
-        return self.tiling.join(tiles).to(self.dtype)
+        weight = torch.empty(self.shape, dtype=self.dtype, device=self.latent.device)
+        columns, per_row = self.codebook.to(torch.float32), self.tiling.tiles_per_row
+        # In pieces, which stay in the cache: of integers the product is exact, whatever the order.
+        rows = max(1, _PIECE // self.tiling.row_length) if self.quantized else self.shape[0]
+        for start in range(0, self.shape[0], rows):
+            part = weight[start : start + rows]
+            latent = self.latent[:, start * per_row : (start + rows) * per_row]
+            tiling = Tiling(tuple(part.shape), self.tiling.size)
+            part.copy_(tiling.join(multiply(columns, latent, self.scale)))
+        return weight
 
 
 def largest_sum(codebook: Tensor, latent: Tensor) -> int:

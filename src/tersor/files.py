@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import InputError
-from tersor.factors import Factors
 from tersor.models import distinct, fill, source_of
-from tersor.nn import state
+from tersor.nn import FactoredWeight, state
 from tersor.plan import classify
 from tersor.plan.budget import parse_size
 from tersor.plan.progress import Progress, silent
@@ -66,11 +65,11 @@ def save(model: nn.Module, path: Path, *, lossless: bool = False) -> Report:
     return summarize(archive, container.write(path, archive))
 
 
-def _entry(name: str, value: Factors | Tensor, alias: str | None, lossless: bool) -> Entry:
+def _entry(name: str, value: FactoredWeight | Tensor, alias: str | None, lossless: bool) -> Entry:
     if alias is not None:
         return Entry(tuple(value.shape), value.dtype, Alias(alias))
-    if isinstance(value, Factors):
-        return Entry(value.shape, value.dtype, records.encode(value))
+    if isinstance(value, FactoredWeight):
+        return Entry(value.shape, value.dtype, records.encode(value.to_factors()))
     if lossless:
         return classify.keep_exactly(name, value)
     reason = classify.reason_to_keep(name, value)
@@ -186,7 +185,9 @@ def _differences(contents: Contents, model: nn.Module) -> dict[str, list[str]]:
             if not _same(contents, first, other)
         ],
         "holds factors, from another file, of what is dense in this one:": [
-            n for n in common if isinstance(values[n], Factors) and not contents.is_factored(n)
+            n
+            for n in common
+            if isinstance(values[n], FactoredWeight) and not contents.is_factored(n)
         ],
     }
 

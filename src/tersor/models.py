@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tersor.calibration import Calibration
 from tersor.compress import compress_source
 from tersor.factors import Factors
-from tersor.nn import state
+from tersor.nn import FactoredWeight, state
 from tersor.nn.checks import check_model, check_module
 from tersor.nn.convert import replace_weight, replaceable
 from tersor.nn.sites import find_sites
@@ -100,11 +100,11 @@ def source_of(model: nn.Module) -> Source:
     """The tensors of a model, dense even where it holds factors. Buffers are not to be factored."""
     entries = state(model)
     plain = {name: t for name, t in entries.items() if isinstance(t, Tensor)}
-    factored: dict[Factors, str] = {}
+    factored: dict[FactoredWeight, str] = {}
     aliases = shared(plain)
     for name, value in entries.items():
-        if isinstance(value, Factors) and (first := factored.setdefault(value, name)) != name:
-            aliases[name] = first
+        if isinstance(value, FactoredWeight) and factored.setdefault(value, name) != name:
+            aliases[name] = factored[value]
     size = sum(nbytes(value) for name, value in entries.items() if name not in aliases)
     buffers = entries.keys() - find_sites(model).keys()
     return Source(
@@ -116,15 +116,17 @@ def source_of(model: nn.Module) -> Source:
     )
 
 
-def dense(value: Factors | Tensor) -> Tensor:
+def dense(value: FactoredWeight | Tensor) -> Tensor:
     """The tensor itself, whether factored or not, on the CPU."""
-    return as_tensor(value).detach().cpu()
+    if isinstance(value, FactoredWeight):
+        value = value.to_factors().recompose()
+    return value.detach().cpu()
 
 
-def nbytes(value: Factors | Tensor) -> int:
+def nbytes(value: FactoredWeight | Tensor) -> int:
     """Bytes of the dense tensor."""
-    if isinstance(value, Factors):
-        return value.numel * value.dtype.itemsize
+    if isinstance(value, FactoredWeight):
+        return math.prod(value.shape) * value.dtype.itemsize
     return value.nbytes if dtypes.is_dense(value) else 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.nn.checks import check_model, check_module, check_weight, explain_unknown
-from tersor.nn.owner import attach
+from tersor.nn.owner import attach, forget
 from tersor.nn.sites import Site, Weight, find_sites, join_names, weights_of
 from tersor.nn.weight import FactoredWeight, Mode
 
@@ -78,17 +78,24 @@ def replaceable(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict
 
 
 def replace_weight(sites: list[Site], factors: Factors) -> None:
-    """Replace one weight, at all its sites, by factors."""
+    """Replace one weight, at all its sites, by factors.
+
+    The list is emptied: so the dense weight is freed before its factors take memory.
+    """
     weight = sites[0].weight
     like = weight.codebook if isinstance(weight, FactoredWeight) else weight
-    holder = FactoredWeight(
-        factors, dtype=weight.dtype, device=like.device, requires_grad=like.requires_grad
-    )
-    for site in sites:
-        attach(site.module, site.attribute, holder)
+    dtype, device, requires_grad = weight.dtype, like.device, like.requires_grad
+    owners = [(site.module, site.attribute) for site in sites]
+    sites.clear()
+    del weight, like
+    for module, name in owners:
+        forget(module, name)
+    holder = FactoredWeight(factors, dtype=dtype, device=device, requires_grad=requires_grad)
+    for module, name in owners:
+        attach(module, name, holder)
 
 
-def state(model: nn.Module) -> dict[str, Factors | Tensor]:
+def state(model: nn.Module) -> dict[str, FactoredWeight | Tensor]:
     """Content of a model, dense or factored, under the names of the dense model's ``state_dict``.
 
     Parameters
@@ -99,14 +106,13 @@ def state(model: nn.Module) -> dict[str, Factors | Tensor]:
     Returns
     -------
     dict
-        `Factors` of factored weights and plain tensors (parameters and persistent buffers, not
-        copied) for the rest, in the order of the dense model. Names of one tied weight have the
-        same `Factors` object, or tensors of the same storage. Extra state that is no tensor is
-        left out, with a warning.
+        The `FactoredWeight` of factored weights and plain tensors (parameters and persistent
+        buffers) for the rest, nothing copied, in the order of the dense model. Names of one tied
+        weight have the same object, or tensors of the same storage. Extra state that is no tensor
+        is left out, with a warning.
     """
     tensors = model.state_dict()
-    entries: dict[str, Factors | Tensor] = {}
-    exact: dict[FactoredWeight, Factors] = {}
+    entries: dict[str, FactoredWeight | Tensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, FactoredWeight):
             for part in module.state_dict():
@@ -115,9 +121,7 @@ def state(model: nn.Module) -> dict[str, Factors | Tensor]:
         for name, value in {**weights_of(module), **module._buffers}.items():
             full = join_names(path, name)
             if isinstance(value, FactoredWeight):
-                if value not in exact:
-                    exact[value] = value.to_factors()
-                entries[full] = exact[value]
+                entries[full] = value
             elif full in tensors:
                 entries[full] = tensors.pop(full)
     return entries | only_tensors(tensors)

@@ -155,7 +155,6 @@ class Filling(Generic[W, Content]):
         return versions if all_of_them else [v for v in versions if v.nbytes] or versions[:1]
 
 
-
 def _next_aim(budget: int, taken: int, weights: int) -> float:
     gap = budget - taken
     if weights >= _SEVERAL and 0 < abs(gap) < _CLOSE * budget:
