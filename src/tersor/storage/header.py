@@ -65,11 +65,15 @@ class Field:
     @property
     def decoded_bytes(self) -> int:
         """Bytes of the dense tensor, and of its factors as 16-bit integers if it has some."""
-        dense = math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize + self.factor_bytes
+
+    @property
+    def factor_bytes(self) -> int:
+        """Bytes of its factors as 16-bit integers; 0 if it has none."""
         if not isinstance(self.detail, EncodedFactors):
-            return dense
+            return 0
         columns = Tiling(self.shape, self.detail.tile).count
-        return dense + 2 * self.detail.rank * (self.detail.tile + columns)
+        return 2 * self.detail.rank * (self.detail.tile + columns)
 
 
 def kind(entry: Entry) -> int:

@@ -125,7 +125,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         wanted = {self.original(name) for name in names}
         with self._named():
             factored = [f for f in self.layout.factored if f.name in wanted]
-            values = ordered(self._decode, factored, lambda f: f.decoded_bytes)
+            values = ordered(self._decode, factored, lambda f: f.factor_bytes)
             yield from zip((f.name for f in factored), values, strict=True)
             plain = kept.decode(self.layout.plain, wanted, self._kept_section)
             yield from ((f.name, values.to(f.dtype)) for f, values in plain)

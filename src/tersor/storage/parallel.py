@@ -15,8 +15,8 @@ _Result = TypeVar("_Result")
 _AHEAD = 2
 """Items that each thread may be ahead of who takes the results."""
 
-_MOST_BYTES = 1 << 25
-"""Bytes of items that wait or are worked on; a larger one is alone."""
+_MOST_BYTES = 1 << 24
+"""Bytes of items that wait or are worked on, beside the largest of them."""
 
 
 def ordered(
@@ -39,10 +39,12 @@ def ordered(
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
             size = nbytes(item)
-            while pending and (
-                len(pending) > _AHEAD * threads or size + sum(n for _, n in pending) > _MOST_BYTES
-            ):
+            while len(pending) > _AHEAD * threads or _too_large([size, *(n for _, n in pending)]):
                 yield pending.popleft()[0].result()
             pending.append((pool.submit(function, item), size))
         while pending:
             yield pending.popleft()[0].result()
+
+
+def _too_large(sizes: list[int]) -> bool:
+    return sum(sizes) - max(sizes) > _MOST_BYTES
