@@ -12,6 +12,7 @@ machine, for any number of threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -115,15 +116,22 @@ class Factors:
     def recompose(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``."""
         weight = torch.empty(self.shape, dtype=self.dtype, device=self.latent.device)
+        start = 0
+        for part in self.pieces():
+            weight[start : start + len(part)] = part
+            start += len(part)
+        return weight
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The dense weight, a few rows at a time: in little memory, which stays in the cache."""
         columns, per_row = self.codebook.to(torch.float32), self.tiling.tiles_per_row
-        # In pieces, which stay in the cache: of integers the product is exact, whatever the order.
+        # The product of integers is exact; that of real numbers depends on what is multiplied.
         rows = max(1, _PIECE // self.tiling.row_length) if self.quantized else self.shape[0]
         for start in range(0, self.shape[0], rows):
-            part = weight[start : start + rows]
             latent = self.latent[:, start * per_row : (start + rows) * per_row]
-            tiling = Tiling(tuple(part.shape), self.tiling.size)
-            part.copy_(tiling.join(multiply(columns, latent, self.scale)))
-        return weight
+            shape = (latent.shape[1] // per_row, *self.shape[1:])
+            tiles = multiply(columns, latent, self.scale)
+            yield Tiling(shape, self.tiling.size).join(tiles).to(self.dtype)
 
 
 def largest_sum(codebook: Tensor, latent: Tensor) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tersor.errors import InputError
+from tersor.factors import Factors
 from tersor.models import distinct, fill, source_of
 from tersor.nn import FactoredWeight, state
 from tersor.plan import classify
@@ -289,15 +290,15 @@ def export_safetensors(
     return target.stat().st_size
 
 
-def _under_each_name(file: OpenFile, progress: Progress) -> Iterator[tuple[str, Tensor]]:
-    """Dense tensors, tied ones under each of their names, one after the other."""
+def _under_each_name(file: OpenFile, progress: Progress) -> Iterator[tuple[str, Iterable[Tensor]]]:
+    """Dense tensors in pieces, tied ones under each of their names, one after the other."""
     uses: dict[str, list[str]] = {}
     for name in file:
         uses.setdefault(file.original(name), []).append(name)
     for done, (original, value) in enumerate(file.stream(uses)):
         progress(original, done / len(uses))
-        tensor = as_tensor(value)
-        yield from ((name, tensor) for name in uses[original])
+        for name in uses[original]:
+            yield name, value.pieces() if isinstance(value, Factors) else [value]
 
 
 def inspect(path: Path) -> Report:

@@ -17,7 +17,7 @@ from tersor.storage.dense_file import Kind, write
 
 def written(path, tensors, order=None):
     kinds = {name: Kind(tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    write(path, kinds, ((name, tensors[name]) for name in order or tensors))
+    write(path, kinds, ((name, [tensors[name]]) for name in order or tensors))
     return path.read_bytes()
 
 
@@ -52,6 +52,13 @@ def test_strided_tensors_are_written_row_by_row(tmp_path):
     tensor = torch.arange(6.0).reshape(2, 3).T
     data = written(tmp_path / "dense.safetensors", {"t": tensor})
     assert torch.equal(load(data)["t"], tensor)
+
+
+def test_pieces_follow_one_another(tmp_path):
+    tensor, path = torch.randn(7, 3), tmp_path / "dense.safetensors"
+    kinds = {"t": Kind((7, 3), torch.float32), "u": Kind((2,), torch.float32)}
+    write(path, kinds, [("u", [torch.ones(2)]), ("t", (tensor[:4], tensor[4:6], tensor[6:]))])
+    assert torch.equal(load(path.read_bytes())["t"], tensor)
 
 
 def test_the_reserved_name_is_refused(tmp_path):

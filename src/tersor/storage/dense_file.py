@@ -35,7 +35,9 @@ class Kind(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write(path: Path, kinds: Mapping[str, Kind], tensors: Iterable[tuple[str, Tensor]]) -> None:
+def write(
+    path: Path, kinds: Mapping[str, Kind], tensors: Iterable[tuple[str, Iterable[Tensor]]]
+) -> None:
     """Write a file.
 
     Parameters
@@ -45,7 +47,7 @@ def write(path: Path, kinds: Mapping[str, Kind], tensors: Iterable[tuple[str, Te
     kinds
         Of all tensors, by name.
     tensors
-        Each of them, in any order.
+        Each of them, in any order, in pieces that follow one another.
 
     Raises
     ------
@@ -58,10 +60,11 @@ def write(path: Path, kinds: Mapping[str, Kind], tensors: Iterable[tuple[str, Te
     header = _header(kinds, places)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        for name, tensor in tensors:
-            words = elements(tensor, exact=True).words
+        for name, pieces in tensors:
             file.seek(8 + len(header) + places[name])
-            file.write(words.astype(words.dtype.newbyteorder("<"), copy=False).data)
+            for piece in pieces:
+                words = elements(piece, exact=True).words
+                file.write(words.astype(words.dtype.newbyteorder("<"), copy=False).data)
 
 
 def _places(kinds: Mapping[str, Kind]) -> dict[str, int]:
