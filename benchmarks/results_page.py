@@ -238,7 +238,7 @@ that was run. Tiles that are far from Gaussian, as of MiniLM's position embeddin
 rates. Its probabilities adapt to their context at every decision; that is what the time goes into.
 "zstd -19" and "xz -9" get the same latents without a model, bit-packed or a byte each, whichever
 they make smaller. One core: processor time; two threads: a stream each, by the clock, on a machine
-with other work.
+whose two cores had other work at the same time, so that they gain only where a core was free.
 
 {coder_table(storage["rows"])}
 
