@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from toys import TOKENS, TiedModel, factors_of, output, pair, random_factors
 
 from tersor.errors import InputError
-from tersor.nn import FactoredWeight, insert_factors, set_mode, state
+from tersor.nn import FactoredWeight, convert, insert_factors, set_mode, state
 
 
 def small():
@@ -116,6 +116,21 @@ def test_weight_has_the_type_of_the_parameter_it_replaces(dtype):
     assert model.weight.dtype == state(model)["weight"].dtype == dtype
     assert model(torch.ones(1, 20, dtype=dtype)).dtype == dtype
     assert model.weight_factors.codebook.dtype == torch.float32
+
+
+def test_the_dense_weight_is_freed_before_its_factors_are_made(monkeypatch):
+    model = nn.Linear(20, 6)
+    dense = weakref.ref(model.weight)
+
+    class Watching(FactoredWeight):
+        def __init__(self, *args, **options):
+            assert dense() is None
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(convert, "FactoredWeight", Watching)
+    places = convert.replaceable(model, {"weight": (6, 20)})
+    convert.replace_weight(places.pop("weight"), random_factors((6, 20)))
+    assert isinstance(model.weight_factors, Watching)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(20, 6), lambda: nn.LSTM(5, 4)])
