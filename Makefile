@@ -41,6 +41,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/lossless.py
+	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/unification.py
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/damage.py

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 #include <thread>
+#include <utility>
 
 #include "model.hpp"
 
@@ -41,10 +42,11 @@ inline bool reachable(const int16_t* z, const Shape& shape, int states) {
     return true;
 }
 
-// Codes all integers; calls `visit(row, column, place in the tables, grid)` before each.
+// Codes all integers; calls `visit(coder, row, column, place in the tables, grid)` before each.
 template <class Coder, class Number, class Visit>
-void code(Coder& coder, Model& model, Number* z, const Shape& shape, int states, Visit visit) {
+void code(Coder& given, Model& model, Number* z, const Shape& shape, int states, Visit visit) {
     const Trellis trellis(states);
+    Coder coder = std::move(given);  // in registers: stores to the model cannot change a local one
     for (int64_t r = 0; r < shape.rows; ++r) {
         model.new_row();
         int state = 0;
@@ -53,18 +55,18 @@ void code(Coder& coder, Model& model, Number* z, const Shape& shape, int states,
             for (int64_t i = 0; i < shape.outer; ++i, ++c, ++z) {
                 if (c % kBlock == 0) state = 0;
                 const int grid = trellis.grid(state), at = model.expect(i, j);
-                visit(r, c, at, grid);
+                visit(coder, r, c, at, grid);
                 const int index = model.magnitude(coder, at, grid, index_of(std::abs(static_cast<int>(*z)), grid, states));
                 if (index) {
-                    const bool positive = coder.flat(*z > 0);
-                    const int value = value_of(index, grid, states);
+                    const int positive = coder.flat(*z > 0), value = value_of(index, grid, states);
                     if (value > kLargest) throw std::invalid_argument("an integer is too large");
-                    *z = static_cast<Number>(positive ? value : -value);
+                    *z = static_cast<Number>(value * (2 * positive - 1));
                 } else *z = 0;
                 model.learn(i, j, at, index);
                 state = trellis.next(state, index);
             }
     }
+    given = std::move(coder);
 }
 
 constexpr int kPrices = 64;  // magnitudes in a table of costs
@@ -72,7 +74,7 @@ constexpr int kPrices = 64;  // magnitudes in a table of costs
 struct Prices {
     float bits[kLevels][2][kPrices];
     explicit Prices(const Model& model) {
-        const auto& cost = tables().cost;
+        const auto& cost = kTables.cost;
         for (int level = 0; level < kLevels; ++level)
             for (int grid = 0; grid < 2; ++grid) {
                 const uint32_t* bins = model.bins(level, grid);

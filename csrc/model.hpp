@@ -2,6 +2,7 @@
 // docs/format.md, "Entropy model" and "Coder", is the specification of both.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -54,13 +55,30 @@ constexpr uint8_t kPriors[6][24] = {
     {1, 2, 2, 3, 4, 6, 8, 11, 14, 18, 24, 30, 40, 53, 69, 88, 109, 131, 153, 173, 192, 207, 213, 216},
 };
 
+// What a scale is worth before it has seen anything, and at most; 8 bits of fraction.
+constexpr int32_t kStrength = 32 << 8, kMost = 255 << 8;
+constexpr int32_t kFarthest = 1 << 16;  // from 0, of a scale's logarithm: 16 octaves
+constexpr int32_t kLearning = 370;      // 2^8 * log2(e) / 16, times 16
+constexpr int32_t kSteepest = 3 << 12;  // gradient, 12 bits of fraction
+// What a scale divides by is (seen + kStrength) >> 4; the last weight may take seen beyond kMost.
+constexpr int kLeastDivisor = kStrength >> 4, kDivisors = ((kMost + 255 + kStrength) >> 4) + 1;
+constexpr int kSteps = 4;  // indices below this are nearly all: their steps are tabulated
+
 struct Tables {
     std::array<int32_t, 320> mean;     // expected magnitude, 8 bits of fraction, by 1/16 octave
     std::array<int32_t, 320> inverse;  // 2^20 / (1 + mean)
     std::array<int32_t, 320> weight;   // mean / (1 + mean), 8 bits of fraction
     std::array<int32_t, 1024> rate;    // 2^16 / (count + 1.5)
+    std::array<uint32_t, kDivisors> reciprocal;  // by which `divide` multiplies
+    std::array<int32_t, 320> steps[kSteps];      // `step` of the smallest indices
     std::array<float, 4097> cost;      // -log2 of a probability of 12 bits
     uint32_t prior[2][kLevels][2][kBins];  // with and without a trellis
+
+    // By how much an index moves the scales, before their information divides it.
+    int32_t step(int index, int at) const {
+        const int64_t gap = (index << 8) - mean[at];
+        return std::min(static_cast<int32_t>((gap * inverse[at]) >> 16), kSteepest) * kLearning;
+    }
 
     Tables() {
         for (int i = 0; i < 320; ++i) {
@@ -69,6 +87,10 @@ struct Tables {
             inverse[i] = static_cast<int32_t>(std::lround(1048576 / (1 + m)));
             weight[i] = static_cast<int32_t>(std::lround(256 * m / (1 + m)));
         }
+        for (int index = 0; index < kSteps; ++index)
+            for (int i = 0; i < 320; ++i) steps[index][i] = step(index, i);
+        for (int d = kLeastDivisor; d < kDivisors; ++d)
+            reciprocal[d] = static_cast<uint32_t>((INT64_C(1) << 36) / d + 1);
         for (int n = 0; n < 1024; ++n) rate[n] = static_cast<int32_t>(65536 / (n + 1.5));
         for (int p = 0; p <= 4096; ++p) cost[p] = static_cast<float>(-std::log2((p + 0.5) / 4097));
         for (int trellis = 0; trellis < 2; ++trellis)
@@ -82,10 +104,7 @@ struct Tables {
     }
 };
 
-inline const Tables& tables() {
-    static const Tables instance;
-    return instance;
-}
+inline const Tables kTables;  // not within a function, which would ask at each use whether they are there
 
 inline uint32_t probability(uint32_t state) {  // of a one, 15 bits
     const uint32_t p = state >> 17;
@@ -96,7 +115,7 @@ inline void adapt(uint32_t& state, int bit) {
     const uint32_t n = state & 1023;
     const int32_t p = static_cast<int32_t>(state >> 10);
     const int64_t gap = (bit ? 4194303 : 0) - p;
-    const int32_t moved = p + static_cast<int32_t>((gap * tables().rate[n]) >> 16);
+    const int32_t moved = p + static_cast<int32_t>((gap * kTables.rate[n]) >> 16);
     state = (static_cast<uint32_t>(moved) << 10) | (n < kLimit ? n + 1 : n);
 }
 
@@ -114,7 +133,7 @@ public:
     }
     int flat(int value) {
         range_ >>= 1;
-        if (!value) low_ += range_;
+        low_ += range_ & (static_cast<uint32_t>(value) - 1);
         normalize();
         return value;
     }
@@ -163,8 +182,8 @@ public:
     }
     int flat(int) {
         range_ >>= 1;
-        const int value = code_ < range_;
-        if (!value) code_ -= range_;
+        const uint32_t value = code_ < range_;
+        code_ -= range_ & (value - 1);  // no branch: nobody could predict it
         normalize();
         return value;
     }
@@ -188,7 +207,7 @@ class Counter {
 public:
     double bits = 0;
     int bit(uint32_t p, int value) {
-        bits += tables().cost[(value ? p : 32768 - p) >> 3];
+        bits += kTables.cost[(value ? p : 32768 - p) >> 3];
         return value;
     }
     int flat(int value) { bits += 1; return value; }
@@ -201,15 +220,17 @@ public:
 // Lowest bits of an index that are coded as they are: means of 8 and more count in powers of 2.
 inline int coarseness(int level) { return level < 22 ? 0 : (level - 20) >> 1; }
 
-// What a scale is worth before it has seen anything, and at most; 8 bits of fraction.
-constexpr int32_t kStrength = 32 << 8, kMost = 255 << 8;
-constexpr int32_t kFarthest = 1 << 16;  // from 0, of a scale's logarithm: 16 octaves
+// value / divisor, rounded towards 0, for |value| < 2^23: a reciprocal that is above 2^36 / divisor,
+// by at most 1, gives the same as the division for positive values, and 1 less for negative ones.
+inline int32_t divide(int32_t value, uint32_t reciprocal) {
+    return static_cast<int32_t>((value * static_cast<int64_t>(reciprocal)) >> 36) - (value >> 31);
+}
 
 struct Scale {       // a factor of the expected magnitude, in 1/4096 octave
     int32_t log = 0;
     int32_t seen = 0;  // information so far, 8 bits of fraction
-    void learn(int32_t gradient, int32_t weight) {
-        log += gradient * 370 / ((seen + kStrength) >> 4);  // 370 / 16 = 2^8 * log2(e) / 16
+    void learn(int32_t step, int32_t weight) {
+        log += divide(step, kTables.reciprocal[(seen + kStrength) >> 4]);
         log = log < -kFarthest ? -kFarthest : log > kFarthest ? kFarthest : log;
         if (seen < kMost) seen += weight;
     }
@@ -220,7 +241,7 @@ public:
     Model(int64_t outer, int64_t inner, int start, int states)
         : outers_(outer), inners_(inner) {
         row_.log = (start - 128) * 256;
-        const uint32_t* prior = &tables().prior[states > 1][0][0][0];
+        const uint32_t* prior = &kTables.prior[states > 1][0][0][0];
         std::copy(prior, prior + kLevels * 2 * kBins,
                   &bins_[0][0][0]);
     }
@@ -255,13 +276,11 @@ public:
         return static_cast<int>(out);
     }
     void learn(int64_t i, int64_t j, int at, int value) {
-        const auto& t = tables();
-        int32_t gradient = static_cast<int32_t>(
-            (static_cast<int64_t>((value << 8) - t.mean[at]) * t.inverse[at]) >> 16);  // 12 bits
-        if (gradient > 3 << 12) gradient = 3 << 12;
-        row_.learn(gradient, t.weight[at]);
-        outers_[i].learn(gradient, t.weight[at]);
-        inners_[j].learn(gradient, t.weight[at]);
+        const Tables& t = kTables;
+        const int32_t step = value < kSteps ? t.steps[value][at] : t.step(value, at);
+        row_.learn(step, t.weight[at]);
+        outers_[i].learn(step, t.weight[at]);
+        inners_[j].learn(step, t.weight[at]);
     }
     const uint32_t* bins(int level, int grid) const { return bins_[level][grid]; }
 

@@ -26,7 +26,7 @@ Shape shape_of(const Matrix& z, int64_t outer) {
 static Shape codebook_shape(const Integers& c) {
     return {static_cast<int64_t>(c.shape(0)), 1, static_cast<int64_t>(c.shape(1))};
 }
-static void ignore(int64_t, int64_t, int, int) {}
+constexpr auto ignore = [](const auto&...) {};
 
 template <class Coder>
 void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_start, int16_t* latent,
@@ -85,9 +85,10 @@ NB_MODULE(_native, m) {
         std::vector<uint8_t> places(z.size());
         std::vector<double> ends(shape.rows, 0.0);
         const int64_t n = shape.columns();
-        code(coder, model, z.data(), shape, states, [&](int64_t r, int64_t c, int at, int grid) {
+        code(coder, model, z.data(), shape, states,
+             [&](const Counter& now, int64_t r, int64_t c, int at, int grid) {
             places[r * n + c] = static_cast<uint8_t>(Model::level(at) << 1 | grid);
-            if (c == 0 && r) ends[r - 1] = coder.bits;
+            if (c == 0 && r) ends[r - 1] = now.bits;
         });
         if (shape.rows) ends.back() = coder.bits;
         for (int64_t r = shape.rows - 1; r > 0; --r) ends[r] -= ends[r - 1];

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from tersor.factors import Factors
 from tersor.storage import container, dtypes, records
 from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
+from tersor.storage.header import Field
+from tersor.storage.opened import OpenFile
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -78,6 +81,24 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def to_file_bytes(archive: Archive) -> bytes:
     return b"".join(container.to_bytes(archive))
+
+
+def from_file_bytes(data: bytes) -> Archive:
+    """The archive that a file was made from."""
+    file = OpenFile(data)
+    found = file.layout
+    payloads = {f.name: found.section(data, i) for i, f in enumerate(found.factored)}
+
+    def entry(field: Field) -> Entry:
+        if isinstance(field.detail, str):
+            return Entry(field.shape, field.dtype, Alias(field.detail))
+        if isinstance(field.detail, Kept):
+            values = file[field.name].to(field.stored_dtype)
+            return Entry(field.shape, field.dtype, Plain(values, field.detail))
+        content = replace(field.detail, payload=payloads[field.name])
+        return Entry(field.shape, field.dtype, content)
+
+    return Archive({f.name: entry(f) for f in found.fields}, file.source_bytes)
 
 
 def random_factors(

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from tersor.cli import app
 from tersor.errors import FileFormatError
 from tersor.storage import container, dtypes
+from tersor.storage.opened import open_file
 from tersor.version import __version__
 
 TERSOR = Path(sys.executable).with_name("tersor")
@@ -318,9 +319,9 @@ READ = [
     ("text.tersor", "text.tersor: not a tersor file"),
     ("empty.tersor", "empty.tersor: not a tersor file"),
     ("cut.tersor", "cut.tersor: the file has"),
-    ("flipped.tersor", "flipped.tersor: section 1 is damaged (its checksum differs)"),
     ("model.safetensors", "model.safetensors: not a tersor file"),
 ]
+FLIPPED = ("flipped.tersor", "flipped.tersor: section 1 is damaged (its checksum differs)")
 
 ERRORS = [
     *(("compress", i, "-o", "out.tersor", "--ratio", "6", m) for i, m in COMPRESS),
@@ -329,7 +330,7 @@ ERRORS = [
     *(("compress", "model.safetensors", "-o", o, "--lossless", m) for o, m in OUTPUTS),
     ("compress", "complex.pt", "-o", "out.tersor", "--lossless", "torch.complex128, which cannot"),
     ("compress", "sparse.pt", "-o", "out.tersor", "--lossless", "tensor 't' is sparse"),
-    *(("decompress", i, "-o", "out.safetensors", m) for i, m in READ),
+    *(("decompress", i, "-o", "out.safetensors", m) for i, m in (*READ, FLIPPED)),
     *(("inspect", i, m) for i, m in READ),
     ("verify", "none.tersor", "none.tersor is not there"),
     ("verify", "model.tersor", "--max-bytes", "-1", "not a size: '-1'"),
@@ -401,7 +402,7 @@ def test_the_smallest_size_is_named_and_works(folder):
 
 def test_an_earlier_file_is_replaced(folder):
     assert run("compress", "model.safetensors", "-o", "out.tersor", "--ratio", 6).exit_code == 0
-    assert container.read("out.tersor").entries
+    assert len(open_file("out.tersor")) > 1
 
 
 @pytest.mark.parametrize("command", ["compress", "lossless", "decompress"])
@@ -448,7 +449,7 @@ def test_no_memory_left(folder, monkeypatch):
     def fail(*args, **options):
         raise MemoryError
 
-    monkeypatch.setattr("tersor.storage.container.read", fail)
+    monkeypatch.setattr("tersor.files.open_file", fail)
     result = run("inspect", "model.tersor")
     assert result.exit_code == 2 and "not enough memory" in result.stderr
 
@@ -495,7 +496,7 @@ def test_bugs_are_not_hidden(folder, monkeypatch):
     def fail(*args, **options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("tersor.storage.container.read", fail)
+    monkeypatch.setattr("tersor.files.open_file", fail)
     with pytest.raises(ZeroDivisionError):
         run("inspect", "model.tersor")
 

@@ -1,6 +1,9 @@
+import pytest
 import torch
+from samples import bits, random_factors
 
-from tersor.factors import Factors
+from tersor import factors as module
+from tersor.factors import Factors, multiply
 
 
 def test_sums_of_zero_have_the_sign_of_the_scale():
@@ -10,3 +13,21 @@ def test_sums_of_zero_have_the_sign_of_the_scale():
     for scale in (0.5, -0.5):
         weight = Factors(codebook, latent, scale, (3, 2)).recompose()
         assert torch.equal(weight.signbit(), torch.full((3, 2), scale < 0))
+
+
+@pytest.mark.parametrize("shape, tile", [((50, 7), 3), ((9, 4, 3, 3), 9), ((6,), 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("piece", [1, 40, 1 << 18])
+def test_pieces_make_the_weight(shape, tile, dtype, piece, monkeypatch):
+    monkeypatch.setattr(module, "_PIECE", piece)
+    factors = random_factors(shape, tile, 3, dtype=dtype)
+    tiles = multiply(factors.codebook, factors.latent, factors.scale)
+    assert bits(factors.recompose()) == bits(factors.tiling.join(tiles).to(dtype))
+    rows = [len(part) for part in factors.pieces()]
+    assert sum(rows) == shape[0] and max(rows) <= max(1, piece // factors.tiling.row_length)
+
+
+def test_real_factors_are_multiplied_at_once(monkeypatch):
+    monkeypatch.setattr(module, "_PIECE", 1)
+    factors = Factors(torch.randn(3, 2), torch.randn(2, 30), 1.0, (10, 9))
+    assert len(list(factors.pieces())) == 1 and factors.recompose().shape == (10, 9)

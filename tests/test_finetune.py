@@ -16,7 +16,6 @@ from trainable import Net, accuracy, compressed, data, dense, loader
 import tersor
 from tersor.errors import BudgetError, InputError, MissingExtraError, TrainingError
 from tersor.nn import state
-from tersor.storage import container
 
 pytest.importorskip("accelerate", reason="fine-tuning needs its extra, as `make test` installs it")
 
@@ -31,7 +30,7 @@ def teacher():
 def content(model):
     """Every bit of what a model computes with."""
     values = state(model).values()
-    return [bits(v.recompose() if isinstance(v, tersor.Factors) else v) for v in values]
+    return [bits(v.to_factors().recompose() if isinstance(v, FactoredWeight) else v) for v in values]
 
 
 def test_the_accuracy_comes_back_and_the_file_gives_it(tmp_path, teacher):
@@ -378,6 +377,6 @@ def test_mixed_precision_trains(tmp_path):
     script = PROCESSES.replace("lr=3e-4", 'lr=3e-4, mixed_precision="bf16"')
     done = run(script, tmp_path / "m.tersor")
     assert done.returncode == 0, done.stderr
-    assert container.read(tmp_path / "m.tersor").entries
+    assert len(tersor.open(tmp_path / "m.tersor"))
     losses = torch.load(tmp_path / "m.tersor.losses")
     assert losses[1] < losses[0]

@@ -5,10 +5,11 @@ from tersor.errors import BudgetError, FileFormatError, InputError, TersorError,
 from tersor.factoring import factorize
 from tersor.factorization.decompose import Solution
 from tersor.factors import Factors
-from tersor.files import inspect, load, load_state_dict, save
+from tersor.files import inspect, load, load_state_dict, open, save
 from tersor.finetune import Finetuned, finetune
 from tersor.models import compress
 from tersor.normalization import match_normalization
+from tersor.storage.opened import OpenFile
 from tersor.storage.summary import Report, TensorSummary
 from tersor.training.groups import parameter_groups
 from tersor.training.projection import Projection, project
@@ -22,6 +23,7 @@ __all__ = [
     "FileFormatError",
     "Finetuned",
     "InputError",
+    "OpenFile",
     "Projection",
     "Report",
     "Solution",
@@ -37,6 +39,7 @@ __all__ = [
     "load",
     "load_state_dict",
     "match_normalization",
+    "open",
     "parameter_groups",
     "project",
     "rate_loss",

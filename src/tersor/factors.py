@@ -12,6 +12,7 @@ machine, for any number of threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,9 @@ from tersor.tiling import Tiling
 
 EXACT_INTEGERS = 2**24
 """Integers of magnitude up to this are exact in float32 (24-bit significand, IEEE 754)."""
+
+_PIECE = 1 << 18
+"""Weights that are recomposed at once."""
 
 
 def multiply(codebook: Tensor, latent: Tensor, scale: Tensor | float) -> Tensor:
@@ -111,8 +115,23 @@ class Factors:
 
     def recompose(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``."""
-        tiles = multiply(self.codebook, self.latent, self.scale)
-        return self.tiling.join(tiles).to(self.dtype)
+        weight = torch.empty(self.shape, dtype=self.dtype, device=self.latent.device)
+        start = 0
+        for part in self.pieces():
+            weight[start : start + len(part)] = part
+            start += len(part)
+        return weight
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The dense weight, a few rows at a time: in little memory, which stays in the cache."""
+        columns, per_row = self.codebook.to(torch.float32), self.tiling.tiles_per_row
+        # The product of integers is exact; that of real numbers depends on what is multiplied.
+        rows = max(1, _PIECE // self.tiling.row_length) if self.quantized else self.shape[0]
+        for start in range(0, self.shape[0], rows):
+            latent = self.latent[:, start * per_row : (start + rows) * per_row]
+            shape = (latent.shape[1] // per_row, *self.shape[1:])
+            tiles = multiply(columns, latent, self.scale)
+            yield Tiling(shape, self.tiling.size).join(tiles).to(self.dtype)
 
 
 def largest_sum(codebook: Tensor, latent: Tensor) -> int:

@@ -1,29 +1,27 @@
-"""Models and tensors <-> files: `save`, `load`, `load_state_dict`, `inspect`, `verify`."""
+"""Models and tensors <-> files: `save`, `load`, `open`, `load_state_dict`, `inspect`, `verify`."""
 
 from __future__ import annotations
 
-import errno
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.models import distinct, fill, source_of
-from tersor.nn import state
+from tersor.nn import FactoredWeight, state
 from tersor.plan import classify
 from tersor.plan.budget import parse_size
-from tersor.plan.progress import silent
-from tersor.storage import container, records
-from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
+from tersor.plan.progress import Progress, silent
+from tersor.storage import container, dense_file, layout, records
+from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, as_tensor
 from tersor.storage.atomic import check_writable, replacing
-from tersor.storage.summary import Report, summarize
+from tersor.storage.opened import OpenFile, map_file, open_file
+from tersor.storage.summary import Report, summarize, summarize_file
 from tersor.storage.verify import Verification
 from tersor.storage.verify import verify as verify_file
 
@@ -73,11 +71,11 @@ def archive_of(model: nn.Module, *, lossless: bool = False) -> Archive:
     return Archive(entries, source.nbytes)
 
 
-def _entry(name: str, value: Factors | Tensor, alias: str | None, lossless: bool) -> Entry:
+def _entry(name: str, value: FactoredWeight | Tensor, alias: str | None, lossless: bool) -> Entry:
     if alias is not None:
         return Entry(tuple(value.shape), value.dtype, Alias(alias))
-    if isinstance(value, Factors):
-        return Entry(value.shape, value.dtype, records.encode(value))
+    if isinstance(value, FactoredWeight):
+        return Entry(value.shape, value.dtype, records.encode(value.to_factors()))
     if lossless:
         return classify.keep_exactly(name, value)
     reason = classify.reason_to_keep(name, value)
@@ -114,16 +112,50 @@ def load(
         If there is no such file, or names or shapes of the model differ from those in it; the
         message lists them, and the model is unchanged.
     FileFormatError
-        If the file is damaged, or needs more than `max_bytes`.
+        If the file is damaged, or needs more than `max_bytes`; the model is unchanged. Only what no
+        checksum tells, as in a file that was made to deceive, is found when part of the model is
+        filled already: tensors are decoded one at a time, so that little memory is needed beside
+        the model and the file.
     """
-    archive = container.read(path, max_bytes=_limit(max_bytes))
-    _check_match(archive, model, strict)
-    fill(model, archive)
+    with open(path, max_bytes=max_bytes) as file:
+        file.check_sections()
+        _check_match(file, model, strict)
+        fill(model, file)
     return model
 
 
-def _check_match(archive: Archive, model: nn.Module, strict: bool) -> None:
-    found = _differences(archive, model)
+def open(path: Path, *, max_bytes: str | int | None = None) -> OpenFile:
+    """Open a file, to decode single tensors of it; the rest is not read.
+
+    Parameters
+    ----------
+    path
+        File that `save` or ``tersor compress`` wrote.
+    max_bytes
+        As for `load`.
+
+    Returns
+    -------
+    OpenFile
+        A mapping of names to dense tensors, with ``shapes``, and ``factors(name)``.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    FileFormatError
+        If its header is damaged, or it needs more than `max_bytes`.
+
+    Examples
+    --------
+    >>> with tersor.open("model.tersor") as file:  # doctest: +SKIP
+    ...     weight = file["fc.weight"]
+    """
+    return open_file(path, max_bytes=_limit(max_bytes))
+
+
+def _check_match(contents: Contents, model: nn.Module, strict: bool) -> None:
+    found = _differences(contents, model)
     if not strict:
         found = {verb: names for verb, names in found.items() if verb not in (_LACKS, _HAS)}
     problems = [f"the model {verb} {_some(names)}" for verb, names in found.items() if names]
@@ -137,38 +169,39 @@ def _check_match(archive: Archive, model: nn.Module, strict: bool) -> None:
 _LACKS, _HAS = "lacks", "has beside those in the file"
 
 
-def _differences(archive: Archive, model: nn.Module) -> dict[str, list[str]]:
+def _differences(contents: Contents, model: nn.Module) -> dict[str, list[str]]:
     """Names by what is wrong with them, in words."""
-    values, entries = state(model), archive.entries
+    values, shapes = state(model), contents.shapes
     # A tied weight is there if it is there under any of its names.
     tied = source_of(model).aliases
-    present = {tied.get(name, name) for name in entries if name in values}
-    common = [name for name in entries if name in values]
-    stored = {name: entries[archive.original(name)].content for name in common}
+    common = [name for name in shapes if name in values]
+    present = {tied.get(name, name) for name in common}
     return {
-        _LACKS: [n for n in entries if n not in values],
-        _HAS: [n for n in values if n not in entries and tied.get(n, n) not in present],
+        _LACKS: [n for n in shapes if n not in values],
+        _HAS: [n for n in values if n not in shapes and tied.get(n, n) not in present],
         "differs in": [
-            f"{n} {entries[n].shape} in the file, {tuple(values[n].shape)} in the model"
+            f"{n} {shapes[n]} in the file, {tuple(values[n].shape)} in the model"
             for n in common
-            if entries[n].shape != tuple(values[n].shape)
+            if shapes[n] != tuple(values[n].shape)
         ],
         "ties what is not the same in the file:": [
             f"{first} and {other}"
-            for first, others in distinct(model, entries).items()
+            for first, others in distinct(model, shapes).items()
             for other in others
-            if not _same(archive, first, other)
+            if not _same(contents, first, other)
         ],
         "holds factors, from another file, of what is dense in this one:": [
-            n for n in common if isinstance(stored[n], Plain) and isinstance(values[n], Factors)
+            n
+            for n in common
+            if isinstance(values[n], FactoredWeight) and not contents.is_factored(n)
         ],
     }
 
 
-def _same(archive: Archive, a: str, b: str) -> bool:
-    """Whether two entries hold the same tensor."""
-    return archive.original(a) == archive.original(b) or torch.equal(
-        archive.tensor(a), archive.tensor(b)
+def _same(contents: Contents, a: str, b: str) -> bool:
+    """Whether two names stand for the same tensor."""
+    return contents.original(a) == contents.original(b) or torch.equal(
+        contents.tensor(a), contents.tensor(b)
     )
 
 
@@ -196,18 +229,19 @@ def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[s
     FileFormatError
         If the file is damaged, or needs more than `max_bytes`.
     """
-    return dense_tensors(container.read(path, max_bytes=_limit(max_bytes)))
+    with open(path, max_bytes=max_bytes) as file:
+        return dense_tensors(file)
 
 
 def _limit(max_bytes: str | int | None) -> int:
-    return container.MAX_BYTES if max_bytes is None else parse_size(max_bytes)
+    return layout.MAX_BYTES if max_bytes is None else parse_size(max_bytes)
 
 
 def verify(
     path: Path,
     *,
     max_bytes: str | int | None = None,
-    progress: Callable[[str, float], None] = silent,
+    progress: Progress = silent,
 ) -> Verification:
     """Check all of a file: header, checksums, and that every tensor can be decoded.
 
@@ -223,24 +257,24 @@ def verify(
     InputError
         If there is no such file.
     """
-    with container.open_file(path) as file:
-        return verify_file(file, max_bytes=_limit(max_bytes), progress=progress)
+    return verify_file(map_file(path), max_bytes=_limit(max_bytes), progress=progress)
 
 
-def dense_tensors(archive: Archive) -> dict[str, Tensor]:
-    """Dense tensors of an archive."""
-    tensors: dict[str, Tensor] = {}
-    for name in archive.entries:
-        original = archive.original(name)
-        tensors[name] = tensors[original] if original in tensors else archive.tensor(name)
-    return tensors
+def dense_tensors(contents: Contents) -> dict[str, Tensor]:
+    """Dense tensors of a file, or of what will be one."""
+    names = contents.shapes
+    tensors = {name: as_tensor(value) for name, value in contents.stream(names)}
+    return {name: tensors[contents.original(name)] for name in names}
 
 
-def export_safetensors(path: Path, output: Path, *, max_bytes: str | int | None = None) -> int:
-    """Write the dense tensors of a file as safetensors; returns the bytes written.
+def export_safetensors(
+    path: Path, output: Path, *, max_bytes: str | int | None = None, progress: Progress = silent
+) -> int:
+    """Write the dense tensors of a file as safetensors, one by one; returns the bytes written.
 
     Tied tensors are written under each of their names, since safetensors knows no aliases. For
-    ``max_bytes`` see `load_state_dict`.
+    ``max_bytes`` see `load_state_dict`; ``progress`` is called with the name of each tensor and the
+    share of the work that is done, 0 to 1.
 
     Raises
     ------
@@ -255,17 +289,21 @@ def export_safetensors(path: Path, output: Path, *, max_bytes: str | int | None 
     check_writable(target, source)
     if target.suffix != ".safetensors":
         raise InputError(f"{target} is to be a safetensors file; give a name in .safetensors")
-    archive = container.read(source, max_bytes=_limit(max_bytes))
-    tensors = {name: tensor.contiguous() for name, tensor in dense_tensors(archive).items()}
-    for name in archive.entries:
-        if archive.original(name) != name:
-            tensors[name] = tensors[name].clone()
-    with replacing(target) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(errno.EIO, str(error)) from None
+    with open(source, max_bytes=max_bytes) as file, replacing(target) as temporary:
+        kinds = {f.name: dense_file.Kind(f.shape, f.dtype) for f in file.layout.fields}
+        dense_file.write(temporary, kinds, _under_each_name(file, progress))
     return target.stat().st_size
+
+
+def _under_each_name(file: OpenFile, progress: Progress) -> Iterator[tuple[str, Iterable[Tensor]]]:
+    """Dense tensors in pieces, tied ones under each of their names, one after the other."""
+    uses: dict[str, list[str]] = {}
+    for name in file:
+        uses.setdefault(file.original(name), []).append(name)
+    for done, (original, value) in enumerate(file.stream(uses)):
+        progress(original, done / len(uses))
+        for name in uses[original]:
+            yield name, value.pieces() if isinstance(value, Factors) else [value]
 
 
 def inspect(path: Path) -> Report:
@@ -276,6 +314,7 @@ def inspect(path: Path) -> Report:
     InputError
         If there is no such file.
     FileFormatError
-        If the file is damaged.
+        If the header is damaged; the tensors are not read, which `verify` does.
     """
-    return summarize(container.read(path), pathlib.Path(path).stat().st_size)
+    with open(path) as file:
+        return summarize_file(file.layout)

@@ -19,8 +19,8 @@ from tersor.models import fill
 from tersor.nn.checks import check_model
 from tersor.plan.budget import parse_size
 from tersor.plan.progress import shown
-from tersor.storage import container
 from tersor.storage.atomic import check_writable, replacing
+from tersor.storage.opened import OpenFile
 from tersor.training.checkpoint import Progress
 from tersor.training.feed import Feed
 from tersor.training.groups import factored_weights
@@ -261,7 +261,7 @@ def _schedule(
 def _finish(model: nn.Module, progress: Progress) -> Finetuned:
     """Make the model what the file kept holds, if there is one."""
     if progress.file:
-        fill(model, container.from_bytes(progress.file))
+        fill(model, OpenFile(progress.file))
     history = tuple(progress.history)
     return Finetuned(file_size(model), progress.best, history)
 

@@ -13,15 +13,16 @@ from tersor.calibration import Calibration
 from tersor.compress import compress_source
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.nn import insert_factors, state
+from tersor.nn import FactoredWeight, state
 from tersor.nn.checks import check_model, check_module
+from tersor.nn.convert import replace_weight, replaceable
 from tersor.nn.sites import find_sites
 from tersor.plan.classify import FEWEST_WEIGHTS
 from tersor.plan.overrides import Overrides
 from tersor.plan.progress import shown
 from tersor.quality import Quality, evaluated
 from tersor.storage import container, dtypes
-from tersor.storage.archive import Archive
+from tersor.storage.archive import Archive, Contents, as_tensor
 from tersor.storage.checkpoint import Source, shared
 from tersor.storage.summary import Report, summarize
 from tersor.tiling import is_tileable
@@ -145,11 +146,11 @@ def source_of(model: nn.Module) -> Source:
     """The tensors of a model, dense even where it holds factors. Buffers are not to be factored."""
     entries = state(model)
     plain = {name: t for name, t in entries.items() if isinstance(t, Tensor)}
-    factored: dict[Factors, str] = {}
+    factored: dict[FactoredWeight, str] = {}
     aliases = shared(plain)
     for name, value in entries.items():
-        if isinstance(value, Factors) and (first := factored.setdefault(value, name)) != name:
-            aliases[name] = first
+        if isinstance(value, FactoredWeight) and factored.setdefault(value, name) != name:
+            aliases[name] = factored[value]
     size = sum(nbytes(value) for name, value in entries.items() if name not in aliases)
     buffers = entries.keys() - find_sites(model).keys()
     return Source(
@@ -161,28 +162,44 @@ def source_of(model: nn.Module) -> Source:
     )
 
 
-def dense(value: Factors | Tensor) -> Tensor:
+def dense(value: FactoredWeight | Tensor) -> Tensor:
     """The tensor itself, whether factored or not, on the CPU."""
-    return (value.recompose() if isinstance(value, Factors) else value.detach()).cpu()
+    if isinstance(value, FactoredWeight):
+        value = value.to_factors().recompose()
+    return value.detach().cpu()
 
 
-def nbytes(value: Factors | Tensor) -> int:
+def nbytes(value: FactoredWeight | Tensor) -> int:
     """Bytes of the dense tensor."""
-    if isinstance(value, Factors):
-        return value.numel * value.dtype.itemsize
+    if isinstance(value, FactoredWeight):
+        return math.prod(value.shape) * value.dtype.itemsize
     return value.nbytes if dtypes.is_dense(value) else 0
 
 
-def fill(model: nn.Module, archive: Archive) -> None:
-    """Put the content of an archive into a model whose names and shapes are known to fit."""
-    values = {name: archive.value(name) for name in distinct(model, archive.entries)}
-    sites = find_sites(model)
-    factors = {n: v for n, v in values.items() if isinstance(v, Factors) and n in sites}
-    insert_factors(model, factors)
+def fill(model: nn.Module, contents: Contents) -> None:
+    """Put contents into a model whose names and shapes are known to fit, one tensor at a time.
+
+    Raises
+    ------
+    InputError
+        If a module cannot hold factors; the model is unchanged.
+    """
+    shapes, held = contents.shapes, set(find_sites(model))
+    names = distinct(model, shapes)
+    factored = {n: shapes[n] for n in names if n in held and contents.is_factored(n)}
+    places = replaceable(model, factored)
+    # None of the weights that are replaced, which would then stay in memory.
+    others = {n: t for n, t in state(model).items() if n in names and n not in places}
+    uses: dict[str, list[str]] = {}  # names in the model, by that of the tensor in the contents
+    for name in (*places, *others):
+        uses.setdefault(contents.original(name), []).append(name)
     with torch.no_grad():
-        for name, tensor in state(model).items():
-            if isinstance(tensor, Tensor) and name in values:
-                tensor.copy_(dense(values[name]))
+        for original, value in contents.stream(uses):
+            for name in uses[original]:
+                if isinstance(value, Factors) and name in places:
+                    replace_weight(places.pop(name), value)
+                elif isinstance(tensor := others[name], Tensor):
+                    tensor.copy_(as_tensor(value))
 
 
 def distinct(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:

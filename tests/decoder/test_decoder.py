@@ -14,11 +14,13 @@ from c_decoder import PORTABLE, SANITIZED, STRICT, WITHOUT_CHECKSUMS, build, exp
 from hypothesis import given, settings
 from samples import archives, plain, small_archive, to_file_bytes
 
+from tersor.errors import FileFormatError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.files import dense_tensors
-from tersor.storage import container, records
+from tersor.storage import records
 from tersor.storage.archive import Archive, Entry, Kept, Plain
+from tersor.storage.opened import OpenFile, open_file
 
 HERE = Path(__file__).parent
 GOLDEN = sorted((HERE.parent / "golden").glob("*.tersor"))
@@ -32,15 +34,17 @@ MACHINES = {
 
 
 def check(archive, program=None, *emulator):
-    data = to_file_bytes(archive)
-    tensors = dense_tensors(container.from_bytes(data))
+    check_data(to_file_bytes(archive), program, *emulator)
+
+
+def check_data(data, program=None, *emulator):
+    tensors = dense_tensors(OpenFile(data))
     assert run(data, program or build(), *emulator) == expected(tensors)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
 def test_golden_files(path):
-    tensors = dense_tensors(container.read(path))
-    assert run(path.read_bytes(), build()) == expected(tensors)
+    check_data(path.read_bytes())
 
 
 @settings(max_examples=60)
@@ -109,8 +113,8 @@ def test_codings_of_any_start():
         data = to_file_bytes(archive)
         found = run(data, build())
         try:
-            assert found == expected(dense_tensors(container.from_bytes(data)))
-        except container.FileFormatError:
+            assert found == expected(dense_tensors(OpenFile(data)))
+        except FileFormatError:
             assert found is None
 
 
@@ -136,7 +140,7 @@ def test_other_machines(machine):
         c_decoder.require_tool(tool)
     program = build(*flags, compiler=compiler)
     for path in GOLDEN:
-        check(container.read(path), program, *emulator)
+        check_data(path.read_bytes(), program, *emulator)
     for archive in (extreme(), small_archive(), *map(solved, (1, 4, 64))):
         check(archive, program, *emulator)
 
@@ -158,7 +162,7 @@ def test_all_truncations_and_flips(flags, tmp_path):
 def test_arrays_that_are_too_small_are_refused(path):
     command = [build(sources=(HERE / "arrays.c",)), path]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
-    assert int(done.stdout) > 2 * len(container.read(path).entries)
+    assert int(done.stdout) > 2 * len(open_file(path))
 
 
 def test_nothing_but_memcpy_and_memset_is_called(tmp_path):

@@ -18,6 +18,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from samples import from_file_bytes
+
 from tersor.storage import container, header
 from tersor.storage.cursor import Writer
 
@@ -54,7 +56,7 @@ def _take(data: bytes, most: int) -> tuple[bytes, bytes]:
 
 def from_file(data: bytes) -> bytes:
     """An input that stands for a file with the header and the sections of this one."""
-    archive = container.from_bytes(data)
+    archive = from_file_bytes(data)
     out = Writer()
     out.integer(archive.source_bytes)
     header.write(out, archive.entries)

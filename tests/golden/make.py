@@ -16,7 +16,7 @@ from torch import Tensor
 from tersor.compress import compress_source
 from tersor.factors import Factors
 from tersor.storage import container, dtypes, records
-from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
+from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, Plain
 from tersor.storage.checkpoint import Source
 
 FOLDER = Path(__file__).parent
@@ -78,17 +78,17 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def expectation(archive: Archive) -> dict[str, Any]:
+def expectation(contents: Contents) -> dict[str, Any]:
     """What the file decodes to: types, shapes, digests of the dense values, and the integers."""
     content = {}
-    for name, entry in archive.entries.items():
-        value, dense = archive.value(name), archive.tensor(name)
+    for name in contents.shapes:
+        value, dense = contents.value(name), contents.tensor(name)
         facts: dict[str, Any] = {
             "type": dtypes.NAMES[dense.dtype],
             "shape": list(dense.shape),
             "sha256": digest(dense),
         }
-        if isinstance(value, Factors) and not isinstance(entry.content, Alias):
+        if isinstance(value, Factors) and contents.original(name) == name:
             facts["codebook"] = value.codebook.flatten().tolist()
             facts["latent"] = value.latent.flatten().tolist()
         content[name] = facts

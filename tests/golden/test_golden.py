@@ -5,7 +5,7 @@ import pytest
 from make import digest, expectation
 
 import tersor
-from tersor.storage import container
+from tersor.storage.opened import open_file
 
 FOLDER = Path(__file__).parent
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
@@ -15,7 +15,7 @@ EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 def test_golden_files_decode_to_the_same_values_for_ever(name):
     path = FOLDER / f"{name}.tersor"
     assert path.stat().st_size < 5000
-    assert expectation(container.read(path)) == EXPECTED[name]
+    assert expectation(open_file(path)) == EXPECTED[name]
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -11,8 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from toys import TOKENS, TiedModel, factors_of, output, pair, random_factors
 
 from tersor.errors import InputError
-from tersor.factors import Factors
-from tersor.nn import FactoredWeight, insert_factors, set_mode, state
+from tersor.nn import FactoredWeight, convert, insert_factors, set_mode, state
 
 
 def small():
@@ -26,11 +25,11 @@ def test_part_of_a_model():
     insert_factors(model, {"2.weight": factors})
     found = state(model)
     assert list(found) == names
-    assert [name for name in names if isinstance(found[name], Factors)] == ["2.weight"]
+    assert [name for name in names if isinstance(found[name], FactoredWeight)] == ["2.weight"]
     assert found["0.weight"].data_ptr() == model[0].weight.data_ptr()
     insert_factors(model, {"0.weight": random_factors((4, 3, 3, 3))})
     assert list(state(model)) == names
-    assert sum(isinstance(value, Factors) for value in state(model).values()) == 2
+    assert sum(isinstance(value, FactoredWeight) for value in state(model).values()) == 2
 
 
 def test_several_weights_of_one_module_one_by_one():
@@ -39,7 +38,7 @@ def test_several_weights_of_one_module_one_by_one():
     for name in ("weight_hh_l0", "weight_ih_l0"):
         shape = tuple(lstm.get_parameter(name).shape)
         insert_factors(lstm, {name: random_factors(shape)})
-        assert isinstance(state(lstm)[name], Factors)
+        assert isinstance(state(lstm)[name], FactoredWeight)
     assert list(state(lstm)) == names
     assert len(list(lstm.children())) == 2
 
@@ -117,6 +116,21 @@ def test_weight_has_the_type_of_the_parameter_it_replaces(dtype):
     assert model.weight.dtype == state(model)["weight"].dtype == dtype
     assert model(torch.ones(1, 20, dtype=dtype)).dtype == dtype
     assert model.weight_factors.codebook.dtype == torch.float32
+
+
+def test_the_dense_weight_is_freed_before_its_factors_are_made(monkeypatch):
+    model = nn.Linear(20, 6)
+    dense = weakref.ref(model.weight)
+
+    class Watching(FactoredWeight):
+        def __init__(self, *args, **options):
+            assert dense() is None
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(convert, "FactoredWeight", Watching)
+    places = convert.replaceable(model, {"weight": (6, 20)})
+    convert.replace_weight(places.pop("weight"), random_factors((6, 20)))
+    assert isinstance(model.weight_factors, Watching)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(20, 6), lambda: nn.LSTM(5, 4)])

@@ -7,7 +7,6 @@ import pytest
 import torch
 from toys import CASES, factors_of, output, pair
 
-from tersor.factors import Factors
 from tersor.nn import FactoredWeight, insert_factors, set_mode, state
 
 every_case = pytest.mark.parametrize("make, inputs", CASES.values(), ids=CASES.keys())
@@ -60,9 +59,9 @@ def test_state_has_the_names_of_the_dense_model(make, inputs):
     dense, factored, factors = pair(make)
     found = state(factored)
     assert list(found) == list(dense.state_dict())
-    assert all(isinstance(found[name], Factors) for name in factors)
+    assert all(isinstance(found[name], FactoredWeight) for name in factors)
     for name, value in found.items():
-        weight = value.recompose() if isinstance(value, Factors) else value
+        weight = value() if isinstance(value, FactoredWeight) else value
         assert torch.equal(weight, dense.state_dict()[name])
 
 

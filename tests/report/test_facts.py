@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
-from samples import generator, random_factors, small_archive
+from samples import from_file_bytes, generator, random_factors, small_archive
 
 from tersor.compress import compress_source
 from tersor.errors import InputError
@@ -12,6 +12,7 @@ from tersor.report.facts import MAGNITUDES, MOST_ATOMS, gather
 from tersor.storage import container, records
 from tersor.storage.archive import Archive, Entry
 from tersor.storage.checkpoint import open_checkpoint
+from tersor.storage.opened import open_file
 
 
 def entry(factors, snr=math.nan):
@@ -42,7 +43,7 @@ def compressed(tmp_path):
 
 def test_parts_add_up_and_are_those_of_the_file(compressed):
     path, _, _ = compressed
-    archive, facts = container.read(path), gather(path)
+    archive, facts = from_file_bytes(path.read_bytes()), gather(path)
     parts = facts.parts()
     assert sum(parts.values()) == path.stat().st_size
     assert parts["Kept tensors"] == sum(map(len, container.kept_sections(archive)))
@@ -87,10 +88,10 @@ def test_signal_to_noise_is_measured_or_as_in_the_file(compressed):
     from_file, measured = gather(path), gather(path, dense)
     assert [layer.summary for layer in from_file.layers] == list(from_file.report.factored)
     assert from_file.snr() is None
-    archive, noise = container.read(path), 0.0
+    file, noise = open_file(path), 0.0
     for a, b in zip(from_file.layers, measured.layers, strict=True):
         assert b.summary.snr == pytest.approx(a.summary.snr, abs=0.0051)
-        weight = archive.tensor(b.summary.name)
+        weight = file.tensor(b.summary.name)
         noise += float(((weight - state[b.summary.name]) ** 2).sum())
     signal = sum(float((state[n] ** 2).sum()) for n in ("conv.weight", "fc.weight"))
     assert measured.snr() == pytest.approx(10 * math.log10(signal / noise), abs=1e-3)

@@ -61,8 +61,7 @@ def kill_while_saving(folder: Path, kills: int, seed: int, elements: int = 1 << 
         found.kills += 1
         found.during += _kill(path, new, draw.uniform(0, 1.3 * seconds))
         found.strays += len(list(folder.iterdir())) - 1
-        with path.open("rb") as file:
-            found.broken += bool(verify(file).problems)
+        found.broken += bool(verify(path.read_bytes()).problems)
         found.broken += path.read_bytes() not in whole
     container.write(path, old)
     found.left += len(list(folder.iterdir())) - 1

@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from killing import kill_while_saving
@@ -8,6 +9,7 @@ from samples import small_archive
 from tersor.errors import InputError
 from tersor.storage import container
 from tersor.storage.atomic import check_writable, replacing
+from tersor.storage.opened import open_file
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_what_fails_last_is_undone(earlier, monkeypatch):
 def test_long_names_are_fine(tmp_path):
     path = tmp_path / ("m" * 248 + ".tersor")
     container.write(path, small_archive())
-    assert container.read(path).source_bytes == 600
+    assert open_file(path).source_bytes == 600
 
 
 def test_outputs_that_cannot_be_are_refused(earlier, monkeypatch):
@@ -82,7 +84,7 @@ def test_outputs_that_cannot_be_are_refused(earlier, monkeypatch):
 def test_folders_that_cannot_be_written_to_are_refused():
     """Not even by the superuser, for whom permissions do not count."""
     with pytest.raises(InputError, match="the folder /proc cannot be written to"):
-        check_writable(container.Path("/proc/model.tersor"))
+        check_writable(Path("/proc/model.tersor"))
 
 
 def test_a_link_to_the_input_is_the_input(earlier):

@@ -28,6 +28,18 @@ def test_few_items_are_taken_ahead():
         assert len(taken) <= n + 2 + 2 * torch.get_num_threads()
 
 
+@pytest.mark.parametrize(
+    "sizes, most", [([40] * 9, 1), ([10] * 9, 2), ([40, 1, 1, 1, 40, 1, 1], 4)], ids=str
+)
+def test_large_items_are_not_held_together(sizes, most):
+    """In MB; beside a large one there is room for small ones."""
+    begun, held = [], []
+    for n in ordered(lambda n: begun.append(n) or n, range(len(sizes)), lambda n: sizes[n] << 20):
+        held.append(len(begun) - n)
+    assert begun == list(range(len(sizes)))
+    assert max(held) <= most
+
+
 def test_errors_come_through():
     def fail(n):
         raise ValueError(f"item {n}")

@@ -1,7 +1,5 @@
 """Verification of whole files."""
 
-import io
-
 from samples import small_archive, to_file_bytes
 
 from tersor.storage.verify import Verification
@@ -11,7 +9,7 @@ DATA = to_file_bytes(small_archive())
 
 
 def verify(data, **options):
-    return verify_file(io.BytesIO(data), **options)
+    return verify_file(data, **options)
 
 
 def test_an_intact_file():

@@ -23,8 +23,10 @@ def decompress(
     """Give back the dense tensors, with the names, shapes and types that they came with."""
     with reporting_errors():
         from tersor.files import export_safetensors
+        from tersor.plan.progress import shown
 
-        written = export_safetensors(model, output, max_bytes=max_bytes)
+        with shown("decompressing") as progress:
+            written = export_safetensors(model, output, max_bytes=max_bytes, progress=progress)
         say(f"wrote {output}: {written} bytes")
 
 

@@ -13,7 +13,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tersor.errors import InputError
-from tersor.factors import Factors
 from tersor.nn.sites import Site, Weight
 
 
@@ -45,8 +44,8 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def check_weight(name: str, weight: Weight, factors: Factors) -> None:
-    """Refuse a weight that these factors cannot replace."""
+def check_weight(name: str, weight: Weight, shape: tuple[int, ...]) -> None:
+    """Refuse a weight that factors of a weight of this shape cannot replace."""
     if isinstance(weight, nn.Parameter):
         if torch.nn.parameter.is_lazy(weight):
             raise InputError(f"{name!r} is not initialized yet; run the model once first")
@@ -57,10 +56,9 @@ def check_weight(name: str, weight: Weight, factors: Factors) -> None:
                 f"{name!r} is a {weight.dtype} {type(weight.data).__name__}; only plain "
                 "floating-point weights can be replaced"
             )
-    if tuple(weight.shape) != factors.shape:
+    if tuple(weight.shape) != shape:
         raise InputError(
-            f"{name!r} needs factors of a weight of shape {tuple(weight.shape)}, "
-            f"got shape {factors.shape}"
+            f"{name!r} needs factors of a weight of shape {tuple(weight.shape)}, got shape {shape}"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.nn.checks import check_model, check_module, check_weight, explain_unknown
-from tersor.nn.owner import attach
+from tersor.nn.owner import attach, forget
 from tersor.nn.sites import Site, Weight, find_sites, join_names, weights_of
 from tersor.nn.weight import FactoredWeight, Mode
 
@@ -36,19 +36,66 @@ def insert_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     InputError
         If a name is unknown, a shape does not fit, or a module cannot hold factors.
     """
+    places = replaceable(model, {name: value.shape for name, value in factors.items()})
+    chosen: dict[Weight, tuple[list[Site], Factors]] = {}
+    for name, value in factors.items():
+        if chosen.setdefault(places[name][0].weight, (places[name], value))[1] is not value:
+            raise InputError(
+                f"{name!r} is tied to another of these weights, but they got different factors; "
+                "give the same object for both, or one of the names only"
+            )
+    for sites, value in chosen.values():
+        replace_weight(sites, value)
+
+
+def replaceable(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Site]]:
+    """All sites of the weights of these names, each of which factors can replace.
+
+    Parameters
+    ----------
+    model
+        Model, which is not changed.
+    shapes
+        Of the factors' weights, by name.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, a shape does not fit, or a module cannot hold factors.
+    """
     check_model(model)
     sites = find_sites(model)
-    chosen = choose(model, factors, sites)
-    used = {name: site for name, site in sites.items() if site.weight in chosen}
-    for name, site in used.items():
-        check_weight(name, site.weight, chosen[site.weight])
-        check_module(name, site.module)
-    holders = {weight: make_holder(weight, value) for weight, value in chosen.items()}
-    for site in used.values():
-        attach(site.module, site.attribute, holders[site.weight])
+    if unknown := [name for name in shapes if name not in sites]:
+        raise InputError(explain_unknown(model, unknown[0], sites))
+    wanted = {sites[name].weight: shape for name, shape in shapes.items()}
+    uses: dict[Weight, list[Site]] = {}
+    for name, site in sites.items():
+        if site.weight in wanted:
+            check_weight(name, site.weight, wanted[site.weight])
+            check_module(name, site.module)
+            uses.setdefault(site.weight, []).append(site)
+    return {name: uses[sites[name].weight] for name in shapes}
 
 
-def state(model: nn.Module) -> dict[str, Factors | Tensor]:
+def replace_weight(sites: list[Site], factors: Factors) -> None:
+    """Replace one weight, at all its sites, by factors.
+
+    The list is emptied: so the dense weight is freed before its factors take memory.
+    """
+    weight = sites[0].weight
+    like = weight.codebook if isinstance(weight, FactoredWeight) else weight
+    dtype, device, requires_grad = weight.dtype, like.device, like.requires_grad
+    owners = [(site.module, site.attribute) for site in sites]
+    sites.clear()
+    del weight, like
+    for module, name in owners:
+        forget(module, name)
+    holder = FactoredWeight(factors, dtype=dtype, device=device, requires_grad=requires_grad)
+    for module, name in owners:
+        attach(module, name, holder)
+
+
+def state(model: nn.Module) -> dict[str, FactoredWeight | Tensor]:
     """Content of a model, dense or factored, under the names of the dense model's ``state_dict``.
 
     Parameters
@@ -59,14 +106,13 @@ def state(model: nn.Module) -> dict[str, Factors | Tensor]:
     Returns
     -------
     dict
-        `Factors` of factored weights and plain tensors (parameters and persistent buffers, not
-        copied) for the rest, in the order of the dense model. Names of one tied weight have the
-        same `Factors` object, or tensors of the same storage. Extra state that is no tensor is
-        left out, with a warning.
+        The `FactoredWeight` of factored weights and plain tensors (parameters and persistent
+        buffers) for the rest, nothing copied, in the order of the dense model. Names of one tied
+        weight have the same object, or tensors of the same storage. Extra state that is no tensor
+        is left out, with a warning.
     """
     tensors = model.state_dict()
-    entries: dict[str, Factors | Tensor] = {}
-    exact: dict[FactoredWeight, Factors] = {}
+    entries: dict[str, FactoredWeight | Tensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, FactoredWeight):
             for part in module.state_dict():
@@ -75,9 +121,7 @@ def state(model: nn.Module) -> dict[str, Factors | Tensor]:
         for name, value in {**weights_of(module), **module._buffers}.items():
             full = join_names(path, name)
             if isinstance(value, FactoredWeight):
-                if value not in exact:
-                    exact[value] = value.to_factors()
-                entries[full] = exact[value]
+                entries[full] = value
             elif full in tensors:
                 entries[full] = tensors.pop(full)
     return entries | only_tensors(tensors)
@@ -108,27 +152,3 @@ def only_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:
     if left_out := [name for name in entries if name not in tensors]:
         warnings.warn(f"extra state that is no tensor is left out: {left_out}", stacklevel=3)
     return tensors
-
-
-def choose(
-    model: nn.Module, factors: Mapping[str, Factors], sites: Mapping[str, Site]
-) -> dict[Weight, Factors]:
-    """Factors by the weights that they replace."""
-    chosen: dict[Weight, Factors] = {}
-    for name, value in factors.items():
-        if name not in sites:
-            raise InputError(explain_unknown(model, name, sites))
-        if chosen.setdefault(sites[name].weight, value) is not value:
-            raise InputError(
-                f"{name!r} is tied to another of these weights, but they got different factors; "
-                "give the same object for both, or one of the names only"
-            )
-    return chosen
-
-
-def make_holder(weight: Weight, factors: Factors) -> FactoredWeight:
-    """Holder of factors that takes the place of a weight."""
-    like = weight.codebook if isinstance(weight, FactoredWeight) else weight
-    return FactoredWeight(
-        factors, dtype=weight.dtype, device=like.device, requires_grad=like.requires_grad
-    )

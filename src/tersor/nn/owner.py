@@ -88,6 +88,13 @@ def _reader(name: str) -> Callable[[nn.Module], Tensor]:
 
 def attach(module: nn.Module, name: str, holder: FactoredWeight) -> None:
     """Let the module read parameter ``name`` from ``holder``, and forget the parameter."""
+    forget(module, name)
+    holder.training = module.training
+    module.add_module(name + SUFFIX, holder)
+
+
+def forget(module: nn.Module, name: str) -> None:
+    """Take a dense parameter away; `attach` must follow."""
     if name in module._parameters:
         if not isinstance(module, FactoredOwner):
             module.__dict__[ORDER] = tuple(module._parameters)
@@ -95,8 +102,6 @@ def attach(module: nn.Module, name: str, holder: FactoredWeight) -> None:
         module.__class__ = _derive(module, name)
     if isinstance(module, nn.RNNBase):
         _let_go_of_flat_weights(module)
-    holder.training = module.training
-    module.add_module(name + SUFFIX, holder)
 
 
 def _derive(module: nn.Module, name: str) -> type[nn.Module]:

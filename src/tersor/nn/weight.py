@@ -21,6 +21,9 @@ Mode = Literal["recompose", "dense"]
 
 INT16_MAX = 2**15 - 1
 
+_PIECE = 1 << 20
+"""Numbers that are rounded at once: of large factors a copy would take much memory."""
+
 
 class FactoredWeight(nn.Module):
     """A weight as trainable factors; calling it gives the dense weight.
@@ -218,9 +221,14 @@ def stored(values: Tensor, integer: bool) -> Tensor:
     """A factor as `Factors` keeps it: int16 or float32, a copy."""
     if not integer:
         return values.detach().to(torch.float32, copy=True)
-    if not values.detach().abs().le(INT16_MAX).all():  # also true of NaN
+    real = values.detach().reshape(-1)
+    largest = float(torch.stack(real.aminmax()).abs().max()) if real.numel() else 0.0
+    if not largest <= INT16_MAX:  # also true of NaN
         raise InputError(
-            f"a trained factor holds {float(values.detach().abs().max())}, integers up to "
-            f"{INT16_MAX} can be stored; train with a smaller learning rate"
+            f"a trained factor holds {largest}, integers up to {INT16_MAX} can be stored; train "
+            "with a smaller learning rate"
         )
-    return values.detach().round().to(torch.int16)
+    integers = torch.empty(values.shape, dtype=torch.int16, device=values.device)
+    for start in range(0, len(real), _PIECE):
+        integers.view(-1)[start : start + _PIECE] = real[start : start + _PIECE].round()
+    return integers

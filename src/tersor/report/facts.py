@@ -16,11 +16,10 @@ from tersor.errors import InputError
 from tersor.factorization.products import inner
 from tersor.factors import Factors, signal_to_noise
 from tersor.plan.progress import Progress, silent
-from tersor.storage import container, records
-from tersor.storage.archive import Archive
+from tersor.storage import records
 from tersor.storage.checkpoint import Source, open_checkpoint
-from tersor.storage.records import EncodedFactors
-from tersor.storage.summary import Report, TensorSummary, summarize
+from tersor.storage.opened import OpenFile, open_file
+from tersor.storage.summary import Report, TensorSummary, summarize_file
 from tersor.tiling import as_float32, window_size
 
 MAGNITUDES = ("0", "1", "2–3", "4–7", "8–15", "16–31", "32+")
@@ -147,23 +146,21 @@ def gather(
     FileFormatError
         If the file is damaged.
     """
-    archive = container.read(path)
-    source = None if dense is None else open_checkpoint(dense)
-    report = summarize(archive, Path(path).stat().st_size)
-    layers = tuple(_layers(archive, report, source, progress))
-    name = None if dense is None else Path(dense).name
-    return Facts(Path(path).name, report, container.header_bytes(path), layers, name)
+    with open_file(path) as file:
+        source = None if dense is None else open_checkpoint(dense)
+        report = summarize_file(file.layout)
+        layers = tuple(_layers(file, report, source, progress))
+        name = None if dense is None else Path(dense).name
+        return Facts(Path(path).name, report, file.layout.header_bytes, layers, name)
 
 
 def _layers(
-    archive: Archive, report: Report, source: Source | None, progress: Progress
+    file: OpenFile, report: Report, source: Source | None, progress: Progress
 ) -> Iterator[Layer]:
     total, done = sum(t.numel for t in report.factored), 0
     for summary in report.factored:
         progress(summary.name, done / total)
-        entry = archive.entries[summary.name]
-        assert isinstance(entry.content, EncodedFactors)  # or it would not be among the factored
-        factors = records.decode(entry.content, entry.shape, entry.dtype)
+        factors = file.factors(summary.name)
         yield _layer(summary, factors, None if source is None else _load(source, summary))
         done += summary.numel
 

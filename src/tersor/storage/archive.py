@@ -1,9 +1,10 @@
-"""What a file holds: entries by tensor name."""
+"""What is to be written to a file: entries by tensor name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -84,9 +85,47 @@ class Entry:
         return math.prod(self.shape)
 
 
+class Contents(ABC):
+    """Named tensors, some of them factors: in a file, or to be written to one."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the dense tensors by name."""
+
+    @abstractmethod
+    def original(self, name: str) -> str:
+        """The name itself, or the one that it is an alias of."""
+
+    @abstractmethod
+    def is_factored(self, name: str) -> bool:
+        """Whether the tensor of that name is stored as factors."""
+
+    @abstractmethod
+    def value(self, name: str) -> Factors | Tensor:
+        """Factors of that name if it is factored, else the tensor."""
+
+    def tensor(self, name: str) -> Tensor:
+        """The dense tensor of that name, of its original shape and type."""
+        return as_tensor(self.value(name))
+
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Factors | Tensor]]:
+        """Values of these names, one after the other.
+
+        An alias is given as the tensor that it is an alias of, and each tensor once.
+        """
+        for name in dict.fromkeys(map(self.original, names)):
+            yield name, self.value(name)
+
+
+def as_tensor(value: Factors | Tensor) -> Tensor:
+    """The dense tensor."""
+    return value.recompose() if isinstance(value, Factors) else value
+
+
 @dataclass(frozen=True)
-class Archive:
-    """What a file holds.
+class Archive(Contents):
+    """What is to be written to a file.
 
     Parameters
     ----------
@@ -109,10 +148,14 @@ class Archive:
         }
         return Archive(entries, self.source_bytes)
 
-    def tensor(self, name: str) -> Tensor:
-        """The dense tensor of that name, of its original shape and type."""
-        value = self.value(name)
-        return value.recompose() if isinstance(value, Factors) else value
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the dense tensors by name."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def is_factored(self, name: str) -> bool:
+        """Whether the tensor of that name is stored as factors."""
+        return isinstance(self.entries[self.original(name)].content, EncodedFactors)
 
     def original(self, name: str) -> str:
         """The name itself, or the one that it is an alias of."""

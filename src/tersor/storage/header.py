@@ -65,11 +65,15 @@ class Field:
     @property
     def decoded_bytes(self) -> int:
         """Bytes of the dense tensor, and of its factors as 16-bit integers if it has some."""
-        dense = math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize + self.factor_bytes
+
+    @property
+    def factor_bytes(self) -> int:
+        """Bytes of its factors as 16-bit integers; 0 if it has none."""
         if not isinstance(self.detail, EncodedFactors):
-            return dense
+            return 0
         columns = Tiling(self.shape, self.detail.tile).count
-        return dense + 2 * self.detail.rank * (self.detail.tile + columns)
+        return 2 * self.detail.rank * (self.detail.tile + columns)
 
 
 def kind(entry: Entry) -> int:
@@ -79,6 +83,17 @@ def kind(entry: Entry) -> int:
     if isinstance(entry.content, EncodedFactors):
         return FACTORS
     return EXACT if entry.content.values.dtype == entry.dtype else ROUNDED
+
+
+def field(name: str, entry: Entry) -> Field:
+    """What the header will say of an entry."""
+    content = entry.content
+    detail: Kept | EncodedFactors | str
+    if isinstance(content, EncodedFactors):
+        detail = content
+    else:
+        detail = content.target if isinstance(content, Alias) else content.reason
+    return Field(name, entry.shape, entry.dtype, kind(entry), detail)
 
 
 def write(out: Writer, entries: Mapping[str, Entry]) -> None:

@@ -6,7 +6,7 @@ of about one size, and little is held at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,25 +89,70 @@ def check_claims(fields: Sequence[Field], sizes: Iterable[int]) -> None:
             )
 
 
-def decode_all(fields: Sequence[Field], sections: Iterable[bytes]) -> dict[str, Tensor]:
-    """Kept tensors, as stored, by name; sections are taken one by one.
+def decode(
+    fields: Sequence[Field], wanted: Collection[str], section: Callable[[int], bytes]
+) -> Iterator[tuple[Field, Tensor]]:
+    """Kept tensors, as stored, each when its last piece is decoded; in threads, in order.
+
+    Parameters
+    ----------
+    fields
+        All kept tensors of the file.
+    wanted
+        Names of those to decode.
+    section
+        Gives the section of the group of that number; called for groups with something wanted.
 
     Raises
     ------
     FileFormatError
         If a section does not hold what the fields say.
     """
-    tensors = {f.name: torch.empty(f.shape, dtype=f.stored_dtype) for f in fields}
-    whole = [elements(tensors[f.name], f.kind == EXACT) for f in fields]
 
-    def decode(job: tuple[list[Piece], bytes]) -> None:
-        pieces, section = job
-        _fill([(fields[p.tensor], take(whole[p.tensor], p)) for p in pieces], section)
+    def work(job: _Job) -> list[tuple[Field, Tensor]]:
+        _fill(job.members, section(job.group))
+        return job.complete
 
-    groups = group(f.stored_bytes for f in fields)
-    for _ in ordered(decode, zip(groups, sections, strict=True)):
-        pass
-    return tensors
+    yield from ((f, _empty(f)) for f in fields if f.name in wanted and not f.stored_bytes)
+    for complete in ordered(work, _jobs(fields, wanted)):
+        yield from complete
+
+
+class _Job(NamedTuple):
+    """A group to decode: where its pieces go, and which tensors are complete then."""
+
+    group: int
+    members: list[tuple[Field, Elements]]
+    complete: list[tuple[Field, Tensor]]
+
+
+def _jobs(fields: Sequence[Field], wanted: Collection[str]) -> Iterator[_Job]:
+    tensor = torch.empty(0)  # the one that the latest piece is of
+    for number, pieces in enumerate(group(f.stored_bytes for f in fields)):
+        if not any(fields[p.tensor].name in wanted for p in pieces):
+            continue
+        job = _Job(number, [], [])
+        for piece in pieces:
+            field = fields[piece.tensor]
+            if field.name not in wanted:
+                job.members.append(_scratch(field, piece))
+                continue
+            if piece.start == 0:
+                tensor = _empty(field)
+            job.members.append((field, take(elements(tensor, field.kind == EXACT), piece)))
+            if piece.stop == field.stored_bytes:
+                job.complete.append((field, tensor))
+        yield job
+
+
+def _empty(field: Field) -> Tensor:
+    return torch.empty(field.shape, dtype=field.stored_dtype)
+
+
+def _scratch(field: Field, piece: Piece) -> tuple[Field, Elements]:
+    """Memory for a piece that nobody asked for."""
+    size = (piece.stop - piece.start) // field.stored_dtype.itemsize
+    return field, elements(torch.empty(size, dtype=field.stored_dtype), field.kind == EXACT)
 
 
 def check(fields: Sequence[Field], pieces: Sequence[Piece], section: bytes) -> None:
@@ -118,14 +163,7 @@ def check(fields: Sequence[Field], pieces: Sequence[Piece], section: bytes) -> N
     FileFormatError
         If the section does not hold what the fields say.
     """
-    members = []
-    for tensor, start, stop in pieces:
-        field = fields[tensor]
-        scratch = torch.empty(
-            (stop - start) // field.stored_dtype.itemsize, dtype=field.stored_dtype
-        )
-        members.append((field, elements(scratch, field.kind == EXACT)))
-    _fill(members, section)
+    _fill([_scratch(fields[piece.tensor], piece) for piece in pieces], section)
 
 
 def _fill(members: Sequence[tuple[Field, Elements]], section: bytes) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from tersor.errors import FileFormatError, InputError
 from tersor.factorization.rate import LARGEST
-from tersor.factors import Factors
+from tersor.factors import Factors, magnitudes
 from tersor.storage import entropy
 from tersor.storage.entropy import Coding
 from tersor.tiling import Tiling
@@ -83,12 +83,12 @@ def encode(factors: Factors, snr: float = float("nan")) -> EncodedFactors:
     if problem := flaw(factors.shape, factors.dtype, factors.tiling.size, scale):
         raise InputError(f"these factors cannot be stored: {problem}")
     parts = [part.cpu() for part in (factors.codebook, factors.latent)]
-    for part in parts:
-        if part.numel() and int(part.to(torch.int32).abs().amax()) > LARGEST:
-            raise InputError(
-                f"integers up to {LARGEST} can be stored, a factor of the weight of shape "
-                f"{factors.shape} has {int(part.to(torch.int32).abs().amax())}; use a larger step"
-            )
+    largest = max((int(magnitudes(p, 1).max()) for p in parts if p.numel()), default=0)
+    if largest > LARGEST:
+        raise InputError(
+            f"integers up to {LARGEST} can be stored, a factor of the weight of shape "
+            f"{factors.shape} has {largest}; use a larger step"
+        )
     codebook, latent = (part.to(torch.int16) for part in parts)
     coding, payload = entropy.encode(codebook, latent, factors.shape[0])
     return EncodedFactors(factors.tiling.size, scale, factors.rank, coding, payload, snr)

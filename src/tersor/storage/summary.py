@@ -6,9 +6,10 @@ import math
 import re
 from dataclasses import dataclass
 
-from tersor.storage import container, dtypes
-from tersor.storage.archive import Alias, Archive, Entry
-from tersor.storage.header import hundredths
+from tersor.storage import container, dtypes, header
+from tersor.storage.archive import Archive
+from tersor.storage.header import EXACT, Field, hundredths
+from tersor.storage.layout import Layout
 from tersor.storage.records import EncodedFactors
 
 
@@ -99,25 +100,35 @@ class Report:
 
 def summarize(archive: Archive, nbytes: int | None = None) -> Report:
     """Summary of an archive, of which the size in bytes of its file may be known already."""
-    tensors = tuple(_summarize(name, entry) for name, entry in archive.entries.items())
+    tensors = []
+    for name, entry in archive.entries.items():
+        content = entry.content
+        size = len(content.payload) if isinstance(content, EncodedFactors) else 0
+        tensors.append(_summarize(header.field(name, entry), size))
     size = container.size(archive) if nbytes is None else nbytes
-    return Report(tensors, size, archive.source_bytes)
+    return Report(tuple(tensors), size, archive.source_bytes)
 
 
-def _summarize(name: str, entry: Entry) -> TensorSummary:
-    content, dtype = entry.content, dtypes.NAMES[entry.dtype]
-    if isinstance(content, Alias):
-        return TensorSummary(name, entry.shape, dtype, 0, note=f"same as {content.target}")
-    if isinstance(content, EncodedFactors):
+def summarize_file(found: Layout) -> Report:
+    """Summary of a file from its header alone."""
+    sizes = {f.name: s.size for f, s in zip(found.factored, found.stamps, strict=False)}
+    tensors = tuple(_summarize(f, sizes.get(f.name, 0)) for f in found.fields)
+    return Report(tensors, found.starts[-1], found.source_bytes)
+
+
+def _summarize(field: Field, section_bytes: int) -> TensorSummary:
+    """Summary of a tensor whose own section, if it has one, is of so many bytes."""
+    detail, dtype = field.detail, dtypes.NAMES[field.dtype]
+    if isinstance(detail, str):
+        return TensorSummary(field.name, field.shape, dtype, 0, note=f"same as {detail}")
+    if isinstance(detail, EncodedFactors):
         # As the file has it, or what is shown now and later would differ.
-        snr = None if math.isnan(content.snr) else hundredths(content.snr) / 100
+        snr = None if math.isnan(detail.snr) else hundredths(detail.snr) / 100
         return TensorSummary(
-            name, entry.shape, dtype, len(content.payload), content.tile, content.rank, snr
+            field.name, field.shape, dtype, section_bytes, detail.tile, detail.rank, snr
         )
-    values = content.values
-    how = "exact" if values.dtype == entry.dtype else "at 16 bits"
-    note = f"{how}: {content.reason.describe()}"
-    return TensorSummary(name, entry.shape, dtype, values.nbytes, note=note)
+    note = f"{'exact' if field.kind == EXACT else 'at 16 bits'}: {detail.describe()}"
+    return TensorSummary(field.name, field.shape, dtype, field.stored_bytes, note=note)
 
 
 def kept_groups(report: Report) -> list[tuple[str, tuple[TensorSummary, ...]]]:

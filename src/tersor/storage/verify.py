@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO
 
 from tersor.errors import FileFormatError
-from tersor.storage import container, kept, records
-from tersor.storage.container import Layout
-from tersor.storage.header import Field
-from tersor.storage.records import EncodedFactors
+from tersor.storage import kept, layout
+from tersor.storage.layout import MAX_BYTES, Data, Layout
 
 Progress = Callable[[str, float], None]
 
@@ -37,9 +33,9 @@ class Verification:
 
 
 def verify(
-    file: BinaryIO,
+    data: Data,
     *,
-    max_bytes: int = container.MAX_BYTES,
+    max_bytes: int = MAX_BYTES,
     progress: Progress = lambda message, done: None,
 ) -> Verification:
     """Check every byte of a file: magic number, header, checksums, and that each section decodes.
@@ -48,41 +44,35 @@ def verify(
 
     Parameters
     ----------
-    file
-        Open for reading, in binary mode; memory is taken for one section at a time.
+    data
+        All bytes of the file; more memory is taken for one section at a time.
     max_bytes
-        As for `tersor.storage.container.read`: to ask for more is a problem, too.
+        As for `tersor.storage.opened.OpenFile`: to ask for more is a problem, too.
     progress
         Called with the name of each tensor and the share of the sections that are done.
     """
-    nbytes = file.seek(0, os.SEEK_END)
     try:
-        layout = container.layout(file, max_bytes)
+        found = layout.read(data, max_bytes)
     except FileFormatError as error:
-        return Verification(0, nbytes, (str(error),))
-    return Verification(len(layout.fields), nbytes, tuple(_problems(file, layout, progress)))
+        return Verification(0, len(data), (str(error),))
+    return Verification(len(found.fields), len(data), tuple(_problems(data, found, progress)))
 
 
-def _problems(file: BinaryIO, layout: Layout, progress: Progress) -> Iterator[str]:
-    checks = list(_checks(layout))
+def _problems(data: Data, found: Layout, progress: Progress) -> Iterator[str]:
+    checks = list(_checks(found))
     for position, (name, check) in enumerate(checks):
         progress(name, position / len(checks))
         try:
-            check(container.section(file, position, layout.stamps[position]))
+            check(found.section(data, position))
         except FileFormatError as error:
             yield f"{name}: {error}"
 
 
-def _checks(layout: Layout) -> Iterator[tuple[str, Callable[[bytes], object]]]:
+def _checks(found: Layout) -> Iterator[tuple[str, Callable[[bytes], object]]]:
     """For each section whose it is, and what decodes it."""
-    for field in layout.factored:
-        yield field.name, partial(_decode_factors, field)
-    for pieces in kept.group(f.stored_bytes for f in layout.plain):
-        names = dict.fromkeys(layout.plain[p.tensor].name for p in pieces)
+    for field in found.factored:
+        yield field.name, partial(layout.decode_factors, field)
+    for pieces in kept.group(f.stored_bytes for f in found.plain):
+        names = dict.fromkeys(found.plain[p.tensor].name for p in pieces)
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"{next(iter(names))}{others}", partial(kept.check, layout.plain, pieces)
-
-
-def _decode_factors(field: Field, section: bytes) -> None:
-    assert isinstance(field.detail, EncodedFactors)  # the kind says so
-    records.decode(replace(field.detail, payload=section), field.shape, field.dtype)
+        yield f"{next(iter(names))}{others}", partial(kept.check, found.plain, pieces)

@@ -13,11 +13,11 @@ from tersor.errors import BudgetError, InputError
 from tersor.factorization.rate_aware import PRICE, Coder
 from tersor.factorization.solve import Quadratic
 from tersor.files import archive_of
-from tersor.models import dense
 from tersor.nn import FactoredWeight, state
 from tersor.plan.budget import parse_size
 from tersor.plan.search import finest_fit
 from tersor.storage import container
+from tersor.storage.archive import as_tensor
 from tersor.tiling import coding_order, natural_order
 from tersor.training.groups import factored_weights
 
@@ -228,4 +228,4 @@ def _round_kept(model: nn.Module) -> None:
     archive = archive_of(model)
     for name, value in state(model).items():
         if isinstance(value, Tensor):
-            value.copy_(dense(archive.value(name)))
+            value.copy_(as_tensor(archive.value(name)))

@@ -1,0 +1,140 @@
+"""What is before the sections of a file, checked and parsed: where they are and what they hold."""
+
+from __future__ import annotations
+
+import mmap
+import zlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+from tersor.errors import FileFormatError
+from tersor.factors import Factors
+from tersor.storage import header, kept, records
+from tersor.storage.container import MAGIC, PREFIX, VERSION, Stamp, stamp
+from tersor.storage.cursor import Reader
+from tersor.storage.header import EXACT, FACTORS, ROUNDED, Field
+from tersor.storage.planes import inflate
+from tersor.storage.records import EncodedFactors
+
+Data = bytes | mmap.mmap
+"""All bytes of a file, in memory or mapped."""
+
+KEPT = (EXACT, ROUNDED)
+
+MAX_BYTES = 1 << 36
+"""Default limit of what a file may decode to: 64 GiB."""
+
+_MAX_HEADER = 1 << 26
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the header says: it is checked, the sections are not.
+
+    Parameters
+    ----------
+    source_bytes
+        Size in bytes of what was compressed.
+    fields
+        One for each tensor.
+    stamps
+        One for each section: those of the factored tensors, then those of groups of kept ones.
+    header_bytes
+        Bytes before the first section.
+    """
+
+    source_bytes: int
+    fields: list[Field]
+    stamps: list[Stamp]
+    header_bytes: int
+
+    @cached_property
+    def factored(self) -> list[Field]:
+        """The factored tensors, one for each of the first sections."""
+        return [f for f in self.fields if f.kind == FACTORS]
+
+    @cached_property
+    def plain(self) -> list[Field]:
+        """The kept tensors, whose groups are the other sections."""
+        return [f for f in self.fields if f.kind in KEPT]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each section begins, and the last one ends, in bytes from the start of the file."""
+        return list(accumulate((s.size for s in self.stamps), initial=self.header_bytes))
+
+    def section(self, data: Data, position: int) -> bytes:
+        """The section at a position, checked against its stamp.
+
+        Raises
+        ------
+        FileFormatError
+            If its checksum differs.
+        """
+        content = data[self.starts[position] : self.starts[position + 1]]
+        if stamp(content) != self.stamps[position]:
+            raise FileFormatError(f"section {position} is damaged (its checksum differs)")
+        return content
+
+
+def read(data: Data, max_bytes: int) -> Layout:
+    """Check and parse what is before the sections. See `tersor.storage.opened.OpenFile`."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise FileFormatError("not a tersor file (it does not start with the magic number)")
+    if len(data) < PREFIX.size:
+        raise FileFormatError(f"the file ends within its first {PREFIX.size} bytes")
+    _, version, deflated_size, header_size, checksum = PREFIX.unpack(data[: PREFIX.size])
+    if version != VERSION:
+        raise FileFormatError(
+            f"format version {version}; this release reads version {VERSION}: use another release"
+        )
+    if header_size > _MAX_HEADER:
+        raise FileFormatError(f"header of {header_size} bytes; at most {_MAX_HEADER} is allowed")
+    deflated = data[PREFIX.size : PREFIX.size + deflated_size]
+    if zlib.crc32(deflated) != checksum:
+        raise FileFormatError("the header is damaged or cut off (its checksum differs)")
+    reader = Reader(inflate(deflated, header_size, "the header"))
+    return _parse(reader, PREFIX.size + len(deflated), len(data), max_bytes)
+
+
+def _parse(reader: Reader, header_bytes: int, nbytes: int, max_bytes: int) -> Layout:
+    source_bytes = reader.integer()
+    fields = header.read(reader)
+    total = sum(f.decoded_bytes for f in fields)
+    if total > max_bytes:
+        raise FileFormatError(
+            f"decoding takes {total} bytes; at most {max_bytes} are allowed: if you trust the "
+            "file, give a larger max_bytes"
+        )
+    plain = [f for f in fields if f.kind in KEPT]
+    factored = sum(f.kind == FACTORS for f in fields)
+    groups = sum(1 for _ in kept.group(f.stored_bytes for f in plain))
+    stamps = _read_stamps(reader, factored + groups, nbytes - header_bytes)
+    kept.check_claims(plain, [s.size for s in stamps[factored:]])
+    return Layout(source_bytes, fields, stamps, header_bytes)
+
+
+def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
+    """Stamps of all sections, which fill the rest of the file exactly."""
+    sizes = reader.integers(count)
+    checksums = [int(reader.unpack("I")[0]) for _ in sizes]
+    if reader.left:
+        raise FileFormatError(f"the header has {reader.left} bytes too many")
+    if sum(sizes) != left:
+        raise FileFormatError(
+            f"the file has {left} bytes after its header; its header says {sum(sizes)}"
+        )
+    return [Stamp(*pair) for pair in zip(sizes, checksums, strict=True)]
+
+
+def decode_factors(field: Field, section: bytes) -> Factors:
+    """Factors of a tensor of this section.
+
+    Raises
+    ------
+    FileFormatError
+        If the section does not hold such factors.
+    """
+    assert isinstance(field.detail, EncodedFactors)  # the kind says so
+    return records.decode(replace(field.detail, payload=section), field.shape, field.dtype)

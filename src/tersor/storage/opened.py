@@ -1,0 +1,176 @@
+"""A file of which tensors are decoded when they are asked for: the bytes -> tensors.
+
+Nothing in a file is code, and every field is checked before it is used: those of the header at
+once, a section when a tensor in it is decoded.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from tersor.errors import FileFormatError, InputError
+from tersor.factors import Factors
+from tersor.storage import kept, layout
+from tersor.storage.archive import Contents
+from tersor.storage.header import Field
+from tersor.storage.layout import MAX_BYTES, Data
+from tersor.storage.parallel import ordered
+
+
+class OpenFile(Contents, Mapping[str, Tensor]):
+    """A file as a mapping of names to dense tensors, each decoded when it is asked for.
+
+    The file is mapped into memory: of the rest of it nothing is read. A kept tensor may share a
+    section of at most 1 MiB with others. Close it after use, or use it in a ``with`` statement.
+
+    Parameters
+    ----------
+    data
+        All bytes of the file.
+    name
+        Of the file, for messages.
+    max_bytes
+        Refuse a file whose dense tensors and factors would take more bytes than this.
+
+    Raises
+    ------
+    FileFormatError
+        If it is not a valid tersor file, or is damaged; says how. What is wrong with a section is
+        found when a tensor in it is decoded.
+    """
+
+    def __init__(self, data: Data, *, name: str = "", max_bytes: int = MAX_BYTES) -> None:
+        self._data, self._name = data, name
+        with self._named():
+            self.layout = layout.read(data, max_bytes)
+        self._fields = {f.name: f for f in self.layout.fields}
+        self._positions = {f.name: i for i, f in enumerate(self.layout.factored)}
+
+    @property
+    def source_bytes(self) -> int:
+        """Size in bytes of the checkpoint or model that was compressed."""
+        return self.layout.source_bytes
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the dense tensors, by name, in the order of the checkpoint."""
+        return {name: field.shape for name, field in self._fields.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._fields[name]  # a KeyError if there is none
+        return self.tensor(name)
+
+    def __contains__(self, name: object) -> bool:  # or Mapping would decode it to find out
+        return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; tensors that were decoded stay valid."""
+        if isinstance(self._data, mmap.mmap):
+            self._data.close()
+
+    def original(self, name: str) -> str:
+        """The name itself, or the one that it is an alias of."""
+        detail = self._fields[name].detail
+        return detail if isinstance(detail, str) else name
+
+    def is_factored(self, name: str) -> bool:
+        """Whether the tensor of that name is stored as factors."""
+        return self.original(name) in self._positions
+
+    def factors(self, name: str) -> Factors:
+        """Factors of the tensor of that name.
+
+        Raises
+        ------
+        InputError
+            If it is not there, or not factored.
+        FileFormatError
+            If its section is damaged.
+        """
+        value = self.value(name) if name in self and self.is_factored(name) else None
+        if not isinstance(value, Factors):
+            raise InputError(
+                f"{name!r} is {'kept, not factored' if name in self else 'not in the file'}; "
+                f"factored are: {', '.join(self._positions) or 'none'}"
+            )
+        return value
+
+    def value(self, name: str) -> Factors | Tensor:
+        """Factors of that name if it is factored, else the tensor."""
+        return next(self.stream([name]))[1]
+
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Factors | Tensor]]:
+        """Values of these names, in the order of the file, decoded in threads, few at a time.
+
+        An alias is given as the tensor that it is an alias of, and each tensor once.
+        """
+        wanted = {self.original(name) for name in names}
+        with self._named():
+            factored = [f for f in self.layout.factored if f.name in wanted]
+            values = ordered(self._decode, factored, lambda f: f.factor_bytes)
+            yield from zip((f.name for f in factored), values, strict=True)
+            plain = kept.decode(self.layout.plain, wanted, self._kept_section)
+            yield from ((f.name, values.to(f.dtype)) for f, values in plain)
+
+    def check_sections(self) -> None:
+        """Compare all sections with their checksums.
+
+        Raises
+        ------
+        FileFormatError
+            At the first one that differs.
+        """
+        with self._named():
+            for position in range(len(self.layout.stamps)):
+                self.layout.section(self._data, position)
+
+    def _decode(self, field: Field) -> Factors:
+        section = self.layout.section(self._data, self._positions[field.name])
+        return layout.decode_factors(field, section)
+
+    def _kept_section(self, group: int) -> bytes:
+        return self.layout.section(self._data, len(self._positions) + group)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Add the name of the file to what is wrong with it."""
+        try:
+            yield
+        except FileFormatError as error:
+            raise FileFormatError(f"{self._name}: {error}" if self._name else str(error)) from None
+
+
+def open_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> OpenFile:
+    """Open a file; an `InputError` if there is none. See `OpenFile`."""
+    return OpenFile(map_file(path), name=str(Path(path)), max_bytes=max_bytes)
+
+
+def map_file(path: str | os.PathLike[str]) -> Data:
+    """The bytes of a file, which are read when they are used; an `InputError` if there is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path} is {'a directory' if path.is_dir() else 'not there'}; "
+            "give the path of a .tersor file"
+        )
+    with path.open("rb") as file:
+        empty = not os.fstat(file.fileno()).st_size  # which cannot be mapped
+        return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
