@@ -14,6 +14,7 @@ from torch import nn
 from trainable import Net, accuracy, compressed, data, dense, loader
 
 import tersor
+from tersor import models
 from tersor.errors import BudgetError, InputError, MissingExtraError, TrainingError
 from tersor.nn import state
 
@@ -29,8 +30,7 @@ def teacher():
 
 def content(model):
     """Every bit of what a model computes with."""
-    values = state(model).values()
-    return [bits(v.to_factors().recompose() if isinstance(v, FactoredWeight) else v) for v in values]
+    return [bits(models.dense(value)) for value in state(model).values()]
 
 
 def test_the_accuracy_comes_back_and_the_file_gives_it(tmp_path, teacher):

@@ -9,6 +9,7 @@ from tersor.files import inspect, load, load_state_dict, open, save
 from tersor.finetune import Finetuned, finetune
 from tersor.models import compress
 from tersor.normalization import match_normalization
+from tersor.reconstruction import reconstruct
 from tersor.storage.opened import OpenFile
 from tersor.storage.summary import Report, TensorSummary
 from tersor.training.groups import parameter_groups
@@ -43,5 +44,6 @@ __all__ = [
     "parameter_groups",
     "project",
     "rate_loss",
+    "reconstruct",
     "save",
 ]

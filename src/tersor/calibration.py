@@ -78,14 +78,17 @@ class Calibration:
         Frantar, Ashkboos, Hoefler, Alistarh, 2022: *GPTQ: Accurate Post-Training Quantization for
         Generative Pre-trained Transformers*, arXiv 2210.17323.
         """
-        moments = self.moments[name]
-        diagonal = moments.diagonal(dim1=-2, dim2=-1)
-        # A silent group gets the ridge of the others: it may be silent in these samples only.
-        overall = float(diagonal.mean())
-        mean = diagonal.mean(-1).clamp_min(overall if overall > _SMALLEST else 1.0)
-        missing = max(1.0, moments.shape[-1] / self.rows[name])
-        ridge = _DAMPING * missing * mean[..., None, None]
-        return moments + ridge * torch.eye(moments.shape[-1])
+        return self.moments[name] + ridge(self.moments[name], self.rows[name])
+
+
+def ridge(moments: Tensor, rows: int) -> Tensor:
+    """What `Calibration.regularized` adds to moments (..., m, m) of so many input vectors."""
+    diagonal = moments.diagonal(dim1=-2, dim2=-1)
+    # A silent group gets the ridge of the others: it may be silent in these samples only.
+    overall = float(diagonal.mean())
+    mean = diagonal.mean(-1).clamp_min(overall if overall > _SMALLEST else 1.0)
+    missing = max(1.0, moments.shape[-1] / rows)
+    return _DAMPING * missing * mean[..., None, None] * torch.eye(moments.shape[-1])
 
 
 def calibrate(

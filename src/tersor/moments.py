@@ -48,6 +48,34 @@ class Moment:
         return mean[0] if self.groups == 1 else mean
 
 
+def cross_moments(layer: Layer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Means of ``x xᵀ`` and ``y xᵀ`` over the vectors that a weight is multiplied by, on the CPU.
+
+    Parameters
+    ----------
+    layer
+        Whose weight that is.
+    x, y
+        Two inputs of the layer, of the same shape.
+
+    Returns
+    -------
+    tuple
+        The two means, (groups, m, m), and the number of vectors.
+    """
+    (a, positions), (b, _) = input_vectors(layer, x), input_vectors(layer, y)
+    groups, inputs = a.shape[0], layer.weight[0].numel()
+    own = torch.zeros(groups, inputs, inputs, device=x.device)
+    crossed, count = torch.zeros_like(own), 0
+    with torch.autocast(x.device.type, enabled=False):
+        for pair in zip(_blocks(a, positions), _blocks(b, positions), strict=True):
+            first, second = (block.reshape(groups, -1, inputs).float() for block in pair)
+            own.baddbmm_(first.mT, first)
+            crossed.baddbmm_(second.mT, first)
+            count += first.shape[1]
+    return (own / count).cpu(), (crossed / count).cpu(), count
+
+
 def input_vectors(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
     """View (groups, *positions, *row) of what a weight is multiplied by; the axes of positions.
 

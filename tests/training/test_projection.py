@@ -9,6 +9,7 @@ from torch import nn
 from trainable import Net, compressed, data, dense, drifted
 
 import tersor
+from tersor import models
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import methods
 from tersor.nn import insert_factors, state
@@ -48,7 +49,7 @@ def test_the_file_fits_and_gives_back_the_model(tmp_path, project, share):
 
 def dense_tensors(model):
     values = state(model).values()
-    return [v.recompose() if isinstance(v, tersor.Factors) else v for v in values]
+    return [models.dense(v) for v in values]
 
 
 def test_latents_are_on_the_trellis_and_stay_real():

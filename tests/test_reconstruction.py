@@ -1,0 +1,114 @@
+"""Layers factored again for what reaches them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tersor
+from tersor.errors import InputError
+from tersor.nn import FactoredWeight, state
+
+
+def convolutional() -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs, groups in ((3, 16, 1), (16, 16, 1), (16, 32, 4), (32, 32, 1)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1, groups=groups)]
+        layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
+def linear() -> nn.Module:
+    layers = [nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 20)]
+    return nn.Sequential(*layers)
+
+
+def samples(kind: str) -> Tensor:
+    """Inputs with a structure, as images and features have it."""
+    if kind == "linear":
+        return torch.randn(600, 8) @ torch.randn(8, 40) + 0.1 * torch.randn(600, 40)
+    return nn.functional.avg_pool2d(torch.randn(200, 3, 18, 18), 3, stride=1)
+
+
+def pair(kind: str, ratio: float) -> tuple[nn.Module, nn.Module, Tensor]:
+    """Dense and calibrated, compressed model; inputs."""
+    torch.manual_seed(0)
+    dense, inputs = {"linear": linear, "conv": convolutional}[kind](), samples(kind)
+    dense(inputs)  # so that normalisation has statistics
+    dense.eval()
+    model = copy.deepcopy(dense)
+    tersor.compress(model, ratio=ratio, calibration=tersor.calibrate(model, [inputs]))
+    return dense, model, inputs
+
+
+def error(model: nn.Module, dense: nn.Module, inputs: Tensor) -> float:
+    with torch.no_grad():
+        wanted = dense(inputs)
+        return float((model(inputs) - wanted).square().mean() / wanted.var())
+
+
+@pytest.mark.parametrize("kind, ratio", [("linear", 12), ("conv", 14)])
+def test_outputs_come_closer_in_no_more_bytes(kind, ratio, tmp_path):
+    dense, model, inputs = pair(kind, ratio)
+    before, matched = copy.deepcopy(dense.state_dict()), copy.deepcopy(model)
+    tersor.match_normalization(matched, dense, inputs)
+    size = tersor.save(model, tmp_path / "a.tersor").nbytes
+    tersor.reconstruct(model, dense, inputs)
+    assert tersor.save(model, tmp_path / "b.tersor").nbytes <= 1.003 * size
+    fresh = samples(kind) if kind == "conv" else inputs
+    assert error(model, dense, fresh) < 0.85 * error(matched, dense, fresh)
+    assert all(torch.equal(before[n], t) for n, t in dense.state_dict().items())
+    back = tersor.load(tmp_path / "b.tersor", copy.deepcopy(dense))
+    with torch.no_grad():
+        assert torch.equal(back(inputs), model(inputs))
+
+
+def test_the_mode_of_the_model_stays():
+    dense, model, inputs = pair("conv", 12)
+    model.train()
+    tersor.reconstruct(model, dense, inputs)
+    assert model.training and not dense.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_weights_that_are_used_twice_stay():
+    """What reaches them is not one thing."""
+    torch.manual_seed(0)
+    shared = nn.Linear(40, 40)
+    dense = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(40, 40)).eval()
+    model, inputs = copy.deepcopy(dense), samples("linear")
+    tersor.compress(model, ratio=8)
+    old = state(model)
+    tersor.reconstruct(model, dense, inputs)
+    new = state(model)
+    assert new["0.weight"] is old["0.weight"] and new["4.weight"] is not old["4.weight"]
+    assert isinstance(new["4.weight"], FactoredWeight)
+
+
+def test_models_that_do_not_go_together_are_refused():
+    dense, model, inputs = pair("linear", 8)
+    with pytest.raises(InputError, match="holds no factors; compress it first"):
+        tersor.reconstruct(dense, dense, inputs)
+    with pytest.raises(InputError, match=r"two models differ, '0\.weight'"):
+        tersor.reconstruct(model, convolutional(), inputs)
+
+
+def test_inputs_that_never_reach_a_layer_leave_it():
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(40, 40), nn.Linear(40, 40)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    torch.manual_seed(0)
+    dense = Idle().eval()
+    model = copy.deepcopy(dense)
+    tersor.compress(model, ratio=8)
+    old = state(model)["idle.weight"]
+    tersor.reconstruct(model, dense, samples("linear"))
+    assert state(model)["idle.weight"] is old
