@@ -40,30 +40,65 @@ def model_folder() -> Path:
 
 
 def sentence_pairs() -> list[tuple[str, str]]:
-    with (cifar10.data_folder() / "sts-test.csv").open(encoding="utf-8") as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return [(row[5], row[6]) for row, _ in zip(rows, range(PAIRS), strict=False)]
+    return [(row[5], row[6]) for row in rows_of("test")[:PAIRS]]
+
+
+def encoder() -> Any:
+    """The encoder, with its trained weights."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(model_folder()).eval()
+
+
+def tokenized(sentences: list[str]) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    return tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+
+
+def pooled(model: Any, sentences: list[str]) -> torch.Tensor:
+    """Mean of the last hidden states over the attention mask, for each sentence."""
+    inputs = tokenized(sentences)
+    mask = inputs["attention_mask"][..., None]
+    with torch.inference_mode():
+        return (model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
 
 
 def similarities(file: Path | None) -> list[float]:
-    """Cosine similarities of the pairs, with mean pooling over the attention mask."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_folder())
-    model = AutoModel.from_pretrained(model_folder()).eval()
+    """Cosine similarities of the pairs."""
+    model = encoder()
     if file:
         # Buffers that only the checkpoint or only this version of transformers has do not matter.
         tersor.load(file, model, strict=False)
-    results = []
-    with torch.inference_mode():
-        for pair in sentence_pairs():
-            inputs = tokenizer(list(pair), padding=True, return_tensors="pt")
-            mask = inputs["attention_mask"][..., None]
-            hidden = model(**inputs).last_hidden_state
-            a, b = (hidden * mask).sum(1) / mask.sum(1)
-            results.append(float(torch.cosine_similarity(a, b, dim=0)))
-    return results
+    return [
+        float(torch.cosine_similarity(*pooled(model, list(p)), dim=0)) for p in sentence_pairs()
+    ]
+
+
+def rows_of(split: str) -> list[list[str]]:
+    with (cifar10.data_folder() / f"sts-{split}.csv").open(encoding="utf-8") as file:
+        return list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def batches(split: str, sentences: int, batch: int = 32) -> list[dict[str, torch.Tensor]]:
+    """The first so many sentences of a split as the model takes them, similar lengths together."""
+    texts = sorted([row[5] for row in rows_of(split)[:sentences]], key=len)
+    return [dict(tokenized(texts[i : i + batch])) for i in range(0, len(texts), batch)]
+
+
+def spearman(model: Any) -> float:
+    """Spearman correlation of similarities and scores on the STS-B test split, times 100."""
+    from scipy.stats import spearmanr
+
+    rows = sorted(rows_of("test"), key=lambda row: len(row[5]))
+    found: list[float] = []
+    for i in range(0, len(rows), 32):
+        part = rows[i : i + 32]
+        both = pooled(model, [r[5] for r in part] + [r[6] for r in part])
+        found += torch.cosine_similarity(*both.chunk(2), dim=1).tolist()
+    return 100 * float(spearmanr(found, [float(row[4]) for row in rows]).statistic)
 
 
 def compress(output: Path, ratio: float) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_an_untied_model_takes_tied_weights(tmp_path):
 def test_a_tied_model_takes_equal_weights_only(tmp_path):
     equal, different = make_net(0, Untied), make_net(0, Untied)
     tersor.compress(equal, ratio=3)
-    insert_factors(equal, {"head.weight": state(equal)["embed.weight"]})
+    insert_factors(equal, {"head.weight": state(equal)["embed.weight"].to_factors()})
     tersor.save(equal, tmp_path / "equal.tersor")
     tersor.compress(different, ratio=3)
     tersor.save(different, tmp_path / "other.tersor")

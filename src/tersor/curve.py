@@ -87,11 +87,11 @@ def _sizes(compressor: Compressor, source_bytes: int, points: int) -> list[int]:
 
 
 def _interpolated(logs: NDArray[np.float64], drops: dict[int, float]) -> NDArray[np.float64]:
-    """Drops at all points, from those that were measured, by the logarithms of predicted errors.
+    """Drops at all points, from those that were measured, along lines in the root of the error.
 
     Noise of the evaluation may let the drop rise with the size: the curve does not.
     """
     order = sorted(drops, reverse=True)  # from the largest file, of the least error
     x = np.maximum.accumulate(logs[order] + 1e-9 * np.arange(len(order)))
     y = np.maximum.accumulate([drops[i] for i in order])
-    return np.interp(logs, x, y)
+    return np.interp(np.exp(logs / 2), np.exp(x / 2), y)

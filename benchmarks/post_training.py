@@ -1,0 +1,226 @@
+"""How much quality is lost at a byte budget, without training, on four networks?
+
+ResNet-20 and ResNet-8 (CIFAR-10, whole test set), MobileNetV1-0.75 (655 labelled images) and the
+sentence encoder MiniLM-L6 (Spearman correlation on the STS-B test split, times 100). Methods:
+
+- ``tersor``: calibrated, and for the two ResNets reconstructed layer by layer;
+- ``calibrated``: without the reconstruction, normalisation matched;
+- ``uniform``: as calibrated, but each weight gets the same bits per weight;
+- ``scalar``: scalar quantization with the same entropy coder, normalisation matched.
+
+Files are written, and evaluated when loaded back in a fresh process. Rows that are there already
+are not measured again.
+
+    python benchmarks/post_training.py [--networks resnet20 ...] [--methods tersor ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cifar10
+import minilm
+import networks
+import record
+import torch
+from torch import nn
+
+import tersor
+from tersor import baselines
+from tersor.errors import BudgetError
+from tersor.storage.checkpoint import open_checkpoint
+
+NAME = "post_training"
+METHODS = ("tersor", "calibrated", "uniform", "scalar")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its calibration inputs, and its quality; higher is better."""
+
+    path: Path
+    load: Callable[[], nn.Module]
+    inputs: Callable[[], Any]
+    evaluate: Callable[[nn.Module], float]
+    ratios: tuple[float, ...]
+    normalized: bool = True
+    reconstructed: bool = True
+
+
+def checkpoint(network: type[nn.Module]) -> Path:
+    return cifar10.data_folder() / networks.CHECKPOINTS[network]
+
+
+def resnet20() -> Case:
+    return Case(
+        checkpoint(cifar10.ResNet20),
+        lambda: networks.pretrained(cifar10.ResNet20),
+        lambda: cifar10.images("train")[0][:1024],
+        lambda model: cifar10.accuracy(model, *cifar10.images("test")),
+        (10, 16, 20, 32),
+    )
+
+
+def resnet8() -> Case:
+    return Case(
+        checkpoint(networks.ResNet8),
+        lambda: networks.pretrained(networks.ResNet8),
+        lambda: networks.raw_images("train")[0][:1024],
+        lambda model: cifar10.accuracy(model, *networks.raw_images("test")),
+        (10, 20),
+    )
+
+
+def mobilenet() -> Case:
+    first = networks.IMAGENET_CALIBRATION
+
+    def evaluate(model: nn.Module) -> float:
+        pixels, labels = networks.imagenet()
+        return cifar10.accuracy(model, pixels[first:], labels[first:], batch=64)
+
+    return Case(
+        checkpoint(networks.MobileNetV1),
+        lambda: networks.pretrained(networks.MobileNetV1),
+        lambda: networks.imagenet()[0][:first],
+        evaluate,
+        (6, 10),
+        reconstructed=False,
+    )
+
+
+def encoder() -> Case:
+    return Case(
+        minilm.model_folder() / "model.safetensors",
+        minilm.encoder,
+        lambda: minilm.batches("train", 1024),
+        minilm.spearman,
+        (8, 14),
+        normalized=False,
+        reconstructed=False,
+    )
+
+
+CASES = {"resnet20": resnet20, "resnet8": resnet8, "mobilenet": mobilenet, "minilm": encoder}
+
+
+def evaluate_file(network: str, path: Path) -> float:
+    """Quality of the model in a file, in a fresh process."""
+    command = [sys.executable, __file__, "--evaluate", path, "--networks", network]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def ours(case: Case, target: int, method: str, path: Path) -> None:
+    """Write a file of at most so many bytes."""
+    inputs, asked = case.inputs(), target
+    batches = inputs.split(64) if isinstance(inputs, torch.Tensor) else inputs
+    calibration = tersor.calibrate(case.load(), batches)
+    while True:
+        model = case.load()
+        if method == "uniform":
+            evenly(model, asked, calibration)
+        else:
+            tersor.compress(model, target_size=asked, calibration=calibration)
+        if method == "tersor" and case.reconstructed:
+            tersor.reconstruct(model, case.load(), inputs)
+        elif case.normalized:
+            tersor.match_normalization(model, case.load(), inputs)
+        size = tersor.save(model, path).nbytes
+        if size <= target:
+            return
+        asked -= size - target  # matched statistics compress a few bytes worse
+
+
+def evenly(model: nn.Module, target: int, calibration: tersor.Calibration) -> None:
+    """The same bits per weight, at most, for all factored weights: as many as fit."""
+    import copy
+
+    low, high = 0.0, 16.0
+    best = None
+    for _ in range(9):
+        bits = (low + high) / 2 if best is not None or high < 16 else 8 * target / numel(model)
+        trial = copy.deepcopy(model)
+        try:
+            report = tersor.compress(
+                trial, target_size=target, calibration=calibration, bits={"*": bits}
+            )
+        except BudgetError:
+            high = bits
+            continue
+        best, low = bits, bits
+        if report.nbytes >= 0.99 * target:
+            break
+    assert best is not None
+    tersor.compress(model, target_size=target, calibration=calibration, bits={"*": best})
+
+
+def numel(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def scalar(case: Case, target: int, path: Path) -> int:
+    """The baseline's weights as a plain checkpoint; returns the bytes that they would take."""
+    ((size, weights),) = baselines.scalar(open_checkpoint(case.path), [target])
+    model = case.load()
+    model.load_state_dict(weights, strict=False)
+    if case.normalized:
+        tersor.match_normalization(model, case.load(), case.inputs())
+    tersor.save(model, path, lossless=True)
+    return size
+
+
+def measure(network: str, methods: list[str], rows: list[dict[str, Any]]) -> None:
+    """Add what is missing of a network to the rows."""
+    case = CASES[network]()
+    source_bytes = case.path.stat().st_size
+    done = {(r["network"], r["method"], r["asked"]) for r in rows}
+
+    def add(method: str, asked: float, size: int, quality: float) -> None:
+        rows.append(
+            {"network": network, "method": method, "asked": asked, "bytes": size}
+            | {"ratio": source_bytes / size, "quality": quality}
+        )
+        print(f"{network:10} {method:10} {asked:5g}x {size:9} bytes {quality:.2f}", flush=True)
+        record.save(NAME, rows, seed=0)
+
+    if (network, "dense", 1) not in done:
+        add("dense", 1, source_bytes, case.evaluate(case.load()))
+    for method in methods:
+        for asked in case.ratios:
+            if (network, method, asked) in done or (method == "tersor" and not case.reconstructed):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                path, target = Path(folder) / "model.tersor", int(source_bytes / asked)
+                if method == "scalar":
+                    size = scalar(case, target, path)
+                else:
+                    ours(case, target, method, path)
+                    size = path.stat().st_size
+                add(method, asked, size, evaluate_file(network, path))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--evaluate", type=Path, help="print the quality of one file")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    if options.evaluate:
+        case = CASES[options.networks[0]]()
+        print(case.evaluate(tersor.load(options.evaluate, case.load(), strict=False)))
+        return
+    rows = record.load(NAME)
+    for network in options.networks:
+        measure(network, options.methods, rows)
+    record.write(NAME, rows, seed=0)
+
+
+if __name__ == "__main__":
+    main()
