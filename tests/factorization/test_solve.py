@@ -215,7 +215,7 @@ def test_never_worse_than_the_start_whatever_the_updates(seed: int) -> None:
     tiles, codebook, latent = normal(seed, 4, 9), normal(seed + 1, 4, 3), normal(seed + 2, 3, 9)
     for update in (worse, random_walk(seed), fixed, gradient_step(free())):
         result = solve(
-            tiles, codebook, latent, update_latent=update, update_codebook=update, iterations=5
+            tiles, (codebook, latent), update_latent=update, update_codebook=update, iterations=5
         )
         assert distortion(tiles, result.codebook, result.latent) == min(result.history)
         assert result.history[0] == distortion(tiles, codebook, latent)
@@ -225,7 +225,7 @@ def test_never_worse_than_the_start_whatever_the_updates(seed: int) -> None:
 def test_stops_at_the_limit_or_when_little_is_gained() -> None:
     tiles, codebook, latent = normal(0, 6, 30), normal(1, 6, 3), normal(2, 3, 30)
     update = gradient_step(free())
-    start = (tiles, codebook, latent)
+    start = (tiles, (codebook, latent))
     short = solve(*start, update_latent=update, update_codebook=update, iterations=3)
     assert (len(short.history), short.status) == (4, "iteration limit")
     long = solve(*start, update_latent=update, update_codebook=update, tolerance=0.05)
@@ -242,6 +242,6 @@ def test_the_penalty_counts() -> None:
     def penalty(c: Tensor, z: Tensor) -> float:
         return 1000 * float((z**2).sum())
 
-    result = solve(tiles, codebook, latent, update_latent=least_squares, penalty=penalty)
+    result = solve(tiles, (codebook, latent), update_latent=least_squares, penalty=penalty)
     expected = distortion(tiles, result.codebook, result.latent)
     assert min(result.history) == expected + penalty(result.codebook, result.latent)

@@ -81,7 +81,7 @@ class Method:
     def _run(self, tiles: Tensor, start: Start) -> Result:
         return solve(
             tiles,
-            *start,
+            start,
             update_latent=self.update_latent,
             update_codebook=self.update_codebook,
             penalty=self.penalty,

@@ -88,8 +88,7 @@ def sparse_coding(tiles: Tensor, columns: int, generator: Generator) -> Start:
     price = _PRICE * float(tiles.norm(dim=0).mean())
     result = solve(
         tiles,
-        codebook,
-        tiles.new_zeros(columns, tiles.shape[1]),
+        (codebook, tiles.new_zeros(columns, tiles.shape[1])),
         update_latent=shrink(price, steps=20),
         update_codebook=gradient_step(short_rows(), steps=20),
         penalty=lambda codebook, latent: 2 * price * float(latent.abs().sum(dtype=torch.float64)),

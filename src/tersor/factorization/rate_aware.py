@@ -134,7 +134,7 @@ class Coder:
             target = quadratic.targets(columns)
             z = latent[:, columns].clone(memory_format=torch.contiguous_format)
             _native.search(
-                (target - (gram - own) @ z if at_once else target).numpy(),
+                (torch.addmm(target, gram - own, z, alpha=-1) if at_once else target).numpy(),
                 (own if at_once else gram).numpy(),
                 z.numpy(),
                 analysis,
@@ -144,10 +144,11 @@ class Coder:
                 torch.get_num_threads(),
             )
             result[:, columns] = z
-            gain = 2 * (target - gram @ z) + gram.diagonal()[:, None] * z
+            gain = target.addmm_(gram, z, beta=2, alpha=-2)  # 2 (target - gram z) + diag(gram) z
+            gain.addcmul_(gram.diagonal()[:, None], z)
             avoided += gain.mul_(z).sum(dim=1, dtype=torch.float64)
-        if latent.numel() > _LARGE:
-            _native.release_memory()  # the allocator would keep what blocks took
+            if latent.numel() > _LARGE:
+                _native.release_memory()  # the allocator would keep what the block took
         return result, avoided
 
     def penalty(self, codebook: Tensor, latent: Tensor) -> float:
@@ -235,7 +236,7 @@ def solve_rate_aware(
     coder = Coder(rows, states)
     return solve(
         tiles,
-        *start(tiles, coder),
+        start(tiles, coder),
         update_latent=coder.update,
         update_codebook=update_codebook,
         penalty=coder.penalty,

@@ -136,8 +136,7 @@ def no_penalty(codebook: Tensor, latent: Tensor) -> float:
 
 def solve(
     tiles: Tensor,
-    codebook: Tensor,
-    latent: Tensor,
+    start: Start,
     *,
     update_latent: Update,
     update_codebook: Update = least_squares,
@@ -151,7 +150,7 @@ def solve(
     ----------
     tiles
         W, shape (d, n).
-    codebook, latent
+    start
         Where to start: C (d, k) and Z (k, n).
     update_latent, update_codebook
         One improvement of a factor while the other is fixed. The codebook is updated transposed,
@@ -172,7 +171,8 @@ def solve(
     def objective(c: Tensor, z: Tensor) -> float:
         return distortion(tiles, c, z) + penalty(c, z)
 
-    best = (codebook, latent)
+    codebook, latent = best = start
+    del start  # it may be the last to hold a large latent that is no longer the best
     history = [objective(codebook, latent)]
     for _ in range(iterations):
         latent = update_latent(Quadratic(codebook, tiles), latent)
