@@ -45,6 +45,14 @@ def test_only_measurements():
     assert curve_chart.quantity(curve) == "the metric"
 
 
+def test_without_any_metric_the_error_is_shown():
+    points = (Point(1000, None, None, 0.25), Point(3000, None, None, 0.01))
+    curve = Curve(points, None, None, 20_000)
+    line, dots, _, _ = drawn(curve)
+    assert len(line) == 2 and not dots and line[1][1] > line[0][1]
+    assert curve_chart.quantity(curve) == "Squared error in % of that of zeros"
+
+
 @pytest.mark.parametrize("nbytes", [1, 10, 2000, 10**12])
 @pytest.mark.parametrize("points", [POINTS, POINTS[:1], (Point(2000, None, None),)])
 def test_everything_is_inside_the_picture(points, nbytes):

@@ -18,7 +18,12 @@ Scale = Callable[[float], float]
 
 
 def predicted(curve: Curve, point: Point) -> float | None:
-    """What the curve predicts: the metric if that of the dense model is known, else its change."""
+    """What the curve predicts: the metric if that of the dense model is known, else its change.
+
+    Where nothing is known of a metric, the error in percent.
+    """
+    if not has_metric(curve):
+        return None if point.error is None else 100 * point.error
     if point.predicted_drop is None:
         return None
     return (curve.dense or 0.0) - point.predicted_drop
@@ -33,8 +38,15 @@ def _has_prediction(curve: Curve) -> bool:
     return any(p.predicted_drop is not None for p in curve.points)
 
 
+def has_metric(curve: Curve) -> bool:
+    """Whether anything but the error of the weights is known."""
+    return _has_prediction(curve) or any(p.measured is not None for p in curve.points)
+
+
 def quantity(curve: Curve) -> str:
     """What the vertical axis shows."""
+    if not has_metric(curve):
+        return "Squared error in % of that of zeros"
     name = words.name(curve.metric or "the metric")
     return f"Change in {name}" if curve.dense is None and _has_prediction(curve) else name
 

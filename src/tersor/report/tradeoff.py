@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tersor.report.blocks import details, number, section, table
-from tersor.report.curve_chart import draw, quantity
+from tersor.report.curve_chart import draw, has_metric, quantity
 from tersor.report.curve_file import Curve
 from tersor.report.facts import Facts
 from tersor.report.markup import Markup, tag
@@ -21,23 +21,26 @@ def tradeoff(curve: Curve, facts: Facts) -> Markup:
     points = _points(curve)
     if len(curve.points) > _OPEN_POINTS:
         points = details(f"{len(curve.points)} points", points)
+    kinds = "Line: predicted. Points: measured." if has_metric(curve) else "As predicted."
     return section(
-        "Size and accuracy",
-        f"{what[0].upper()}{what[1:]} against size. Line: predicted. Points: measured.{dense}",
+        "Size and accuracy" if has_metric(curve) else "Size and error",
+        f"{what[0].upper()}{what[1:]} against size. {kinds}{dense}",
         tag("div", draw(curve, facts.report.nbytes), points, class_="columns"),
     )
 
 
 def _points(curve: Curve) -> Markup:
+    shown = {"Predicted loss": "predicted_drop", "Measured": "measured"}
+    if not has_metric(curve):
+        shown = {"Squared error, share": "error"}
     rows = [
         [
             tag("th", f"{p.nbytes:,}", scope="row", class_="number"),
-            number(_value(p.predicted_drop)),
-            number(_value(p.measured)),
+            *(number(_value(getattr(p, field))) for field in shown.values()),
         ]
         for p in curve.points
     ]
-    columns = dict.fromkeys(("Bytes", "Predicted loss", "Measured"), "number")
+    columns = dict.fromkeys(("Bytes", *shown), "number")
     return table("Points of the curve", columns, rows)
 
 
