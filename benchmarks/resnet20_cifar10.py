@@ -4,7 +4,7 @@ Each model is written to a file, loaded back in a fresh process and evaluated on
 Normalisation statistics are matched to the dense model on 1,024 training images, for all methods.
 Ours is measured calibrated on the same images, and data-free; baselines get the same bytes.
 
-    python benchmarks/resnet20_cifar10.py [--ratios 10 16 20 32]
+    python benchmarks/resnet20_cifar10.py [--ratios 10 16 20 32] [--methods calibrated tersor]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import cifar10
@@ -26,6 +27,7 @@ from tersor import baselines
 from tersor.storage.checkpoint import open_checkpoint
 
 CALIBRATION_IMAGES = 1024
+METHODS = ("calibrated", "tersor", "vector_quantization", "scalar")
 
 
 def evaluate_file(path: Path) -> float:
@@ -61,6 +63,7 @@ def ours(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ratios", type=float, nargs="+", default=[10, 16, 20, 32])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--evaluate", type=Path, help="print the accuracy of one file")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -68,12 +71,14 @@ def main() -> None:
         model = tersor.load(options.evaluate, cifar10.ResNet20())
         print(cifar10.accuracy(model, *cifar10.images("test")))
         return
-    rows = measure(options.ratios)
+    kept = [r for r in record.load("resnet20_cifar10") if r["method"] in METHODS]
+    rows = measure(options.ratios, options.methods)
+    rows += [r for r in kept if r["method"] not in options.methods]
     show(rows)
     record.write("resnet20_cifar10", rows, seed=0, calibration_images=CALIBRATION_IMAGES)
 
 
-def measure(ratios: list[float]) -> list[dict[str, object]]:
+def measure(ratios: list[float], methods: Sequence[str]) -> list[dict[str, object]]:
     source = open_checkpoint(cifar10.resnet20_path())
     images = cifar10.images("train")[0][:CALIBRATION_IMAGES]
     dense = cifar10.accuracy(cifar10.pretrained_resnet20(), *cifar10.images("test"))
@@ -88,14 +93,14 @@ def measure(ratios: list[float]) -> list[dict[str, object]]:
     targets = [int(source.nbytes / ratio) for ratio in ratios]
     with tempfile.TemporaryDirectory() as folder:
         calibration = tersor.calibrate(cifar10.pretrained_resnet20(), images.split(128))
-        for ratio, target in zip(ratios, targets, strict=True):
-            add("calibrated", ratio, *ours(target, images, Path(folder), calibration))
-        for ratio, target in zip(ratios, targets, strict=True):
-            add("tersor", ratio, *ours(target, images, Path(folder), None))
-    for method in (baselines.vector_quantization, baselines.scalar):
-        for ratio, (size, weights) in zip(ratios, method(source, targets), strict=True):
-            top1 = cifar10.accuracy(matched(weights, images), *cifar10.images("test"))
-            add(method.__name__, ratio, size, top1)
+        for method, moments in (("calibrated", calibration), ("tersor", None)):
+            for ratio, target in zip(ratios, targets, strict=True) if method in methods else ():
+                add(method, ratio, *ours(target, images, Path(folder), moments))
+    for baseline in (baselines.vector_quantization, baselines.scalar):
+        if (method := baseline.__name__) in methods:
+            for ratio, (size, weights) in zip(ratios, baseline(source, targets), strict=True):
+                top1 = cifar10.accuracy(matched(weights, images), *cifar10.images("test"))
+                add(method, ratio, size, top1)
     return rows
 
 
