@@ -40,11 +40,11 @@ def build(*flags: str, sources: tuple[Path, ...] = (EXAMPLE,), compiler: str = "
 def require(compiler: str, *flags: str) -> None:
     """Skip the test if there is no such compiler, or it does not know the flags."""
     if shutil.which(compiler) is None:
-        pytest.skip(f"there is no {compiler}")
+        pytest.skip(f"the C99 decoder is built with {compiler} here, which is not installed")
     command = [compiler, *flags, "-x", "c", "-", "-o", Path(_FOLDER.name) / "probe"]
     program = "#include <string.h>\nint main(void) { return 0; }\n"
     if subprocess.run(command, input=program, text=True, capture_output=True).returncode:
-        pytest.skip(f"{compiler} cannot build with {' '.join(flags)}")
+        pytest.skip(f"{compiler} lacks the libraries for {' '.join(flags)} on this machine")
 
 
 def run(data: bytes, program: Path, *emulator: str) -> tuple[bytes, bytes] | None:
@@ -70,4 +70,4 @@ def expected(tensors: dict[str, Tensor]) -> tuple[bytes, bytes]:
 def require_tool(name: str) -> None:
     """Skip the test if there is no such program."""
     if shutil.which(name) is None:
-        pytest.skip(f"there is no {name}")
+        pytest.skip(f"needs the program {name}, which is not installed")

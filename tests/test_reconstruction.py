@@ -92,7 +92,7 @@ def test_models_that_do_not_go_together_are_refused():
     dense, model, inputs = pair("linear", 8)
     with pytest.raises(InputError, match="holds no factors; compress it first"):
         tersor.reconstruct(dense, dense, inputs)
-    with pytest.raises(InputError, match=r"two models differ, '0\.weight'"):
+    with pytest.raises(InputError, match=r"two models differ, in '0\.weight'"):
         tersor.reconstruct(model, convolutional(), inputs)
 
 

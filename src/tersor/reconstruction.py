@@ -72,8 +72,7 @@ def reconstruct(model: nn.Module, reference: nn.Module, *inputs: Any) -> None:
             wanted = _wanted(as_float32(dense(weights[name])), moments, crossed)
             allowed = records.encode(old.to_factors()).nbytes + spare
             factors = _factorize(wanted, moments.mean(dim=0), old, allowed)
-            if factors is None:
-                spare = allowed - records.encode(old.to_factors()).nbytes
+            if factors is None:  # it stays, and so does what is spare
                 continue
             spare = allowed - records.encode(factors).nbytes
             insert_factors(model, {name: factors})
@@ -86,9 +85,8 @@ def _check(model: nn.Module, weights: dict[str, FactoredWeight | Tensor]) -> Non
         raise InputError("the model holds no factors; compress it first")
     other = [n for n, v in held.items() if n not in weights or v.shape != weights[n].shape]
     if other or len(held) != len(weights):
-        raise InputError(
-            f"the two models differ, {other[0]!r} for one" if other else "the two models differ"
-        )
+        where = f", in {other[0]!r} for one" if other else ""
+        raise InputError(f"the two models differ{where}; give the dense model that was compressed")
 
 
 def _in_order_of_use(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Site]:
@@ -146,7 +144,9 @@ def _input(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...]) -> Tenso
             model(*inputs)
     except _Reached:
         return seen[0]
-    raise InputError("the two models do not run the same layers")
+    raise InputError(
+        "the two models do not run the same layers; give the dense model that was compressed"
+    )
 
 
 def _wanted(weight: Tensor, moments: Tensor, crossed: Tensor) -> Tensor:
@@ -175,6 +175,8 @@ def _factorize(
 def _match(model: nn.Module, reference: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Match the normalisation anew, from what it is in the dense model."""
     statistics = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
+    if not statistics:
+        return
     originals = [m for m in reference.modules() if getattr(m, "running_mean", None) is not None]
     for module, original in zip(statistics, originals, strict=True):
         for name in ("running_mean", "running_var"):

@@ -82,7 +82,7 @@ def test_a_curve_without_evaluation(folder):
 
 
 def test_a_curve_with_evaluation_goes_into_the_report(folder):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="pictures need the extra plot")
     options = ("-o", "curve.json", "--plot", "curve.png", *EVAL)
     result = run("curve", "model.safetensors", *options)
     assert result.exit_code == 0, result.stderr

@@ -7,7 +7,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which is not installed")
 def test_multiplying_by_reciprocals_is_dividing(tmp_path: Path) -> None:
     program = tmp_path / "divide"
     sources = [f"-I{HERE.parents[1] / 'csrc'}", HERE / "divide.cpp"]

@@ -10,7 +10,7 @@ from pages import SECTIONS, curve_of, entry, every_kind, hostile_page, page_of
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        pytest.skip("needs the browser of Debian's package chromium")
+        pytest.skip("needs the browser chromium, which is not installed (Debian: chromium)")
     with Browser() as running:
         yield running
 

@@ -44,7 +44,7 @@ def test_what_is_written_is_read(tmp_path, curve):
 @pytest.mark.parametrize("curve", [MEASURED, PREDICTED])
 @pytest.mark.parametrize("kind, start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_pictures(tmp_path, curve, kind, start):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="pictures need the extra plot")
     curve_picture.draw(tmp_path / f"curve.{kind}", curve)
     assert (tmp_path / f"curve.{kind}").read_bytes().startswith(start)
 

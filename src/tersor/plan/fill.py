@@ -95,7 +95,7 @@ class Filling(Generic[W, Content]):
     def within(self, target: int, step: float) -> Mapping[str, Version[Content]]:
         """The best choice found whose file has at most ``target`` bytes.
 
-        Every pass brings a version of each weight, and the integer program the best mix of all
+        Every pass brings a version of each weight, and the knapsack finds the best mix of all
         versions so far. A pass that comes close to the budget is followed by one that aims as far
         on its other side, so that the budget is full when half of the weights are done.
         """
