@@ -60,7 +60,7 @@ struct Kernels {
 #if defined(__x86_64__)
 #define WITH_AVX2
 namespace avx2 {
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2")))
 COMMON
 constexpr int64_t WIDTH = 32;
 typedef Many Words;
@@ -98,11 +98,11 @@ TARGET INLINE Many scaled(const Many& words, int16_t number) {
         _mm256_mulhrs_epi16(reinterpret_cast<__m256i>(words), _mm256_set1_epi16(number)));
 }
 #define SHARED_WIDEN                                                                                    \
-    TARGET INLINE void add_scaled_lanes(float* y, const Many& words, const float* scales) {             \
+    TARGET INLINE void add_scaled_lanes(float* y, const Many& words, const Floats& s, const Floats& t) { \
         Floats low, high;                                                                               \
         widen(words, low, high);                                                                        \
-        store(y, load_floats(y) + low * load_floats(scales));                                           \
-        store(y + 8, load_floats(y + 8) + high * load_floats(scales + 8));                              \
+        store(y, load_floats(y) + low * s);                                                             \
+        store(y + 8, load_floats(y + 8) + high * t);                                                    \
     }
 SHARED_WIDEN
 #include "lookup_body.hpp"
@@ -110,7 +110,7 @@ SHARED_WIDEN
 }  // namespace avx2
 
 namespace avx512 {
-#define TARGET __attribute__((target("avx512f,avx512bw,avx2,fma")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx2")))
 COMMON
 using avx2::scaled;
 using avx2::widen;
@@ -139,8 +139,9 @@ TARGET INLINE void add_scaled(float* y, const Words& words, float scale) {
     const __m512i w = reinterpret_cast<__m512i>(words);
     const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(w)));
     const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(w, 1)));
-    _mm512_storeu_ps(y, _mm512_fmadd_ps(low, _mm512_set1_ps(scale), _mm512_loadu_ps(y)));
-    _mm512_storeu_ps(y + 16, _mm512_fmadd_ps(high, _mm512_set1_ps(scale), _mm512_loadu_ps(y + 16)));
+    const __m512 s = _mm512_set1_ps(scale);
+    _mm512_storeu_ps(y, _mm512_add_ps(_mm512_mul_ps(low, s), _mm512_loadu_ps(y)));
+    _mm512_storeu_ps(y + 16, _mm512_add_ps(_mm512_mul_ps(high, s), _mm512_loadu_ps(y + 16)));
 }
 #include "lookup_body.hpp"
 #undef TARGET
@@ -200,13 +201,11 @@ TARGET INLINE void add_scaled(float* y, const Words& words, float scale) {
     const Floats sums = __builtin_convertvector(words, Floats);
     store(y, load_floats(y) + sums * scale);
 }
-TARGET INLINE void add_scaled_lanes(float* y, const Many& words, const float* scales) {
-    for (int64_t h = 0; h < LANES; h += 8) {
-        Words half;
-        std::memcpy(&half, reinterpret_cast<const char*>(&words) + 2 * h, sizeof half);
-        const Floats sums = __builtin_convertvector(half, Floats);
-        store(y + h, load_floats(y + h) + sums * load_floats(scales + h));
-    }
+TARGET INLINE void add_scaled_lanes(float* y, const Many& words, const Floats& low, const Floats& high) {
+    Words halves[2];
+    std::memcpy(halves, &words, sizeof words);
+    store(y, load_floats(y) + __builtin_convertvector(halves[0], Floats) * low);
+    store(y + 8, load_floats(y + 8) + __builtin_convertvector(halves[1], Floats) * high);
 }
 #include "lookup_body.hpp"
 #undef TARGET
@@ -221,9 +220,9 @@ std::vector<Choice> choices() {
     std::vector<Choice> known;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
+    if (__builtin_cpu_supports("avx512bw"))
         known.push_back({"avx512", &avx512::kernels});
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    if (__builtin_cpu_supports("avx2"))
         known.push_back({"avx2", &avx2::kernels});
 #endif
     known.push_back({"portable", &portable::kernels});

@@ -103,16 +103,24 @@ TARGET void look_up_panels(const Layer& layer, const int8_t* tables, const float
 // u = C.T x of one block for LANES inputs at once: (ATOMS, LANES).
 TARGET inline void transform_lanes(const Layer& layer, Matrix<const float> x, int64_t items, int64_t start,
                                    float* u) {
-    const int64_t count = std::min(layer.tile, layer.inputs - start);
-    for (int64_t j = 0; j < ATOMS * LANES; j += 8) store(u + j, Floats{});
-    for (int64_t i = 0; i < count; ++i) {
-        alignas(32) float lanes[LANES] = {};
-        for (int64_t l = 0; l < items; ++l) lanes[l] = x.at(l, start + i);
-        const Floats low = load_floats(lanes), high = load_floats(lanes + 8);
-        const float* c = layer.codebook + i * ATOMS;
+    constexpr int64_t TOGETHER = 8;  // inputs that are added without storing the sums
+    const int64_t end = std::min(start + layer.tile, layer.inputs);
+    alignas(32) float lanes[TOGETHER * LANES];
+    if (items < LANES) std::memset(lanes, 0, sizeof lanes);
+    for (int64_t first = start; first < end; first += TOGETHER) {
+        const int64_t count = std::min(TOGETHER, end - first);
+        for (int64_t l = 0; l < items; ++l)
+            for (int64_t i = 0; i < count; ++i) lanes[i * LANES + l] = x.at(l, first + i);
         for (int64_t j = 0; j < ATOMS; ++j) {
-            store(u + j * LANES, load_floats(u + j * LANES) + low * c[j]);
-            store(u + j * LANES + 8, load_floats(u + j * LANES + 8) + high * c[j]);
+            Floats low = {}, high = {};
+            if (first > start) low = load_floats(u + j * LANES), high = load_floats(u + j * LANES + 8);
+            for (int64_t i = 0; i < count; ++i) {
+                const float c = layer.codebook[(first - start + i) * ATOMS + j];
+                low += load_floats(lanes + i * LANES) * c;
+                high += load_floats(lanes + i * LANES + 8) * c;
+            }
+            store(u + j * LANES, low);
+            store(u + j * LANES + 8, high);
         }
     }
 }
@@ -152,19 +160,21 @@ TARGET inline void tabulate(const int16_t* integers, int16_t* products) {
     }
 }
 
-// sums (PANEL, LANES) of a panel, for a group of blocks whose products are tabulated.
-TARGET inline void add_products(const uint8_t* codes, int64_t count, int64_t pairs, const int16_t* products,
-                                const float* scales, float* sums) {
+// sums (PANEL, LANES) of a panel, for `count` pairs of nonzeros of each row, whose products are tabulated
+// at the tables' places.
+template <int64_t PAIRS>
+TARGET inline void add_products(const uint8_t* codes, const int16_t* const* tables, const float* scales,
+                                float* sums) {
+    const Floats low = load_floats(scales), high = load_floats(scales + 8);
     for (int64_t r = 0; r < PANEL; ++r) {
         Many sum = {};
-        const uint8_t* code = codes + 2 * r;
-        const int16_t* table = products;
-        for (int64_t b = 0; b < count; ++b, table += 256 * LANES)
-            for (int64_t pair = 0; pair < pairs; ++pair, code += 2 * PANEL) {
-                sum += load_many(table + code[0] * LANES);
-                sum += load_many(table + code[1] * LANES);
-            }
-        add_scaled_lanes(sums + r * LANES, sum, scales);
+        for (int64_t pair = 0; pair < PAIRS; ++pair) {
+            uint16_t both;
+            std::memcpy(&both, codes + 2 * (pair * PANEL + r), 2);
+            sum += load_many(tables[pair] + (both & 255) * LANES);
+            sum += load_many(tables[pair] + (both >> 8) * LANES);
+        }
+        add_scaled_lanes(sums + r * LANES, sum, low, high);
     }
 }
 
@@ -181,9 +191,17 @@ TARGET void batched_panels(const Layer& layer, Matrix<const float> x, int64_t it
         quantize_lanes(u, count * ATOMS, integers, scales);
         for (int64_t b = 0; b < count; ++b)
             tabulate(integers + b * ATOMS * LANES, products + b * 256 * LANES);
-        for (int64_t p = begin; p < end; ++p)
-            add_products(layer.codes + p * layer.panel_bytes() + first * layer.pairs * 2 * PANEL, count,
-                         layer.pairs, products, scales, sums + p * PANEL * LANES);
+        const int16_t* tables[SUMMED];
+        for (int64_t pair = 0; pair < count * layer.pairs; ++pair)
+            tables[pair] = products + pair / layer.pairs * 256 * LANES;
+        for (int64_t p = begin; p < end; ++p) {
+            const uint8_t* codes = layer.codes + p * layer.panel_bytes() + first * layer.pairs * 2 * PANEL;
+            float* panel = sums + p * PANEL * LANES;
+            if (count * layer.pairs == 4) add_products<4>(codes, tables, scales, panel);
+            if (count * layer.pairs == 3) add_products<3>(codes, tables, scales, panel);
+            if (count * layer.pairs == 2) add_products<2>(codes, tables, scales, panel);
+            if (count * layer.pairs == 1) add_products<1>(codes, tables, scales, panel);
+        }
     }
     for (int64_t r = begin * PANEL; r < std::min(end * PANEL, layer.rows); ++r)
         for (int64_t l = 0; l < items; ++l) y.at(l, r) = sums[r * LANES + l];

@@ -12,17 +12,6 @@ using namespace tersor::lookup;
 
 using Latent = nb::ndarray<const int16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<uint8_t, nb::ndim<5>, nb::c_contig, nb::device::cpu>;
-using Codebook = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Inputs = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
-using Outputs = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
-
-static Layer layer_of(const Codes& codes, const float* codebook, int64_t rows, int64_t inputs, int64_t tile) {
-    const Layer layer{codes.data(), codebook, rows, inputs, tile, static_cast<int64_t>(codes.shape(2))};
-    if (static_cast<int64_t>(codes.shape(0)) != layer.panels() ||
-        static_cast<int64_t>(codes.shape(1)) != layer.blocks() || codes.shape(3) != PANEL || codes.shape(4) != 2)
-        throw std::invalid_argument("codes do not fit the weight");
-    return layer;
-}
 
 // Kept from call to call: what a thread needs for its largest layer.
 static void* working_memory(int64_t bytes) {
@@ -38,21 +27,22 @@ NB_MODULE(_lookup, m) {
     m.def("in_use", &in_use);
     m.def("use", &use);
     m.def("pack", [](Latent latent, Codes codes, int64_t rows, int64_t inputs, int64_t tile, int threads) {
-        const Layer layer = layer_of(codes, nullptr, rows, inputs, tile);
-        if (static_cast<int64_t>(latent.shape(1)) != rows * layer.blocks())
-            throw std::invalid_argument("latent does not fit the weight");
+        const Layer layer{nullptr, nullptr, rows, inputs, tile, static_cast<int64_t>(codes.shape(2))};
+        if (static_cast<int64_t>(codes.size()) != layer.panels() * layer.panel_bytes() ||
+            static_cast<int64_t>(latent.shape(1)) != rows * layer.blocks())
+            throw std::invalid_argument("latent or codes do not fit the weight");
         nb::gil_scoped_release release;
         return pack(latent.data(), static_cast<int64_t>(latent.shape(0)), layer, codes.data(), threads);
     });
-    m.def("linear", [](Inputs x, Codes codes, Codebook codebook, Outputs y, int64_t rows, int threads,
-                       bool precise) {
-        const Layer layer = layer_of(codes, codebook.data(), rows, static_cast<int64_t>(x.shape(1)),
-                                     static_cast<int64_t>(codebook.shape(0)));
-        const int64_t batch = static_cast<int64_t>(x.shape(0));
-        if (codebook.shape(1) != ATOMS || y.shape(0) != x.shape(0) || static_cast<int64_t>(y.shape(1)) != rows)
-            throw std::invalid_argument("codebook or output do not fit");
-        const Matrix<const float> from{x.data(), x.stride(0), x.stride(1)};
-        const Matrix<float> to{y.data(), y.stride(0), y.stride(1)};
+    // Addresses instead of arrays, whose conversion would take longer than a small product; the caller
+    // in Python checks them. Strides are in elements: of a batch item, and of an element of it.
+    m.def("linear", [](uintptr_t x, int64_t x_item, int64_t x_element, uintptr_t codes, uintptr_t codebook,
+                       int64_t rows, int64_t inputs, int64_t tile, int64_t pairs, uintptr_t y, int64_t batch,
+                       bool precise, int threads) {
+        const Layer layer{reinterpret_cast<const uint8_t*>(codes), reinterpret_cast<const float*>(codebook),
+                          rows, inputs, tile, pairs};
+        const Matrix<const float> from{reinterpret_cast<const float*>(x), x_item, x_element};
+        const Matrix<float> to{reinterpret_cast<float*>(y), rows, 1};
         nb::gil_scoped_release release;
         void* working = working_memory(working_bytes(layer, precise));
         (precise ? batched : look_up)(layer, from, to, batch, working, threads);

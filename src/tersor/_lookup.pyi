@@ -13,12 +13,18 @@ def pack(
     /,
 ) -> bool: ...
 def linear(
-    x: NDArray[np.float32],
-    codes: NDArray[np.uint8],
-    codebook: NDArray[np.float32],
-    y: NDArray[np.float32],
+    x: int,
+    x_item: int,
+    x_element: int,
+    codes: int,
+    codebook: int,
     rows: int,
+    inputs: int,
+    tile: int,
+    pairs: int,
+    y: int,
+    batch: int,
+    precise: bool,
     threads: int,
-    batched: bool,
     /,
 ) -> None: ...

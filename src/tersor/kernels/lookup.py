@@ -147,9 +147,26 @@ def linear(x: Tensor, packed: Packed) -> Tensor:
     """
     if _lookup is None:
         return reference(x, packed)
-    rows, threads = packed.shape[0], torch.get_num_threads()
-    y = x.new_empty(x.shape[0], rows)
-    batched = x.shape[0] > FEW
-    arrays = x.detach().numpy(), packed.codes.numpy(), packed.codebook.numpy(), y.numpy()
-    _lookup.linear(*arrays, rows, threads, batched)
+    (rows, inputs), batch = packed.shape, x.shape[0]
+    if x.shape[1] != inputs or x.dtype != torch.float32:
+        raise InputError(
+            f"inputs of shape (batch, {inputs}) and type float32 are needed, got "
+            f"{tuple(x.shape)} and {x.dtype}"
+        )
+    y = x.new_empty(batch, rows)
+    tile, pairs = packed.codebook.shape[0], packed.codes.shape[2]
+    _lookup.linear(
+        x.data_ptr(),
+        *x.stride(),
+        packed.codes.data_ptr(),
+        packed.codebook.data_ptr(),
+        rows,
+        inputs,
+        tile,
+        pairs,
+        y.data_ptr(),
+        batch,
+        batch > FEW,
+        torch.get_num_threads(),
+    )
     return y
