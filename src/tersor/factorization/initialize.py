@@ -98,6 +98,13 @@ def sparse_coding(tiles: Tensor, columns: int, generator: Generator) -> Start:
     return result.codebook, result.latent
 
 
+def directions(tiles: Tensor, columns: int, generator: Generator) -> Tensor:
+    """Random directions, (d, columns), a fifth as long as a tile: a coefficient is a few of them."""
+    normal = torch.randn(len(tiles), columns, generator=generator, dtype=torch.float64).to(tiles)
+    length = 0.2 * tiles.square().sum(dim=0).mean().sqrt()
+    return normal / normal.norm(dim=0).clamp_min(torch.finfo(tiles.dtype).tiny) * length
+
+
 def replace_column(tiles: Tensor, codebook: Tensor, latent: Tensor, attempt: int) -> Start:
     """Factors with a column of little energy replaced by what the worst tile lacks.
 

@@ -10,6 +10,7 @@ Method                                 Codebook C           Columns of the laten
 `scalar`                               identity             integers
 `ternary`, `binary`                    identity             -1, 0, 1; -1, 1
 `rate_aware` (the default of tersor)   integers             integers, by error + price * bits
+`fast`                                 integers             so many small integers
 `projected_gradient`                   real, or your set    your set
 =====================================  ===================  ====================================
 """
@@ -43,9 +44,13 @@ from tersor.factorization.updates import (
     orthonormal_rows,
     project_target,
     pursue,
+    pursue_integers,
     use_every_row,
 )
 from tersor.tiling import Tiling
+
+FAST_COLUMNS, FAST_LARGEST = 16, 7
+"""Columns of the codebook and magnitude of the latent that the look-up kernels can take."""
 
 _INDEX_COUNTS = (1, 2, 3, 4)
 _CODEBOOK_BITS = 16
@@ -278,6 +283,34 @@ def rate_aware(step: float, *, rows: int | None = None, states: int = priced.STA
         tolerance=1e-3,
         unit=lambda weight: step,
         dtype=torch.float32,
+    )
+
+
+def fast(nonzeros: int = 2, columns: int = 16) -> Method:
+    """What `tersor.kernels.lookup` multiplies by fastest: few nonzeros, a byte each.
+
+    Each tile is a combination of at most ``nonzeros`` of up to 16 columns, with integers of
+    magnitude up to 7. That is ``8 * nonzeros`` bits in memory per tile of d weights.
+    """
+    _at_least_one(columns=columns, nonzeros=nonzeros)
+    if nonzeros > columns or columns > FAST_COLUMNS:
+        raise InputError(
+            f"up to {FAST_COLUMNS} columns, and as many nonzeros as columns at most, can be used; "
+            f"got {columns} columns and {nonzeros} nonzeros"
+        )
+    search = pursue_integers(nonzeros, FAST_LARGEST)
+
+    def start(tiles: Tensor, generator: Generator) -> Start:
+        _at_most("columns", columns, tiles.shape[1], tiles)
+        codebook = initialize.directions(tiles, columns, generator)
+        latent = search(Quadratic(codebook, tiles), tiles.new_zeros(columns, tiles.shape[1]))
+        return codebook, latent
+
+    def update_codebook(quadratic: Quadratic, transposed: Tensor) -> Tensor:
+        return priced.at_8_bits(least_squares(quadratic, transposed))
+
+    return Method(
+        start, search, update_codebook, iterations=30, tolerance=1e-4, dtype=torch.float32
     )
 
 

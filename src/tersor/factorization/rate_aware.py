@@ -192,6 +192,15 @@ def update_codebook(quadratic: Quadratic, transposed: Tensor) -> Tensor:
     return round_codebook(exact.T, quadratic.gram.diagonal()).T
 
 
+def at_8_bits(codebook: Tensor) -> Tensor:
+    """Codebook rounded to multiples of a power of two, integers of 8 bits."""
+    largest = float(codebook.abs().amax()) if codebook.numel() else 0.0
+    if largest == 0:
+        return codebook
+    step = 2.0 ** max(math.ceil(math.log2(largest / CODEBOOK_LARGEST)), -_FINEST)
+    return (codebook / step).round() * step
+
+
 def codebook_bits(codebook: Tensor) -> float:
     """Bits of a rounded codebook."""
     integers = codebook * 2.0 ** -codebook_exponent(codebook)

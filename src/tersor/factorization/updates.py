@@ -5,9 +5,12 @@ None of them raises the error, except that `use_every_row` may until the codeboo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from tersor.factorization.products import blocks
 from tersor.factorization.projections import Projection
 from tersor.factorization.solve import Quadratic, Update
 
@@ -158,3 +161,58 @@ def pursue(count: int) -> Update:
         return torch.cat([refit(part, _search(part, rows)) for part, rows in parts], dim=1)
 
     return update
+
+
+def pursue_integers(count: int, largest: int) -> Update:
+    """Search for the best ``count`` nonzeros of each column, integers of magnitude up to ``largest``.
+
+    Each nonzero in turn is moved to its best free row and value, which never raises the error: from
+    the column as it is, and from a greedy one (matching pursuit); the better is kept.
+    """
+
+    def update(quadratic: Quadratic, x: Tensor) -> Tensor:
+        x = x.clone()
+        for columns in blocks(*x.shape):
+            part = _Integers(quadratic.gram, quadratic.targets(columns), largest)
+            known = part.exchange(x[:, columns], count)
+            fresh = part.exchange(part.greedy(count), count)
+            x[:, columns] = torch.where(part.gain(fresh) > part.gain(known), fresh, known)
+        return x
+
+    return update
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """Columns of integers that lower ``x.T G x - 2 b.T x``."""
+
+    gram: Tensor
+    target: Tensor
+    largest: int
+
+    def gain(self, x: Tensor) -> Tensor:
+        """How much the columns lower the squared error below that of zero."""
+        return (x * (2 * self.target - self.gram @ x)).sum(dim=0)
+
+    def greedy(self, count: int) -> Tensor:
+        """One nonzero after the other, each the best."""
+        x = torch.zeros_like(self.target)
+        for _ in range(count):
+            self._add(x)
+        return x
+
+    def exchange(self, x: Tensor, count: int) -> Tensor:
+        """Each of the ``count`` largest entries in turn taken out, and the best put in."""
+        x = x.clone()
+        for place in x.abs().topk(count, dim=0).indices:
+            x.scatter_(0, place[None], 0.0)
+            self._add(x)
+        return x
+
+    def _add(self, x: Tensor) -> None:
+        norms = self.gram.diagonal()[:, None].clamp_min(torch.finfo(x.dtype).tiny)
+        left = self.target - self.gram @ x
+        values = (left / norms).round_().clamp_(-self.largest, self.largest)
+        gains = (values * (2 * left - values * norms)).masked_fill_(x != 0, -1.0)
+        best = gains.argmax(dim=0, keepdim=True)
+        x.scatter_(0, best, values.gather(0, best))
