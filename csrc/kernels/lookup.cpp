@@ -30,7 +30,7 @@ typedef int16_t Many __attribute__((vector_size(32)));  // LANES of them
 
 constexpr float TINY = 1e-35f;            // 127 or 32767 over less may be infinite; taken as zero
 constexpr float MAGIC = 1.5f * (1 << 23);
-constexpr int STEP = 585;                 // 4095 / LARGEST: what a product of 1 becomes in `batched`
+constexpr int MOST = 4095, STEP = 585;    // largest entry of a table of `batched`; MOST / LARGEST
 
 int64_t blocks_per_scale(int64_t most, int64_t pairs) { return std::max<int64_t>(1, most / pairs); }
 
@@ -93,6 +93,33 @@ TARGET INLINE void add_scaled(float* y, const Words& words, float scale) {
     store(y, load_floats(y) + low * scale);
     store(y + 8, load_floats(y + 8) + high * scale);
 }
+constexpr int64_t HALVES = 32;
+struct Halves {
+    __m256i low, high;
+};
+// Sums of rows 0 to 7 and 16 to 23, and of the others, as unpacking leaves them.
+struct Signed {
+    Words first, second;
+};
+TARGET INLINE Halves split(const uint8_t* codes) {
+    const __m256i both = load(codes), mask = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
+}
+TARGET INLINE void add_halves(Signed& sum, const int8_t* low, const int8_t* high, const Halves& halves) {
+    const __m256i ones = _mm256_set1_epi8(1), a = _mm256_shuffle_epi8(repeat(low), halves.low),
+                  b = _mm256_shuffle_epi8(repeat(high), halves.high);
+    sum.first += reinterpret_cast<Words>(_mm256_maddubs_epi16(ones, _mm256_unpacklo_epi8(a, b)));
+    sum.second += reinterpret_cast<Words>(_mm256_maddubs_epi16(ones, _mm256_unpackhi_epi8(a, b)));
+}
+TARGET INLINE void add_scaled(float* y, const Signed& sum, float scale) {
+    Floats a, b, c, d;
+    widen(sum.first, a, c);
+    widen(sum.second, b, d);
+    store(y, load_floats(y) + a * scale);
+    store(y + 8, load_floats(y + 8) + b * scale);
+    store(y + 16, load_floats(y + 16) + c * scale);
+    store(y + 24, load_floats(y + 24) + d * scale);
+}
 TARGET INLINE Many scaled(const Many& words, int16_t number) {
     return reinterpret_cast<Many>(
         _mm256_mulhrs_epi16(reinterpret_cast<__m256i>(words), _mm256_set1_epi16(number)));
@@ -112,7 +139,13 @@ SHARED_WIDEN
 namespace avx512 {
 #define TARGET __attribute__((target("avx512f,avx512bw,avx2")))
 COMMON
+using avx2::add_halves;
+using avx2::add_scaled;
+using avx2::Halves;
+using avx2::HALVES;
 using avx2::scaled;
+using avx2::Signed;
+using avx2::split;
 using avx2::widen;
 SHARED_WIDEN
 constexpr int64_t WIDTH = 64;
@@ -168,8 +201,15 @@ TARGET INLINE Decoded decode(Bytes codes) {
     return {codes & 15, (magnitude ^ negative) - negative};
 }
 #if defined(__aarch64__)
+TARGET INLINE Bytes pick(Bytes table, Bytes index) {
+    return (Bytes)vqtbl1q_s8((int8x16_t)table, (uint8x16_t)index);
+}
+TARGET INLINE void widen(Bytes bytes, Words& low, Words& high) {
+    low = (Words)vmovl_s8(vget_low_s8((int8x16_t)bytes));
+    high = (Words)vmovl_high_s8((int8x16_t)bytes);
+}
 TARGET INLINE Words product(Bytes table, const Decoded& d) {
-    const int8x16_t entry = vqtbl1q_s8((int8x16_t)table, (uint8x16_t)d.index), value = (int8x16_t)d.value;
+    const int8x16_t entry = (int8x16_t)pick(table, d.index), value = (int8x16_t)d.value;
     return (Words)vpaddq_s16(vmull_s8(vget_low_s8(entry), vget_low_s8(value)), vmull_high_s8(entry, value));
 }
 TARGET INLINE Many scaled(const Many& words, int16_t number) {
@@ -183,6 +223,14 @@ TARGET INLINE Many scaled(const Many& words, int16_t number) {
     return result;
 }
 #else
+TARGET INLINE Bytes pick(Bytes table, Bytes index) {
+    Bytes result;
+    for (int i = 0; i < 16; ++i) result[i] = table[index[i]];
+    return result;
+}
+TARGET INLINE void widen(Bytes bytes, Words& low, Words& high) {
+    for (int i = 0; i < 8; ++i) low[i] = bytes[i], high[i] = bytes[8 + i];
+}
 TARGET INLINE Words product(Bytes table, const Decoded& d) {
     Words result;
     for (int i = 0; i < 8; ++i)
@@ -200,6 +248,29 @@ TARGET INLINE Many scaled(const Many& words, int16_t number) {
 TARGET INLINE void add_scaled(float* y, const Words& words, float scale) {
     const Floats sums = __builtin_convertvector(words, Floats);
     store(y, load_floats(y) + sums * scale);
+}
+constexpr int64_t HALVES = 16;
+struct Halves {
+    Bytes low, high;
+};
+struct Signed {
+    Words first, second;
+};
+TARGET INLINE Halves split(const uint8_t* codes) {
+    const Bytes both = load(codes);
+    return {both & 15, (both >> 4) & 15};
+}
+TARGET INLINE void add_halves(Signed& sum, const int8_t* low, const int8_t* high, const Halves& halves) {
+    const Bytes a = pick(load(low), halves.low), b = pick(load(high), halves.high);
+    Words first[2], second[2];
+    widen(a, first[0], first[1]);
+    widen(b, second[0], second[1]);
+    sum.first += first[0] + second[0];
+    sum.second += first[1] + second[1];
+}
+TARGET INLINE void add_scaled(float* y, const Signed& sum, float scale) {
+    add_scaled(y, sum.first, scale);
+    add_scaled(y + 8, sum.second, scale);
 }
 TARGET INLINE void add_scaled_lanes(float* y, const Many& words, const Floats& low, const Floats& high) {
     Words halves[2];
@@ -246,32 +317,50 @@ void in_threads(const Layer& layer, int64_t work, int threads, Function f) {
 }
 
 int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-int64_t table_bytes(const Layer& layer) { return padded(layer.blocks() * FEW * ATOMS); }
+int64_t table_bytes(const Layer& layer) { return padded(layer.blocks() * layer.tables() * FEW * 16); }
 
 }  // namespace
 
+// Bytes of one tile, whose latent has entries `next` apart.
+static bool pack_nonzeros(const int16_t* latent, int64_t next, int64_t atoms, int64_t pairs, uint8_t* code) {
+    int64_t count = 0;
+    for (int64_t j = 0; j < atoms; ++j) {
+        const int value = latent[j * next];
+        if (!value) continue;
+        if (std::abs(value) > LARGEST || count == 2 * pairs) return false;
+        code[count / 2 * 2 * PANEL + count % 2] =
+            static_cast<uint8_t>((value < 0 ? 128 : 0) | std::abs(value) << 4 | j);
+        ++count;
+    }
+    return true;
+}
+
+static bool pack_signs(const int16_t* latent, int64_t next, int64_t atoms, uint8_t* code) {
+    for (int64_t j = 0; j < atoms; ++j) {
+        const int value = latent[j * next];
+        if (value != 1 && value != -1) return false;
+        code[j / 8 * PANEL] |= static_cast<uint8_t>((value < 0) << j % 8);
+    }
+    return true;
+}
+
 static bool pack_panels(const int16_t* latent, int64_t atoms, const Layer& layer, uint8_t* codes,
                         int64_t first, int64_t last) {
-    const int64_t blocks = layer.blocks(), columns = layer.rows * blocks;
+    const int64_t blocks = layer.blocks(), columns = layer.rows * blocks, each = 2 * layer.pairs * PANEL;
     std::memset(codes + first * layer.panel_bytes(), 0, (last - first) * layer.panel_bytes());
     for (int64_t r = first * PANEL; r < std::min(last * PANEL, layer.rows); ++r)
         for (int64_t b = 0; b < blocks; ++b) {
-            uint8_t* code = codes + r / PANEL * layer.panel_bytes() + (b * layer.pairs * PANEL + r % PANEL) * 2;
-            int64_t count = 0;
-            for (int64_t j = 0; j < atoms; ++j) {
-                const int value = latent[j * columns + r * blocks + b];
-                if (!value) continue;
-                if (std::abs(value) > LARGEST || count == 2 * layer.pairs) return false;
-                code[count / 2 * 2 * PANEL + count % 2] =
-                    static_cast<uint8_t>((value < 0 ? 128 : 0) | std::abs(value) << 4 | j);
-                ++count;
-            }
+            uint8_t* block = codes + r / PANEL * layer.panel_bytes() + b * each;
+            const int16_t* column = latent + r * blocks + b;
+            const bool fits = layer.signs ? pack_signs(column, columns, atoms, block + r % PANEL)
+                                          : pack_nonzeros(column, columns, atoms, layer.pairs, block + r % PANEL * 2);
+            if (!fits) return false;
         }
     return true;
 }
 
 bool pack(const int16_t* latent, int64_t atoms, const Layer& layer, uint8_t* codes, int threads) {
-    if (atoms > ATOMS || layer.pairs > MOST_PAIRS) return false;
+    if (atoms > layer.atoms() || layer.pairs > MOST_PAIRS) return false;
     std::atomic<bool> fits{true};
     in_threads(layer, 1, threads, [&](int64_t first, int64_t last) {
         if (!pack_panels(latent, atoms, layer, codes, first, last)) fits = false;

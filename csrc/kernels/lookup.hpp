@@ -1,14 +1,20 @@
 // Products with a weight of few small integers per tile: y = Z (C.T x), by tables of 16 entries.
 //
-// A tile of a weight row is a sum of a few of 16 codebook columns, each times an integer of magnitude
-// up to 7: one byte. Transformed once, a block of inputs is 16 numbers, u = C.T x, and each byte picks
-// one of them and multiplies it. Two kernels:
+// Transformed once, a block of inputs is a few numbers, u = C.T x, one for each column of the codebook.
+// What a row does with them is coded in bytes, in one of two ways:
 //
-// - `look_up`, for few inputs: u as 16 integers of 8 bits is one vector register, rows are in lanes,
-//   and a byte shuffle is the look-up. One scale per `SHUFFLED` pairs of nonzeros. Error about 0.7 %.
-// - `batched`, for many: inputs are in lanes, and all 256 products of a block are tabulated as integers
-//   of 16 bits, so that a nonzero costs one addition. One scale per input and `SUMMED` pairs. Error
-//   about 0.05 %.
+// - nonzeros: a tile is a sum of a few of 16 columns, each times an integer of magnitude up to 7. A byte
+//   picks one of the 16 numbers and multiplies it.
+// - signs: a tile is a sum of all columns, each with a sign. A byte has the signs of eight, and each half
+//   of it picks one of the 16 sums that four numbers can have.
+//
+// Two kernels:
+//
+// - `look_up`, for few inputs: 16 integers of 8 bits are one vector register, rows are in lanes, and a
+//   byte shuffle is the look-up. One scale per `SHUFFLED` pairs of bytes. Error about 0.7 %.
+// - `batched`, for many: inputs are in lanes, and what each of the 256 bytes stands for is tabulated as
+//   integers of 16 bits, so that a byte costs one addition. One scale per input and `SUMMED` pairs of
+//   bytes. Error about 0.05 %.
 //
 // No function allocates. Any of the pointers may be misaligned. The result does not depend on the
 // number of threads. Inputs that are not finite make all outputs of their batch item NaN.
@@ -18,20 +24,26 @@
 
 namespace tersor::lookup {
 
-constexpr int64_t ATOMS = 16;      // columns of the codebook, with zeros appended
+constexpr int64_t ATOMS = 16;      // columns of the codebook that a pair of bytes is about
 constexpr int64_t LARGEST = 7;     // magnitude of a latent
 constexpr int64_t PANEL = 32;      // rows that are packed together: at two bytes each, a cache line
-constexpr int64_t MOST_PAIRS = 4;  // of nonzeros in a tile
+constexpr int64_t MOST_PAIRS = 4;  // of bytes in a tile
 constexpr int64_t FEW = 4;         // batch items that `look_up` takes at once
 constexpr int64_t LANES = 16;      // batch items that `batched` takes at once
-constexpr int64_t SHUFFLED = 16;   // pairs with one scale: 16 * 2 * 127 * 7 is below 2**15
+constexpr int64_t SHUFFLED = 4;    // pairs with one scale: 16 * 2 * 127 * 7 is below 2**15
 constexpr int64_t SUMMED = 4;      // pairs with one scale: 4 * 2 * 4095 is below 2**15
 
 struct Layer {
-    const uint8_t* codes;   // (panels, blocks, pairs, PANEL, 2): sign, 3 bits of magnitude, 4 of index
-    const float* codebook;  // (tile, ATOMS), multiplied by the scale
+    // Nonzeros: (panels, blocks, pairs, PANEL, 2), each a sign, three bits of magnitude, four of index.
+    // Signs: (panels, blocks, pairs, 2, PANEL), a bit for each of eight columns, set if it is subtracted.
+    const uint8_t* codes;
+    const float* codebook;  // (tile, atoms()), multiplied by the scale, with columns of zeros appended
     int64_t rows, inputs, tile, pairs;
+    bool signs;
 
+    int64_t atoms() const { return signs ? ATOMS * pairs : ATOMS; }
+
+    int64_t tables() const { return signs ? 4 * pairs : 1; }  // of 16 entries, for each block
     int64_t blocks() const { return (inputs + tile - 1) / tile; }
     int64_t panels() const { return (rows + PANEL - 1) / PANEL; }
     int64_t panel_bytes() const { return blocks() * pairs * PANEL * 2; }
@@ -47,8 +59,7 @@ struct Matrix {
     Matrix from(int64_t i) const { return {data + i * item, item, element}; }
 };
 
-// Codes of a latent (atoms, rows * blocks). False if it has more nonzeros in a tile than there is room
-// for, larger magnitudes or more atoms.
+// Codes of a latent (atoms, rows * blocks). False if it cannot be coded in this way, in so many pairs.
 bool pack(const int16_t* latent, int64_t atoms, const Layer& layer, uint8_t* codes, int threads);
 
 // Bytes of working memory for one of the kernels, whatever the batch.

@@ -26,8 +26,9 @@ NB_MODULE(_lookup, m) {
     nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no leak
     m.def("in_use", &in_use);
     m.def("use", &use);
-    m.def("pack", [](Latent latent, Codes codes, int64_t rows, int64_t inputs, int64_t tile, int threads) {
-        const Layer layer{nullptr, nullptr, rows, inputs, tile, static_cast<int64_t>(codes.shape(2))};
+    m.def("pack", [](Latent latent, Codes codes, int64_t rows, int64_t inputs, int64_t tile, bool signs,
+                     int threads) {
+        const Layer layer{nullptr, nullptr, rows, inputs, tile, static_cast<int64_t>(codes.shape(2)), signs};
         if (static_cast<int64_t>(codes.size()) != layer.panels() * layer.panel_bytes() ||
             static_cast<int64_t>(latent.shape(1)) != rows * layer.blocks())
             throw std::invalid_argument("latent or codes do not fit the weight");
@@ -37,10 +38,10 @@ NB_MODULE(_lookup, m) {
     // Addresses instead of arrays, whose conversion would take longer than a small product; the caller
     // in Python checks them. Strides are in elements: of a batch item, and of an element of it.
     m.def("linear", [](uintptr_t x, int64_t x_item, int64_t x_element, uintptr_t codes, uintptr_t codebook,
-                       int64_t rows, int64_t inputs, int64_t tile, int64_t pairs, uintptr_t y, int64_t batch,
-                       bool precise, int threads) {
+                       int64_t rows, int64_t inputs, int64_t tile, int64_t pairs, bool signs,
+                       uintptr_t y, int64_t batch, bool precise, int threads) {
         const Layer layer{reinterpret_cast<const uint8_t*>(codes), reinterpret_cast<const float*>(codebook),
-                          rows, inputs, tile, pairs};
+                          rows, inputs, tile, pairs, signs};
         const Matrix<const float> from{reinterpret_cast<const float*>(x), x_item, x_element};
         const Matrix<float> to{reinterpret_cast<float*>(y), rows, 1};
         nb::gil_scoped_release release;

@@ -9,6 +9,7 @@ def pack(
     rows: int,
     inputs: int,
     tile: int,
+    signs: bool,
     threads: int,
     /,
 ) -> bool: ...
@@ -22,6 +23,7 @@ def linear(
     inputs: int,
     tile: int,
     pairs: int,
+    signs: bool,
     y: int,
     batch: int,
     precise: bool,

@@ -98,10 +98,10 @@ def sparse_coding(tiles: Tensor, columns: int, generator: Generator) -> Start:
     return result.codebook, result.latent
 
 
-def directions(tiles: Tensor, columns: int, generator: Generator) -> Tensor:
-    """Random directions, (d, columns), a fifth as long as a tile: a coefficient is a few of them."""
+def directions(tiles: Tensor, columns: int, share: float, generator: Generator) -> Tensor:
+    """Random directions, (d, columns), of a length that is a share of the tiles' (mean square)."""
     normal = torch.randn(len(tiles), columns, generator=generator, dtype=torch.float64).to(tiles)
-    length = 0.2 * tiles.square().sum(dim=0).mean().sqrt()
+    length = share * tiles.square().sum(dim=0).mean().sqrt()
     return normal / normal.norm(dim=0).clamp_min(torch.finfo(tiles.dtype).tiny) * length
 
 
