@@ -32,6 +32,10 @@ FINITE: dict[str, tuple[Projection, Tensor]] = {
     "integers": (projections.integers(), all_columns([-3, -2, -1, 0, 1, 2, 3])),
     "ternary": (projections.integers(1), all_columns([-1, 0, 1])),
     "grid": (projections.grid(0.75, 2), all_columns([-1.5, -0.75, 0, 0.75, 1.5])),
+    "few integers": (
+        projections.few_integers(2, 2),
+        all_columns([-2, -1, 0, 1, 2], lambda x: (x != 0).sum() <= 2),
+    ),
     "signs": (projections.signs(), all_columns([-1, 1])),
 }
 
