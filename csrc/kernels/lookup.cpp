@@ -289,6 +289,7 @@ struct Choice {
 
 std::vector<Choice> choices() {
     std::vector<Choice> known;
+    known.reserve(3);
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512bw"))

@@ -6,8 +6,11 @@
 //   Decoded decode(codes)         what all batch items need of the codes
 //   Words product(table, d)       per pair of codes: sum of table[index] * signed magnitude
 //   add_scaled(y, words, scale)   y += scale * words, for the WIDTH / 2 words
-//   Signed look_up_half(...)      see there
+//   Halves split(codes)           both halves of HALVES bytes
+//   add_halves(sum, low, high, h) sum += low[h.low] + high[h.high] for as many rows; sum is a Signed,
+//                                 for which there is an add_scaled too
 //   Many scaled(words, number)    round(words * number / 2**15), 16 bits
+//   add_scaled_lanes(y, words, s, t)  y += words times s for the first half of them, t for the other
 
 constexpr int64_t VECTORS = 2 * PANEL / WIDTH;
 
@@ -205,6 +208,7 @@ TARGET inline void tabulate_nonzeros(const int16_t* integers, int16_t* table) {
     for (int64_t j = 0; j < ATOMS; ++j) {
         const Many u = load_many(integers + j * LANES);
         store(table + j * LANES, Many{});
+        store(table + (8 * ATOMS + j) * LANES, Many{});
         for (int64_t m = 1; m <= LARGEST; ++m) {
             const Many product = scaled(u, static_cast<int16_t>(m * STEP));
             store(table + (m * ATOMS + j) * LANES, product);

@@ -309,7 +309,9 @@ def few_integers(nonzeros: int = 2, columns: int = 16) -> Method:
     def start(tiles: Tensor, generator: Generator) -> Start:
         _at_most("columns", columns, tiles.shape[1], tiles)
         codebook = initialize.directions(tiles, columns, 0.2, generator)
-        return codebook, search(Quadratic(codebook, tiles), tiles.new_zeros(columns, tiles.shape[1]))
+        return codebook, search(
+            Quadratic(codebook, tiles), tiles.new_zeros(columns, tiles.shape[1])
+        )
 
     return _with_integers(start, search)
 
@@ -341,7 +343,9 @@ def _with_integers(start: Callable[[Tensor, Generator], Start], search: Update) 
     def update_codebook(quadratic: Quadratic, transposed: Tensor) -> Tensor:
         return priced.at_8_bits(least_squares(quadratic, transposed))
 
-    return Method(start, search, update_codebook, iterations=30, tolerance=2e-4, dtype=torch.float32)
+    return Method(
+        start, search, update_codebook, iterations=30, tolerance=2e-4, dtype=torch.float32
+    )
 
 
 def projected_gradient(
