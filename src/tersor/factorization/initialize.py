@@ -102,7 +102,8 @@ def directions(tiles: Tensor, columns: int, share: float, generator: Generator) 
     """Random directions, (d, columns), of a length that is a share of the tiles' (mean square)."""
     normal = torch.randn(len(tiles), columns, generator=generator, dtype=torch.float64).to(tiles)
     length = share * tiles.square().sum(dim=0).mean().sqrt()
-    return normal / normal.norm(dim=0).clamp_min(torch.finfo(tiles.dtype).tiny) * length
+    scaled: Tensor = normal / normal.norm(dim=0).clamp_min(torch.finfo(tiles.dtype).tiny) * length
+    return scaled
 
 
 def replace_column(tiles: Tensor, codebook: Tensor, latent: Tensor, attempt: int) -> Start:

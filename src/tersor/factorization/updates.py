@@ -164,7 +164,7 @@ def pursue(count: int) -> Update:
 
 
 def pursue_integers(count: int, largest: int) -> Update:
-    """Search for the best ``count`` nonzeros of each column, integers of magnitude up to ``largest``.
+    """Search for the best ``count`` integers of each column, of magnitude up to ``largest``.
 
     Each nonzero in turn is moved to its best free row and value, which never raises the error: from
     the column as it is, and from a greedy one (matching pursuit); the better is kept.
@@ -191,8 +191,8 @@ def exchange_signs(rounds: int, generator: Generator) -> Update:
 
     def update(quadratic: Quadratic, x: Tensor) -> Tensor:
         x = x.clone()
-        deals = [torch.randperm(len(x), generator=generator).split(8) for _ in range(rounds)]
-        eights = [eight.to(x.device) for deal in deals for eight in deal]
+        deals = [torch.randperm(len(x), generator=generator) for _ in range(rounds)]
+        eights = [eight.to(x.device) for deal in deals for eight in torch.split(deal, 8)]
         for start in range(0, x.shape[1], _COLUMNS_AT_ONCE):
             columns = slice(start, start + _COLUMNS_AT_ONCE)
             target, part = quadratic.targets(columns), x[:, columns]

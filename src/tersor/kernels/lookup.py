@@ -130,7 +130,8 @@ def _fill(packed: Packed, latent: Tensor) -> None:
     codes, tile = packed.codes, packed.codebook.shape[0]
     if _lookup is not None:
         threads = torch.get_num_threads()
-        _lookup.pack(latent.numpy(), codes.numpy(), *packed.shape, tile, packed.signs, threads)
+        rows, inputs = packed.shape
+        _lookup.pack(latent.numpy(), codes.numpy(), rows, inputs, tile, packed.signs, threads)
         return
     panels, blocks, pairs = codes.shape[:3]
     each = _signs(latent, 2 * pairs) if packed.signs else _integers(latent, 2 * pairs)
@@ -185,7 +186,8 @@ def linear(x: Tensor, packed: Packed) -> Tensor:
     y = x.new_empty(batch, rows)
     _lookup.linear(
         x.data_ptr(),
-        *x.stride(),
+        x.stride(0),
+        x.stride(1),
         packed.codes.data_ptr(),
         packed.codebook.data_ptr(),
         rows,
