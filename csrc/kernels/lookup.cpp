@@ -28,6 +28,7 @@ namespace {
 typedef float Floats __attribute__((vector_size(32)));
 typedef int16_t Many __attribute__((vector_size(32)));  // LANES of them
 
+constexpr int64_t AHEAD = 4096;           // bytes that codes are fetched ahead, cold in DRAM 1.4x faster
 constexpr float TINY = 1e-35f;            // 127 or 32767 over less may be infinite; taken as zero
 constexpr float MAGIC = 1.5f * (1 << 23);
 constexpr int MOST = 4095, STEP = 585;    // largest entry of a table of `batched`; MOST / LARGEST

@@ -98,12 +98,14 @@ TARGET void look_up_panel(const Layer& layer, const uint8_t* codes, const int8_t
     for (int64_t first = 0; first < blocks; first += group, scales += ITEMS) {
         Words words[VECTORS][ITEMS] = {};
         for (int64_t b = std::min(group, blocks - first); b > 0; --b, tables += ITEMS * ATOMS)
-            for (int64_t pair = 0; pair < layer.pairs; ++pair, codes += 2 * PANEL)
+            for (int64_t pair = 0; pair < layer.pairs; ++pair, codes += 2 * PANEL) {
+                __builtin_prefetch(codes + AHEAD);
                 for (int v = 0; v < VECTORS; ++v) {
                     const Decoded decoded = decode(load(codes + v * WIDTH));
                     for (int i = 0; i < ITEMS; ++i)
                         words[v][i] += product(repeat(tables + i * ATOMS), decoded);
                 }
+            }
         for (int i = 0; i < ITEMS; ++i)
             for (int v = 0; v < VECTORS; ++v)
                 add_scaled(sums + i * PANEL + v * WIDTH / 2, words[v][i], scales[i]);
@@ -118,12 +120,14 @@ TARGET void look_up_signs(const Layer& layer, const uint8_t* codes, const int8_t
     for (int64_t first = 0; first < blocks; first += group, scales += ITEMS) {
         Signed words[PARTS][ITEMS] = {};
         const int64_t bytes = 2 * layer.pairs * std::min(group, blocks - first);
-        for (int64_t byte = 0; byte < bytes; ++byte, codes += PANEL, tables += 2 * ITEMS * 16)
+        for (int64_t byte = 0; byte < bytes; ++byte, codes += PANEL, tables += 2 * ITEMS * 16) {
+            __builtin_prefetch(codes + AHEAD);
             for (int v = 0; v < PARTS; ++v) {
                 const Halves halves = split(codes + v * HALVES);
                 for (int i = 0; i < ITEMS; ++i)
                     add_halves(words[v][i], tables + i * 16, tables + (ITEMS + i) * 16, halves);
             }
+        }
         for (int i = 0; i < ITEMS; ++i)
             for (int v = 0; v < PARTS; ++v)
                 add_scaled(sums + i * PANEL + v * HALVES, words[v][i], scales[i]);
