@@ -86,6 +86,20 @@ def test_inspect_tells_the_real_size(path):
     assert tersor.inspect(path).nbytes == path.stat().st_size
 
 
+def test_files_say_of_themselves_what_they_are_given(tmp_path):
+    path, metadata = tmp_path / "net.tersor", {"name": "net", "licence": "MIT"}
+    plain = tersor.save(make_net(), path)
+    assert plain.metadata == {} and plain.content_hash is None
+    report = tersor.save(make_net(), path, metadata=metadata, content_hash=True)
+    assert report.nbytes == path.stat().st_size and report == tersor.inspect(path)
+    with tersor.open(path) as file:
+        assert file.metadata == report.metadata == metadata
+        assert file.content_hash == report.content_hash
+    with pytest.raises(InputError, match="must be text"):
+        tersor.save(make_net(), path, metadata={"year": 2022})
+    assert tersor.inspect(path) == report
+
+
 class Other(nn.Module):
     def __init__(self):
         super().__init__()

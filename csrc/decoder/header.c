@@ -1,7 +1,7 @@
 /* The fields of the header that tell of tensors: columns of one property each. */
 #include "internal.h"
 
-enum { TYPES = 16, F64 = 0, F32 = 1, BF16 = 3, REASONS = 7, TRELLISES = 6, MOST_AXES = 64 };
+enum { TYPES = 16, F64 = 0, F32 = 1, BF16 = 3, TRELLISES = 6, MOST_AXES = 64 };
 enum { LARGEST_SNR = 30000, NO_SNR = 30001 };
 
 static const uint8_t ITEMSIZE[TYPES] = {8, 4, 2, 2, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 8};
@@ -83,7 +83,7 @@ static void read_kinds(tersor_file *file, tersor_cursor *cursor)
     }
     for (t = file->tensors; t < end; t++)
         if (is_kept(t))
-            tersor_byte(cursor, REASONS - 1);
+            tersor_byte(cursor, 255); /* the reason, for people */
     for (i = 0; i < file->count && !cursor->bad; i++)
         if (file->tensors[i].kind == TERSOR_ALIAS)
             read_alias(file, cursor, i);

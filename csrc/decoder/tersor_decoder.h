@@ -65,6 +65,12 @@ typedef struct {
     uint64_t output, integers, scales; /* bytes of a tensor; elements of the arrays of its space */
 } tersor_needs;
 
+/* UTF-8, not terminated. */
+typedef struct {
+    const uint8_t *data;
+    size_t size;
+} tersor_text;
+
 /* A file. The caller gives three arrays and their numbers of elements; tersor_open fills them. */
 typedef struct {
     uint8_t *bytes; /* the header and the names */
@@ -76,6 +82,8 @@ typedef struct {
     tersor_needs needs;
     size_t count; /* of tensors */
     uint64_t source_bytes;
+    tersor_text metadata;        /* as coded: see tersor_metadata */
+    const uint8_t *content_hash; /* 32 bytes, which nothing here compares; 0 if there are none */
 } tersor_file;
 
 /* What the coder expects: one factor of a magnitude. */
@@ -102,6 +110,9 @@ tersor_status tersor_open(tersor_file *file, const uint8_t *data, size_t size, u
 
 /* Length of an axis of a tensor. */
 uint64_t tersor_length(const tersor_tensor *tensor, unsigned axis);
+
+/* An entry of the metadata; 0 if there are not as many. */
+int tersor_metadata(const tersor_file *file, size_t position, tersor_text *key, tersor_text *value);
 
 /* Bytes of an element of a data type, by its number in the format. */
 unsigned tersor_itemsize(unsigned dtype);

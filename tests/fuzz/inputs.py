@@ -6,7 +6,8 @@ the outside, so that changes reach what is inside:
 - a byte S: the lower three bits are the number of sections;
 - two bytes, little-endian: the size of the header, at most 60000 and what is there;
 - the header, not compressed, and without its last two fields, which are made to fit;
-- each section: its size, two bytes, at most what is there, and its content.
+- each section: its size, two bytes, at most what is there, and its content;
+- all that is left: what follows the sections.
 
 Checksums do not count: fuzzers do not guess them. fuzz_decoder.c does the same in C.
 
@@ -45,7 +46,7 @@ def to_file(data: bytes) -> bytes:
     out.raw(bytes(4 * len(sections)))
     deflated = struct.pack("<BHH", 1, len(out.data), len(out.data) ^ 0xFFFF) + out.data
     prefix = struct.pack("<8sBIII", container.MAGIC, 0, len(deflated), len(out.data), 0)
-    return prefix + deflated + b"".join(sections)
+    return prefix + deflated + b"".join(sections) + rest
 
 
 def _take(data: bytes, most: int) -> tuple[bytes, bytes]:
@@ -60,9 +61,10 @@ def from_file(data: bytes) -> bytes:
     out = Writer()
     out.integer(archive.source_bytes)
     header.write(out, archive.entries)
-    sections = list(container.to_bytes(archive))[1:]
+    _, *sections, tail = container.to_bytes(archive)
+    out.integer(len(tail))
     parts = [bytes(out.data), *sections]
-    return bytes([len(sections)]) + b"".join(struct.pack("<H", len(p)) + p for p in parts)
+    return bytes([len(sections)]) + b"".join(struct.pack("<H", len(p)) + p for p in parts) + tail
 
 
 def main() -> None:

@@ -71,6 +71,7 @@ def contents(data):
     plain = [i for i in range(count) if kinds[i] < 2]
     stored = [(3 if kinds[i] == 1 else types[i], math.prod(shapes[i])) for i in plain]
     groups = list(specified.groups(stored))
+    cursor.integer()  # bytes after the sections
     sizes = cursor.integers(len(factored) + len(groups))
     weights = {}
     for i, position in enumerate(factored):

@@ -125,7 +125,7 @@ def read(reader: Reader) -> list[Field]:
     kinds = [_choose([EXACT, ROUNDED, FACTORS, ALIAS], b, "kind") for b in reader.raw(count)]
     shapes = _read_shapes(reader, count)
     reasons = reader.raw(sum(kind in (EXACT, ROUNDED) for kind in kinds))
-    kept = iter([_choose(list(Kept), b, "reason") for b in reasons])
+    kept = iter([Kept(b) for b in reasons])
     aliases = iter(reader.integers(kinds.count(ALIAS)))
     weights = [(shapes[i], types[i]) for i in range(count) if kinds[i] == FACTORS]
     encoded = iter(_read_records(reader, weights))

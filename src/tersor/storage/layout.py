@@ -10,10 +10,11 @@ from itertools import accumulate
 
 from tersor.errors import FileFormatError
 from tersor.factors import Factors
-from tersor.storage import header, kept, records
-from tersor.storage.container import MAGIC, PREFIX, VERSION, Stamp, stamp
+from tersor.storage import header, kept, label, records
+from tersor.storage.container import CHECKSUM, MAGIC, PREFIX, VERSION, Stamp, stamp
 from tersor.storage.cursor import Reader
 from tersor.storage.header import EXACT, FACTORS, ROUNDED, Field
+from tersor.storage.label import Label
 from tersor.storage.planes import inflate
 from tersor.storage.records import EncodedFactors
 
@@ -42,12 +43,18 @@ class Layout:
         One for each section: those of the factored tensors, then those of groups of kept ones.
     header_bytes
         Bytes before the first section.
+    nbytes
+        Bytes of the file.
+    label
+        What follows the sections, checked.
     """
 
     source_bytes: int
     fields: list[Field]
     stamps: list[Stamp]
     header_bytes: int
+    nbytes: int
+    label: Label
 
     @cached_property
     def factored(self) -> list[Field]:
@@ -95,10 +102,10 @@ def read(data: Data, max_bytes: int) -> Layout:
     if zlib.crc32(deflated) != checksum:
         raise FileFormatError("the header is damaged or cut off (its checksum differs)")
     reader = Reader(inflate(deflated, header_size, "the header"))
-    return _parse(reader, PREFIX.size + len(deflated), len(data), max_bytes)
+    return _parse(reader, PREFIX.size + len(deflated), data, max_bytes)
 
 
-def _parse(reader: Reader, header_bytes: int, nbytes: int, max_bytes: int) -> Layout:
+def _parse(reader: Reader, header_bytes: int, data: Data, max_bytes: int) -> Layout:
     source_bytes = reader.integer()
     fields = header.read(reader)
     total = sum(f.decoded_bytes for f in fields)
@@ -110,9 +117,19 @@ def _parse(reader: Reader, header_bytes: int, nbytes: int, max_bytes: int) -> La
     plain = [f for f in fields if f.kind in KEPT]
     factored = sum(f.kind == FACTORS for f in fields)
     groups = sum(1 for _ in kept.group(f.stored_bytes for f in plain))
-    stamps = _read_stamps(reader, factored + groups, nbytes - header_bytes)
+    tail = reader.integer(limit=len(data) - header_bytes)
+    stamps = _read_stamps(reader, factored + groups, len(data) - header_bytes - tail)
     kept.check_claims(plain, [s.size for s in stamps[factored:]])
-    return Layout(source_bytes, fields, stamps, header_bytes)
+    told = _read_tail(data[len(data) - tail :]) if tail else Label()
+    return Layout(source_bytes, fields, stamps, header_bytes, len(data), told)
+
+
+def _read_tail(data: bytes) -> Label:
+    if len(data) <= CHECKSUM.size:
+        raise FileFormatError(f"{len(data)} bytes follow the sections, which is too little")
+    if CHECKSUM.unpack(data[: CHECKSUM.size])[0] != zlib.crc32(data[CHECKSUM.size :]):
+        raise FileFormatError("what follows the sections is damaged (its checksum differs)")
+    return label.read(data[CHECKSUM.size :])
 
 
 def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
@@ -123,7 +140,7 @@ def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
         raise FileFormatError(f"the header has {reader.left} bytes too many")
     if sum(sizes) != left:
         raise FileFormatError(
-            f"the file has {left} bytes after its header; its header says {sum(sizes)}"
+            f"the file has sections of {left} bytes; its header says {sum(sizes)}"
         )
     return [Stamp(*pair) for pair in zip(sizes, checksums, strict=True)]
 

@@ -58,6 +58,19 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         return self.layout.source_bytes
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """What its maker says of the file; empty if nothing."""
+        return dict(self.layout.label.metadata)
+
+    @property
+    def content_hash(self) -> str | None:
+        """SHA-256 of names, types, shapes and values of its dense tensors, as the file claims.
+
+        In hexadecimal digits; None if it claims none. `tersor.verify` compares it.
+        """
+        return self.layout.label.content_hash.hex() or None
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the dense tensors, by name, in the order of the checkpoint."""
         return {name: field.shape for name, field in self._fields.items()}

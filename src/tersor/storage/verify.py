@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from tersor.errors import FileFormatError
-from tersor.storage import kept, layout
+from tersor.storage import kept, label, layout
 from tersor.storage.layout import MAX_BYTES, Data, Layout
+from tersor.storage.opened import OpenFile
 
 Progress = Callable[[str, float], None]
 
@@ -40,6 +41,8 @@ def verify(
 ) -> Verification:
     """Check every byte of a file: magic number, header, checksums, and that each section decodes.
 
+    A file that holds a hash of its content is compared with it if nothing else is wrong.
+
     A file whose header is damaged has one problem; else each section may have one.
 
     Parameters
@@ -55,7 +58,20 @@ def verify(
         found = layout.read(data, max_bytes)
     except FileFormatError as error:
         return Verification(0, len(data), (str(error),))
-    return Verification(len(found.fields), len(data), tuple(_problems(data, found, progress)))
+    problems = tuple(_problems(data, found, progress))
+    if found.label.content_hash and not problems:
+        problems = tuple(_difference(data, found, max_bytes, progress))
+    return Verification(len(found.fields), len(data), problems)
+
+
+def _difference(data: Data, found: Layout, max_bytes: int, progress: Progress) -> Iterator[str]:
+    progress("content hash", 1.0)
+    content_hash = label.content_hash(OpenFile(data, max_bytes=max_bytes))
+    if content_hash != found.label.content_hash:
+        yield (
+            f"the tensors are not those of its content hash: {found.label.content_hash.hex()} in "
+            f"the file, {content_hash.hex()} of the tensors"
+        )
 
 
 def _problems(data: Data, found: Layout, progress: Progress) -> Iterator[str]:
