@@ -37,29 +37,11 @@ GROUP_BYTES = 2**20
 SIZES = (8, 4, 2, 2, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 8)
 """Bytes of an element of each data type."""
 TURNED = (0, 1, 2, 3, 15)
-TYPES = {
-    name: code
-    for code, name in enumerate(
-        [
-            "float64",
-            "float32",
-            "float16",
-            "bfloat16",
-            "int64",
-            "int32",
-            "int16",
-            "int8",
-            "uint8",
-            "bool",
-            "float8_e4m3fn",
-            "float8_e5m2",
-            "uint16",
-            "uint32",
-            "uint64",
-            "complex64",
-        ]
-    )
-}
+NAMES = (
+    *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"),
+    *("bool", "float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64", "complex64"),
+)
+TYPES = {name: code for code, name in enumerate(NAMES)}
 """Data types by PyTorch's names."""
 
 
