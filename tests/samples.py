@@ -87,7 +87,7 @@ def from_file_bytes(data: bytes) -> Archive:
     """The archive that a file was made from."""
     file = OpenFile(data)
     found = file.layout
-    payloads = {f.name: found.section(data, i) for i, f in enumerate(found.factored)}
+    streams = {n: [found.section(data, i) for i in s] for n, s in found.streams.items()}
 
     def entry(field: Field) -> Entry:
         if isinstance(field.detail, str):
@@ -95,7 +95,7 @@ def from_file_bytes(data: bytes) -> Archive:
         if isinstance(field.detail, Kept):
             values = file[field.name].to(field.stored_dtype)
             return Entry(field.shape, field.dtype, Plain(values, field.detail))
-        content = replace(field.detail, payload=payloads[field.name])
+        content = replace(field.detail, streams=tuple(streams[field.name]))
         return Entry(field.shape, field.dtype, content)
 
     entries = {f.name: entry(f) for f in found.fields}

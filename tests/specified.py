@@ -63,6 +63,14 @@ def content_hash(tensors: dict[str, tuple[int, list[int], bytes]]) -> bytes:
     return whole.digest()
 
 
+def slices(rows: int, slice_rows: int) -> list[int]:
+    """Weight rows of each slice."""
+    if slice_rows == 0:
+        return [rows]
+    count = rows // slice_rows
+    return [slice_rows] * (count - 1) + [rows - (count - 1) * slice_rows]
+
+
 def words(code: int) -> tuple[int, int]:
     """Number of words of an element, and bytes of a word."""
     return (2, 4) if code == 15 else (1, SIZES[code])

@@ -130,7 +130,7 @@ def test_another_model_is_refused_with_the_names(tmp_path, model, message):
 def deceiving(tmp_path):
     """A file whose sections are whole, but one does not hold what it should."""
     good = records.encode(random_factors((20, 20), 4, 4))
-    bad = replace(good, payload=good.payload + b"\1" * 9)
+    bad = replace(good, streams=(good.streams[0] + b"\1" * 9,))
     entries = {
         n: Entry((20, 20), torch.float32, e) for n, e in (("0.weight", good), ("1.weight", bad))
     }

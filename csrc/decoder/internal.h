@@ -46,10 +46,14 @@ uint32_t tersor_group_size(const tersor_section *section);
 /* Raw deflate that must give exactly `out_size` bytes and end exactly with its input. */
 tersor_status tersor_inflate(const uint8_t *in, size_t in_size, uint8_t *out, size_t out_size);
 
-/* Coded integers of both factors: the codebook by columns, then the latent by rows, in the order of
- * coding. */
+/* Coded integers of both factors: the codebook by columns, then slice by slice the latent by rows,
+ * in the order of coding. The section is that of the first slice. */
 tersor_status tersor_read_factors(const tersor_tensor *tensor, const tersor_section *section,
                                   tersor_space *space);
+
+/* Slices of a latent, and weight rows of one of them. */
+uint64_t tersor_slices(const tersor_tensor *tensor);
+uint64_t tersor_slice_rows(const tersor_tensor *tensor, uint64_t slice);
 
 /* Tiles of a row of the weight: whole ones, and a padded one. */
 uint64_t tersor_tiles(const tersor_tensor *tensor);

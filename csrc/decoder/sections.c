@@ -64,8 +64,12 @@ static tersor_status assign(tersor_file *file, uint64_t most)
     uint32_t total = TERSOR_GROUP; /* so that the first group is a new one */
     size_t i;
     for (i = 0; i < file->count; i++)
-        if (file->tensors[i].kind == TERSOR_FACTORS)
-            file->tensors[i].section = (size_t)file->needs.sections++;
+        if (file->tensors[i].kind == TERSOR_FACTORS) {
+            file->tensors[i].section = (size_t)file->needs.sections;
+            file->needs.sections += tersor_slices(file->tensors + i);
+            if (file->needs.sections > most)
+                return TERSOR_HEADER;
+        }
     if (file->needs.sections && file->needs.sections <= file->sections_size)
         memset(file->sections, 0, (size_t)file->needs.sections * sizeof *file->sections);
     for (i = 0; i < file->count; i++)

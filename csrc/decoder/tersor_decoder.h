@@ -45,9 +45,10 @@ typedef struct {
     uint8_t axes, dtype, kind, trellis, codebook_start, latent_start;
     uint64_t numel, rows; /* elements; length of the first axis, 1 if there is none */
     uint64_t tile, rank;  /* of factors */
+    uint64_t slice_rows;  /* of factors: rows of each slice but the last; all, if there is one */
     uint32_t scale;       /* of factors: the bits of a float32 */
     uint32_t before[4];   /* words in its first group before a kept tensor: see tersor_section */
-    size_t section;       /* of factors, or of the first piece of a kept tensor */
+    size_t section;       /* of the first slice of factors, or piece of a kept tensor */
     size_t target;        /* of an alias */
     size_t scratch;
 } tersor_tensor;

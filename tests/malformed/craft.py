@@ -48,6 +48,7 @@ VALID: dict[str, Any] = {
     "trellises": bytes([0]),
     "codebook_starts": bytes([128]),
     "latent_starts": bytes([128]),
+    "slice_rows": [0],
     "tail_bytes": 0,
     "section_sizes": [len(s) for s in SECTIONS],
     "checksums": b"".join(struct.pack("<I", zlib.crc32(s)) for s in SECTIONS),

@@ -122,6 +122,16 @@ CASES = {
     ),
     "alias of another shape": (craft(lengths=[4, 3, 2, 3, 4]), "an alias of 'w' differs"),
     "alias of another type": (craft(dtypes=bytes([1, 1, 4, 0])), "an alias of 'w' differs"),
+    "slices of more than half the rows": (craft(slice_rows=[3]), "slices of 3 rows"),
+    "slices of broken blocks": (craft(slice_rows=[2]), "slices of 2 rows"),
+    "slices without sections": (
+        craft(lengths=[2**40, 1, 2, 2**40, 1], tiles=[1], ranks=[0], slice_rows=[4096]),
+        "decoding takes",
+    ),
+    "more slices than the header has sizes of": (
+        craft(lengths=[2**30, 1, 2, 2**30, 1], tiles=[1], ranks=[1], slice_rows=[4096]),
+        "header ends too early",
+    ),
     "no tile": (craft(tiles=[0]), r"tiles of 0 elements do not suit .* \(4, 3\)"),
     "tile longer than a row": (craft(tiles=[4]), "tiles of 4 elements"),
     "factors of a number": (

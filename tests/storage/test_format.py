@@ -13,7 +13,7 @@ import specified
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import archives, plain, small_archive, to_file_bytes, weights
+from samples import archives, plain, random_factors, small_archive, to_file_bytes, weights
 
 from tersor.factorization.weights import factorize_weight
 from tersor.files import dense_tensors
@@ -71,24 +71,32 @@ def contents(data):
     plain = [i for i in range(count) if kinds[i] < 2]
     stored = [(3 if kinds[i] == 1 else types[i], math.prod(shapes[i])) for i in plain]
     groups = list(specified.groups(stored))
+    slice_rows = cursor.integers(len(factored))
     cursor.integer()  # bytes after the sections
-    sizes = cursor.integers(len(factored) + len(groups))
+    slices = [specified.slices(shapes[p][0], s) for p, s in zip(factored, slice_rows, strict=True)]
+    sizes = iter(cursor.integers(sum(map(len, slices)) + len(groups)))
     weights = {}
     for i, position in enumerate(factored):
-        rows, row = shapes[position][0], 1
+        row = 1
         for n in shapes[position][1:]:
             row *= n
         per_row = -(-row // tiles[i])
-        section, body = body[: sizes[i]], body[sizes[i] :]
         states, coded = specified.STATES[trellises[i]], (starts[0][i], starts[1][i])
-        codebook, latent = integers(section, tiles[i], ranks[i], per_row, rows, states, coded)
-        weights[names[position]] = [
-            single(scales[i] * dot([c[j] for c in codebook], latent, t * rows + r))
-            for r in range(rows)
-            for t in range(per_row)
-            for j in range(min(tiles[i], row - t * tiles[i]))
-        ]
-    for pieces, size in zip(groups, sizes[len(factored) :], strict=True):
+        elements = weights[names[position]] = []
+        codebook = None
+        for rows in slices[i]:
+            size = next(sizes)
+            section, body = body[:size], body[size:]
+            d = tiles[i] if codebook is None else 0
+            first, latent = integers(section, d, ranks[i], per_row, rows, states, coded)
+            codebook = first if codebook is None else codebook
+            elements += [
+                single(scales[i] * dot([c[j] for c in codebook], latent, t * rows + r))
+                for r in range(rows)
+                for t in range(per_row)
+                for j in range(min(tiles[i], row - t * tiles[i]))
+            ]
+    for pieces, size in zip(groups, sizes, strict=True):
         section, body = body[:size], body[size:]
         facts = [(stored[n][0], kinds[plain[n]] == 0, nbytes) for n, nbytes in pieces]
         for (n, _), part in zip(pieces, specified.kept(section, facts), strict=True):
@@ -110,7 +118,7 @@ def kept_bytes(archive):
 def integers(section, d, k, per_row, rows, states, starts):
     """Columns of the codebook, and rows of the latent, both in the order of coding."""
     coder = specified.Decoder(section)
-    codebook = specified.code(coder, [[0] * d] * k, d, 1, starts[0])
+    codebook = specified.code(coder, [[0] * d] * k, d, 1, starts[0]) if d else []
     latent = specified.code(coder, [[0] * (per_row * rows)] * k, rows, states, starts[1])
     assert coder.position >= len(section) and not section.endswith(b"\0")
     return codebook, latent
@@ -156,6 +164,16 @@ def test_the_specification_is_enough_to_decode_any_factors(entries):
     entries = {str(i): e for i, e in enumerate(entries) if e.dtype == torch.float32}
     archive = Archive(entries, 1)
     expected = {n: t.reshape(-1).tolist() for n, t in dense_tensors(archive).items()}
+    assert factored_weights(to_file_bytes(archive)) == expected
+
+
+@pytest.mark.parametrize("shape, tile, slice_rows", [((9000, 2), 2, 4096), ((70, 256), 2, 32)])
+def test_the_specification_is_enough_to_decode_slices(shape, tile, slice_rows):
+    weight = random_factors(shape, tile, 1)
+    encoded = records.encode(weight, slice_rows=slice_rows)
+    assert len(encoded.streams) == 2
+    archive = Archive({"w": Entry(shape, torch.float32, encoded)}, 1)
+    expected = {"w": weight.recompose().reshape(-1).tolist()}
     assert factored_weights(to_file_bytes(archive)) == expected
 
 

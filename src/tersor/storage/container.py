@@ -1,8 +1,8 @@
 """An archive -> the bytes of a file, which replaces an earlier one atomically.
 
 docs/format.md is the specification. In short: a magic number, the sizes and a checksum, the
-compressed header, then the sections: one for each factored tensor, one for each group of kept ones,
-and at the end, if it was asked for, what the file says of itself.
+compressed header, then the sections: one for each slice of a factored tensor, one for each group of
+kept ones, and at the end, if it was asked for, what the file says of itself.
 `tersor.storage.opened` is the way back.
 """
 
@@ -58,7 +58,7 @@ def kept_sections(archive: Archive) -> Iterator[bytes]:
 
 def _factor_sections(archive: Archive) -> Iterator[bytes]:
     contents = (e.content for e in archive.entries.values())
-    return (c.payload for c in contents if isinstance(c, EncodedFactors))
+    return (s for c in contents if isinstance(c, EncodedFactors) for s in c.streams)
 
 
 def _head(archive: Archive, stamps: Sequence[Stamp]) -> bytes:

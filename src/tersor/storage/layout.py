@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import mmap
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
 from tersor.errors import FileFormatError
-from tersor.factors import Factors
-from tersor.storage import header, kept, label, records
+from tersor.storage import header, kept, label
 from tersor.storage.container import CHECKSUM, MAGIC, PREFIX, VERSION, Stamp, stamp
 from tersor.storage.cursor import Reader
 from tersor.storage.header import EXACT, FACTORS, ROUNDED, Field
 from tersor.storage.label import Label
 from tersor.storage.planes import inflate
-from tersor.storage.records import EncodedFactors
 
 Data = bytes | mmap.mmap
 """All bytes of a file, in memory or mapped."""
@@ -40,7 +38,8 @@ class Layout:
     fields
         One for each tensor.
     stamps
-        One for each section: those of the factored tensors, then those of groups of kept ones.
+        One for each section: those of slices of the factored tensors, then those of groups of kept
+        ones.
     header_bytes
         Bytes before the first section.
     nbytes
@@ -58,8 +57,20 @@ class Layout:
 
     @cached_property
     def factored(self) -> list[Field]:
-        """The factored tensors, one for each of the first sections."""
+        """The factored tensors, whose slices are the first sections."""
         return [f for f in self.fields if f.kind == FACTORS]
+
+    @cached_property
+    def streams(self) -> dict[str, range]:
+        """Positions of the sections of each factored tensor, by its name."""
+        ends = list(accumulate((f.slices for f in self.factored), initial=0))
+        pairs = zip(self.factored, ends, ends[1:], strict=False)
+        return {f.name: range(start, end) for f, start, end in pairs}
+
+    @property
+    def groups(self) -> range:
+        """Positions of the sections of groups of kept tensors."""
+        return range(sum(f.slices for f in self.factored), len(self.stamps))
 
     @cached_property
     def plain(self) -> list[Field]:
@@ -115,7 +126,7 @@ def _parse(reader: Reader, header_bytes: int, data: Data, max_bytes: int) -> Lay
             "file, give a larger max_bytes"
         )
     plain = [f for f in fields if f.kind in KEPT]
-    factored = sum(f.kind == FACTORS for f in fields)
+    factored = sum(f.slices for f in fields)
     groups = sum(1 for _ in kept.group(f.stored_bytes for f in plain))
     tail = reader.integer(limit=len(data) - header_bytes)
     stamps = _read_stamps(reader, factored + groups, len(data) - header_bytes - tail)
@@ -143,15 +154,3 @@ def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
             f"the file has sections of {left} bytes; its header says {sum(sizes)}"
         )
     return [Stamp(*pair) for pair in zip(sizes, checksums, strict=True)]
-
-
-def decode_factors(field: Field, section: bytes) -> Factors:
-    """Factors of a tensor of this section.
-
-    Raises
-    ------
-    FileFormatError
-        If the section does not hold such factors.
-    """
-    assert isinstance(field.detail, EncodedFactors)  # the kind says so
-    return records.decode(replace(field.detail, payload=section), field.shape, field.dtype)
