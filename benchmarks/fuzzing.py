@@ -46,7 +46,7 @@ def fuzz(name: str, command: list[str | Path], found: Path, runs: int, seed: int
     """Run a fuzzer; new inputs go to a folder, failures to `FAILED`."""
     found.mkdir()
     FAILED.mkdir(parents=True, exist_ok=True)
-    options = [f"-runs={runs}", f"-seed={seed}", "-max_len=2048", "-print_final_stats=1"]
+    options = [f"-runs={runs}", f"-seed={seed}", "-max_len=3072", "-print_final_stats=1"]
     prefix = f"-artifact_prefix={FAILED}/{name}-"
     lower = ["nice", "-n", "19"] if shutil.which("nice") else []
     log = subprocess.run(

@@ -10,7 +10,7 @@ enum { UNCHECKED = 0 };
 
 enum { PREFIX = 21, LARGEST_HEADER = 1 << 26, LARGEST_EXPANSION = 1032 };
 
-static const uint8_t MAGIC[9] = {0x93, 'T', 'E', 'R', 'S', 'O', 'R', '\n', 0 /* version */};
+static const uint8_t MAGIC[9] = {0x93, 'T', 'E', 'R', 'S', 'O', 'R', '\n', 1 /* version */};
 
 uint32_t tersor_load32(const uint8_t *b)
 {

@@ -5,7 +5,7 @@
 
 #include "tersor_whole.h"
 
-enum { LIMIT = 1 << 16, MOST_SECTIONS = 7, LARGEST_HEADER = 60000 };
+enum { LIMIT = 1 << 16, MOST_SECTIONS = 31, LARGEST_HEADER = 60000 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -65,7 +65,7 @@ static uint8_t *put_span(uint8_t *out, span what)
 static size_t make_file(uint8_t *file, span header, const span *sections, unsigned count,
                         span tail)
 {
-    static const uint8_t magic[9] = {0x93, 'T', 'E', 'R', 'S', 'O', 'R', '\n', 0};
+    static const uint8_t magic[9] = {0x93, 'T', 'E', 'R', 'S', 'O', 'R', '\n', 1};
     uint8_t *const plain = file + 26, *end = put_span(plain, header);
     uint32_t size;
     unsigned i;

@@ -112,7 +112,7 @@ def assemble(
     plain: bytes,
     sections: list[bytes] = SECTIONS,
     *,
-    version: int = 0,
+    version: int = 1,
     size: int | None = None,
     deflated: bytes | None = None,
 ) -> bytes:

@@ -45,7 +45,7 @@ def contents(data):
     """Of a file, by name: the weights of factored tensors (rows of floats, exact), and the bytes of
     kept ones, as stored."""
     magic, version, deflated, size, checksum = struct.unpack_from("<8sBIII", data)
-    assert (magic, version) == (b"\x93TERSOR\n", 0)
+    assert (magic, version) == (b"\x93TERSOR\n", 1)
     body = data[21 + deflated :]
     assert zlib.crc32(data[21 : 21 + deflated]) == checksum
     header = zlib.decompress(data[21 : 21 + deflated], -15)

@@ -26,8 +26,8 @@ from tersor.storage.records import EncodedFactors
 
 MAGIC = b"\x93TERSOR\n"
 
-VERSION = 0
-"""Format version; 0 may change until 1 is frozen."""
+VERSION = 1
+"""Format version, frozen: what a change of the format takes is in docs/format.md."""
 
 PREFIX = struct.Struct("<8sBIII")
 """Magic number, version; of the header: deflated size, size, CRC-32."""

@@ -105,7 +105,12 @@ def read(data: Data, max_bytes: int) -> Layout:
     _, version, deflated_size, header_size, checksum = PREFIX.unpack(data[: PREFIX.size])
     if version != VERSION:
         raise FileFormatError(
-            f"format version {version}; this release reads version {VERSION}: use another release"
+            f"format version {version}; this release reads version {VERSION}: "
+            + (
+                "it was written before the format was final; compress the model anew"
+                if version < VERSION
+                else "use a later release"
+            )
         )
     if header_size > _MAX_HEADER:
         raise FileFormatError(f"header of {header_size} bytes; at most {_MAX_HEADER} is allowed")
