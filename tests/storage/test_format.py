@@ -19,6 +19,8 @@ from tersor.factorization.weights import factorize_weight
 from tersor.files import dense_tensors
 from tersor.storage import records
 from tersor.storage.archive import Archive, Entry, Kept, Plain
+from tersor.storage.opened import OpenFile
+from tersor.storage.verify import verify
 
 
 class Cursor:
@@ -212,6 +214,37 @@ def test_the_page_has_the_constants():
         assert getattr(specified, names.get(name, name)) == int(value)
     for row in specified.PRIORS.values():
         assert page.count(f"| {row} |") == 1
+
+
+def blocks_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    return re.findall("```text\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_page_has_a_file():
+    """The bytes of the whole, the header field by field, and what is in it."""
+    file, listed, _ = blocks_of_the_page()
+    data = bytes.fromhex(file)
+    assert len(data) == 100
+    lines = [line.split("  ")[0] for line in listed.splitlines()]
+    assert zlib.decompress(data[21 : 21 + data[9]], -15) == bytes.fromhex(" ".join(lines))
+    found = contents(data)
+    assert found == {"w": [0, -5, -0.75, 1.5, -0.5, 5.25], "b": struct.pack("<2H", 0x3FC0, 0xC000)}
+    with OpenFile(data) as opened:
+        assert opened["w"].tolist() == [[0, -5, -0.75], [1.5, -0.5, 5.25]]
+        assert opened["b"].tolist() == [1.5, -2] and opened.metadata == {"licence": "MIT"}
+        factors = opened.factors("w")
+    assert factors.codebook.T.tolist() == [[3, -1], [0, 20]]
+    assert factors.latent.tolist() == [[0, -1, 2, 7], [-1, 0, 0, 300]]
+    assert verify(data).problems == ()
+
+
+def test_the_page_has_a_stream():
+    *_, block = blocks_of_the_page()
+    stream, rows = block.split("\n\n")
+    expected = [list(map(int, row.split())) for row in rows.splitlines()]
+    decoder, nothing = specified.Decoder(bytes.fromhex(stream)), [[0] * 12] * 2
+    assert specified.code(decoder, nothing, 4, 8, 150) == expected
 
 
 DIGEST = "05d53b520b012e70b77fbd765b256a8cf775d1dbacf1c1a28a0c7f25519c64c9"
