@@ -8,17 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import random_factors, to_file_bytes
 
+import tersor
 from tersor import tiling
 from tersor.errors import FileFormatError
 from tersor.factorization import weights
 from tersor.factorization.rate import analyse
 from tersor.factorization.rate_aware import STATES
 from tersor.files import dense_tensors
+from tersor.plan.fill import Version
+from tersor.resume import VERSIONS
 from tersor.storage import container, entropy, records
 from tersor.storage.archive import Archive, Entry
 from tersor.storage.opened import OpenFile
 from tersor.storage.verify import verify
 from tersor.tiling import BLOCK, Tiling, coding_order, cut, natural_order
+from tersor.training.groups import factored_weights
 
 
 @pytest.fixture
@@ -166,3 +170,27 @@ def test_threads_change_no_byte(seed, threads):
 def test_a_weight_without_factors_has_no_slices(small_slices):
     encoded = records.zero(SHAPE, torch.float32, math.nan)
     assert encoded.streams == (b"",) and encoded.coding.slice_rows == 0
+
+
+def test_trained_latents_stay_on_the_trellis_of_their_slices(small_slices, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(256, 300))
+    model[0].weight.data = random_weight()
+    tersor.compress(model, ratio=12)
+    with torch.no_grad():
+        for weight in factored_weights(model).values():
+            weight.latent.add_(0.3)
+    tersor.project(model, price=0.3)
+    bits = float(tersor.rate_loss(model).detach())
+    tersor.save(model, tmp_path / "m.tersor")
+    with tersor.open(tmp_path / "m.tersor") as file:
+        (field,) = file.layout.factored
+        assert field.slices > 1 and field.detail.coding.states == STATES
+        coded = sum(file.layout.stamps[i].size for i in file.layout.streams[field.name])
+        assert 8 * coded == pytest.approx(bits, rel=0.01, abs=100)
+
+
+def test_an_interrupted_run_remembers_slices():
+    archive, _ = archive_of(32)
+    content = archive.entries["w"].content
+    again = VERSIONS.decode(VERSIONS.encode(Version(7, 0.5, content)))
+    assert again.content.streams == content.streams and again.content.coding == content.coding
