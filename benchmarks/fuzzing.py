@@ -118,10 +118,11 @@ def main() -> None:
     parser.add_argument("--decoder", choices=["C", "Python"], action="append")
     parser.add_argument("--grow", action="store_true")
     options = parser.parse_args()
-    rows = {row["decoder"]: row for row in record.load("fuzzing")}
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         for decoder in options.decoder or ["C", "Python"]:
             rows[decoder] = run(decoder, Path(name), options)
+    rows = {row["decoder"]: row for row in record.load("fuzzing")} | rows
     for row in rows.values():
         print(", ".join(f"{key} {value}" for key, value in row.items()))
     record.write("fuzzing", list(rows.values()), seed=options.seed)
