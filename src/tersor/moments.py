@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -48,32 +49,78 @@ class Moment:
         return mean[0] if self.groups == 1 else mean
 
 
-def cross_moments(layer: Layer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Means of ``x xᵀ`` and ``y xᵀ`` over the vectors that a weight is multiplied by, on the CPU.
+@dataclass(frozen=True)
+class Joint:
+    """Moments of what a layer gets in two models, y in the one where it gets x in the other.
+
+    Parameters
+    ----------
+    own, crossed
+        Means of ``x xᵀ`` and ``y xᵀ``, (groups, m, m), on the CPU.
+    mean, other
+        Means of x and y, (groups, m).
+    rows
+        Number of vectors.
+    """
+
+    own: Tensor
+    crossed: Tensor
+    mean: Tensor
+    other: Tensor
+    rows: int
+
+    def centred(self) -> Joint:
+        """Those of ``x - E[x]`` and ``y - E[y]``; the means are kept."""
+        own = self.own - self.mean[:, :, None] * self.mean[:, None]
+        crossed = self.crossed - self.other[:, :, None] * self.mean[:, None]
+        return replace(self, own=own, crossed=crossed)
+
+
+def joint_moments(layer: Layer, first: Sequence[Tensor], second: Sequence[Tensor]) -> Joint:
+    """Moments over the vectors that a weight is multiplied by.
 
     Parameters
     ----------
     layer
         Whose weight that is.
-    x, y
-        Two inputs of the layer, of the same shape.
-
-    Returns
-    -------
-    tuple
-        The two means, (groups, m, m), and the number of vectors.
+    first, second
+        Inputs of the layer in two models: as many in both, of the same shapes.
     """
-    (a, positions), (b, _) = input_vectors(layer, x), input_vectors(layer, y)
-    groups, inputs = a.shape[0], layer.weight[0].numel()
-    own = torch.zeros(groups, inputs, inputs, device=x.device)
-    crossed, count = torch.zeros_like(own), 0
-    with torch.autocast(x.device.type, enabled=False):
+    inputs, groups = layer.weight[0].numel(), getattr(layer, "groups", 1)
+    own = torch.zeros(groups, inputs, inputs, device=first[0].device)
+    crossed, rows = torch.zeros_like(own), 0
+    means = torch.zeros(2, groups, inputs, device=own.device)
+    with torch.autocast(own.device.type, enabled=False):
+        for x, y in _paired_blocks(layer, first, second):
+            own.baddbmm_(x.mT, x)
+            crossed.baddbmm_(y.mT, x)
+            means += torch.stack([x.sum(1), y.sum(1)])
+            rows += x.shape[1]
+    return Joint(
+        (own / rows).cpu(),
+        (crossed / rows).cpu(),
+        means[0].cpu() / rows,
+        means[1].cpu() / rows,
+        rows,
+    )
+
+
+def _paired_blocks(
+    layer: Layer, first: Sequence[Tensor], second: Sequence[Tensor]
+) -> Iterator[list[Tensor]]:
+    """Vectors of two inputs, (groups, rows, m) each."""
+    for x, y in zip(first, second, strict=True):
+        (a, positions), (b, _) = input_vectors(layer, x), input_vectors(layer, y)
         for pair in zip(_blocks(a, positions), _blocks(b, positions), strict=True):
-            first, second = (block.reshape(groups, -1, inputs).float() for block in pair)
-            own.baddbmm_(first.mT, first)
-            crossed.baddbmm_(second.mT, first)
-            count += first.shape[1]
-    return (own / count).cpu(), (crossed / count).cpu(), count
+            yield [block.reshape(len(a), -1, layer.weight[0].numel()).float() for block in pair]
+
+
+def energy(weight: Tensor, moments: Tensor | None) -> float:
+    """Sum of squares of a weight or, with second moments H of its inputs, of its outputs."""
+    if moments is None:
+        return float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
+    rows = weight.reshape(len(weight), -1)
+    return float(((rows @ moments) * rows).sum(dtype=torch.float64))
 
 
 def input_vectors(layer: Layer, x: Tensor) -> tuple[Tensor, int]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.calibration import ridge
 from tersor.errors import BudgetError, InputError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.models import dense
-from tersor.moments import Layer, cross_moments
+from tersor.moments import Joint, Layer, joint_moments
 from tersor.nn import FactoredWeight, insert_factors, state
+from tersor.nn.lockstep import DivergedError, Stop, lockstep
 from tersor.nn.observe import observing
-from tersor.nn.sites import Site, Weight, find_sites
-from tersor.normalization import match_normalization
+from tersor.nn.owner import SUFFIX
+from tersor.nn.sites import Weight, find_sites, join_names
+from tersor.normalization import match_layer, moments_of, normalizations, replace_values
 from tersor.plan.progress import shown
 from tersor.plan.search import finest_fit
+from tersor.samples import calls_of
 from tersor.storage import records
 from tersor.tiling import as_float32
 
@@ -27,15 +32,16 @@ _TRIALS = 5
 
 
 @torch.no_grad()
-def reconstruct(model: nn.Module, reference: nn.Module, *inputs: Any) -> None:
+def reconstruct(model: nn.Module, reference: nn.Module, loader: Iterable[Any]) -> None:
     """Make a compressed model compute again what the dense one does, layer by layer.
 
     In the order in which the model runs them, the weight of each linear layer and convolution is
     factored anew: not to be like the dense weight, but so that, given what reaches it in the
     *compressed* model, it puts out what the dense layer puts out in the dense model. So each layer
     makes up for errors of those before it. None takes more bytes than before but for what others
-    left over. There is no back-propagation. Normalisation is matched along the way, as by
-    `match_normalization`, which is not needed before or after.
+    left over. Biases make up for what is left of the mean, and normalisation is matched along the
+    way, as by `match_normalization`, which is not needed before or after. There is no
+    back-propagation.
 
     Parameters
     ----------
@@ -43,40 +49,47 @@ def reconstruct(model: nn.Module, reference: nn.Module, *inputs: Any) -> None:
         Compressed model, changed in place.
     reference
         The dense model, of the same architecture; unchanged.
-    *inputs
-        What both are called with: a batch of about a thousand samples.
+    loader
+        Yields batches that both are called with, as in `calibrate`: about a thousand samples in
+        all. All are in memory at once, with what they are in one layer.
 
     Raises
     ------
     InputError
-        If the model holds no factors, or the two are different models.
+        If the model holds no factors, the two are different models, or they cannot be called with
+        the batches.
 
     Notes
     -----
     With the inputs x of a layer in the dense model and x' in the compressed one, its weight W is
     replaced by the factors of ``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, the linear map that is nearest to W x on
-    average, under the metric ``E[x' x'ᵀ]``; both moments have a ridge. Inputs of the compressed
-    model are used in Nagel et al., 2020, *Up or Down? Adaptive Rounding for Post-Training
-    Quantization*, arXiv 2004.10568, section 3.3, with another solver.
+    average, under the metric ``E[x' x'ᵀ]``; both moments have a ridge, and are those about the mean
+    where the layer has a bias. Inputs of the compressed model are used in Nagel et al., 2020, *Up
+    or Down? Adaptive Rounding for Post-Training Quantization*, arXiv 2004.10568, section 3.3, with
+    another solver.
     """
     weights = state(reference)
     _check(model, weights)
-    order = _in_order_of_use(model, inputs)
-    spare = 0
+    calls = calls_of(loader)
+    layers, matched = _layers(model, calls[0]), normalizations(model)
+    watched, spare = [*layers, *matched], 0
     with shown("reconstructing") as progress:
-        for number, (name, site) in enumerate(order.items()):
-            progress(name, number / len(order))
-            layer, twin = cast(Layer, site.module), reference.get_submodule(_parent(name))
-            moments, crossed = _moments(model, reference, layer, cast(Layer, twin), inputs)
-            old = cast(FactoredWeight, site.weight)
-            wanted = _wanted(as_float32(dense(weights[name])), moments, crossed)
-            allowed = records.encode(old.to_factors()).nbytes + spare
-            factors = _factorize(wanted, moments.mean(dim=0), old, allowed)
-            if factors is None:  # it stays, and so does what is spare
-                continue
-            spare = allowed - records.encode(factors).nbytes
-            insert_factors(model, {name: factors})
-            _match(model, reference, inputs)
+        try:
+            for number, stop in enumerate(lockstep((model, reference), watched, calls)):
+                progress(stop.name, min(1.0, number / len(watched)))
+                twin = reference.get_submodule(stop.name)
+                if stop.name in matched:
+                    now, wanted = map(moments_of, stop.inputs)
+                    match_layer(matched[stop.name], cast(_BatchNorm, twin), now, wanted)
+                    continue
+                weight = as_float32(dense(weights[join_names(stop.name, "weight")]))
+                layer = layers[stop.name]
+                spare = _renew(model, stop, layer, cast(Layer, twin), weight, spare)
+        except DivergedError:
+            raise InputError(
+                "the two models do not run the same layers; give the dense model that was "
+                "compressed"
+            ) from None
 
 
 def _check(model: nn.Module, weights: dict[str, FactoredWeight | Tensor]) -> None:
@@ -89,14 +102,14 @@ def _check(model: nn.Module, weights: dict[str, FactoredWeight | Tensor]) -> Non
         raise InputError(f"the two models differ{where}; give the dense model that was compressed")
 
 
-def _in_order_of_use(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Site]:
-    """Factored weights of linear layers and convolutions that are used once, as the model runs."""
+def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Layer]:
+    """Linear layers and convolutions whose weights are factored, and used just once."""
     sites = find_sites(model)
     uses: dict[Weight, int] = {}
     for site in sites.values():
         uses[site.weight] = uses.get(site.weight, 0) + 1
-    wanted: dict[nn.Module, tuple[str, Site]] = {
-        site.module: (name, site)
+    wanted: dict[nn.Module, str] = {
+        site.module: name.rpartition(".")[0]
         for name, site in sites.items()
         if isinstance(site.weight, FactoredWeight)
         and isinstance(site.module, Layer)
@@ -105,48 +118,45 @@ def _in_order_of_use(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Sit
     }
     called: dict[nn.Module, int] = {}
 
-    def note(module: nn.Module) -> Any:
+    def note(module: nn.Module) -> Callable[[Tensor], object]:
         return lambda x: called.update({module: called.get(module, 0) + 1})
 
     with observing(model, {module: note(module) for module in wanted}):
-        model(*inputs)
-    return dict(wanted[module] for module, times in called.items() if times == 1)
+        call(model)
+    return {wanted[module]: cast(Layer, module) for module, n in called.items() if n == 1}
 
 
-class _Reached(Exception):
-    """The layer that is looked at has got its input: the rest need not be run."""
+def _renew(
+    model: nn.Module, stop: Stop, layer: Layer, twin: Layer, weight: Tensor, spare: int
+) -> int:
+    """Factor the weight of a layer again; returns the bytes that are spare then."""
+    moments, old = _moments(stop, layer), layer.get_submodule("weight" + SUFFIX)
+    assert isinstance(old, FactoredWeight)
+    allowed = records.encode(old.to_factors()).nbytes + spare
+    added = ridge(moments.own, moments.rows)
+    metric = moments.own + added
+    wanted = _wanted(weight, metric, moments.crossed + added)
+    factors = _factorize(wanted, metric.mean(dim=0), old, allowed)
+    if factors is not None:  # else it stays, and so does what is spare
+        spare = allowed - records.encode(factors).nbytes
+        insert_factors(model, {join_names(stop.name, "weight"): factors})
+    if layer.bias is not None and twin.bias is not None:
+        now = as_float32(dense(state(layer)["weight"]))
+        shift = _outputs(weight, moments.other) - _outputs(now, moments.mean)
+        replace_values(layer.bias, twin.bias + shift.to(twin.bias))
+    return spare
 
 
-def _moments(
-    model: nn.Module, reference: nn.Module, layer: Layer, twin: Layer, inputs: tuple[Any, ...]
-) -> tuple[Tensor, Tensor]:
-    """``E[x' x'ᵀ]`` and ``E[x x'ᵀ]``, each (groups, m, m), with a ridge."""
-    found = [_input(model, layer, inputs), _input(reference, twin, inputs)]
-    if found[0].shape != found[1].shape:
+def _moments(stop: Stop, layer: Layer) -> Joint:
+    """Moments of what reaches the layer: about the means, where a bias makes up for these."""
+    shapes = [[tuple(x.shape) for x in batches] for batches in stop.inputs]
+    if shapes[0] != shapes[1]:
         raise InputError(
-            f"a layer gets inputs of shape {tuple(found[0].shape)} in the compressed model and "
-            f"{tuple(found[1].shape)} in the other; both must be of the same architecture"
+            f"{stop.name!r} gets inputs of shape {shapes[0][0]} in the compressed model and "
+            f"{shapes[1][0]} in the other; both must be of the same architecture"
         )
-    own, crossed, rows = cross_moments(layer, *found)
-    added = ridge(own, rows)
-    return own + added, crossed + added
-
-
-def _input(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
-    seen: list[Tensor] = []
-
-    def look(x: Tensor) -> None:
-        seen.append(x)
-        raise _Reached
-
-    try:
-        with observing(model, {layer: look}):
-            model(*inputs)
-    except _Reached:
-        return seen[0]
-    raise InputError(
-        "the two models do not run the same layers; give the dense model that was compressed"
-    )
+    moments = joint_moments(layer, *stop.inputs)
+    return moments if layer.bias is None else moments.centred()
 
 
 def _wanted(weight: Tensor, moments: Tensor, crossed: Tensor) -> Tensor:
@@ -154,6 +164,12 @@ def _wanted(weight: Tensor, moments: Tensor, crossed: Tensor) -> Tensor:
     rows = weight.reshape(len(moments), -1, moments.shape[-1]).double()
     solved = torch.linalg.solve(moments.double(), (rows @ crossed.double()).mT)
     return cast(Tensor, solved.mT).reshape(weight.shape).float()
+
+
+def _outputs(weight: Tensor, inputs: Tensor) -> Tensor:
+    """What a weight makes of a vector for each group, (groups, m)."""
+    rows = weight.reshape(len(inputs), -1, inputs.shape[-1])
+    return (rows @ inputs[..., None]).flatten()
 
 
 def _factorize(
@@ -170,20 +186,3 @@ def _factorize(
         return finest_fit(attempt, allowed, old.unit, most=_TRIALS)[1]
     except BudgetError:
         return None
-
-
-def _match(model: nn.Module, reference: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Match the normalisation anew, from what it is in the dense model."""
-    statistics = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
-    if not statistics:
-        return
-    originals = [m for m in reference.modules() if getattr(m, "running_mean", None) is not None]
-    for module, original in zip(statistics, originals, strict=True):
-        for name in ("running_mean", "running_var"):
-            value = getattr(original, name).to(torch.bfloat16)
-            getattr(module, name).copy_(value)
-    match_normalization(model, reference, *inputs)
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
