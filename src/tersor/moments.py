@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -57,26 +57,38 @@ class Joint:
     ----------
     own, crossed
         Means of ``x xᵀ`` and ``y xᵀ``, (groups, m, m), on the CPU.
-    mean, other
-        Means of x and y, (groups, m).
     rows
         Number of vectors.
     """
 
     own: Tensor
     crossed: Tensor
-    mean: Tensor
-    other: Tensor
     rows: int
 
-    def centred(self) -> Joint:
-        """Those of ``x - E[x]`` and ``y - E[y]``; the means are kept."""
-        own = self.own - self.mean[:, :, None] * self.mean[:, None]
-        crossed = self.crossed - self.other[:, :, None] * self.mean[:, None]
-        return replace(self, own=own, crossed=crossed)
+    def __add__(self, other: Joint) -> Joint:
+        """Moments over the vectors of both."""
+        rows = self.rows + other.rows
+        a, b = self.rows / rows, other.rows / rows
+        return Joint(a * self.own + b * other.own, a * self.crossed + b * other.crossed, rows)
 
 
-def joint_moments(layer: Layer, first: Sequence[Tensor], second: Sequence[Tensor]) -> Joint:
+def mean_vector(layer: Layer, batches: Sequence[Tensor]) -> Tensor:
+    """Mean of the vectors that a weight is multiplied by, (groups, m), on the CPU."""
+    total, rows = torch.zeros(()), 0
+    for x in batches:
+        for block in _blocks(*input_vectors(layer, x)):
+            vectors = block.reshape(len(block), -1, layer.weight[0].numel())
+            total = total + vectors.sum(1, dtype=torch.float64).cpu()
+            rows += vectors.shape[1]
+    return (total / rows).to(torch.float32)
+
+
+def joint_moments(
+    layer: Layer,
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    shifts: tuple[Tensor, Tensor] | None = None,
+) -> Joint:
     """Moments over the vectors that a weight is multiplied by.
 
     Parameters
@@ -85,24 +97,21 @@ def joint_moments(layer: Layer, first: Sequence[Tensor], second: Sequence[Tensor
         Whose weight that is.
     first, second
         Inputs of the layer in two models: as many in both, of the same shapes.
+    shifts
+        What is taken from the vectors of either model before, (groups, m).
     """
     inputs, groups = layer.weight[0].numel(), getattr(layer, "groups", 1)
     own = torch.zeros(groups, inputs, inputs, device=first[0].device)
     crossed, rows = torch.zeros_like(own), 0
-    means = torch.zeros(2, groups, inputs, device=own.device)
     with torch.autocast(own.device.type, enabled=False):
         for x, y in _paired_blocks(layer, first, second):
+            if shifts is not None:
+                x, y = (v - s.to(v.device)[:, None] for v, s in zip((x, y), shifts, strict=True))
             own.baddbmm_(x.mT, x)
             crossed.baddbmm_(y.mT, x)
-            means += torch.stack([x.sum(1), y.sum(1)])
             rows += x.shape[1]
-    return Joint(
-        (own / rows).cpu(),
-        (crossed / rows).cpu(),
-        means[0].cpu() / rows,
-        means[1].cpu() / rows,
-        rows,
-    )
+    count = max(rows, 1)
+    return Joint((own / count).cpu(), (crossed / count).cpu(), rows)
 
 
 def _paired_blocks(

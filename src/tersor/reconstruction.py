@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from tersor.errors import BudgetError, InputError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.models import dense
-from tersor.moments import Joint, Layer, joint_moments
+from tersor.moments import Joint, Layer, joint_moments, mean_vector
 from tersor.nn import FactoredWeight, insert_factors, state
 from tersor.nn.lockstep import DivergedError, Stop, lockstep
 from tersor.nn.observe import observing
@@ -26,6 +26,9 @@ from tersor.plan.search import finest_fit
 from tersor.samples import calls_of
 from tersor.storage import records
 from tersor.tiling import as_float32
+
+_RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
+"""Multiples of the usual ridge, 1 % of the mean square, that are tried."""
 
 _TRIALS = 5
 """Steps that are tried for a layer, to have it take the bytes that it took before."""
@@ -130,40 +133,72 @@ def _renew(
     model: nn.Module, stop: Stop, layer: Layer, twin: Layer, weight: Tensor, spare: int
 ) -> int:
     """Factor the weight of a layer again; returns the bytes that are spare then."""
-    moments, old = _moments(stop, layer), layer.get_submodule("weight" + SUFFIX)
+    _check_shapes(stop)
+    means = [mean_vector(layer, batches) for batches in stop.inputs]
+    # About the means, where a bias makes up for these.
+    halves = _halves(stop, layer, None if layer.bias is None else (means[0], means[1]))
+    moments, old = halves[0] + halves[1], layer.get_submodule("weight" + SUFFIX)
     assert isinstance(old, FactoredWeight)
     allowed = records.encode(old.to_factors()).nbytes + spare
-    added = ridge(moments.own, moments.rows)
-    metric = moments.own + added
-    wanted = _wanted(weight, metric, moments.crossed + added)
-    factors = _factorize(wanted, metric.mean(dim=0), old, allowed)
+    wanted = _wanted(weight, moments, halves)
+    metric = (moments.own + ridge(moments.own, moments.rows)).mean(dim=0)
+    factors = _factorize(wanted, metric / metric.diagonal().mean(), old, allowed)
     if factors is not None:  # else it stays, and so does what is spare
         spare = allowed - records.encode(factors).nbytes
         insert_factors(model, {join_names(stop.name, "weight"): factors})
     if layer.bias is not None and twin.bias is not None:
         now = as_float32(dense(state(layer)["weight"]))
-        shift = _outputs(weight, moments.other) - _outputs(now, moments.mean)
+        shift = _outputs(weight, means[1]) - _outputs(now, means[0])
         replace_values(layer.bias, twin.bias + shift.to(twin.bias))
     return spare
 
 
-def _moments(stop: Stop, layer: Layer) -> Joint:
-    """Moments of what reaches the layer: about the means, where a bias makes up for these."""
+def _check_shapes(stop: Stop) -> None:
     shapes = [[tuple(x.shape) for x in batches] for batches in stop.inputs]
     if shapes[0] != shapes[1]:
         raise InputError(
             f"{stop.name!r} gets inputs of shape {shapes[0][0]} in the compressed model and "
             f"{shapes[1][0]} in the other; both must be of the same architecture"
         )
-    moments = joint_moments(layer, *stop.inputs)
-    return moments if layer.bias is None else moments.centred()
 
 
-def _wanted(weight: Tensor, moments: Tensor, crossed: Tensor) -> Tensor:
-    """``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, group by group."""
-    rows = weight.reshape(len(moments), -1, moments.shape[-1]).double()
-    solved = torch.linalg.solve(moments.double(), (rows @ crossed.double()).mT)
-    return cast(Tensor, solved.mT).reshape(weight.shape).float()
+def _halves(stop: Stop, layer: Layer, shifts: tuple[Tensor, Tensor] | None) -> tuple[Joint, Joint]:
+    """Moments of every other sample of what reaches a layer, and of the rest."""
+    every = [[x[part::2] for x in stop.inputs[0]] for part in (0, 1)]
+    other = [[y[part::2] for y in stop.inputs[1]] for part in (0, 1)]
+    pairs = [joint_moments(layer, x, y, shifts) for x, y in zip(every, other, strict=True)]
+    return pairs[0], pairs[1]
+
+
+def _wanted(weight: Tensor, moments: Joint, halves: tuple[Joint, Joint]) -> Tensor:
+    """``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, both with that ridge which is best in cross-validation.
+
+    For each half of the samples the weight that is best for the other is tried. With few samples,
+    or errors that have little to do with what the layer gets, a large ridge leaves W as it is.
+    """
+    rows = weight.reshape(len(moments.own), -1, moments.own.shape[-1]).double()
+    errors = torch.zeros(len(_RIDGES), dtype=torch.float64)
+    for known, held in (halves, halves[::-1]):
+        for number, trial in enumerate(_mapped(rows, known, _RIDGES)):
+            errors[number] += _held_out(rows, trial, held)
+    (best,) = _mapped(rows, moments, [_RIDGES[int(errors.argmin())]])
+    return best.reshape(weight.shape).float()
+
+
+def _mapped(rows: Tensor, moments: Joint, ridges: Sequence[float]) -> Iterator[Tensor]:
+    """``W (E[x x'ᵀ] + r) (E[x' x'ᵀ] + r)⁻¹`` for multiples r of the usual ridge."""
+    values, axes = torch.linalg.eigh(moments.own.double())
+    usual = ridge(moments.own, moments.rows).diagonal(dim1=1, dim2=2)[:, :1].double()
+    target, plain = rows @ moments.crossed.double() @ axes, rows @ axes
+    for factor in ridges:
+        added = (factor * usual)[:, None]
+        yield (target + added * plain) / (values.clamp_min(0)[:, None] + added) @ axes.mT
+
+
+def _held_out(rows: Tensor, trial: Tensor, held: Joint) -> Tensor:
+    """``E[|W x - V x'|²]`` of a trial V, less what does not depend on it."""
+    own, crossed = held.own.double(), held.crossed.double()
+    return ((trial @ own - 2 * rows @ crossed) * trial).sum() * held.rows
 
 
 def _outputs(weight: Tensor, inputs: Tensor) -> Tensor:
@@ -176,7 +211,7 @@ def _factorize(
     wanted: Tensor, moments: Tensor, old: FactoredWeight, allowed: int
 ) -> Factors | None:
     """Factors within so many bytes, with tiles as before; None if none were found."""
-    tile, moments = old.codebook.shape[0], moments / moments.diagonal().mean()
+    tile = old.codebook.shape[0]
 
     def attempt(step: float) -> tuple[int, Factors]:
         factors = factorize_weight(wanted, tile, step, moments=moments)

@@ -45,7 +45,9 @@ def calls_of(loader: Iterable[Any]) -> list[Callable[[nn.Module], Any]]:
     """
     check_loader(loader)
     batches = enumerate(batches_of(loader), start=1)
-    calls = [partial(call, batch=batch, number=number) for number, batch in batches]
+    calls: list[Callable[[nn.Module], Any]] = [
+        partial(call, batch=batch, number=number) for number, batch in batches
+    ]
     if not calls:
         raise InputError(f"the loader is empty; {NEEDED} (a generator can be used only once)")
     return calls
