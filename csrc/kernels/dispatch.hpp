@@ -16,7 +16,7 @@ inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 inline int64_t many_bytes(const Integers& w, int64_t row_tiles) {
     const int64_t tile = w.d > row_tiles * 16 ? w.d : row_tiles * 16;
-    return aligned((16 * 256 + 64) * MANY * 2 + (w.columns() + tile) * MANY * 4);
+    return aligned((16 * 260 + 64) * MANY * 2 + (w.columns() + tile) * MANY * 4);
 }
 
 inline void linear_few(const IntegerKernels& kernels, const Integers& w, const float* x, int64_t count,

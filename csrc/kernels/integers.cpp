@@ -90,6 +90,7 @@ static inline const uint8_t* add_products(const uint8_t* codes, int64_t groups, 
         Ints total[N][PARTS] = {};
         for (int half = 0; half < QUADS / 4; ++half) {
             Partial part[N][PARTS] = {};
+#pragma GCC unroll 1
             for (int quad = 0; quad < 4; ++quad, codes += 64) {
                 const int64_t at = g * GROUP + (half * 4 + quad) * 4 * EACH;
                 for (int v = 0; v < PARTS; ++v) {
@@ -162,45 +163,72 @@ static void few(const Integers& w, const Rounded* u, int64_t count, const float*
 // once, in 16-bit integers. Those may wrap around: only what 16 bytes add up to must fit, and by
 // Cauchy-Schwarz that is at most the norm of the inputs times the reach of the weights.
 
-using Lane16 = Vector<int16_t, MANY>;
-using LaneF = Vector<float, MANY>;
+constexpr int TABLE = 256 + 4;  // the same sums of all tables would fall into one set of the cache
+using Sixteen = Vector<int16_t, MANY>;
 
-static void transform_many(const Integers& w, const float* x, int64_t count, LaneF* u, LaneF* tile) {
-    std::memset(u, 0, w.columns() * sizeof(LaneF));
+// Real numbers of 16 vectors.
+struct Reals {
+    Eight low, high;
+};
+static inline void add_product(Reals& sum, const Reals& a, Eight b) {
+    sum.low += a.low * b;
+    sum.high += a.high * b;
+}
+static inline Eight splat(float a) { return a - Eight{}; }
+
+static void gather(const Integers& w, const float* x, int64_t count, Reals* to, int64_t size) {
+    for (int64_t i = 0; i < size; ++i) {
+        float lanes[MANY] = {};
+        for (int64_t n = 0; n < count; ++n) lanes[n] = x[n * w.inputs + i];
+        std::memcpy(to + i, lanes, sizeof lanes);
+    }
+}
+
+static void transform_many(const Integers& w, const float* x, int64_t count, Reals* u, Reals* tile) {
+    std::memset(u, 0, w.columns() * sizeof(Reals));
     for (int64_t t = 0; t < w.tiles; ++t) {
         const int64_t left = w.inputs - t * w.d, size = left < w.d ? left : w.d;
-        for (int64_t i = 0; i < size; ++i) {
-            LaneF lanes{};
-            for (int64_t n = 0; n < count; ++n) lanes[n] = x[n * w.inputs + t * w.d + i];
-            tile[i] = lanes;
-        }
+        gather(w, x + t * w.d, count, tile, size);
         for (int64_t p = 0; p < w.wide_rank + w.narrow_rank; ++p) {
-            LaneF sum{};
-            for (int64_t i = 0; i < size; ++i) sum += tile[i] * w.codebook[i * w.padded_rank + p];
+            Reals sum{};
+            for (int64_t i = 0; i < size; ++i)
+                add_product(sum, tile[i], splat(w.codebook[i * w.padded_rank + p]));
             u[w.place(p) + t] = sum;
         }
     }
 }
 
+static inline auto rounded_to_words(Eight v, Eight inverse) {
+    const auto q = (Vector<int32_t, 8>)(v * inverse + MAGIC) - 0x4b400000;
+    return __builtin_convertvector(q, Vector<int16_t, 8>);
+}
+
 // Rounds inputs of a block so that no sum overflows; returns their scales.
-static LaneF round_block(const LaneF* u, int64_t size, float reach, Lane16* rounded) {
-    LaneF squares{}, scale{}, inverse{};
-    for (int64_t i = 0; i < size; ++i) squares += u[i] * u[i];
-    for (int n = 0; n < MANY; ++n) {
-        const float most = reach * std::sqrt(squares[n]);
-        // Of 32767, at most 4 * reach <= 256 is lost to rounding.
-        scale[n] = most / 32500;
-        inverse[n] = most > 0 ? 32500 / most : 0;
-    }
+static Reals round_block(const Reals* u, int64_t size, float reach, Sixteen* rounded) {
+    Reals squares{}, scale, inverse;
     for (int64_t i = 0; i < size; ++i) {
-        const auto q = (Vector<int32_t, MANY>)(u[i] * inverse + MAGIC) - 0x4b400000;
-        rounded[i] = __builtin_convertvector(q, Lane16);
+        squares.low += u[i].low * u[i].low;
+        squares.high += u[i].high * u[i].high;
+    }
+    float norms[MANY], scales[MANY], inverses[MANY];
+    std::memcpy(norms, &squares, sizeof norms);
+    for (int n = 0; n < MANY; ++n) {
+        const float most = reach * std::sqrt(norms[n]);
+        // Of 32767, at most 4 * reach <= 256 is lost to rounding.
+        scales[n] = most / 32500;
+        inverses[n] = most > 0 ? 32500 / most : 0;
+    }
+    std::memcpy(&scale, scales, sizeof scales);
+    std::memcpy(&inverse, inverses, sizeof inverses);
+    for (int64_t i = 0; i < size; ++i) {
+        store((int16_t*)(rounded + i), rounded_to_words(u[i].low, inverse.low));
+        store((int16_t*)(rounded + i) + 8, rounded_to_words(u[i].high, inverse.high));
     }
     return scale;
 }
 
 // The 16 sums of a half byte: one input times -8..7, or two inputs times -1..2 each.
-static inline void half_table(const Lane16* u, bool wide, Lane16* table) {
+static inline void half_table(const Sixteen* u, bool wide, Sixteen* table) {
     if (wide) {
         table[0] = -8 * u[0];
         for (int z = 1; z < 16; ++z) table[z] = table[z - 1] + u[0];
@@ -209,53 +237,66 @@ static inline void half_table(const Lane16* u, bool wide, Lane16* table) {
     for (int z = 0; z < 16; ++z) table[z] = (int16_t)(z / 4 - 1) * u[4] + (int16_t)(z % 4 - 1) * u[0];
 }
 
-static void build_tables(const Lane16* u, bool wide, Lane16* tables) {
+static void build_tables(const Sixteen* u, bool wide, Sixteen* tables) {
     const int each = wide ? 2 : 4;
-    for (int byte = 0; byte < 16; ++byte) {
-        const Lane16* in = u + byte / 4 * 4 * each + byte % 4;
-        Lane16 low[16], high[16];
+    for (int byte = 0; byte < 16; ++byte, tables += TABLE) {
+        const Sixteen* in = u + byte / 4 * 4 * each + byte % 4;
+        Sixteen low[16], high[16];
         half_table(in, wide, low);
         half_table(in + 2 * each, wide, high);
         for (int h = 0; h < 16; ++h)
-            for (int l = 0; l < 16; ++l) *tables++ = low[l] + high[h];
+            for (int l = 0; l < 16; ++l) tables[16 * h + l] = low[l] + high[h];
     }
 }
 
-static inline void add_block(const uint8_t* codes, const Lane16* tables, LaneF scale, LaneF* sums) {
+// Adds what the sums that the indices of a quad of bytes stand for.
+static inline void add_four(const uint8_t* codes, const char* table, Sixteen& even, Sixteen& odd) {
+    constexpr int ENTRY = sizeof(Sixteen), ALL = 255 * ENTRY, NEXT = TABLE * ENTRY;
+    static_assert(ENTRY == 32, "shifts below");
+    uint32_t bits;
+    std::memcpy(&bits, codes, 4);
+    const uint64_t four = bits;
+    even += *reinterpret_cast<const Sixteen*>(table + (four << 5 & ALL));
+    odd += *reinterpret_cast<const Sixteen*>(table + (four >> 3 & ALL) + NEXT);
+    even += *reinterpret_cast<const Sixteen*>(table + (four >> 11 & ALL) + 2 * NEXT);
+    odd += *reinterpret_cast<const Sixteen*>(table + (four >> 19 & ALL) + 3 * NEXT);
+}
+
+static inline Eight real(const int16_t* words) {
+    return __builtin_convertvector(__builtin_convertvector(load<Vector<int16_t, 8>>(words), Vector<int32_t, 8>),
+                                   Eight);
+}
+
+static inline void add_block(const uint8_t* codes, const Sixteen* tables, const Reals& scale, Reals* sums) {
     for (int r = 0; r < 16; ++r) {
-        Lane16 even{}, odd{};
-        for (int quad = 0; quad < 4; ++quad) {
-            uint32_t four;
-            std::memcpy(&four, codes + quad * 64 + r * 4, 4);
-            const Lane16* table = tables + quad * 4 * 256;
-            even += table[four & 255];
-            odd += table[256 + (four >> 8 & 255)];
-            even += table[512 + (four >> 16 & 255)];
-            odd += table[768 + (four >> 24)];
-        }
-        even += odd;
-        sums[r] += __builtin_convertvector(even, LaneF) * scale;
+        Sixteen even{}, odd{};
+        for (int quad = 0; quad < 4; ++quad)
+            add_four(codes + quad * 64 + r * 4, (const char*)(tables + quad * 4 * TABLE), even, odd);
+        int16_t words[MANY];
+        store(words, even + odd);
+        sums[r].low += real(words) * scale.low;
+        sums[r].high += real(words + 8) * scale.high;
     }
 }
 
-static void add_escapes(const Integers& w, const LaneF* u, int64_t row, LaneF& sum) {
+static void add_escapes(const Integers& w, const Reals* u, int64_t row, Reals& sum) {
     for (int32_t e = w.starts[row]; e < w.starts[row + 1]; ++e)
-        sum += u[padded_column(w, w.escapes[e] & 0x7ffff)] * (float)(w.escapes[e] >> 19);
+        add_product(sum, u[padded_column(w, w.escapes[e] & 0x7ffff)], splat(w.escapes[e] >> 19));
 }
 
 static void many(const Integers& w, const float* x, int64_t count, const float* bias, float* y,
                  int64_t first, int64_t last, char* workspace) {
-    auto* tables = reinterpret_cast<Lane16*>(workspace);
-    auto* rounded = tables + 16 * 256;
-    auto* u = reinterpret_cast<LaneF*>(rounded + 64);
+    auto* tables = reinterpret_cast<Sixteen*>(workspace);
+    auto* rounded = tables + 16 * TABLE;
+    auto* u = reinterpret_cast<Reals*>(rounded + 64);
     auto* sums = u + w.columns();
     transform_many(w, x, count, u, sums);
-    std::memset(sums, 0, (last - first) * 16 * sizeof(LaneF));
-    const LaneF* in = u;
+    std::memset(sums, 0, (last - first) * 16 * sizeof(Reals));
+    const Reals* in = u;
     for (int64_t b = 0; b < w.blocks(); ++b) {
         const bool wide = b < w.wide / 32;
         const int64_t size = wide ? 32 : 64;
-        const LaneF scale = round_block(in, size, w.reach[b], rounded);
+        const Reals scale = round_block(in, size, w.reach[b], rounded);
         in += size;
         build_tables(rounded, wide, tables);
         for (int64_t tile = first; tile < last; ++tile) {
@@ -266,8 +307,8 @@ static void many(const Integers& w, const float* x, int64_t count, const float* 
         }
     }
     for (int64_t row = first * 16; row < last * 16 && row < w.rows; ++row) {
-        LaneF sum = sums[row - first * 16];
-        add_escapes(w, u, row, sum);
+        add_escapes(w, u, row, sums[row - first * 16]);
+        const auto* sum = reinterpret_cast<const float*>(sums + row - first * 16);
         for (int64_t n = 0; n < count; ++n) y[n * w.rows + row] = sum[n] + (bias ? bias[row] : 0);
     }
 }
