@@ -41,13 +41,16 @@ static void transform(const Integers& w, const float* x, float* u) {
     }
 }
 
+constexpr float TINY = 1e-30f;  // a largest input below it counts as zero: its inverse would overflow
+
+static inline Eight larger(Eight most, Eight v) {
+    v = (Eight)((Vector<uint32_t, 8>)v & 0x7fffffffu);
+    return v > most ? v : most;
+}
+
 static float largest(const float* u) {
-    using Bits = Vector<uint32_t, 8>;
     Eight most{};
-    for (int64_t i = 0; i < GROUP; i += 8) {
-        const Eight v = (Eight)(load<Bits>(u + i) & 0x7fffffffu);
-        most = v > most ? v : most;
-    }
+    for (int64_t i = 0; i < GROUP; i += 8) most = larger(most, load<Eight>(u + i));
     float found = 0;
     for (int i = 0; i < 8; ++i) found = most[i] > found ? most[i] : found;
     return found;
@@ -57,15 +60,17 @@ static void round(const Integers& w, const float* x, const Rounded& u) {
     transform(w, x, u.real);
     float offset = 0;
     for (int64_t g = 0; g < w.columns() / GROUP; ++g) {
-        const float most = largest(u.real + g * GROUP), inverse = most > 0 ? 127 / most : 0;
+        const float most = largest(u.real + g * GROUP), inverse = most > TINY ? 127 / most : 0;
         Vector<int32_t, 8> sums{};
+        Eight nothing{};  // NaN if an input is infinite or NaN
         for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i += 8) {
             const auto q = (Vector<int32_t, 8>)(load<Eight>(u.real + i) * inverse + MAGIC) - 0x4b400000;
             sums += q;
+            nothing += load<Eight>(u.real + i) * 0.f;
             store(u.bytes + i, __builtin_convertvector(q, Vector<int8_t, 8>));
         }
         int32_t sum = 0;
-        for (int i = 0; i < 8; ++i) sum += sums[i];
+        for (int i = 0; i < 8; ++i) sum += sums[i], offset += nothing[i];
         u.scales[g] = most / 127;
         offset += u.scales[g] * (g * GROUP < w.wide ? 8 : 1) * sum;
     }
@@ -205,18 +210,26 @@ static inline auto rounded_to_words(Eight v, Eight inverse) {
 
 // Rounds inputs of a block so that no sum overflows; returns their scales.
 static Reals round_block(const Reals* u, int64_t size, float reach, Sixteen* rounded) {
-    Reals squares{}, scale, inverse;
+    Reals most{}, squares{}, scale, inverse;
     for (int64_t i = 0; i < size; ++i) {
-        squares.low += u[i].low * u[i].low;
-        squares.high += u[i].high * u[i].high;
+        most.low = larger(most.low, u[i].low);
+        most.high = larger(most.high, u[i].high);
     }
-    float norms[MANY], scales[MANY], inverses[MANY];
+    most.low += TINY;
+    most.high += TINY;
+    for (int64_t i = 0; i < size; ++i) {  // of numbers up to 1: no square overflows
+        const Eight low = u[i].low / most.low, high = u[i].high / most.high;
+        squares.low += low * low;
+        squares.high += high * high;
+    }
+    float norms[MANY], largest[MANY], scales[MANY], inverses[MANY];
     std::memcpy(norms, &squares, sizeof norms);
+    std::memcpy(largest, &most, sizeof largest);
     for (int n = 0; n < MANY; ++n) {
-        const float most = reach * std::sqrt(norms[n]);
+        const float bound = reach * std::sqrt(norms[n]) * largest[n] + TINY;  // NaN if one of them is
         // Of 32767, at most 4 * reach <= 256 is lost to rounding.
-        scales[n] = most / 32500;
-        inverses[n] = most > 0 ? 32500 / most : 0;
+        scales[n] = bound / 32500;
+        inverses[n] = 32500 / bound;
     }
     std::memcpy(&scale, scales, sizeof scales);
     std::memcpy(&inverse, inverses, sizeof inverses);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.models import dense
 from tersor.moments import Layer, cross_moments
-from tersor.nn import FactoredWeight, insert_factors, state
+from tersor.nn import FactoredWeight, HeldWeight, insert_factors, state
 from tersor.nn.observe import observing
 from tersor.nn.sites import Site, Weight, find_sites
 from tersor.normalization import match_normalization
@@ -79,7 +80,7 @@ def reconstruct(model: nn.Module, reference: nn.Module, *inputs: Any) -> None:
             _match(model, reference, inputs)
 
 
-def _check(model: nn.Module, weights: dict[str, FactoredWeight | Tensor]) -> None:
+def _check(model: nn.Module, weights: Mapping[str, HeldWeight | Tensor]) -> None:
     held = state(model)
     if not any(isinstance(value, FactoredWeight) for value in held.values()):
         raise InputError("the model holds no factors; compress it first")

@@ -3,19 +3,20 @@
 With tiles along the input, the input is transformed tile by tile, by ``C.T``, and multiplied by the
 small integers of the latent, which take 4 bits each, or 2 at positions of the tile that are nearly
 always 0 or 1 in magnitude. The few integers that do not fit are escapes: differences to add.
-`unpack` gives exactly the latent that was packed.
+`latent_of` gives exactly the latent that was packed.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.tiling import Tiling
 
 _COLUMN_BITS = 19
 _GROUP = 64
@@ -116,30 +117,72 @@ def pack(factors: Factors) -> tuple[Packed, Layout, Tensor]:
     return Packed(codebook, codes, reach, starts, escapes), layout, order
 
 
-def unpack(packed: Packed, layout: Layout) -> Tensor:
-    """The latent that was packed, positions in packed order: int16, shape (rank, rows * tiles)."""
+def check(packed: Packed, layout: Layout) -> None:
+    """Refuse tensors that are not of the sizes and types of this layout: kernels do not look."""
+    expected = _expected(layout)
+    for name, tensor in packed._asdict().items():
+        size, dtype = expected.get(name, (tensor.numel(), torch.int32))
+        if tensor.numel() != size or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise InputError(
+                f"packed tensor {name!r} has {tensor.numel()} elements of {tensor.dtype}, needed "
+                f"are {size} of {dtype}, contiguous; take it from `pack`, with its layout"
+            )
+
+
+@cache
+def _expected(layout: Layout) -> dict[str, tuple[int, torch.dtype]]:
+    wide, narrow = layout.columns(layout.wide), layout.columns(layout.narrow)
+    return {
+        "codebook": (layout.tile * layout.padded_rank, torch.float32),
+        "codes": (_up(layout.rows, _ROWS) * (wide // 2 + narrow // 4), torch.uint8),
+        "reach": (wide // 32 + narrow // 64, torch.float32),
+        "starts": (layout.rows + 1, torch.int32),
+    }
+
+
+def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
+    """Integers of some rows, exactly: int16, shape (len(rows), rank, tiles), in packed order.
+
+    Parameters
+    ----------
+    rows
+        Numbers of rows, int64, one axis.
+    """
+    codes = packed.codes[rows // _ROWS, :, rows % _ROWS]
     quads = layout.bytes_wide // 4
     parts = [
-        _unpack_part(packed.codes[:, :quads], layout, 4, layout.wide),
-        _unpack_part(packed.codes[:, quads:], layout, 2, layout.narrow),
+        _unpack_part(codes[:, :quads], layout, 4, layout.wide),
+        _unpack_part(codes[:, quads:], layout, 2, layout.narrow),
     ]
-    integers = torch.cat(parts, dim=1)  # (rows, positions * tiles)
-    counts = packed.starts[1:] - packed.starts[:-1]
-    row = torch.repeat_interleave(
-        torch.arange(layout.rows, device=counts.device), counts.long(), output_size=len(packed.escapes)
-    )
-    column = packed.escapes & (2**_COLUMN_BITS - 1)
-    difference = packed.escapes >> _COLUMN_BITS
-    integers = integers.index_put((row, column.long()), difference.to(torch.int16), accumulate=True)
-    ordered = integers.reshape(layout.rows, -1, layout.tiles).transpose(0, 1)
-    return ordered.reshape(-1, layout.rows * layout.tiles)
+    integers = torch.cat(parts, dim=1)
+    starts, counts = packed.starts[rows], packed.starts[rows + 1] - packed.starts[rows]
+    row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
+    # the escapes of each row, one after the other
+    before = (counts.cumsum(0) - counts)[row]
+    escapes = packed.escapes[starts[row] + torch.arange(len(row), device=rows.device) - before]
+    column = (escapes & (2**_COLUMN_BITS - 1)).long()
+    difference = (escapes >> _COLUMN_BITS).to(torch.int16)
+    integers = integers.index_put((row, column), difference, accumulate=True)
+    return integers.reshape(len(rows), layout.wide + layout.narrow, layout.tiles)
+
+
+def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
+    """Some rows of the matrix, float32, shape (len(rows), inputs); no other is touched."""
+    latent = unpack(packed, layout, rows).to(torch.float32)
+    tiles = latent.transpose(1, 2) @ packed.codebook[:, : latent.shape[1]].T
+    return tiles.reshape(len(rows), -1)[:, : layout.inputs]
 
 
 def recompose(packed: Packed, layout: Layout) -> Tensor:
     """The dense matrix, float32, shape (rows, inputs)."""
-    latent = unpack(packed, layout).to(torch.float32)
-    codebook = packed.codebook[:, : latent.shape[0]]
-    return Tiling((layout.rows, layout.inputs), layout.tile).join(codebook @ latent)
+    return rows_of(packed, layout, torch.arange(layout.rows, device=packed.codes.device))
+
+
+def latent_of(packed: Packed, layout: Layout) -> Tensor:
+    """The latent that was packed, positions in packed order: int16, (rank, rows * tiles)."""
+    rows = torch.arange(layout.rows, device=packed.codes.device)
+    latent = unpack(packed, layout, rows).transpose(0, 1)
+    return latent.reshape(latent.shape[0], layout.rows * layout.tiles)
 
 
 def _widths(latent: Tensor) -> tuple[Tensor, int]:
@@ -161,25 +204,24 @@ def _pack_part(latent: Tensor, layout: Layout, bits: int) -> tuple[Tensor, Tenso
     fitting = integers.clamp(least, most)
     different = (integers != fitting).nonzero()
     differences = (integers - fitting)[different[:, 0], different[:, 1]]
-    padding = (0, layout.columns(positions) - fitting.shape[1], 0, _up(layout.rows, _ROWS) - layout.rows)
+    columns, padded = layout.columns(positions), _up(layout.rows, _ROWS)
+    padding = (0, columns - fitting.shape[1], 0, padded - layout.rows)
     fitting = F.pad(fitting.to(torch.int8), padding)
     each = 8 // bits
-    padded, columns = fitting.shape
     blocks = fitting.reshape(padded, columns // (16 * each), 16 * each).float()
     reach = blocks.norm(dim=2).amax(dim=0)
     quads = (fitting - least).reshape(padded // _ROWS, _ROWS, columns // (4 * each), each, 4)
-    codes = torch.zeros(quads.shape[:3] + (4,), dtype=torch.uint8)
+    codes = torch.zeros((*quads.shape[:3], 4), dtype=torch.uint8)
     for i in range(each):
         codes |= quads[:, :, :, i].to(torch.uint8) << (bits * i)
     return codes.transpose(1, 2), reach, torch.cat([different, differences[:, None].long()], dim=1)
 
 
 def _unpack_part(codes: Tensor, layout: Layout, bits: int, positions: int) -> Tensor:
-    """Integers of all positions of so many bits, without escapes: int16, (rows, columns)."""
+    """Integers at all positions of so many bits, without escapes: int16, (rows, columns)."""
     shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)
-    quads = (codes.transpose(1, 2)[:, :, :, None] >> shifts[:, None]) & (2**bits - 1)
-    integers = quads.reshape(codes.shape[0] * _ROWS, layout.columns(positions))
-    kept = integers[: layout.rows, : positions * layout.tiles].to(torch.int16)
+    integers = (codes[:, :, None] >> shifts[:, None]) & (2**bits - 1)
+    kept: Tensor = integers.flatten(1)[:, : positions * layout.tiles].to(torch.int16)
     return kept - (8 if bits == 4 else 1)
 
 
