@@ -29,6 +29,9 @@ BATCH = 16
 SLOWER = 0.05
 """Share of the fastest time that "auto" gives for memory."""
 
+READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Modules that may read the weights of the modules that they hold, not call these."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -128,13 +131,19 @@ class _Named:
     name: str
     sites: list[Site]
     holder: FactoredWeight
+    is_read: bool = False
+    """Whether a module above one of the sites reads the weight itself."""
 
 
 def _weights(model: nn.Module) -> list[_Named]:
+    readers = [module for module in model.modules() if isinstance(module, READERS)]
+    read = {child for module in readers for child in module.children()}
     found: dict[HeldWeight, _Named] = {}
     for name, site in find_sites(model).items():
         if isinstance(site.weight, FactoredWeight):
-            found.setdefault(site.weight, _Named(name, [], site.weight)).sites.append(site)
+            weight = found.setdefault(site.weight, _Named(name, [], site.weight))
+            weight.sites.append(site)
+            weight.is_read |= site.module in read
     return list(found.values())
 
 
@@ -146,12 +155,12 @@ def _fixed(weight: _Named, mode: str) -> type[FrozenWeight]:
 
 def _takes_packed(weight: _Named) -> bool:
     """Whether all modules that use a weight leave the product to it."""
-    kinds = [site.module for site in weight.sites]
-    return all(
-        isinstance(module, FactoredOwner)
-        and getattr(module.dense_class, "forward", None) in FORWARDS
-        for module in kinds
-    ) and packable(weight.holder.to_factors())
+    leave = all(
+        isinstance(site.module, FactoredOwner)
+        and getattr(site.module.dense_class, "forward", None) in FORWARDS
+        for site in weight.sites
+    )
+    return leave and not weight.is_read and packable(weight.holder.to_factors())
 
 
 def _put(weight: _Named, form: type[FrozenWeight], seconds: float) -> Choice:

@@ -170,7 +170,7 @@ def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
     """Some rows of the matrix, float32, shape (len(rows), inputs); no other is touched."""
     latent = unpack(packed, layout, rows).to(torch.float32)
     tiles = latent.transpose(1, 2) @ packed.codebook[:, : latent.shape[1]].T
-    return tiles.reshape(len(rows), -1)[:, : layout.inputs]
+    return tiles.flatten(1)[:, : layout.inputs]
 
 
 def recompose(packed: Packed, layout: Layout) -> Tensor:
