@@ -79,6 +79,7 @@ static void round(const Integers& w, const float* x, const Rounded& u) {
 
 // ---- few inputs: products of bytes ----
 
+constexpr int AHEAD = 1536;  // bytes to fetch before they are needed
 constexpr int PARTS = 64 / WIDTH;  // registers of 16 rows
 
 template <int N>
@@ -97,6 +98,7 @@ static inline const uint8_t* add_products(const uint8_t* codes, int64_t groups, 
             Partial part[N][PARTS] = {};
 #pragma GCC unroll 1
             for (int quad = 0; quad < 4; ++quad, codes += 64) {
+                __builtin_prefetch(codes + AHEAD);
                 const int64_t at = g * GROUP + (half * 4 + quad) * 4 * EACH;
                 for (int v = 0; v < PARTS; ++v) {
                     const Bytes packed = load<Bytes>(codes + v * WIDTH);
