@@ -1,7 +1,7 @@
 """How fast is a layer computed from its factors? Against torch in fp32, and low-bit kernels.
 
-Square layers with random factors whose latents have the spread of files of about 2 (4-bit codes)
-and 0.7 bits per weight without a trellis (2-bit codes with escapes). Each run times torch fp32, ours
+Square layers with random factors: latents spread so that nearly all fit in 4 bits, or in 2 bits with
+few escapes. Each run times torch fp32, ours
 and the peers in turn, every time with another of so many copies of the weights that none is in the
 cache; ratios are medians of the runs' ratios. Every product is checked against the dense one first;
 ``error`` is the Frobenius norm of the difference over that of the output.

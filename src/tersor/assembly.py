@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tersor.attempts import Weight, energy
+from tersor.attempts import Weight
+from tersor.moments import energy
 from tersor.plan import classify
 from tersor.plan.fill import Version
 from tersor.plan.overrides import Overrides, Resolved

@@ -73,3 +73,18 @@ def test_weights_that_cannot_use_the_budget_end_the_search():
     best = solver.filling().within(20_000, 1.0)
     assert all(v.nbytes == 500 for v in best.values())
     assert len(solver.asked) < MOST_PASSES * 10
+
+
+def test_passes_far_from_the_budget_do_not_count_once_one_is_close():
+    class Surprising(Solver):
+        def __call__(self, weights, step, what):
+            first = what == "pass 1"  # far above the budget; the second is a little below
+            for weight, version in super().__call__(weights, step, what):
+                nbytes = version.nbytes * (150 if first else 147) // 100
+                yield weight, Version(nbytes, version.error, step)
+
+    solver = Surprising([2000 + 10 * i for i in range(20)])
+    best = solver.filling().within(10_000, 1.0)
+    steps = [version.content for version in best.values()]
+    assert max(steps) < 1.1 * min(steps)
+    assert FILL * 10_000 <= solver.size(best) <= 10_000

@@ -87,25 +87,24 @@ class Filling(Generic[W, Content]):
     solve: Solve[W, Content]
     nothing: Mapping[str, Version[Content]]
     size: Callable[[Mapping[str, Version[Content]]], int]
-    versions: dict[str, list[Version[Content]]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.versions = {name: [version] for name, version in self.nothing.items()}
+    passes: list[dict[str, Version[Content]]] = field(init=False, default_factory=list)
 
     def within(self, target: int, step: float) -> Mapping[str, Version[Content]]:
         """The best choice found whose file has at most ``target`` bytes.
 
-        Every pass brings a version of each weight, and the knapsack finds the best mix of all
-        versions so far. A pass that comes close to the budget is followed by one that aims as far
-        on its other side, so that the budget is full when half of the weights are done.
+        Every pass brings a version of each weight, and the knapsack finds the best mix of them. A
+        pass that comes close to the budget is followed by one that aims as far on its other side,
+        so that the budget is full when half of the weights are done. From then on earlier passes
+        do not count: what they could fill the budget with would be much finer, or coarser, than
+        the rest.
         """
         budget, best = target - self.size(self.nothing), self.nothing
         aim, barren, gap = _AIM * budget, 0, math.inf
         for number in range(MOST_PASSES):
             step = step_of_size([m.bytes for m in self.models.values()], aim, step)
             latest: dict[str, Version[Content]] = {}
+            self.passes.append(latest)
             for weight, version in self.solve(self.weights, step, f"pass {number + 1}"):
-                self.versions[weight.name].append(version)
                 self.models[weight.name].learn(step, version.nbytes)
                 latest[weight.name] = version
                 if gap < _CLOSE * budget and self._may_fill(budget):
@@ -117,6 +116,9 @@ class Filling(Generic[W, Content]):
             budget = target - (self.size(latest) - taken)  # what the header takes is known now
             before, gap = gap, abs(budget - taken)
             barren = 0 if gap < 0.9 * before else barren + 1
+            if gap < _CLOSE * budget <= before:
+                self.passes = [latest]
+                best, full = self._best(target)
             if (full and gap < _CLOSE * budget) or barren == _BARREN:
                 break
             aim = _next_aim(budget, taken, len(self.weights))
@@ -127,7 +129,7 @@ class Filling(Generic[W, Content]):
 
         Only then is it worth while to look for the best.
         """
-        groups = [[v.nbytes for v in group[1:]] for group in self.versions.values()]
+        groups = [[v.nbytes for v in self._versions(name)[1:]] for name in self.nothing]
         return sum(map(min, groups)) <= budget and sum(map(max, groups)) >= FILL * budget
 
     def _best(self, target: int) -> tuple[Mapping[str, Version[Content]], bool]:
@@ -138,21 +140,25 @@ class Filling(Generic[W, Content]):
         """
         budget, all_of_them = target - self.size(self.nothing), False
         while True:
-            groups = [self._candidates(name, all_of_them) for name in self.versions]
+            groups = [self._candidates(name, all_of_them) for name in self.nothing]
             picked = choose([[(v.nbytes, v.error) for v in group] for group in groups], budget)
             if picked is None and not all_of_them:
                 all_of_them = True
                 continue
             chosen = zip(groups, picked or [0] * len(groups), strict=True)
-            best = dict(zip(self.versions, (g[i] for g, i in chosen), strict=True))
+            best = dict(zip(self.nothing, (g[i] for g, i in chosen), strict=True))
             size = self.size(best)
             if size <= target:
                 return best, not all_of_them and size >= FILL * target
             budget -= size - target
 
     def _candidates(self, name: str, all_of_them: bool) -> list[Version[Content]]:
-        versions = self.versions[name]
+        versions = self._versions(name)
         return versions if all_of_them else [v for v in versions if v.nbytes] or versions[:1]
+
+    def _versions(self, name: str) -> list[Version[Content]]:
+        """That of no bytes first."""
+        return [self.nothing[name], *(done[name] for done in self.passes if name in done)]
 
 
 def _next_aim(budget: int, taken: int, weights: int) -> float:
