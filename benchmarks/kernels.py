@@ -2,7 +2,8 @@
 
 Square layers with random factors: latents spread so that nearly all fit in 4 bits, or in 2 bits
 with few escapes. Each run times torch fp32, ours and the peers in turn, every time with another of
-so many copies of the weights that none is in the cache; ratios are medians of the runs' ratios. Every product is checked against the dense one first;
+so many copies of the weights that none is in the cache; ratios are medians of the runs' ratios.
+Every product is checked against the dense one first;
 ``error`` is the Frobenius norm of the difference over that of the output.
 
 Peers, where their packages are there: torch bf16 and dynamic int8, onnxruntime MatMulNBits (4 bits,

@@ -12,7 +12,7 @@ FLAGS = ["-std=c++17", "-O2", "-fno-math-errno", "-Wno-psabi", "-pthread", f"-I{
 
 
 def build(compiler: str, target: str, program: Path, *options: str) -> None:
-    sources = [HERE / "product.cpp", CSRC / "kernels" / "integers.cpp"]
+    sources = [HERE / "kernels.cpp", CSRC / "kernels" / "integers.cpp"]
     command = [compiler, *FLAGS, *options, f"-DTERSOR_TARGET={target}", *sources, "-o", program]
     subprocess.run(command, check=True)
 
