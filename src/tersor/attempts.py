@@ -133,7 +133,7 @@ class Attempts:
         encoded = records.encode(factors, decibels(signal, squares))
         if moments is not None:
             squares = energy(error, moments)
-        return Version(len(encoded.payload), squares / weight.scale**2, encoded)
+        return Version(encoded.coded_bytes, squares / weight.scale**2, encoded)
 
     def _moments(self, weight: Weight) -> Tensor | None:
         """Second moments of a weight's inputs, if known."""

@@ -150,7 +150,7 @@ class Compressor:
     def _assembler(self) -> Assembler:
         """Of what is the same at all sizes; weights whose bits are given are solved."""
         entries = with_versions(self._entries, self._own_versions)
-        return Assembler(entries, self._source.nbytes, self._measured)
+        return Assembler(entries, self._source, self._measured)
 
     @cached_property
     def _own_versions(self) -> Versions:
