@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from tersor.factors import Factors
 from tersor.files import archive_of
 from tersor.models import dense
 from tersor.moments import Joint, Layer, joint_moments, mean_vector
-from tersor.nn import FactoredWeight, insert_factors, state
+from tersor.nn import FactoredWeight, HeldWeight, insert_factors, state
 from tersor.nn.lockstep import Call, DivergedError, Stop, lockstep
 from tersor.nn.observe import observing
 from tersor.nn.owner import SUFFIX
@@ -139,7 +139,7 @@ def _held(layer: nn.Module) -> FactoredWeight:
     return cast(FactoredWeight, layer.get_submodule("weight" + SUFFIX))
 
 
-def _check(model: nn.Module, weights: dict[str, FactoredWeight | Tensor]) -> None:
+def _check(model: nn.Module, weights: Mapping[str, HeldWeight | Tensor]) -> None:
     held = state(model)
     if not any(isinstance(value, FactoredWeight) for value in held.values()):
         raise InputError("the model holds no factors; compress it first")
