@@ -9,6 +9,7 @@ from tersor.files import inspect, load, load_state_dict, open, save
 from tersor.finetune import Finetuned, finetune
 from tersor.models import compress
 from tersor.normalization import match_normalization
+from tersor.optimize import Optimized, optimize
 from tersor.reconstruction import reconstruct
 from tersor.storage.opened import OpenFile
 from tersor.storage.summary import Report, TensorSummary
@@ -25,6 +26,7 @@ __all__ = [
     "Finetuned",
     "InputError",
     "OpenFile",
+    "Optimized",
     "Projection",
     "Report",
     "Solution",
@@ -41,6 +43,7 @@ __all__ = [
     "load_state_dict",
     "match_normalization",
     "open",
+    "optimize",
     "parameter_groups",
     "project",
     "rate_loss",
