@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """Modules whose output is their weight, as a matrix, times vectors that can be observed."""
+
+_MOST_ROWS = 2**18
+"""Vectors that moments in two models are taken over, about."""
 
 _BLOCK = 2**22
 """Elements of input vectors that are copied and multiplied at once: 16 MB."""
@@ -74,11 +78,11 @@ class Joint:
 
 def mean_vector(layer: Layer, batches: Sequence[Tensor]) -> Tensor:
     """Mean of the vectors that a weight is multiplied by, (groups, m), on the CPU."""
-    total, rows = torch.zeros(()), 0
+    total, rows = torch.zeros((), dtype=torch.float64), 0
     for x in batches:
-        for block in _blocks(*input_vectors(layer, x)):
+        for block in _blocks(*_thinned(*input_vectors(layer, x), _MOST_ROWS // len(batches))):
             vectors = block.reshape(len(block), -1, layer.weight[0].numel())
-            total = total + vectors.sum(1, dtype=torch.float64).cpu()
+            total = total + vectors.float().sum(1).cpu()
             rows += vectors.shape[1]
     return (total / rows).to(torch.float32)
 
@@ -118,8 +122,10 @@ def _paired_blocks(
     layer: Layer, first: Sequence[Tensor], second: Sequence[Tensor]
 ) -> Iterator[list[Tensor]]:
     """Vectors of two inputs, (groups, rows, m) each."""
+    most = _MOST_ROWS // len(first)
     for x, y in zip(first, second, strict=True):
-        (a, positions), (b, _) = input_vectors(layer, x), input_vectors(layer, y)
+        a, positions = _thinned(*input_vectors(layer, x), most)
+        b, _ = _thinned(*input_vectors(layer, y), most)
         for pair in zip(_blocks(a, positions), _blocks(b, positions), strict=True):
             yield [block.reshape(len(a), -1, layer.weight[0].numel()).float() for block in pair]
 
@@ -152,6 +158,19 @@ def input_vectors(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
     grouped = x.unflatten(1, channels)  # type: ignore[no-untyped-call]
     # (batch, groups, channels, *positions, *window)
     return grouped.movedim(1, 0).movedim(2, 2 + axes), 1 + axes
+
+
+def _thinned(vectors: Tensor, positions: int, most: int) -> tuple[Tensor, int]:
+    """Every other vector along the longest axis, until there are not many more than ``most``.
+
+    The first axis of positions, the samples, stays whole; neighbours in an image are much alike.
+    """
+    while math.prod(vectors.shape[1 : 1 + positions]) > most and positions > 1:
+        longest = max(range(2, positions + 1), key=lambda axis: vectors.shape[axis])
+        if vectors.shape[longest] < 4:
+            break
+        vectors = vectors[(slice(None),) * longest + (slice(None, None, 2),)]
+    return vectors, positions
 
 
 def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
