@@ -67,6 +67,7 @@ def finetune(
     epochs: int = 10,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
+    fixed_statistics: bool = False,
     accumulate: int = 1,
     mixed_precision: Precision = "no",
     seed: int = 0,
@@ -113,6 +114,10 @@ def finetune(
         Times that the loader is gone through.
     lr, weight_decay
         Of AdamW, as would suit the dense model; see `tersor.parameter_groups`.
+    fixed_statistics
+        Batch normalisation keeps its running statistics, and uses them in training too: what a
+        model needs that `tersor.fold_normalization` has folded. Else they are those of the batches
+        and, in the end, the mean over the batches of the last 5 % of the steps.
     accumulate
         Batches for each step of the optimizer.
     mixed_precision
@@ -148,7 +153,9 @@ def finetune(
     >>> tersor.finetune(model, loader, teacher=dense, epochs=10, target_size="54kB")
     >>> tersor.save(model, "model.tersor")
     """
-    options = Options(epochs, lr, weight_decay, accumulate, mixed_precision, seed)
+    options = Options(
+        epochs, lr, weight_decay, fixed_statistics, accumulate, mixed_precision, seed
+    )
     _check(model, teacher)
     accelerator = _accelerator(mixed_precision, seed)
     feed, objective = Feed(train_loader, seed, accelerator), Objective(loss, teacher)
@@ -160,6 +167,7 @@ def finetune(
         accumulate,
         lr,
         weight_decay,
+        fixed_statistics,
         _path(checkpoint),
         checkpoint_interval,
         facts,
@@ -203,6 +211,7 @@ class Options:
     epochs: int
     lr: float
     weight_decay: float
+    fixed_statistics: bool
     accumulate: int
     mixed_precision: Precision
     seed: int
