@@ -246,9 +246,15 @@ def _accelerator(mixed_precision: Precision, seed: int) -> Accelerator:
         ) from None
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
     try:
-        return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
+        accelerator = Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
     except ValueError as error:  # one precision for each process, or one that the device lacks
         raise InputError(f"mixed precision {mixed_precision!r} cannot be used: {error}") from None
+    if accelerator.distributed_type == "FSDP":
+        raise InputError(
+            "factors cannot be sharded (FSDP), since each step projects whole latents; launch the "
+            "processes without it, as copies of the model (DDP)"
+        )
+    return accelerator
 
 
 def _schedule(

@@ -97,12 +97,15 @@ class Run:
     def __call__(self, show: Show) -> Progress:
         """Train to the end, from the checkpoint if there is one."""
         self._resume()
-        while self.progress.epoch < self.plan.epochs:
-            if not self.progress.batch:
-                pressure.begin_epoch(self.bare, self.progress)
-            self._epoch(show)
-            self._finish_epoch()
-            self._save()
+        try:
+            while self.progress.epoch < self.plan.epochs:
+                if not self.progress.batch:
+                    pressure.begin_epoch(self.bare, self.progress)
+                self._epoch(show)
+                self._finish_epoch()
+                self._save()
+        finally:
+            self._settle(0)
         return self.progress
 
     def _epoch(self, show: Show) -> None:
@@ -140,7 +143,7 @@ class Run:
         return loss
 
     def _settle(self, number: int) -> None:
-        """Let running statistics be the mean over this and the batches before since the first."""
+        """Let running statistics be the mean over so many batches; 0: follow them, as always."""
         for layer, momentum in zip(self.normalizations, self.momenta, strict=True):
             layer.momentum = 1 / number if number else momentum
 
