@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from views import Views
 
 from tersor.errors import TrainingError
+from tersor.folding import has_statistics
 from tersor.storage.atomic import replacing
+from tersor.training.groups import norm_weights
 from tersor.training.schedule import Schedule
 
 INTERVAL = 300
@@ -83,14 +85,20 @@ class Training:
         self._forms(self.step / (0.85 * self.schedule.steps), moving)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.schedule.rate(self.step)
-        loss = self.loss(self.model.train()(images), targets)
+        loss = self.loss(self._mode()(images), targets)
         if not bool(loss.isfinite()):
             raise TrainingError(f"the loss is {float(loss)} at step {self.step + 1}")
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step += 1
-        self.losses = [self.losses[0] + float(loss), self.losses[1] + 1]
+        self.losses = [self.losses[0] + float(loss.detach()), self.losses[1] + 1]
+
+    def _mode(self) -> nn.Module:
+        """The model for training; normalisation was folded, and keeps its statistics."""
+        for part in self.model.train().modules():
+            part.training = not has_statistics(part)
+        return self.model
 
     def _forms(self, share: float, moving: bool) -> None:
         forms = self.forms.values()
@@ -137,7 +145,8 @@ class Training:
 
 
 def _groups(model: nn.Module, forms: dict[str, baselines.Form], lr: float) -> list[dict[str, Any]]:
-    own = {p: rate for form in forms.values() for p, rate in form.rates().items()}
+    own = {p: float(p.detach().abs().mean()) for p in norm_weights(model)}
+    own |= {p: rate for form in forms.values() for p, rate in form.rates().items()}
     named = [(p, own.get(p, 1.0)) for p in model.parameters() if p.requires_grad]
     rates = sorted({rate for _, rate in named})
     return [{"params": [p for p, r in named if r == rate], "lr": lr * rate} for rate in rates]

@@ -281,13 +281,11 @@ def _low_rank(weights: dict[str, Tensor], budget: float) -> dict[str, Form]:
 
 
 def _ranks(weight: Tensor) -> Iterable[Choice]:
-    matrix = weight.flatten(1)
-    energy = (torch.linalg.svdvals(matrix) ** 2).tolist()
+    energy = (torch.linalg.svdvals(weight.flatten(1)) ** 2).tolist()
     for rank in range(1, len(energy) + 1):
-        # Some 6.5 bits of 8 are left by the coder.
-        nbytes = 6.5 / 8 * rank * sum(matrix.shape) + 8
-        error = sum(energy[rank:]) / sum(energy)
-        yield Choice(nbytes, error, lambda rank=rank: LowRank(weight, rank))
+        form = LowRank(weight, rank)
+        nbytes = records.encode(form.stored(weight)).nbytes
+        yield Choice(nbytes, sum(energy[rank:]) / sum(energy), lambda form=form: form)
 
 
 def _allocated(choices: dict[str, list[Choice]], budget: float) -> dict[str, Form]:

@@ -1,7 +1,7 @@
 """What the ImageNet recipes share: images, the steps from dense weights to a small file, options.
 
-Images are in ImageFolder layout: ``DATA/train/CLASS/*`` and ``DATA/val/CLASS/*``, classes numbered in
-the order of their names.
+Images are in ImageFolder layout: ``DATA/train/CLASS/*`` and ``DATA/val/CLASS/*``, classes numbered
+in the order of their names.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ below (dense 68.4 %, 9.9 MiB).
         --mixed-precision bf16
     accelerate launch --multi_gpu --num_processes 8 examples/imagenet_mobilenetv1.py ...
 
-The batch is that of all processes together, so that results do not depend on their number. A run that
-was stopped goes on where it was.
+The batch is that of all processes together, so that results do not depend on their number. A run
+that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
-RECIPE = imagenet.Recipe(
-    MobileNetV1, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), size="0.72MiB"
-)
+RECIPE = imagenet.Recipe(MobileNetV1, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), size="0.72MiB")
 
 if __name__ == "__main__":
     imagenet.main(RECIPE, __doc__)

@@ -11,8 +11,8 @@ https://download.pytorch.org/models/resnet18-f37072fd.pth
         --mixed-precision bf16
     accelerate launch --multi_gpu --num_processes 8 examples/imagenet_resnet18.py ...
 
-The batch is that of all processes together, so that results do not depend on their number. A run that
-was stopped goes on where it was.
+The batch is that of all processes together, so that results do not depend on their number. A run
+that was stopped goes on where it was.
 """
 
 from __future__ import annotations

@@ -153,9 +153,7 @@ def finetune(
     >>> tersor.finetune(model, loader, teacher=dense, epochs=10, target_size="54kB")
     >>> tersor.save(model, "model.tersor")
     """
-    options = Options(
-        epochs, lr, weight_decay, fixed_statistics, accumulate, mixed_precision, seed
-    )
+    options = Options(epochs, lr, weight_decay, fixed_statistics, accumulate, mixed_precision, seed)
     _check(model, teacher)
     accelerator = _accelerator(mixed_precision, seed)
     feed, objective = Feed(train_loader, seed, accelerator), Objective(loss, teacher)

@@ -21,10 +21,9 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
     """Let batch normalisation have a mean of 0 and a variance of 1, and compute the same.
 
     Its weight and bias take over what the running statistics did, and the bias of the layer before
-    it, which becomes 0: of five numbers for each channel two are left. In small files at high ratios
-    that is a tenth and more of the bytes. For inference, and for training that keeps the statistics
-    (`tersor.finetune` with ``fixed_statistics=True``): with those of batches the folded weights would
-    mean something else.
+    it, which becomes 0: of five numbers for each channel two are left. That is a tenth and more of
+    a small file. For inference, and for training that keeps the statistics (`tersor.finetune` with
+    ``fixed_statistics=True``): with those of batches the folded weights would mean something else.
 
     Parameters
     ----------
@@ -32,8 +31,8 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
         Model, dense or with factors, in place. Layers without weight and bias stay as they are.
         Biases that became 0 are frozen.
     *inputs
-        What the model is called with once, to see which layers follow one another, and to check that
-        it computes the same.
+        What the model is called with, to see which layers follow one another, and to check that it
+        computes the same.
 
     Returns
     -------
@@ -68,8 +67,8 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    for layer in sources.values():
-        cast(nn.Parameter, layer.bias).requires_grad_(False)
+    for source in sources.values():
+        source.bias.requires_grad_(False)
     return list(folded)
 
 
@@ -81,14 +80,14 @@ def has_statistics(module: nn.Module) -> TypeGuard[_BatchNorm]:
 def fold(layer: _BatchNorm, source: nn.Module | None) -> None:
     """Fold one layer, and the bias of the one whose output it gets, if it has one."""
     assert layer.running_mean is not None and layer.running_var is not None
+    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
     factor = (layer.running_var + layer.eps).rsqrt()
     mean = layer.running_mean.clone()
     if source is not None:
-        bias = cast(Tensor, source.bias)
-        mean -= bias
-        bias.zero_()
-    layer.bias -= layer.weight * factor * mean
-    layer.weight *= factor * math.sqrt(1 + layer.eps)
+        mean -= cast(Tensor, source.bias)
+        cast(Tensor, source.bias).zero_()
+    bias.sub_(weight * factor * mean)
+    weight.mul_(factor * math.sqrt(1 + layer.eps))
     layer.running_mean.zero_()
     layer.running_var.fill_(1.0)
 
