@@ -46,7 +46,7 @@ def fuzz(name: str, command: list[str | Path], found: Path, runs: int, seed: int
     """Run a fuzzer; new inputs go to a folder, failures to `FAILED`."""
     found.mkdir()
     FAILED.mkdir(parents=True, exist_ok=True)
-    options = [f"-runs={runs}", f"-seed={seed}", "-max_len=2048", "-print_final_stats=1"]
+    options = [f"-runs={runs}", f"-seed={seed}", "-max_len=3072", "-print_final_stats=1"]
     prefix = f"-artifact_prefix={FAILED}/{name}-"
     lower = ["nice", "-n", "19"] if shutil.which("nice") else []
     log = subprocess.run(
@@ -118,10 +118,11 @@ def main() -> None:
     parser.add_argument("--decoder", choices=["C", "Python"], action="append")
     parser.add_argument("--grow", action="store_true")
     options = parser.parse_args()
-    rows = {row["decoder"]: row for row in record.load("fuzzing")}
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         for decoder in options.decoder or ["C", "Python"]:
             rows[decoder] = run(decoder, Path(name), options)
+    rows = {row["decoder"]: row for row in record.load("fuzzing")} | rows
     for row in rows.values():
         print(", ".join(f"{key} {value}" for key, value in row.items()))
     record.write("fuzzing", list(rows.values()), seed=options.seed)

@@ -119,7 +119,7 @@ def evaluate_file(network: str, path: Path) -> float:
 def ours(case: Case, target: int, method: str, path: Path) -> None:
     """Write a file of at most so many bytes."""
     inputs, asked = case.inputs(), target
-    batches = inputs.split(64) if isinstance(inputs, torch.Tensor) else inputs
+    batches = inputs.split(256) if isinstance(inputs, torch.Tensor) else inputs
     calibration = tersor.calibrate(case.load(), batches)
     while True:
         model = case.load()
@@ -128,9 +128,9 @@ def ours(case: Case, target: int, method: str, path: Path) -> None:
         else:
             tersor.compress(model, target_size=asked, calibration=calibration)
         if method == "tersor" and case.reconstructed:
-            tersor.reconstruct(model, case.load(), inputs)
+            tersor.reconstruct(model, case.load(), batches)
         elif case.normalized:
-            tersor.match_normalization(model, case.load(), inputs)
+            tersor.match_normalization(model, case.load(), batches)
         size = tersor.save(model, path).nbytes
         if size <= target:
             return
@@ -170,7 +170,7 @@ def scalar(case: Case, target: int, path: Path) -> int:
     model = case.load()
     model.load_state_dict(weights, strict=False)
     if case.normalized:
-        tersor.match_normalization(model, case.load(), case.inputs())
+        tersor.match_normalization(model, case.load(), [case.inputs()])
     tersor.save(model, path, lossless=True)
     return size
 

@@ -41,7 +41,7 @@ def matched(state: dict[str, torch.Tensor], images: torch.Tensor) -> cifar10.Res
     dense = cifar10.pretrained_resnet20()
     model = cifar10.pretrained_resnet20()
     model.load_state_dict(state, strict=False)
-    tersor.match_normalization(model, dense, images)
+    tersor.match_normalization(model, dense, [images])
     return model
 
 
@@ -53,7 +53,7 @@ def ours(
     while True:
         model = cifar10.pretrained_resnet20()
         tersor.compress(model, target_size=asked, calibration=calibration)
-        tersor.match_normalization(model, cifar10.pretrained_resnet20(), images)
+        tersor.match_normalization(model, cifar10.pretrained_resnet20(), [images])
         size = tersor.save(model, path).nbytes
         if size <= target:
             return path.stat().st_size, evaluate_file(path)

@@ -103,7 +103,7 @@ def coder(rate: float, runs: int) -> Row:
     rows = weight.shape[0]
     latent = coding_order(factors.latent, rows)
     empty = torch.zeros(factors.rank, 0, dtype=torch.int16)
-    coding, payload = entropy.encode(empty.T.contiguous(), factors.latent, rows)
+    coding, (payload,) = entropy.encode(empty.T.contiguous(), factors.latent, rows)
     z, nothing = latent.numpy(), empty.numpy()
     setting = (coding.codebook_start, z, rows, coding.states, coding.latent_start)
 

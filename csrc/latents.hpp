@@ -10,9 +10,10 @@
 
 namespace tersor {
 
-// A matrix of `rows` rows of `inner` runs of `outer` integers: see docs/format.md, "Order".
+// A matrix of `rows` rows of `inner` runs of `outer` integers: see docs/format.md, "Order". In memory
+// a row begins `stride` integers after the one before.
 struct Shape {
-    int64_t rows, inner, outer;
+    int64_t rows, inner, outer, stride;
     int64_t columns() const { return inner * outer; }
 };
 
@@ -44,11 +45,12 @@ inline bool reachable(const int16_t* z, const Shape& shape, int states) {
 
 // Codes all integers; calls `visit(coder, row, column, place in the tables, grid)` before each.
 template <class Coder, class Number, class Visit>
-void code(Coder& given, Model& model, Number* z, const Shape& shape, int states, Visit visit) {
+void code(Coder& given, Model& model, Number* first, const Shape& shape, int states, Visit visit) {
     const Trellis trellis(states);
     Coder coder = std::move(given);  // in registers: stores to the model cannot change a local one
     for (int64_t r = 0; r < shape.rows; ++r) {
         model.new_row();
+        Number* z = first + r * shape.stride;
         int state = 0;
         int64_t c = 0;
         for (int64_t j = 0; j < shape.inner; ++j)
@@ -73,6 +75,7 @@ constexpr int kPrices = 64;  // magnitudes in a table of costs
 
 struct Prices {
     float bits[kLevels][2][kPrices];
+    Prices() = default;
     explicit Prices(const Model& model) {
         const auto& cost = kTables.cost;
         for (int level = 0; level < kLevels; ++level)
@@ -94,6 +97,25 @@ struct Prices {
                 }
             }
     }
+};
+
+// Means of prices, as they are where slices of a matrix end.
+class MeanPrices {
+public:
+    void add(const Prices& prices, double weight) {
+        for (size_t i = 0; i < sum_.size(); ++i) sum_[i] += weight * (&prices.bits[0][0][0])[i];
+        weight_ += weight;
+    }
+    Prices mean() const {
+        Prices prices;
+        for (size_t i = 0; i < sum_.size(); ++i)
+            (&prices.bits[0][0][0])[i] = static_cast<float>(sum_[i] / weight_);
+        return prices;
+    }
+
+private:
+    std::vector<double> sum_ = std::vector<double>(kLevels * 2 * kPrices, 0.0);
+    double weight_ = 0;
 };
 
 // Slope, at a real number, of the bits of the integer next to it on a grid: those of the table,
@@ -250,12 +272,12 @@ inline void search(const float* target, const float* gram, float* z, const uint8
     for (auto& thread : pool) thread.join();
 }
 
-// The same for the columns of one position, which begin at column `offset` of the whole; the paths
+// The same for one run of `size` columns, which begins at column `offset` of the whole; the paths
 // begin in the given states, which become those in which they end.
 inline void search_run(const float* target, const float* gram, float* z, const uint8_t* places,
-                       const Prices& prices, const Shape& shape, int64_t offset, int32_t* carried,
-                       int states, float price, int sweeps) {
-    const int64_t n = shape.columns(), k = shape.rows, size = shape.outer;
+                       const Prices& prices, const Shape& shape, int64_t offset, int64_t size,
+                       int32_t* carried, int states, float price, int sweeps) {
+    const int64_t n = shape.columns(), k = shape.rows;
     Path path;
     std::vector<float> wanted(size);
     std::vector<int32_t> ends(k);

@@ -21,10 +21,11 @@ template <class Matrix>
 Shape shape_of(const Matrix& z, int64_t outer) {
     const int64_t columns = z.shape(1);
     if (outer < 1 || columns % outer) throw std::invalid_argument("runs do not fit the columns");
-    return {static_cast<int64_t>(z.shape(0)), columns / outer, outer};
+    return {static_cast<int64_t>(z.shape(0)), columns / outer, outer, columns};
 }
 static Shape codebook_shape(const Integers& c) {
-    return {static_cast<int64_t>(c.shape(0)), 1, static_cast<int64_t>(c.shape(1))};
+    const int64_t columns = c.shape(1);
+    return {static_cast<int64_t>(c.shape(0)), 1, columns, columns};
 }
 constexpr auto ignore = [](const auto&...) {};
 
@@ -44,6 +45,37 @@ struct Analysis {
     std::vector<uint8_t> places;  // in the model: level of the expected magnitude << 1 | grid
     std::vector<double> bits;
 };
+
+// Analyses slices of a matrix that lie side by side, of runs of these lengths.
+Analysis analyse(const Floats& z, const std::vector<int64_t>& outers, int states, int start) {
+    int64_t outer = 0;
+    for (const int64_t length : outers) {
+        if (length < 1) throw std::invalid_argument("a slice has no rows");
+        outer += length;
+    }
+    const Shape whole = shape_of(z, outer);
+    const int64_t n = whole.columns();
+    Analysis found{whole, Prices(), std::vector<uint8_t>(z.size()), std::vector<double>(whole.rows, 0.0)};
+    MeanPrices prices;
+    int64_t first = 0;
+    for (const int64_t length : outers) {
+        const Shape shape{whole.rows, whole.inner, length, n};
+        Model model(shape.outer, shape.inner, start, states);
+        Counter coder;
+        std::vector<double> ends(shape.rows, 0.0);
+        code(coder, model, z.data() + first, shape, states,
+             [&](const Counter& now, int64_t r, int64_t c, int at, int grid) {
+            found.places[r * n + first + c] = static_cast<uint8_t>(Model::level(at) << 1 | grid);
+            if (c == 0 && r) ends[r - 1] = now.bits;
+        });
+        if (shape.rows) ends.back() = coder.bits;
+        for (int64_t r = 0; r < shape.rows; ++r) found.bits[r] += r ? ends[r] - ends[r - 1] : ends[r];
+        prices.add(Prices(model), static_cast<double>(std::max<int64_t>(shape.columns(), 1)));
+        first += shape.columns();
+    }
+    found.prices = prices.mean();
+    return found;
+}
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no leak
@@ -77,22 +109,9 @@ NB_MODULE(_native, m) {
     });
     nb::class_<Analysis>(m, "Analysis")
         .def_ro("bits", &Analysis::bits);
-    m.def("analyse", [](Floats z, int64_t outer, int states, int start) {
-        const Shape shape = shape_of(z, outer);
+    m.def("analyse", [](Floats z, const std::vector<int64_t>& outers, int states, int start) {
         nb::gil_scoped_release release;
-        Model model(shape.outer, shape.inner, start, states);
-        Counter coder;
-        std::vector<uint8_t> places(z.size());
-        std::vector<double> ends(shape.rows, 0.0);
-        const int64_t n = shape.columns();
-        code(coder, model, z.data(), shape, states,
-             [&](const Counter& now, int64_t r, int64_t c, int at, int grid) {
-            places[r * n + c] = static_cast<uint8_t>(Model::level(at) << 1 | grid);
-            if (c == 0 && r) ends[r - 1] = now.bits;
-        });
-        if (shape.rows) ends.back() = coder.bits;
-        for (int64_t r = shape.rows - 1; r > 0; --r) ends[r] -= ends[r - 1];
-        return Analysis{shape, Prices(model), std::move(places), std::move(ends)};
+        return analyse(z, outers, states, start);
     });
     m.def("slopes", [](Floats z, const Analysis& analysis, int states) {  // in the place of z
         nb::gil_scoped_release release;
@@ -105,7 +124,7 @@ NB_MODULE(_native, m) {
                            States carried, int states, float price, int sweeps) {
         nb::gil_scoped_release release;
         search_run(target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices,
-                   analysis.shape, offset, carried.data(), states, price, sweeps);
+                   analysis.shape, offset, z.shape(1), carried.data(), states, price, sweeps);
     });
     m.def("search", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
                        int states, float price, int threads) {

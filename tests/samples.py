@@ -87,7 +87,7 @@ def from_file_bytes(data: bytes) -> Archive:
     """The archive that a file was made from."""
     file = OpenFile(data)
     found = file.layout
-    payloads = {f.name: found.section(data, i) for i, f in enumerate(found.factored)}
+    streams = {n: [found.section(data, i) for i in s] for n, s in found.streams.items()}
 
     def entry(field: Field) -> Entry:
         if isinstance(field.detail, str):
@@ -95,10 +95,11 @@ def from_file_bytes(data: bytes) -> Archive:
         if isinstance(field.detail, Kept):
             values = file[field.name].to(field.stored_dtype)
             return Entry(field.shape, field.dtype, Plain(values, field.detail))
-        content = replace(field.detail, payload=payloads[field.name])
+        content = replace(field.detail, streams=tuple(streams[field.name]))
         return Entry(field.shape, field.dtype, content)
 
-    return Archive({f.name: entry(f) for f in found.fields}, file.source_bytes)
+    entries = {f.name: entry(f) for f in found.fields}
+    return Archive(entries, file.source_bytes, file.metadata, file.content_hash is not None)
 
 
 def random_factors(
@@ -172,4 +173,6 @@ def archives(draw: st.DrawFn) -> Archive:
             tensor = draw(tensors())
             rounded = kind == "rounded" and tensor.dtype in (torch.float32, torch.float64)
             entries[name] = plain(tensor, draw(st.sampled_from(list(Kept))), rounded=rounded)
-    return Archive(entries, draw(st.integers(0, 2**40)))
+    key, text = st.text("aé=\0", min_size=1, max_size=3), st.text(max_size=9)
+    metadata = draw(st.dictionaries(key, text, max_size=3))
+    return Archive(entries, draw(st.integers(0, 2**40)), metadata, draw(st.booleans()))

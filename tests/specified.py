@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Iterator
@@ -36,6 +37,38 @@ GROUP_BYTES = 2**20
 SIZES = (8, 4, 2, 2, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 8)
 """Bytes of an element of each data type."""
 TURNED = (0, 1, 2, 3, 15)
+NAMES = (
+    *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"),
+    *("bool", "float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64", "complex64"),
+)
+TYPES = {name: code for code, name in enumerate(NAMES)}
+"""Data types by PyTorch's names."""
+
+
+def leb128(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def content_hash(tensors: dict[str, tuple[int, list[int], bytes]]) -> bytes:
+    """Of tensors: data type, lengths of the axes, elements."""
+    whole = hashlib.sha256()
+    for name in sorted(tensors, key=str.encode):
+        code, shape, data = tensors[name]
+        whole.update(leb128(len(name.encode())) + name.encode() + bytes([code, len(shape)]))
+        whole.update(b"".join(map(leb128, shape)) + hashlib.sha256(data).digest())
+    return whole.digest()
+
+
+def slices(rows: int, slice_rows: int) -> list[int]:
+    """Weight rows of each slice."""
+    if slice_rows == 0:
+        return [rows]
+    count = rows // slice_rows
+    return [slice_rows] * (count - 1) + [rows - (count - 1) * slice_rows]
 
 
 def words(code: int) -> tuple[int, int]:

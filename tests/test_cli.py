@@ -53,6 +53,26 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
+def test_what_a_file_says_of_itself(folder):
+    said = ("--metadata", "name=a [b]", "--metadata", "licence=MIT\n", "--content-hash")
+    result = run("compress", "model.safetensors", "-o", "m.tersor", "--ratio", 12, *said)
+    assert result.exit_code == 0, result.stderr
+    assert (folder / "m.tersor").stat().st_size <= (
+        folder / "model.safetensors"
+    ).stat().st_size / 12
+    shown = run("inspect", "m.tersor").stdout
+    assert "name: a [b]\n" in shown and "licence: 'MIT\\n'" in shown
+    data = json.loads(run("inspect", "m.tersor", "--json").stdout)
+    assert data["metadata"] == {"name": "a [b]", "licence": "MIT\n"}
+    assert f"content hash: {data['content_hash']}" in shown
+    assert "is intact" in run("verify", "m.tersor").stdout
+    assert run("report", "m.tersor", "-o", "r.html").exit_code == 0
+    assert "<p>name: a [b]</p>" in (folder / "r.html").read_text()
+    for wrong in ("name", "=x"):
+        result = run("compress", "model.safetensors", "-o", "x", "--lossless", "--metadata", wrong)
+        assert result.exit_code == 2
+
+
 def test_the_whole_way(folder):
     result = run("compress", "model.safetensors", "-o", "small.tersor", "--ratio", 12)
     assert result.exit_code == 0, result.stderr

@@ -86,6 +86,20 @@ def test_inspect_tells_the_real_size(path):
     assert tersor.inspect(path).nbytes == path.stat().st_size
 
 
+def test_files_say_of_themselves_what_they_are_given(tmp_path):
+    path, metadata = tmp_path / "net.tersor", {"name": "net", "licence": "MIT"}
+    plain = tersor.save(make_net(), path)
+    assert plain.metadata == {} and plain.content_hash is None
+    report = tersor.save(make_net(), path, metadata=metadata, content_hash=True)
+    assert report.nbytes == path.stat().st_size and report == tersor.inspect(path)
+    with tersor.open(path) as file:
+        assert file.metadata == report.metadata == metadata
+        assert file.content_hash == report.content_hash
+    with pytest.raises(InputError, match="must be text"):
+        tersor.save(make_net(), path, metadata={"year": 2022})
+    assert tersor.inspect(path) == report
+
+
 class Other(nn.Module):
     def __init__(self):
         super().__init__()
@@ -116,7 +130,7 @@ def test_another_model_is_refused_with_the_names(tmp_path, model, message):
 def deceiving(tmp_path):
     """A file whose sections are whole, but one does not hold what it should."""
     good = records.encode(random_factors((20, 20), 4, 4))
-    bad = replace(good, payload=good.payload + b"\1" * 9)
+    bad = replace(good, streams=(good.streams[0] + b"\1" * 9,))
     entries = {
         n: Entry((20, 20), torch.float32, e) for n, e in (("0.weight", good), ("1.weight", bad))
     }

@@ -44,7 +44,7 @@ def test_statistics_fit_the_activations_as_well_as_in_the_dense_model() -> None:
         model[0].weight *= 1.2
         model[0].bias += 0.3
         model[3].weight *= 0.8
-    tersor.match_normalization(model, dense, x)
+    tersor.match_normalization(model, dense, [x])
     for ours, theirs in zip(offsets(model, x), offsets(dense, x), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -53,7 +53,7 @@ def test_statistics_fit_the_activations_as_well_as_in_the_dense_model() -> None:
 def test_the_same_model_stays_as_it_is() -> None:
     dense = network()
     model = copy.deepcopy(dense)
-    tersor.match_normalization(model, dense, torch.randn(32, 3, 12, 12))
+    tersor.match_normalization(model, dense, [torch.randn(32, 3, 12, 12)])
     for name, value in dense.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value)
 
@@ -64,7 +64,7 @@ def test_a_dead_channel_does_not_blow_up() -> None:
     with torch.no_grad():
         model[3].weight[0] = 0
     before = dense[4].running_var[0].clone()
-    tersor.match_normalization(model, dense, x)
+    tersor.match_normalization(model, dense, [x])
     torch.testing.assert_close(model[4].running_var[0], before / 2)
 
 
@@ -72,7 +72,7 @@ def test_modes_and_hooks_are_given_back() -> None:
     dense = network()
     model = copy.deepcopy(dense).train()
     model[1].eval()
-    tersor.match_normalization(model, dense, torch.randn(8, 3, 12, 12))
+    tersor.match_normalization(model, dense, [torch.randn(8, 3, 12, 12)])
     assert model.training and not model[1].training and model[4].training
     assert not any(m._forward_pre_hooks for m in (*model.modules(), *dense.modules()))
 
@@ -81,7 +81,7 @@ def test_a_compressed_model_stays_what_its_file_holds(tmp_path) -> None:
     dense, x = network(), torch.randn(64, 3, 12, 12)
     model = copy.deepcopy(dense)
     tersor.compress(model, ratio=3)
-    tersor.match_normalization(model, dense, x)
+    tersor.match_normalization(model, dense, [x])
     tersor.save(model, tmp_path / "model.tersor")
     loaded = tersor.load(tmp_path / "model.tersor", network())
     assert torch.equal(loaded(x), model(x))
@@ -89,4 +89,4 @@ def test_a_compressed_model_stays_what_its_file_holds(tmp_path) -> None:
 
 def test_different_architectures_are_refused() -> None:
     with pytest.raises(tersor.InputError, match="different BatchNorm"):
-        tersor.match_normalization(network()[:3], network(), torch.randn(2, 3, 12, 12))
+        tersor.match_normalization(network()[:3], network(), [torch.randn(2, 3, 12, 12)])

@@ -54,9 +54,9 @@ def error(model: nn.Module, dense: nn.Module, inputs: Tensor) -> float:
 def test_outputs_come_closer_in_no_more_bytes(kind, ratio, tmp_path):
     dense, model, inputs = pair(kind, ratio)
     before, matched = copy.deepcopy(dense.state_dict()), copy.deepcopy(model)
-    tersor.match_normalization(matched, dense, inputs)
+    tersor.match_normalization(matched, dense, [inputs])
     size = tersor.save(model, tmp_path / "a.tersor").nbytes
-    tersor.reconstruct(model, dense, inputs)
+    tersor.reconstruct(model, dense, [inputs])
     assert tersor.save(model, tmp_path / "b.tersor").nbytes <= 1.003 * size
     fresh = samples(kind) if kind == "conv" else inputs
     assert error(model, dense, fresh) < 0.85 * error(matched, dense, fresh)
@@ -69,7 +69,7 @@ def test_outputs_come_closer_in_no_more_bytes(kind, ratio, tmp_path):
 def test_the_mode_of_the_model_stays():
     dense, model, inputs = pair("conv", 12)
     model.train()
-    tersor.reconstruct(model, dense, inputs)
+    tersor.reconstruct(model, dense, [inputs])
     assert model.training and not dense.training
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -82,7 +82,7 @@ def test_weights_that_are_used_twice_stay():
     model, inputs = copy.deepcopy(dense), samples("linear")
     tersor.compress(model, ratio=8)
     old = state(model)
-    tersor.reconstruct(model, dense, inputs)
+    tersor.reconstruct(model, dense, [inputs])
     new = state(model)
     assert new["0.weight"] is old["0.weight"] and new["4.weight"] is not old["4.weight"]
     assert isinstance(new["4.weight"], FactoredWeight)
@@ -91,9 +91,9 @@ def test_weights_that_are_used_twice_stay():
 def test_models_that_do_not_go_together_are_refused():
     dense, model, inputs = pair("linear", 8)
     with pytest.raises(InputError, match="holds no factors; compress it first"):
-        tersor.reconstruct(dense, dense, inputs)
+        tersor.reconstruct(dense, dense, [inputs])
     with pytest.raises(InputError, match=r"two models differ, in '0\.weight'"):
-        tersor.reconstruct(model, convolutional(), inputs)
+        tersor.reconstruct(model, convolutional(), [inputs])
 
 
 def test_inputs_that_never_reach_a_layer_leave_it():
@@ -110,5 +110,5 @@ def test_inputs_that_never_reach_a_layer_leave_it():
     model = copy.deepcopy(dense)
     tersor.compress(model, ratio=8)
     old = state(model)["idle.weight"]
-    tersor.reconstruct(model, dense, samples("linear"))
+    tersor.reconstruct(model, dense, [samples("linear")])
     assert state(model)["idle.weight"] is old

@@ -10,7 +10,7 @@ enum { UNCHECKED = 0 };
 
 enum { PREFIX = 21, LARGEST_HEADER = 1 << 26, LARGEST_EXPANSION = 1032 };
 
-static const uint8_t MAGIC[9] = {0x93, 'T', 'E', 'R', 'S', 'O', 'R', '\n', 0 /* version */};
+static const uint8_t MAGIC[9] = {0x93, 'T', 'E', 'R', 'S', 'O', 'R', '\n', 1 /* version */};
 
 uint32_t tersor_load32(const uint8_t *b)
 {
@@ -71,6 +71,8 @@ tersor_status tersor_open(tersor_file *file, const uint8_t *data, size_t size, u
     tersor_status status = check_prefix(data, size);
     file->count = 0;
     memset(&file->needs, 0, sizeof file->needs);
+    memset(&file->metadata, 0, sizeof file->metadata);
+    file->content_hash = 0;
     if (status == TERSOR_OK)
         status = read_header(file, data, size, &cursor, &end);
     if (status != TERSOR_OK)

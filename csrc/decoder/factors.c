@@ -168,42 +168,69 @@ static uint32_t largest(const int16_t *integers, size_t count)
 }
 
 /* Whether no sum of products can exceed 2^24, up to which float32 is exact. */
-static int is_exact(const int16_t *codebook, const int16_t *latent, size_t d, size_t n, size_t k)
+static int is_exact(const tersor_tensor *t, const int16_t *integers)
 {
+    const size_t d = (size_t)t->tile, k = (size_t)t->rank, tiles = (size_t)tersor_tiles(t);
+    const uint64_t slices = tersor_slices(t);
     uint32_t sum = 0;
     size_t c;
     for (c = 0; c < k; c++) {
-        sum += largest(codebook + c * d, d) * largest(latent + c * n, n);
+        const int16_t *latent = integers + d * k;
+        uint32_t found = 0;
+        uint64_t s;
+        for (s = 0; s < slices; s++) {
+            const size_t n = tiles * (size_t)tersor_slice_rows(t, s);
+            const uint32_t of_slice = largest(latent + c * n, n);
+            found = of_slice > found ? of_slice : found;
+            latent += k * n;
+        }
+        sum += largest(integers + c * d, d) * found;
         if (sum > 1u << 24)
             return 0;
     }
     return 1;
 }
 
-tersor_status tersor_read_factors(const tersor_tensor *t, const tersor_section *section,
-                                  tersor_space *space)
+/* The codebook, if this is the first slice, and one slice of the latent. Returns where it ends. */
+static int16_t *read_slice(const tersor_tensor *t, const tersor_section *section, uint64_t slice,
+                           tersor_space *space, int16_t *out)
 {
-    const size_t d = (size_t)t->tile, k = (size_t)t->rank;
+    const size_t k = (size_t)t->rank;
     matrix codebook, latent;
     decoder coder;
-    if (!k) /* there may be no array */
-        return section->size ? TERSOR_CONTENT : TERSOR_OK;
     if (section->size && !section->data[section->size - 1])
-        return TERSOR_CONTENT;
+        return 0;
     codebook.rows = latent.rows = k;
     codebook.inner = 1;
-    codebook.outer = d;
+    codebook.outer = (size_t)t->tile;
     codebook.start = t->codebook_start;
     codebook.trellis = make_trellis(0);
     latent.inner = (size_t)tersor_tiles(t);
-    latent.outer = (size_t)t->rows;
+    latent.outer = (size_t)tersor_slice_rows(t, slice);
     latent.start = t->latent_start;
     latent.trellis = make_trellis(t->trellis);
     start(&coder, section->data, section->size);
-    if (!read_matrix(&coder, space, &codebook, space->integers) ||
-        !read_matrix(&coder, space, &latent, space->integers + d * k) || coder.used < coder.size)
-        return TERSOR_CONTENT;
-    return is_exact(space->integers, space->integers + d * k, d, latent.inner * latent.outer, k)
-               ? TERSOR_OK
-               : TERSOR_CONTENT;
+    if (!slice && !read_matrix(&coder, space, &codebook, out))
+        return 0;
+    out += slice ? 0 : codebook.outer * k;
+    if (!read_matrix(&coder, space, &latent, out) || coder.used < coder.size)
+        return 0;
+    return out + latent.inner * latent.outer * k;
+}
+
+tersor_status tersor_read_factors(const tersor_tensor *t, const tersor_section *section,
+                                  tersor_space *space)
+{
+    const uint64_t slices = tersor_slices(t);
+    int16_t *out = space->integers;
+    uint64_t s;
+    for (s = 0; s < slices; s++, section++) {
+        if (!tersor_section_intact(section))
+            return TERSOR_CHECKSUM;
+        if (!t->rank && section->size)
+            return TERSOR_CONTENT;
+        if (t->rank && !(out = read_slice(t, section, s, space, out))) /* else no array */
+            return TERSOR_CONTENT;
+    }
+    return is_exact(t, space->integers) ? TERSOR_OK : TERSOR_CONTENT;
 }

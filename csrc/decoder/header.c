@@ -1,7 +1,7 @@
 /* The fields of the header that tell of tensors: columns of one property each. */
 #include "internal.h"
 
-enum { TYPES = 16, F64 = 0, F32 = 1, BF16 = 3, REASONS = 7, TRELLISES = 6, MOST_AXES = 64 };
+enum { TYPES = 16, F64 = 0, F32 = 1, BF16 = 3, TRELLISES = 6, MOST_AXES = 64, BLOCK = 4096 };
 enum { LARGEST_SNR = 30000, NO_SNR = 30001 };
 
 static const uint8_t ITEMSIZE[TYPES] = {8, 4, 2, 2, 8, 4, 2, 1, 1, 1, 1, 1, 2, 4, 8, 8};
@@ -83,7 +83,7 @@ static void read_kinds(tersor_file *file, tersor_cursor *cursor)
     }
     for (t = file->tensors; t < end; t++)
         if (is_kept(t))
-            tersor_byte(cursor, REASONS - 1);
+            tersor_byte(cursor, 255); /* the reason, for people */
     for (i = 0; i < file->count && !cursor->bad; i++)
         if (file->tensors[i].kind == TERSOR_ALIAS)
             read_alias(file, cursor, i);
@@ -95,6 +95,16 @@ static int is_snr(uint32_t bits)
 }
 
 static int is_finite(uint32_t bits) { return (bits & 0x7F800000u) != 0x7F800000u; }
+
+/* Whether slices are at least two, of whole blocks of the trellis. 0 rows stand for all. */
+static int read_slices(tersor_tensor *t)
+{
+    if (!t->slice_rows) {
+        t->slice_rows = t->rows;
+        return 1;
+    }
+    return t->slice_rows <= t->rows / 2 && t->slice_rows * tersor_tiles(t) % BLOCK == 0;
+}
 
 static void read_factors(tersor_file *file, tersor_cursor *cursor)
 {
@@ -110,8 +120,9 @@ static void read_factors(tersor_file *file, tersor_cursor *cursor)
     EACH t->trellis = tersor_byte(cursor, TRELLISES - 1);
     EACH t->codebook_start = tersor_byte(cursor, 255);
     EACH t->latent_start = tersor_byte(cursor, 255);
+    EACH t->slice_rows = tersor_integer(cursor, TERSOR_LARGEST_FIELD);
     EACH if (!t->axes || !t->numel || !t->tile || t->tile > t->numel / t->rows ||
-             t->dtype > BF16 || !is_finite(t->scale))
+             t->dtype > BF16 || !is_finite(t->scale) || !read_slices(t))
         cursor->bad = 1;
 #undef EACH
 }
@@ -119,6 +130,13 @@ static void read_factors(tersor_file *file, tersor_cursor *cursor)
 uint64_t tersor_tiles(const tersor_tensor *t)
 {
     return (t->numel / t->rows - 1) / t->tile + 1;
+}
+
+uint64_t tersor_slices(const tersor_tensor *t) { return t->rows / t->slice_rows; }
+
+uint64_t tersor_slice_rows(const tersor_tensor *t, uint64_t slice)
+{
+    return slice + 1 < tersor_slices(t) ? t->slice_rows : t->rows - slice * t->slice_rows;
 }
 
 /* Count the bytes of the dense tensors and of their factors; 0 if they exceed the limit. */

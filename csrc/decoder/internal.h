@@ -26,10 +26,14 @@ int tersor_intact(const uint8_t *data, size_t size, uint32_t checksum);
 /* Names of all tensors into the bytes beyond `start`; then whether they are valid and differ. */
 tersor_status tersor_read_names(tersor_file *file, tersor_cursor *cursor, size_t start);
 
-/* All other fields. Sections must end where the file does; the first begins at `start`. */
+int tersor_is_utf8(const uint8_t *text, size_t size);
+
+/* All other fields. Sections, of which the first begins at `start`, and the tail must end where the
+ * file does. */
 tersor_status tersor_read_fields(tersor_file *file, tersor_cursor *cursor, uint64_t limit);
 tersor_status tersor_read_sections(tersor_file *file, tersor_cursor *cursor, const uint8_t *data,
                                    size_t start, size_t size);
+tersor_status tersor_read_tail(tersor_file *file, const uint8_t *data, size_t size);
 int tersor_section_intact(const tersor_section *section);
 
 /* Kept tensors: the most bytes of a group; bytes of an element and of a word, as stored; bytes of
@@ -42,10 +46,14 @@ uint32_t tersor_group_size(const tersor_section *section);
 /* Raw deflate that must give exactly `out_size` bytes and end exactly with its input. */
 tersor_status tersor_inflate(const uint8_t *in, size_t in_size, uint8_t *out, size_t out_size);
 
-/* Coded integers of both factors: the codebook by columns, then the latent by rows, in the order of
- * coding. */
+/* Coded integers of both factors: the codebook by columns, then slice by slice the latent by rows,
+ * in the order of coding. The section is that of the first slice. */
 tersor_status tersor_read_factors(const tersor_tensor *tensor, const tersor_section *section,
                                   tersor_space *space);
+
+/* Slices of a latent, and weight rows of one of them. */
+uint64_t tersor_slices(const tersor_tensor *tensor);
+uint64_t tersor_slice_rows(const tersor_tensor *tensor, uint64_t slice);
 
 /* Tiles of a row of the weight: whole ones, and a padded one. */
 uint64_t tersor_tiles(const tersor_tensor *tensor);

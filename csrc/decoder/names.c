@@ -22,7 +22,7 @@ static size_t character(const uint8_t *text, size_t size)
     return length;
 }
 
-static int is_utf8(const uint8_t *text, size_t size)
+int tersor_is_utf8(const uint8_t *text, size_t size)
 {
     while (size) {
         const size_t length = character(text, size);
@@ -115,7 +115,7 @@ tersor_status tersor_read_names(tersor_file *file, tersor_cursor *cursor, size_t
     if (file->bytes_size < used)
         return TERSOR_SPACE;
     for (i = 0; i < file->count; i++)
-        if (!is_utf8(file->tensors[i].name, file->tensors[i].name_size))
+        if (!tersor_is_utf8(file->tensors[i].name, file->tensors[i].name_size))
             return TERSOR_HEADER;
     return all_differ(file->tensors, file->count) ? TERSOR_OK : TERSOR_HEADER;
 }

@@ -64,8 +64,12 @@ static tersor_status assign(tersor_file *file, uint64_t most)
     uint32_t total = TERSOR_GROUP; /* so that the first group is a new one */
     size_t i;
     for (i = 0; i < file->count; i++)
-        if (file->tensors[i].kind == TERSOR_FACTORS)
-            file->tensors[i].section = (size_t)file->needs.sections++;
+        if (file->tensors[i].kind == TERSOR_FACTORS) {
+            file->tensors[i].section = (size_t)file->needs.sections;
+            file->needs.sections += tersor_slices(file->tensors + i);
+            if (file->needs.sections > most)
+                return TERSOR_HEADER;
+        }
     if (file->needs.sections && file->needs.sections <= file->sections_size)
         memset(file->sections, 0, (size_t)file->needs.sections * sizeof *file->sections);
     for (i = 0; i < file->count; i++)
@@ -79,6 +83,7 @@ static tersor_status assign(tersor_file *file, uint64_t most)
 tersor_status tersor_read_sections(tersor_file *file, tersor_cursor *cursor, const uint8_t *data,
                                    size_t start, size_t size)
 {
+    const uint64_t tail = tersor_integer(cursor, TERSOR_LARGEST_FIELD);
     /* The header has at least this much of each: what it claims costs nobody more memory. */
     const tersor_status status = assign(file, (cursor->size - cursor->used) / LEAST_STAMP);
     const size_t count = (size_t)file->needs.sections;
@@ -99,5 +104,7 @@ tersor_status tersor_read_sections(tersor_file *file, tersor_cursor *cursor, con
         file->sections[i].checksum = tersor_u32(cursor);
     if (cursor->bad || cursor->used != cursor->size)
         return TERSOR_HEADER;
-    return start == size ? TERSOR_OK : TERSOR_CHECKSUM;
+    if (tail != size - start)
+        return TERSOR_CHECKSUM;
+    return tersor_read_tail(file, data + start, size - start);
 }

@@ -75,9 +75,11 @@ static uint32_t element(const int16_t *integers, size_t row, size_t d, size_t co
     return bits;
 }
 
-static void recompose(const tersor_tensor *t, const tersor_space *space, uint8_t *out)
+/* Rows of the weight of one slice, whose latent begins at `latent` in the array. */
+static uint8_t *recompose(const tersor_tensor *t, const tersor_space *space, size_t latent,
+                          size_t rows, uint8_t *out)
 {
-    const size_t d = (size_t)t->tile, k = (size_t)t->rank, rows = (size_t)t->rows;
+    const size_t d = (size_t)t->tile, k = (size_t)t->rank;
     const size_t length = (size_t)(t->numel / t->rows), n = (size_t)tersor_tiles(t) * rows;
     const unsigned size = tersor_itemsize(t->dtype);
     size_t row, at;
@@ -85,9 +87,23 @@ static void recompose(const tersor_tensor *t, const tersor_space *space, uint8_t
     memcpy(&scale, &t->scale, sizeof scale);
     for (row = 0; row < rows; row++)
         for (at = 0; at < length; at++, out += size) {
-            const size_t column = d * k + at / d * rows + row;
+            const size_t column = latent + at / d * rows + row;
             store_float(out, element(space->integers, at % d, d, column, n, k, scale), t->dtype);
         }
+    return out;
+}
+
+static void recompose_all(const tersor_tensor *t, const tersor_space *space, uint8_t *out)
+{
+    const size_t k = (size_t)t->rank, tiles = (size_t)tersor_tiles(t);
+    const uint64_t slices = tersor_slices(t);
+    size_t latent = (size_t)t->tile * k;
+    uint64_t s;
+    for (s = 0; s < slices; s++) {
+        const size_t rows = (size_t)tersor_slice_rows(t, s);
+        out = recompose(t, space, latent, rows, out);
+        latent += k * tiles * rows;
+    }
 }
 
 /* Where the bytes of the first word of a piece are, from the most significant on. In a group, these
@@ -196,7 +212,8 @@ tersor_needs tersor_tensor_needs(const tersor_file *file, size_t position)
     t = file->tensors + original(file, position);
     needs.output = t->numel * tersor_itemsize(t->dtype);
     if (t->kind == TERSOR_FACTORS) {
-        const uint64_t tiles = tersor_tiles(t), both = t->rows + tiles;
+        const uint64_t last = tersor_slice_rows(t, tersor_slices(t) - 1); /* the longest */
+        const uint64_t tiles = tersor_tiles(t), both = last + tiles;
         needs.integers = t->rank * (t->tile + t->rows * tiles);
         needs.scales = both > t->tile + 1 ? both : t->tile + 1;
     } else {
@@ -219,10 +236,8 @@ tersor_status tersor_decode(const tersor_file *file, size_t position, uint8_t *o
     t = file->tensors + original(file, position);
     if (t->kind != TERSOR_FACTORS)
         return read_kept(file, t, space, output);
-    if (!tersor_section_intact(file->sections + t->section))
-        return TERSOR_CHECKSUM;
     status = tersor_read_factors(t, file->sections + t->section, space);
     if (status == TERSOR_OK)
-        recompose(t, space, output);
+        recompose_all(t, space, output);
     return status;
 }

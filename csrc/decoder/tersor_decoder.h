@@ -45,9 +45,10 @@ typedef struct {
     uint8_t axes, dtype, kind, trellis, codebook_start, latent_start;
     uint64_t numel, rows; /* elements; length of the first axis, 1 if there is none */
     uint64_t tile, rank;  /* of factors */
+    uint64_t slice_rows;  /* of factors: rows of each slice but the last; all, if there is one */
     uint32_t scale;       /* of factors: the bits of a float32 */
     uint32_t before[4];   /* words in its first group before a kept tensor: see tersor_section */
-    size_t section;       /* of factors, or of the first piece of a kept tensor */
+    size_t section;       /* of the first slice of factors, or piece of a kept tensor */
     size_t target;        /* of an alias */
     size_t scratch;
 } tersor_tensor;
@@ -65,6 +66,12 @@ typedef struct {
     uint64_t output, integers, scales; /* bytes of a tensor; elements of the arrays of its space */
 } tersor_needs;
 
+/* UTF-8, not terminated. */
+typedef struct {
+    const uint8_t *data;
+    size_t size;
+} tersor_text;
+
 /* A file. The caller gives three arrays and their numbers of elements; tersor_open fills them. */
 typedef struct {
     uint8_t *bytes; /* the header and the names */
@@ -76,6 +83,8 @@ typedef struct {
     tersor_needs needs;
     size_t count; /* of tensors */
     uint64_t source_bytes;
+    tersor_text metadata;        /* as coded: see tersor_metadata */
+    const uint8_t *content_hash; /* 32 bytes, which nothing here compares; 0 if there are none */
 } tersor_file;
 
 /* What the coder expects: one factor of a magnitude. */
@@ -102,6 +111,9 @@ tersor_status tersor_open(tersor_file *file, const uint8_t *data, size_t size, u
 
 /* Length of an axis of a tensor. */
 uint64_t tersor_length(const tersor_tensor *tensor, unsigned axis);
+
+/* An entry of the metadata; 0 if there are not as many. */
+int tersor_metadata(const tersor_file *file, size_t position, tersor_text *key, tersor_text *value);
 
 /* Bytes of an element of a data type, by its number in the format. */
 unsigned tersor_itemsize(unsigned dtype);

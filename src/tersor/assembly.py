@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tersor.attempts import Weight, energy
+from tersor.attempts import Weight
+from tersor.moments import energy
 from tersor.plan import classify
 from tersor.plan.fill import Version
 from tersor.plan.overrides import Overrides, Resolved
@@ -68,14 +69,14 @@ class Assembler:
     ----------
     entries
         Of all tensors; weights without a version stay as they are here.
-    source_bytes
-        Size of what is compressed.
+    source
+        What is compressed.
     measured
         Whether the file will tell the signal-to-noise ratios.
     """
 
-    def __init__(self, entries: Mapping[str, Entry], source_bytes: int, measured: bool) -> None:
-        self._entries, self._source_bytes, self._measured = entries, source_bytes, measured
+    def __init__(self, entries: Mapping[str, Entry], source: Source, measured: bool) -> None:
+        self._entries, self._source, self._measured = entries, source, measured
         sections = container.kept_sections(self.archive({}))
         self._kept = [container.stamp(section) for section in sections]
 
@@ -86,7 +87,7 @@ class Assembler:
 
     def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:
         """The archive of all tensors."""
-        return Archive(with_versions(self._entries, versions), self._source_bytes)
+        return self._source.archive(with_versions(self._entries, versions))
 
     def size(self, versions: Mapping[str, Version[EncodedFactors]]) -> int:
         """Bytes of the file."""

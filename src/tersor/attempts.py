@@ -17,6 +17,7 @@ from tersor.calibration import Calibration
 from tersor.errors import InputError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import decibels
+from tersor.moments import energy
 from tersor.plan import tiles
 from tersor.plan.fill import Version
 from tersor.plan.progress import Progress
@@ -40,12 +41,17 @@ _LARGE = 1 << 22
 
 @dataclass(frozen=True)
 class Weight:
-    """What is known of a tensor that will be factored, without holding it."""
+    """What is known of a tensor that will be factored, without holding it.
+
+    Its errors are weighed by the inverse square of ``scale``, and its steps multiplied by it: at a
+    common step a byte avoids about as much of any weight's error.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     variance: float
+    scale: float = 1.0
 
     @property
     def numel(self) -> int:
@@ -55,18 +61,14 @@ class Weight:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Tiles of a weight, what its steps are multiplied by, and the error that 0 for it makes."""
+    """Tiles of a weight, and the error that 0 for it makes."""
 
     choice: tiles.Choice
-    scale: float
     energy: float
 
 
 class Attempts:
     """Chooses tile sizes, and factors weights with them.
-
-    Steps of weights are in a fixed proportion to each other. The errors are weighed by the inverse
-    squares of these, so that at a common step a byte avoids about as much of any weight's error.
 
     Parameters
     ----------
@@ -110,16 +112,13 @@ class Attempts:
 
     def nothing(self, weight: Weight) -> Version[EncodedFactors]:
         """The version of rank 0."""
-        chosen = self._chosen[weight.name]
         zeros = records.zero(weight.shape, weight.dtype, 0)
-        return Version(0, chosen.energy / chosen.scale**2, zeros)
+        return Version(0, self._chosen[weight.name].energy / weight.scale**2, zeros)
 
     def _choose(self, step: float, weight: Weight) -> _Chosen:
         values, moments = as_float32(self._source.load(weight.name)), self._moments(weight)
-        whole = energy(values, moments)
-        scale = 1.0 if moments is None else output_scale(whole, len(values))
-        key, make = ("tiles", weight.name, step), partial(tiles.choose, values, step * scale)
-        return _Chosen(recalled(self._journal, CHOICES, key, make), scale, whole)
+        key, make = ("tiles", weight.name, step), partial(tiles.choose, values, step * weight.scale)
+        return _Chosen(recalled(self._journal, CHOICES, key, make), energy(values, moments))
 
     def _recalled_version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
         key = ("factors", weight.name, self._chosen[weight.name].choice.tile, step)
@@ -127,29 +126,24 @@ class Attempts:
 
     def _version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
         values, moments = self._source.load(weight.name), self._moments(weight)
-        chosen = self._chosen[weight.name]
-        factors = factorize_weight(values, chosen.choice.tile, step * chosen.scale, moments=moments)
+        tile = self._chosen[weight.name].choice.tile
+        factors = factorize_weight(values, tile, step * weight.scale, moments=moments)
         error = as_float32(values) - as_float32(factors.recompose())
         squares, signal = energy(error, None), energy(as_float32(values), None)
         encoded = records.encode(factors, decibels(signal, squares))
         if moments is not None:
             squares = energy(error, moments)
-        return Version(len(encoded.payload), squares / chosen.scale**2, encoded)
+        return Version(encoded.coded_bytes, squares / weight.scale**2, encoded)
 
     def _moments(self, weight: Weight) -> Tensor | None:
         """Second moments of a weight's inputs, if known."""
-        if self._calibration is None or weight.name not in self._calibration.moments:
-            return None
-        moments = self._calibration.regularized(weight.name)
-        if moments.dim() == 3:
-            moments = moments.mean(dim=0)
-        inputs = math.prod(weight.shape[1:])
-        if moments.shape[-1] != inputs:
+        moments = self._calibration.metric(weight.name) if self._calibration else None
+        if moments is not None and moments.shape[-1] != (inputs := math.prod(weight.shape[1:])):
             raise InputError(
                 f"the calibration does not fit: {weight.name!r} has rows of {inputs} weights, its "
                 f"moments are of {moments.shape[-1]} inputs; calibrate this model"
             )
-        return moments / moments.diagonal().mean()
+        return moments
 
     def _each(
         self, work: Callable[[Weight], Result], weights: Sequence[Weight], what: str
@@ -192,21 +186,3 @@ def in_threads(
             for future in futures:
                 future.cancel()
             torch.set_num_threads(threads)
-
-
-def output_scale(energy: float, rows: int) -> float:
-    """What a weight's step is multiplied by, so that errors of layers can be added.
-
-    The square root of the outputs' deviation per unit of input: half way between equal absolute and
-    equal relative errors of the outputs. On ResNet-20 at 16 and 32 times both ends are within 0.15
-    points of it.
-    """
-    return math.sqrt(math.sqrt(energy / rows))
-
-
-def energy(weight: Tensor, moments: Tensor | None) -> float:
-    """Sum of squares of a weight or, with second moments H of its inputs, of its outputs."""
-    if moments is None:
-        return float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
-    rows = weight.reshape(len(weight), -1)
-    return float(((rows @ moments) * rows).sum(dtype=torch.float64))

@@ -136,4 +136,4 @@ def keep_all(source: Source, progress: Progress = silent) -> Archive:
         if name in source.aliases:
             entry = replace(entry, content=Alias(source.aliases[name]))
         entries[name] = entry
-    return Archive(entries, source.nbytes)
+    return source.archive(entries)

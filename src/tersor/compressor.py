@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from tersor.assembly import Assembler, override, survey, with_versions
@@ -61,7 +62,8 @@ class Compressor:
     ) -> None:
         self._source, self._calibration, self._journal = source, calibration, journal
         self._measured, self._progress = measured, progress
-        self._entries, weights = survey(source, progress)
+        self._entries, found = survey(source, progress)
+        weights = scaled(found, calibration)
         resolved = override(self._entries, source, overrides)
         self._weights = [w for w in weights if w.name not in resolved.keep | resolved.bits.keys()]
         self._own = [(w, bytes_of(w, resolved)) for w in weights if w.name in resolved.bits]
@@ -140,7 +142,7 @@ class Compressor:
     def _prepared(self, target: int) -> tuple[Attempts, dict[str, SizeModel], float]:
         """Attempts with tiles that suit a size, sizes to expect, and a step of about that size."""
         attempts = Attempts(self._source, self._calibration, self._progress, self._journal)
-        known = [(w.numel, w.variance) for w in self._weights]
+        known = [(w.numel, w.variance / w.scale**2) for w in self._weights]
         step = guess_step(known, 8 * (target - self.least))
         return attempts, attempts.prepare(self._weights, step), step
 
@@ -148,7 +150,7 @@ class Compressor:
     def _assembler(self) -> Assembler:
         """Of what is the same at all sizes; weights whose bits are given are solved."""
         entries = with_versions(self._entries, self._own_versions)
-        return Assembler(entries, self._source.nbytes, self._measured)
+        return Assembler(entries, self._source, self._measured)
 
     @cached_property
     def _own_versions(self) -> Versions:
@@ -157,7 +159,7 @@ class Compressor:
     def _own_version(self, weight: Weight, target: int) -> Version[EncodedFactors]:
         """The finest version of a weight of at most so many bytes."""
         attempts = Attempts(self._source, self._calibration, self._not_counted, self._journal)
-        guess = guess_step([(weight.numel, weight.variance)], 8 * target)
+        guess = guess_step([(weight.numel, weight.variance / weight.scale**2)], 8 * target)
         attempts.prepare([weight], guess)
 
         def attempt(step: float) -> tuple[int, Version[EncodedFactors]]:
@@ -171,6 +173,16 @@ class Compressor:
 
     def _not_counted(self, message: str, done: float) -> None:
         self._progress(message, 0.0)
+
+
+def scaled(weights: Sequence[Weight], calibration: Calibration | None) -> list[Weight]:
+    """Weights with the scales that follow from their importance; 1 is that of typical weights."""
+    if calibration is None or not calibration.importance:
+        return list(weights)
+    known = [w for w in weights if w.name in calibration.importance]
+    logs = {w.name: math.log(calibration.importance[w.name]) for w in known}
+    typical = sum(logs[w.name] * w.numel for w in known) / max(1, sum(w.numel for w in known))
+    return [replace(w, scale=math.exp((typical - logs.get(w.name, typical)) / 2)) for w in weights]
 
 
 def bytes_of(weight: Weight, resolved: Resolved) -> int:

@@ -140,7 +140,7 @@ def compressed(dense: nn.Module, ratio: float, data: Split) -> nn.Module:
     """Copy of the dense model that holds factors, its normalisation matched."""
     model = copy.deepcopy(dense)
     compress(model, ratio=ratio * 1.01)  # room for the statistics, which compress less when matched
-    match_normalization(model, dense, data.train)
+    match_normalization(model, dense, [data.train])
     return model
 
 
@@ -204,7 +204,7 @@ def trade_off(dense: nn.Module, data: Split, path: Path) -> dict[str, list[Row]]
         for size, weights in method(source, targets):
             model = copy.deepcopy(dense)
             model.load_state_dict(weights, strict=False)
-            match_normalization(model, dense, data.train)
+            match_normalization(model, dense, [data.train])
             curves[name].append(Row(name, size, accuracy(model, data)))
     return curves
 

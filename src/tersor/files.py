@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -20,8 +22,9 @@ from tersor.plan.progress import Progress, silent
 from tersor.storage import container, dense_file, layout, records
 from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, as_tensor
 from tersor.storage.atomic import check_writable, replacing
+from tersor.storage.label import check_metadata
 from tersor.storage.opened import OpenFile, map_file, open_file
-from tersor.storage.summary import Report, summarize, summarize_file
+from tersor.storage.summary import Report, summarize_file
 from tersor.storage.verify import Verification
 from tersor.storage.verify import verify as verify_file
 
@@ -29,7 +32,14 @@ Path = str | os.PathLike[str]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def save(model: nn.Module, path: Path, *, lossless: bool = False) -> Report:
+def save(
+    model: nn.Module,
+    path: Path,
+    *,
+    lossless: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    content_hash: bool = False,
+) -> Report:
     """Write a model as one file.
 
     Factors are entropy-coded, and matrices and kernels without factors stored exactly. Biases and
@@ -43,6 +53,13 @@ def save(model: nn.Module, path: Path, *, lossless: bool = False) -> Report:
         Model that `tersor.compress` has given factors, trained further or not, or any model.
     lossless
         Store every tensor without factors exactly, to the last bit.
+    metadata
+        What is to be said of the model, such as ``{"name": ..., "licence": ..., "source": ...}``:
+        up to 64 keys of up to 255 bytes, all together at most 64 KiB. It comes on top of the size
+        that `tersor.compress` was given.
+    content_hash
+        Store a SHA-256 of names, types, shapes and values of all dense tensors (34 bytes, and 4 for
+        a checksum), which `tersor verify` compares. Files of equal tensors have equal ones.
 
     Returns
     -------
@@ -53,12 +70,16 @@ def save(model: nn.Module, path: Path, *, lossless: bool = False) -> Report:
     ------
     InputError
         If a tensor is of a type that cannot be stored or, unless lossless, a weight is NaN or
-        infinite.
+        infinite; if metadata is no text, or too much.
     OSError
         If the file cannot be written.
     """
+    said = {} if metadata is None else metadata
+    check_metadata(said)
     archive = archive_of(model, lossless=lossless)
-    return summarize(archive, container.write(path, archive))
+    container.write(path, replace(archive, metadata=said, hashed=content_hash))
+    with open_file(path, max_bytes=sys.maxsize) as file:
+        return summarize_file(file.layout)
 
 
 def archive_of(model: nn.Module, *, lossless: bool = False) -> Archive:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -48,32 +49,87 @@ class Moment:
         return mean[0] if self.groups == 1 else mean
 
 
-def cross_moments(layer: Layer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Means of ``x xᵀ`` and ``y xᵀ`` over the vectors that a weight is multiplied by, on the CPU.
+@dataclass(frozen=True)
+class Joint:
+    """Moments of what a layer gets in two models, y in the one where it gets x in the other.
+
+    Parameters
+    ----------
+    own, crossed
+        Means of ``x xᵀ`` and ``y xᵀ``, (groups, m, m), on the CPU.
+    rows
+        Number of vectors.
+    """
+
+    own: Tensor
+    crossed: Tensor
+    rows: int
+
+    def __add__(self, other: Joint) -> Joint:
+        """Moments over the vectors of both."""
+        rows = self.rows + other.rows
+        a, b = self.rows / rows, other.rows / rows
+        return Joint(a * self.own + b * other.own, a * self.crossed + b * other.crossed, rows)
+
+
+def mean_vector(layer: Layer, batches: Sequence[Tensor]) -> Tensor:
+    """Mean of the vectors that a weight is multiplied by, (groups, m), on the CPU."""
+    total, rows = torch.zeros(()), 0
+    for x in batches:
+        for block in _blocks(*input_vectors(layer, x)):
+            vectors = block.reshape(len(block), -1, layer.weight[0].numel())
+            total = total + vectors.sum(1, dtype=torch.float64).cpu()
+            rows += vectors.shape[1]
+    return (total / rows).to(torch.float32)
+
+
+def joint_moments(
+    layer: Layer,
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    shifts: tuple[Tensor, Tensor] | None = None,
+) -> Joint:
+    """Moments over the vectors that a weight is multiplied by.
 
     Parameters
     ----------
     layer
         Whose weight that is.
-    x, y
-        Two inputs of the layer, of the same shape.
-
-    Returns
-    -------
-    tuple
-        The two means, (groups, m, m), and the number of vectors.
+    first, second
+        Inputs of the layer in two models: as many in both, of the same shapes.
+    shifts
+        What is taken from the vectors of either model before, (groups, m).
     """
-    (a, positions), (b, _) = input_vectors(layer, x), input_vectors(layer, y)
-    groups, inputs = a.shape[0], layer.weight[0].numel()
-    own = torch.zeros(groups, inputs, inputs, device=x.device)
-    crossed, count = torch.zeros_like(own), 0
-    with torch.autocast(x.device.type, enabled=False):
+    inputs, groups = layer.weight[0].numel(), getattr(layer, "groups", 1)
+    own = torch.zeros(groups, inputs, inputs, device=first[0].device)
+    crossed, rows = torch.zeros_like(own), 0
+    with torch.autocast(own.device.type, enabled=False):
+        for x, y in _paired_blocks(layer, first, second):
+            if shifts is not None:
+                x, y = (v - s.to(v.device)[:, None] for v, s in zip((x, y), shifts, strict=True))
+            own.baddbmm_(x.mT, x)
+            crossed.baddbmm_(y.mT, x)
+            rows += x.shape[1]
+    count = max(rows, 1)
+    return Joint((own / count).cpu(), (crossed / count).cpu(), rows)
+
+
+def _paired_blocks(
+    layer: Layer, first: Sequence[Tensor], second: Sequence[Tensor]
+) -> Iterator[list[Tensor]]:
+    """Vectors of two inputs, (groups, rows, m) each."""
+    for x, y in zip(first, second, strict=True):
+        (a, positions), (b, _) = input_vectors(layer, x), input_vectors(layer, y)
         for pair in zip(_blocks(a, positions), _blocks(b, positions), strict=True):
-            first, second = (block.reshape(groups, -1, inputs).float() for block in pair)
-            own.baddbmm_(first.mT, first)
-            crossed.baddbmm_(second.mT, first)
-            count += first.shape[1]
-    return (own / count).cpu(), (crossed / count).cpu(), count
+            yield [block.reshape(len(a), -1, layer.weight[0].numel()).float() for block in pair]
+
+
+def energy(weight: Tensor, moments: Tensor | None) -> float:
+    """Sum of squares of a weight or, with second moments H of its inputs, of its outputs."""
+    if moments is None:
+        return float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
+    rows = weight.reshape(len(weight), -1)
+    return float(((rows @ moments) * rows).sum(dtype=torch.float64))
 
 
 def input_vectors(layer: Layer, x: Tensor) -> tuple[Tensor, int]:

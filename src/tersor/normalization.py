@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,21 +10,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.errors import InputError
-from tersor.nn.observe import Look, observing
+from tersor.nn.lockstep import Call, lockstep
+from tersor.samples import calls_of
 
 RANGE = (0.5, 2.0)
 """Limits of the factor of a variance; channels that compression silenced would blow up."""
 
 
 @torch.no_grad()
-def match_normalization(model: nn.Module, reference: nn.Module, *inputs: Any) -> None:
+def match_normalization(model: nn.Module, reference: nn.Module, loader: Iterable[Any]) -> None:
     """Shift and scale the running statistics so that normalised activations agree on average.
 
     Compression changes the mean and the variance of what reaches a normalisation layer. Each
-    running mean is shifted by the difference of the means between the two models, and each
-    running variance scaled by the ratio of the variances, layer by layer in the order of the
-    forward pass: a later layer sees the correction of those before it. Statistics are *not*
-    re-estimated, since the running statistics of training saw other images than these, augmented.
+    running mean is that of the dense model plus the difference of the means between the two
+    models, and each running variance is scaled by the ratio of the variances, layer by layer in the
+    order of the forward pass: a later layer sees the correction of those before it. Statistics are
+    *not* re-estimated, since the running statistics of training saw other samples than these,
+    augmented.
 
     Parameters
     ----------
@@ -33,44 +34,41 @@ def match_normalization(model: nn.Module, reference: nn.Module, *inputs: Any) ->
         Compressed model; its BatchNorm buffers are changed in place.
     reference
         The dense model, of the same architecture.
-    *inputs
-        What both are called with, once: a batch of about a thousand samples.
+    loader
+        Yields batches that both are called with, as in `calibrate`: about a thousand samples in
+        all. All are in memory at once, with what they are in one layer.
 
     Raises
     ------
     InputError
-        If the models have different normalisation layers.
+        If the models have different normalisation layers, or cannot be called with the batches.
     """
-    dense = _layers(reference)
-    layers = _layers(model)
+    dense, layers = normalizations(reference), normalizations(model)
     if layers.keys() != dense.keys():
         raise InputError(
             "the two models have different BatchNorm layers: "
             f"{sorted(layers.keys() ^ dense.keys())[:5]} are in one of them only"
         )
-    wanted: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def remember(name: str, layer: _BatchNorm, x: Tensor) -> None:
-        wanted[name] = _moments(x)
-
-    def correct(name: str, layer: _BatchNorm, x: Tensor) -> None:
-        (mean, variance), (dense_mean, dense_variance) = _moments(x), wanted[name]
-        assert layer.running_mean is not None and layer.running_var is not None
-        factor = variance / dense_variance.clamp_min(torch.finfo(x.dtype).tiny)
-        _replace(layer.running_mean, layer.running_mean + mean - dense_mean)
-        _replace(layer.running_var, layer.running_var * factor.clamp(*RANGE))
-
-    _watch(reference, dense, remember, inputs)
-    _watch(model, layers, correct, inputs)
+    calls = calls_of(loader)
+    wanted = input_moments(reference, calls)
+    for stop in lockstep((model,), list(layers), calls):
+        match_layer(
+            layers[stop.name], dense[stop.name], moments_of(stop.inputs[0]), wanted[stop.name]
+        )
 
 
-def _replace(values: Tensor, new: Tensor) -> None:
-    """Set values, at 16 bits where they were, so that the model stays what its file will hold."""
-    at_16_bits = torch.equal(values, values.to(torch.bfloat16).to(values.dtype))
-    values.copy_(new.to(torch.bfloat16) if at_16_bits else new)
+Moments = tuple[Tensor, Tensor]
+"""Mean and variance of each channel."""
 
 
-def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
+def input_moments(model: nn.Module, calls: Sequence[Call]) -> dict[str, Moments]:
+    """Moments of what reaches each normalisation layer."""
+    stops = lockstep((model,), list(normalizations(model)), calls)
+    return {stop.name: moments_of(stop.inputs[0]) for stop in stops}
+
+
+def normalizations(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Layers with running statistics, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -78,21 +76,28 @@ def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-def _watch(
-    model: nn.Module,
-    layers: dict[str, _BatchNorm],
-    look: Callable[[str, _BatchNorm, Tensor], None],
-    inputs: tuple[Any, ...],
-) -> None:
-    """Run the model in evaluation mode; ``look`` sees the input of each layer before the layer."""
-    looks: dict[nn.Module, Look] = {
-        layer: partial(look, name, layer) for name, layer in layers.items()
-    }
-    with observing(model, looks):
-        model(*inputs)
+def match_layer(layer: _BatchNorm, dense: _BatchNorm, now: Moments, wanted: Moments) -> None:
+    """Match the statistics of one layer, given the moments of what reaches it in the two models."""
+    (mean, variance), (dense_mean, dense_variance) = now, wanted
+    assert layer.running_mean is not None and layer.running_var is not None
+    assert dense.running_mean is not None and dense.running_var is not None
+    factor = variance / dense_variance.clamp_min(torch.finfo(variance.dtype).tiny)
+    replace_values(layer.running_mean, dense.running_mean + mean - dense_mean)
+    replace_values(layer.running_var, dense.running_var * factor.clamp(*RANGE))
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of (batch, channels, ...)."""
-    axes = [0, *range(2, x.ndim)]
-    return x.mean(axes), x.var(axes)
+def replace_values(values: Tensor, new: Tensor) -> None:
+    """Set values, at 16 bits where they were, so that the model stays what its file will hold."""
+    at_16_bits = torch.equal(values, values.to(torch.bfloat16).to(values.dtype))
+    values.copy_(new.to(torch.bfloat16) if at_16_bits else new)
+
+
+def moments_of(batches: Sequence[Tensor]) -> Moments:
+    """Mean and variance of each channel of batches (batch, channels, ...)."""
+    axes = [0, *range(2, batches[0].ndim)]
+    sizes = torch.tensor([x[:, 0].numel() for x in batches], device=batches[0].device)
+    means = torch.stack([x.mean(axes) for x in batches])
+    squares = torch.stack([x.var(axes, correction=0) for x in batches])
+    shares = (sizes / sizes.sum())[:, None].to(means.dtype)
+    mean = (shares * means).sum(0)
+    return mean, (shares * (squares + (means - mean) ** 2)).sum(0)

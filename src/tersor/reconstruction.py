@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.calibration import ridge
 from tersor.errors import BudgetError, InputError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.models import dense
-from tersor.moments import Layer, cross_moments
+from tersor.moments import Joint, Layer, joint_moments, mean_vector
 from tersor.nn import FactoredWeight, insert_factors, state
+from tersor.nn.lockstep import DivergedError, Stop, lockstep
 from tersor.nn.observe import observing
-from tersor.nn.sites import Site, Weight, find_sites
-from tersor.normalization import match_normalization
+from tersor.nn.owner import SUFFIX
+from tersor.nn.sites import Weight, find_sites, join_names
+from tersor.normalization import match_layer, moments_of, normalizations, replace_values
 from tersor.plan.progress import shown
 from tersor.plan.search import finest_fit
+from tersor.samples import calls_of
 from tersor.storage import records
 from tersor.tiling import as_float32
+
+_RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
+"""Multiples of the usual ridge, 1 % of the mean square, that are tried."""
 
 _TRIALS = 5
 """Steps that are tried for a layer, to have it take the bytes that it took before."""
 
 
 @torch.no_grad()
-def reconstruct(model: nn.Module, reference: nn.Module, *inputs: Any) -> None:
+def reconstruct(model: nn.Module, reference: nn.Module, loader: Iterable[Any]) -> None:
     """Make a compressed model compute again what the dense one does, layer by layer.
 
     In the order in which the model runs them, the weight of each linear layer and convolution is
     factored anew: not to be like the dense weight, but so that, given what reaches it in the
     *compressed* model, it puts out what the dense layer puts out in the dense model. So each layer
     makes up for errors of those before it. None takes more bytes than before but for what others
-    left over. There is no back-propagation. Normalisation is matched along the way, as by
-    `match_normalization`, which is not needed before or after.
+    left over. Biases make up for what is left of the mean, and normalisation is matched along the
+    way, as by `match_normalization`, which is not needed before or after. There is no
+    back-propagation.
 
     Parameters
     ----------
@@ -43,40 +52,47 @@ def reconstruct(model: nn.Module, reference: nn.Module, *inputs: Any) -> None:
         Compressed model, changed in place.
     reference
         The dense model, of the same architecture; unchanged.
-    *inputs
-        What both are called with: a batch of about a thousand samples.
+    loader
+        Yields batches that both are called with, as in `calibrate`: about a thousand samples in
+        all. All are in memory at once, with what they are in one layer.
 
     Raises
     ------
     InputError
-        If the model holds no factors, or the two are different models.
+        If the model holds no factors, the two are different models, or they cannot be called with
+        the batches.
 
     Notes
     -----
     With the inputs x of a layer in the dense model and x' in the compressed one, its weight W is
     replaced by the factors of ``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, the linear map that is nearest to W x on
-    average, under the metric ``E[x' x'ᵀ]``; both moments have a ridge. Inputs of the compressed
-    model are used in Nagel et al., 2020, *Up or Down? Adaptive Rounding for Post-Training
-    Quantization*, arXiv 2004.10568, section 3.3, with another solver.
+    average, under the metric ``E[x' x'ᵀ]``; both moments have a ridge, and are those about the mean
+    where the layer has a bias. Inputs of the compressed model are used in Nagel et al., 2020, *Up
+    or Down? Adaptive Rounding for Post-Training Quantization*, arXiv 2004.10568, section 3.3, with
+    another solver.
     """
     weights = state(reference)
     _check(model, weights)
-    order = _in_order_of_use(model, inputs)
-    spare = 0
+    calls = calls_of(loader)
+    layers, matched = _layers(model, calls[0]), normalizations(model)
+    watched, spare = [*layers, *matched], 0
     with shown("reconstructing") as progress:
-        for number, (name, site) in enumerate(order.items()):
-            progress(name, number / len(order))
-            layer, twin = cast(Layer, site.module), reference.get_submodule(_parent(name))
-            moments, crossed = _moments(model, reference, layer, cast(Layer, twin), inputs)
-            old = cast(FactoredWeight, site.weight)
-            wanted = _wanted(as_float32(dense(weights[name])), moments, crossed)
-            allowed = records.encode(old.to_factors()).nbytes + spare
-            factors = _factorize(wanted, moments.mean(dim=0), old, allowed)
-            if factors is None:  # it stays, and so does what is spare
-                continue
-            spare = allowed - records.encode(factors).nbytes
-            insert_factors(model, {name: factors})
-            _match(model, reference, inputs)
+        try:
+            for number, stop in enumerate(lockstep((model, reference), watched, calls)):
+                progress(stop.name, min(1.0, number / len(watched)))
+                twin = reference.get_submodule(stop.name)
+                if stop.name in matched:
+                    now, wanted = map(moments_of, stop.inputs)
+                    match_layer(matched[stop.name], cast(_BatchNorm, twin), now, wanted)
+                    continue
+                weight = as_float32(dense(weights[join_names(stop.name, "weight")]))
+                layer = layers[stop.name]
+                spare = _renew(model, stop, layer, cast(Layer, twin), weight, spare)
+        except DivergedError:
+            raise InputError(
+                "the two models do not run the same layers; give the dense model that was "
+                "compressed"
+            ) from None
 
 
 def _check(model: nn.Module, weights: dict[str, FactoredWeight | Tensor]) -> None:
@@ -89,14 +105,14 @@ def _check(model: nn.Module, weights: dict[str, FactoredWeight | Tensor]) -> Non
         raise InputError(f"the two models differ{where}; give the dense model that was compressed")
 
 
-def _in_order_of_use(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Site]:
-    """Factored weights of linear layers and convolutions that are used once, as the model runs."""
+def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Layer]:
+    """Linear layers and convolutions whose weights are factored, and used just once."""
     sites = find_sites(model)
     uses: dict[Weight, int] = {}
     for site in sites.values():
         uses[site.weight] = uses.get(site.weight, 0) + 1
-    wanted: dict[nn.Module, tuple[str, Site]] = {
-        site.module: (name, site)
+    wanted: dict[nn.Module, str] = {
+        site.module: name.rpartition(".")[0]
         for name, site in sites.items()
         if isinstance(site.weight, FactoredWeight)
         and isinstance(site.module, Layer)
@@ -105,62 +121,97 @@ def _in_order_of_use(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Sit
     }
     called: dict[nn.Module, int] = {}
 
-    def note(module: nn.Module) -> Any:
+    def note(module: nn.Module) -> Callable[[Tensor], object]:
         return lambda x: called.update({module: called.get(module, 0) + 1})
 
     with observing(model, {module: note(module) for module in wanted}):
-        model(*inputs)
-    return dict(wanted[module] for module, times in called.items() if times == 1)
+        call(model)
+    return {wanted[module]: cast(Layer, module) for module, n in called.items() if n == 1}
 
 
-class _Reached(Exception):
-    """The layer that is looked at has got its input: the rest need not be run."""
+def _renew(
+    model: nn.Module, stop: Stop, layer: Layer, twin: Layer, weight: Tensor, spare: int
+) -> int:
+    """Factor the weight of a layer again; returns the bytes that are spare then."""
+    _check_shapes(stop)
+    means = [mean_vector(layer, batches) for batches in stop.inputs]
+    # About the means, where a bias makes up for these.
+    halves = _halves(stop, layer, None if layer.bias is None else (means[0], means[1]))
+    moments, old = halves[0] + halves[1], layer.get_submodule("weight" + SUFFIX)
+    assert isinstance(old, FactoredWeight)
+    allowed = records.encode(old.to_factors()).nbytes + spare
+    wanted = _wanted(weight, moments, halves)
+    metric = (moments.own + ridge(moments.own, moments.rows)).mean(dim=0)
+    factors = _factorize(wanted, metric / metric.diagonal().mean(), old, allowed)
+    if factors is not None:  # else it stays, and so does what is spare
+        spare = allowed - records.encode(factors).nbytes
+        insert_factors(model, {join_names(stop.name, "weight"): factors})
+    if layer.bias is not None and twin.bias is not None:
+        now = as_float32(dense(state(layer)["weight"]))
+        shift = _outputs(weight, means[1]) - _outputs(now, means[0])
+        replace_values(layer.bias, twin.bias + shift.to(twin.bias))
+    return spare
 
 
-def _moments(
-    model: nn.Module, reference: nn.Module, layer: Layer, twin: Layer, inputs: tuple[Any, ...]
-) -> tuple[Tensor, Tensor]:
-    """``E[x' x'ᵀ]`` and ``E[x x'ᵀ]``, each (groups, m, m), with a ridge."""
-    found = [_input(model, layer, inputs), _input(reference, twin, inputs)]
-    if found[0].shape != found[1].shape:
+def _check_shapes(stop: Stop) -> None:
+    shapes = [[tuple(x.shape) for x in batches] for batches in stop.inputs]
+    if shapes[0] != shapes[1]:
         raise InputError(
-            f"a layer gets inputs of shape {tuple(found[0].shape)} in the compressed model and "
-            f"{tuple(found[1].shape)} in the other; both must be of the same architecture"
+            f"{stop.name!r} gets inputs of shape {shapes[0][0]} in the compressed model and "
+            f"{shapes[1][0]} in the other; both must be of the same architecture"
         )
-    own, crossed, rows = cross_moments(layer, *found)
-    added = ridge(own, rows)
-    return own + added, crossed + added
 
 
-def _input(model: nn.Module, layer: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
-    seen: list[Tensor] = []
-
-    def look(x: Tensor) -> None:
-        seen.append(x)
-        raise _Reached
-
-    try:
-        with observing(model, {layer: look}):
-            model(*inputs)
-    except _Reached:
-        return seen[0]
-    raise InputError(
-        "the two models do not run the same layers; give the dense model that was compressed"
-    )
+def _halves(stop: Stop, layer: Layer, shifts: tuple[Tensor, Tensor] | None) -> tuple[Joint, Joint]:
+    """Moments of every other sample of what reaches a layer, and of the rest."""
+    every = [[x[part::2] for x in stop.inputs[0]] for part in (0, 1)]
+    other = [[y[part::2] for y in stop.inputs[1]] for part in (0, 1)]
+    pairs = [joint_moments(layer, x, y, shifts) for x, y in zip(every, other, strict=True)]
+    return pairs[0], pairs[1]
 
 
-def _wanted(weight: Tensor, moments: Tensor, crossed: Tensor) -> Tensor:
-    """``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, group by group."""
-    rows = weight.reshape(len(moments), -1, moments.shape[-1]).double()
-    solved = torch.linalg.solve(moments.double(), (rows @ crossed.double()).mT)
-    return cast(Tensor, solved.mT).reshape(weight.shape).float()
+def _wanted(weight: Tensor, moments: Joint, halves: tuple[Joint, Joint]) -> Tensor:
+    """``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, both with that ridge which is best in cross-validation.
+
+    For each half of the samples the weight that is best for the other is tried. With few samples,
+    or errors that have little to do with what the layer gets, a large ridge leaves W as it is.
+    """
+    rows = weight.reshape(len(moments.own), -1, moments.own.shape[-1]).double()
+    errors = torch.zeros(len(_RIDGES), dtype=torch.float64)
+    for known, held in (halves, halves[::-1]):
+        for number, trial in enumerate(_mapped(rows, known, _RIDGES)):
+            errors[number] += _held_out(rows, trial, held)
+    (best,) = _mapped(rows, moments, [_RIDGES[int(errors.argmin())]])
+    return best.reshape(weight.shape).float()
+
+
+def _mapped(rows: Tensor, moments: Joint, ridges: Sequence[float]) -> Iterator[Tensor]:
+    """``W (E[x x'ᵀ] + r) (E[x' x'ᵀ] + r)⁻¹`` for multiples r of the usual ridge."""
+    values, axes = torch.linalg.eigh(moments.own.double())
+    usual = ridge(moments.own, moments.rows).diagonal(dim1=1, dim2=2)[:, :1].double()
+    target, plain = rows @ moments.crossed.double() @ axes, rows @ axes
+    for factor in ridges:
+        added = (factor * usual)[:, None]
+        yield (target + added * plain) / (values.clamp_min(0)[:, None] + added) @ axes.mT
+
+
+def _held_out(rows: Tensor, trial: Tensor, held: Joint) -> Tensor:
+    """``E[|W x - V x'|²]`` of a trial V, less what does not depend on it."""
+    own, crossed = held.own.double(), held.crossed.double()
+    return ((trial @ own - 2 * rows @ crossed) * trial).sum() * held.rows
+
+
+def _outputs(weight: Tensor, inputs: Tensor) -> Tensor:
+    """What a weight makes of a vector for each group, (groups, m)."""
+    rows = weight.reshape(len(inputs), -1, inputs.shape[-1])
+    return (rows @ inputs[..., None]).flatten()
 
 
 def _factorize(
     wanted: Tensor, moments: Tensor, old: FactoredWeight, allowed: int
 ) -> Factors | None:
     """Factors within so many bytes, with tiles as before; None if none were found."""
-    tile, moments = old.codebook.shape[0], moments / moments.diagonal().mean()
+    tile = old.codebook.shape[0]
 
     def attempt(step: float) -> tuple[int, Factors]:
         factors = factorize_weight(wanted, tile, step, moments=moments)
@@ -170,20 +221,3 @@ def _factorize(
         return finest_fit(attempt, allowed, old.unit, most=_TRIALS)[1]
     except BudgetError:
         return None
-
-
-def _match(model: nn.Module, reference: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Match the normalisation anew, from what it is in the dense model."""
-    statistics = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
-    if not statistics:
-        return
-    originals = [m for m in reference.modules() if getattr(m, "running_mean", None) is not None]
-    for module, original in zip(statistics, originals, strict=True):
-        for name in ("running_mean", "running_var"):
-            value = getattr(original, name).to(torch.bfloat16)
-            getattr(module, name).copy_(value)
-    match_normalization(model, reference, *inputs)
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
+from itertools import accumulate, pairwise
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -105,15 +106,18 @@ def _decode_choice(data: bytes) -> Choice:
 def _encode_version(version: Version[EncodedFactors]) -> bytes:
     content, coding = version.content, version.content.coding
     numbers = [content.tile, content.scale, content.rank, content.snr]
-    parameters = [coding.states, coding.codebook_start, coding.latent_start]
-    head = json.dumps([version.nbytes, version.error, numbers, parameters])
-    return head.encode() + b"\n" + content.payload
+    parameters = [coding.states, coding.codebook_start, coding.latent_start, coding.slice_rows]
+    sizes = list(map(len, content.streams))
+    head = json.dumps([version.nbytes, version.error, numbers, parameters, sizes])
+    return b"\n".join([head.encode(), b"".join(content.streams)])
 
 
 def _decode_version(data: bytes) -> Version[EncodedFactors]:
-    head, _, payload = data.partition(b"\n")
-    nbytes, error, (tile, scale, rank, snr), parameters = json.loads(head)
-    content = EncodedFactors(tile, scale, rank, Coding(*parameters), payload, snr)
+    head, _, coded = data.partition(b"\n")
+    nbytes, error, (tile, scale, rank, snr), parameters, sizes = json.loads(head)
+    ends = list(accumulate(sizes, initial=0))
+    streams = tuple(coded[start:end] for start, end in pairwise(ends))
+    content = EncodedFactors(tile, scale, rank, Coding(*parameters), streams, snr)
     return Version(nbytes, error, content)
 
 

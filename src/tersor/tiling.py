@@ -10,11 +10,23 @@ padded with zeros, which are dropped again on the way back.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Rows = int | tuple[int, ...]
+"""Weight rows of a latent; those of each slice, if it is coded in several."""
+
+SLICE = 1 << 20
+"""Weights of a slice, at least: enough for its probabilities, which start anew, to cost nothing
+(below 0.1 %), and few enough for large weights to be decoded by any number of cores."""
+
+BLOCK = 4096
+"""Columns in coding order after which a trellis starts anew (docs/format.md): slices are made of
+whole blocks, so that a search need not know of them."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,19 @@ class Tiling:
         """Zeros appended to each flattened row."""
         return self.tiles_per_row * self.size - self.row_length
 
+    @property
+    def slice_rows(self) -> int:
+        """Weight rows of a slice of the latent, but for the last; 0 if it is coded in one."""
+        least = BLOCK // math.gcd(BLOCK, self.tiles_per_row)
+        weights = least * self.tiles_per_row * self.size
+        rows = least * -(-SLICE // weights)
+        return rows if self.shape[0] >= 2 * rows else 0
+
+    @property
+    def slices(self) -> tuple[int, ...]:
+        """Weight rows of each slice."""
+        return slices(self.shape[0], self.slice_rows)
+
     def split(self, weight: Tensor) -> Tensor:
         """Cut a weight of shape ``self.shape`` into tiles: a (d, n) tensor, one tile per column."""
         rows = weight.reshape(self.shape[0], self.row_length)
@@ -65,19 +90,50 @@ class Tiling:
         return rows.reshape(self.shape)
 
 
-def coding_order(latent: Tensor, rows: int) -> Tensor:
-    """Latent (k, n) with the columns of one position of all weight rows side by side.
+def slices(rows: int, slice_rows: int) -> tuple[int, ...]:
+    """Weight rows of each slice."""
+    count = rows // slice_rows if slice_rows else 1
+    return tuple(slice_length(rows, slice_rows, position) for position in range(count))
+
+
+def slice_length(rows: int, slice_rows: int, position: int) -> int:
+    """Weight rows of one slice; the last takes what is left. With 0 all are one slice."""
+    if not slice_rows:
+        return rows
+    is_last = position == rows // slice_rows - 1
+    return slice_rows + (rows % slice_rows if is_last else 0)
+
+
+def cut(latent: Tensor, rows: Rows) -> list[Tensor]:
+    """The columns of each slice of a latent (k, n), in natural or in coding order."""
+    if isinstance(rows, int):
+        return [latent]
+    per_row = latent.shape[1] // sum(rows)
+    return list(torch.split(latent, [per_row * r for r in rows], dim=1))
+
+
+def coding_order(latent: Tensor, rows: Rows) -> Tensor:
+    """Latent (k, n) with, in each slice, the columns of one position of all rows side by side.
 
     So the coder learns of a position from neighbours, and a trellis runs along independent errors.
     """
-    k, n = latent.shape
-    return latent.reshape(k, rows, n // rows).transpose(1, 2).reshape(k, n).contiguous()
+    return _transposed(latent, rows, lambda r, per_row: (r, per_row))
 
 
-def natural_order(latent: Tensor, rows: int) -> Tensor:
+def natural_order(latent: Tensor, rows: Rows) -> Tensor:
     """The inverse of `coding_order`."""
+    return _transposed(latent, rows, lambda r, per_row: (per_row, r))
+
+
+def _transposed(latent: Tensor, rows: Rows, axes: Callable[[int, int], tuple[int, int]]) -> Tensor:
     k, n = latent.shape
-    return latent.reshape(k, n // rows, rows).transpose(1, 2).reshape(k, n).contiguous()
+    lengths = (rows,) if isinstance(rows, int) else rows
+    per_row = n // sum(lengths)
+    parts = [
+        part.reshape(k, *axes(r, per_row)).transpose(1, 2).reshape(k, r * per_row)
+        for r, part in zip(lengths, cut(latent, rows), strict=True)
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).contiguous()
 
 
 def evenly_spaced_rows(weight: Tensor, elements: int) -> Tensor:

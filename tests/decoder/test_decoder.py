@@ -18,7 +18,7 @@ from tersor.errors import FileFormatError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.files import dense_tensors
-from tersor.storage import records
+from tersor.storage import container, records
 from tersor.storage.archive import Archive, Entry, Kept, Plain
 from tersor.storage.opened import OpenFile, open_file
 
@@ -163,6 +163,17 @@ def test_arrays_that_are_too_small_are_refused(path):
     command = [build(sources=(HERE / "arrays.c",)), path]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     assert int(done.stdout) > 2 * len(open_file(path))
+
+
+@pytest.mark.parametrize("metadata", [{}, {"name": "é", "licence": "MIT", "note": ""}])
+@pytest.mark.parametrize("hashed", [False, True])
+def test_what_a_file_says_of_itself(tmp_path, metadata, hashed):
+    path = tmp_path / "model.tersor"
+    container.write(path, replace(small_archive(), metadata=metadata, hashed=hashed))
+    command = [build(sources=(HERE / "metadata.c",)), path]
+    told = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+    lines = "".join(f"{key}={value}\n" for key, value in metadata.items())
+    assert told == lines + (open_file(path).content_hash or "")
 
 
 def test_nothing_but_memcpy_and_memset_is_called(tmp_path):

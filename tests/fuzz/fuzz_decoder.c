@@ -5,7 +5,7 @@
 
 #include "tersor_whole.h"
 
-enum { LIMIT = 1 << 16, MOST_SECTIONS = 7, LARGEST_HEADER = 60000 };
+enum { LIMIT = 1 << 16, MOST_SECTIONS = 31, LARGEST_HEADER = 60000 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -61,10 +61,11 @@ static uint8_t *put_span(uint8_t *out, span what)
     return out + what.size;
 }
 
-/* A file of a header, which becomes one stored block, and of sections. */
-static size_t make_file(uint8_t *file, span header, const span *sections, unsigned count)
+/* A file of a header, which becomes one stored block, of sections and of what follows them. */
+static size_t make_file(uint8_t *file, span header, const span *sections, unsigned count,
+                        span tail)
 {
-    static const uint8_t magic[9] = {0x93, 'T', 'E', 'R', 'S', 'O', 'R', '\n', 0};
+    static const uint8_t magic[9] = {0x93, 'T', 'E', 'R', 'S', 'O', 'R', '\n', 1};
     uint8_t *const plain = file + 26, *end = put_span(plain, header);
     uint32_t size;
     unsigned i;
@@ -78,6 +79,7 @@ static size_t make_file(uint8_t *file, span header, const span *sections, unsign
     put(put(put(file + 21, 1, 1), size, 2), ~size, 2);
     for (i = 0; i < count; i++)
         end = put_span(end, sections[i]);
+    end = put_span(end, tail);
     return (size_t)(end - file);
 }
 
@@ -94,7 +96,7 @@ static void try_parts(const uint8_t *data, size_t size)
         sections[i] = take(&rest, 0xFFFF);
     if (!file)
         abort();
-    size = make_file(file, header, sections, count);
+    size = make_file(file, header, sections, count, rest);
     exact = malloc(size); /* so that reading beyond is seen */
     if (!exact)
         abort();

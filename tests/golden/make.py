@@ -1,12 +1,18 @@
-"""Make the golden files and what they must decode to. Run it only when the format changes.
+"""Make the golden files of a version of the format, and what they must decode to.
 
-python tests/golden/make.py
+Those of version 1 are made, and stay for ever: this shows how. Files of a later version are added
+beside them.
+
+    python tests/golden/make.py FOLDER
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +20,16 @@ import torch
 from torch import Tensor
 
 from tersor.compress import compress_source
+from tersor.factorization.rate import TRELLISES
+from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.storage import container, dtypes, records
 from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, Plain
 from tersor.storage.checkpoint import Source
+from tersor.storage.opened import open_file
 
-FOLDER = Path(__file__).parent
+LONG = 2000
+"""Integers of a factor of which a digest is enough."""
 
 
 def compressed() -> Archive:
@@ -38,7 +48,46 @@ def compressed() -> Archive:
     source = Source(
         names, lambda n: state[n.replace("tied", "head")], size, {"tied.weight": "head.weight"}
     )
-    return compress_source(source, ratio=5)
+    said = {"name": "golden", "licence": "CC0-1.0", "source": "seed 0, größer als nichts"}
+    return compress_source(replace(source, metadata=said, hashed=True), ratio=4.8)
+
+
+def lossless() -> Archive:
+    """Every bit of tensors of all floating-point types, NaN included, in three groups."""
+    draw = torch.Generator().manual_seed(2)
+    state: dict[str, Tensor] = {
+        str(dtype).removeprefix("torch."): torch.randn(7, 5, generator=draw).to(dtype)
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    }
+    state["float32"][0, 0], state["float64"][0, 1] = math.nan, -math.inf
+    state["zeros"] = torch.zeros(2**20 + 5, dtype=torch.uint8)
+    state["wave"] = torch.randn(4, generator=draw, dtype=torch.complex64)
+    source = Source(list(state), state.__getitem__, 2_000_000)
+    return compress_source(replace(source, metadata={"note": ""}), lossless=True)
+
+
+def slices() -> Archive:
+    """Latents in two and in three slices, with and without a trellis."""
+    draw = torch.Generator().manual_seed(3)
+    entries: dict[str, Entry] = {}
+    for shape, tile, slice_rows, states in (
+        ((2 * 4096 + 5, 2), 2, 4096, 8),
+        ((200, 256), 4, 64, 1),
+    ):
+        weight = torch.randn(shape, generator=draw) * (torch.rand(shape, generator=draw) < 0.02)
+        with_slices = factorize_weight(weight, tile, 0.5, states=states)
+        encoded = records.encode(with_slices, slice_rows=slice_rows)
+        assert len(encoded.streams) > 1
+        entries["x".join(map(str, shape))] = Entry(shape, torch.float32, encoded)
+    return Archive(entries, 100_000)
+
+
+def trellises() -> list[tuple[str, Factors]]:
+    """What the solver makes of a small weight with each trellis, and the largest integers."""
+    weight = torch.randn(9, 6, 3, 3, generator=torch.Generator().manual_seed(4))
+    made = [(f"{s} states", factorize_weight(weight, 9, 0.3, states=s)) for s in (1, *TRELLISES)]
+    spread = torch.tensor([[4095, -4095, 1, 0, 3, -2047, 1024, 2, 0, 0, 300, -90]]).short()
+    return [*made, ("large", Factors(spread[:, :4].T.contiguous(), spread, -1e-3, (6, 8)))]
 
 
 def every_kind() -> Archive:
@@ -69,6 +118,8 @@ def every_kind() -> Archive:
         entries[f"factors/{'x'.join(map(str, shape))}"] = Entry(
             shape, dtype, records.encode(factors, 6.25)
         )
+    for name, factors in trellises():
+        entries[f"trellis/{name}"] = Entry(factors.shape, factors.dtype, records.encode(factors))
     entries["alias é 別名"] = Entry((5, 7), torch.float32, Alias("factors/5x7"))
     return Archive(entries, 1_000_000)
 
@@ -76,6 +127,11 @@ def every_kind() -> Archive:
 def digest(tensor: Tensor) -> str:
     raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(raw).hexdigest()
+
+
+def integers(factor: Tensor) -> list[int] | str:
+    """The integers, row by row, or a digest of many."""
+    return factor.flatten().tolist() if factor.numel() <= LONG else digest(factor)
 
 
 def expectation(contents: Contents) -> dict[str, Any]:
@@ -89,19 +145,22 @@ def expectation(contents: Contents) -> dict[str, Any]:
             "sha256": digest(dense),
         }
         if isinstance(value, Factors) and contents.original(name) == name:
-            facts["codebook"] = value.codebook.flatten().tolist()
-            facts["latent"] = value.latent.flatten().tolist()
+            facts["codebook"] = integers(value.codebook)
+            facts["latent"] = integers(value.latent)
         content[name] = facts
     return content
 
 
 def main() -> None:
-    expected = {}
-    for name, archive in (("compressed", compressed()), ("every_kind", every_kind())):
-        container.write(FOLDER / f"{name}.tersor", archive)
-        expected[name] = expectation(archive)
+    folder, expected = Path(sys.argv[1]), {}
+    for make in (compressed, every_kind, lossless, slices):
+        path, archive = folder / f"{make.__name__}.tersor", make()
+        container.write(path, archive)
+        with open_file(path) as file:
+            said = {"metadata": file.metadata, "content_hash": file.content_hash}
+        expected[make.__name__] = said | {"tensors": expectation(archive)}
     lines = json.dumps(expected, separators=(",", ":"), ensure_ascii=False).replace("},", "},\n")
-    (FOLDER / "expected.json").write_text(lines + "\n")
+    (folder / "expected.json").write_text(lines + "\n")
 
 
 if __name__ == "__main__":

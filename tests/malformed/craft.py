@@ -48,6 +48,8 @@ VALID: dict[str, Any] = {
     "trellises": bytes([0]),
     "codebook_starts": bytes([128]),
     "latent_starts": bytes([128]),
+    "slice_rows": [0],
+    "tail_bytes": 0,
     "section_sizes": [len(s) for s in SECTIONS],
     "checksums": b"".join(struct.pack("<I", zlib.crc32(s)) for s in SECTIONS),
     "extra": b"",
@@ -85,20 +87,32 @@ def _item(item: Any) -> bytes:
     return integer(item)
 
 
-def craft(sections: list[bytes] = SECTIONS, **fields: Any) -> bytes:
+def tail(*items: tuple[int, bytes]) -> bytes:
+    """What follows the sections: tags and contents."""
+    content = b"".join(integer(tag) + integer(len(text)) + text for tag, text in items)
+    return struct.pack("<I", zlib.crc32(content)) + content
+
+
+def texts(*pairs: tuple[bytes, bytes]) -> bytes:
+    """Metadata."""
+    return b"".join(integer(len(text)) + text for pair in pairs for text in pair)
+
+
+def craft(sections: list[bytes] = SECTIONS, tail: bytes = b"", **fields: Any) -> bytes:
     """A file with some fields other than in `VALID`, and matching sizes and checksums."""
     sizes: dict[str, Any] = {
+        "tail_bytes": len(tail),
         "section_sizes": [len(s) for s in sections],
         "checksums": b"".join(struct.pack("<I", zlib.crc32(s)) for s in sections),
     }
-    return assemble(header(**sizes | fields), sections)
+    return assemble(header(**sizes | fields), [*sections, tail])
 
 
 def assemble(
     plain: bytes,
     sections: list[bytes] = SECTIONS,
     *,
-    version: int = 0,
+    version: int = 1,
     size: int | None = None,
     deflated: bytes | None = None,
 ) -> bytes:

@@ -4,11 +4,12 @@ import contextlib
 import re
 import struct
 import tracemalloc
+import zlib
 
 import c_decoder
 import pytest
 import torch
-from craft import SECTIONS, VALID, assemble, craft, deflate, factors, header, integer
+from craft import SECTIONS, VALID, assemble, craft, deflate, factors, header, integer, tail, texts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,10 +32,27 @@ def test_the_valid_file_is_read():
     assert not verify(craft()).problems
 
 
+def test_what_is_unknown_and_may_be_is_skipped():
+    file = OpenFile(craft(tail=SAID, reasons=bytes([99, 7])))
+    assert file.metadata == {"licence": "MIT"} and file.content_hash == "00" * 32
+    assert {f.detail.describe() for f in file.layout.plain} == {"for another reason"}
+
+
 MANY = 20_000
 TENSOR_OF_MANY = [(0, b"")] + [(i, b"a") for i in range(MANY)]
 
 _LARGE = {"lengths": [4, 1, 2, 4, 1], "tiles": [1], "ranks": [2]}
+
+
+SAID = tail((2, texts((b"licence", b"MIT"))), (4, bytes(32)), (6, b"of a later release"))
+
+
+def checked(content):
+    return struct.pack("<I", zlib.crc32(content)) + content
+
+
+def said(*pairs):
+    return craft(tail=tail((2, texts(*pairs))))
 
 
 CASES = {
@@ -42,7 +60,8 @@ CASES = {
     "other magic": (b"\x93TERSER\n" + craft()[8:], "does not start with the magic number"),
     "text line endings": (craft().replace(b"\n", b"\r\n", 1), "magic number"),
     "only a prefix": (craft()[:20], "ends within its first 21 bytes"),
-    "later version": (assemble(header(), version=1), "format version 1; this release reads"),
+    "version 0": (assemble(header(), version=0), "version 0; .* compress the model anew"),
+    "later version": (assemble(header(), version=2), "version 2; .* use a later release"),
     "huge header": (assemble(b"", size=2**26 + 1), "at most 67108864 is allowed"),
     "header cut": (craft()[:60], "header is damaged or cut off"),
     "header larger": (assemble(header(), size=500), "header is damaged: 500 bytes expected"),
@@ -74,7 +93,6 @@ CASES = {
     ),
     "unknown type": (craft(dtypes=bytes([1, 1, 16, 1])), "unknown data type 16"),
     "unknown kind": (craft(kinds=bytes([2, 1, 4, 3])), "unknown kind 4"),
-    "unknown reason": (craft(reasons=bytes([0, 7])), "unknown reason 7"),
     "too many axes": (craft(axes=bytes([65, 1, 0, 2])), "65 axes; 64 are allowed"),
     "too large": (craft(lengths=[2**40, 2**40, 2, 4, 3]), "is too large"),
     "too large but empty": (
@@ -105,6 +123,16 @@ CASES = {
     ),
     "alias of another shape": (craft(lengths=[4, 3, 2, 3, 4]), "an alias of 'w' differs"),
     "alias of another type": (craft(dtypes=bytes([1, 1, 4, 0])), "an alias of 'w' differs"),
+    "slices of more than half the rows": (craft(slice_rows=[3]), "slices of 3 rows"),
+    "slices of broken blocks": (craft(slice_rows=[2]), "slices of 2 rows"),
+    "slices without sections": (
+        craft(lengths=[2**40, 1, 2, 2**40, 1], tiles=[1], ranks=[0], slice_rows=[4096]),
+        "decoding takes",
+    ),
+    "more slices than the header has sizes of": (
+        craft(lengths=[2**30, 1, 2, 2**30, 1], tiles=[1], ranks=[1], slice_rows=[4096]),
+        "header ends too early",
+    ),
     "no tile": (craft(tiles=[0]), r"tiles of 0 elements do not suit .* \(4, 3\)"),
     "tile longer than a row": (craft(tiles=[4]), "tiles of 4 elements"),
     "factors of a number": (
@@ -184,6 +212,32 @@ CASES = {
     "coded integers of rank 0": (
         craft(sections=[b"\1", SECTIONS[1]], ranks=[0]),
         "data left over after the last one",
+    ),
+    "tail missing": (craft(tail_bytes=9), r"at most \d+ is allowed"),
+    "tail larger than the file": (craft(tail_bytes=2**40), r"at most \d+ is allowed"),
+    "tail not announced": (craft(tail=SAID, tail_bytes=0), "its header says"),
+    "tail of a checksum only": (craft(tail=tail()), "4 bytes follow the sections"),
+    "tail with another checksum": (craft(tail=bytes(4) + SAID[4:]), "its checksum differs"),
+    "tail cut": (craft(tail=tail((2, b""))[:-1]), "its checksum differs"),
+    "tail item cut": (craft(tail=checked(SAID[4:-1])), "what follows the sections ends too"),
+    "tail without a size": (craft(tail=checked(b"\2")), "what follows the sections ends too"),
+    "unknown odd tag": (craft(tail=tail((7, b""))), "unknown tag 7"),
+    "tag 0": (craft(tail=tail((0, b""))), "tag 0 follows tag 0"),
+    "same tag twice": (craft(tail=tail((8, b""), (8, b""))), "tag 8 follows tag 8"),
+    "tags in the wrong order": (craft(tail=tail((8, b""), (6, b""))), "tag 6 follows tag 8"),
+    "hash too short": (craft(tail=tail((4, bytes(31)))), "a content hash of 31 bytes"),
+    "metadata no UTF-8": (said((b"k", b"\xff")), "metadata is not UTF-8"),
+    "metadata twice": (said((b"k", b"1"), (b"k", b"2")), "metadata has 'k' twice"),
+    "metadata without a value": (
+        craft(tail=tail((2, b"\1k"))),
+        "what follows the sections ends too",
+    ),
+    "metadata of no name": (said((b"", b"1")), "the key '' has 0 bytes"),
+    "metadata of a long name": (said((b"k" * 256, b"")), "has 256 bytes, not 1 to 255"),
+    "too much metadata": (said((b"k", b"1" * 2**16)), "it has 65537 bytes"),
+    "too many metadata": (
+        said(*((str(i).encode(), b"") for i in range(65))),
+        "there are 65 entries, at most 64",
     ),
     "truth neither true nor false": (
         craft(dtypes=bytes([1, 1, 9, 1]), sections=[SECTIONS[0], deflate(b"\0\0\2\0\0")]),

@@ -26,7 +26,7 @@ def small_codebook(d, k, seed=0):
 
 
 def come_back(codebook, latent, rows):
-    coding, payload = entropy.encode(codebook, latent, rows)
+    coding, (payload,) = entropy.encode(codebook, latent, rows)
     (d, k), n = codebook.shape, latent.shape[1]
     back = entropy.decode(payload, coding, d, k, n, rows)
     assert torch.equal(back[0], codebook) and torch.equal(back[1], latent)
@@ -115,7 +115,7 @@ def test_independent_integers_take_little_more_than_their_entropy(source, spread
     rng = np.random.default_rng(0)
     integers = np.rint(getattr(rng, source)(0, spread, (4, 40_000))).astype(np.int16)
     codebook = torch.ones(1, 4, dtype=torch.int16)
-    _, payload = entropy.encode(codebook, torch.from_numpy(integers), rows)
+    _, (payload,) = entropy.encode(codebook, torch.from_numpy(integers), rows)
     assert len(payload) <= 1.01 * entropy_bits(integers) / 8 + 64
 
 
@@ -125,7 +125,7 @@ def test_scales_of_rows_and_columns_are_learnt():
     scales = np.exp2(rng.uniform(-3, 5, (4, 1, 1)) + rng.uniform(-2, 2, (1, 100, 1)))
     integers = np.rint(rng.laplace(0, 1, (4, 100, 200)) * scales).astype(np.int16)
     latent = torch.from_numpy(integers.reshape(4, -1))
-    _, payload = entropy.encode(torch.ones(1, 4, dtype=torch.int16), latent, 100)
+    _, (payload,) = entropy.encode(torch.ones(1, 4, dtype=torch.int16), latent, 100)
     apart = sum(entropy_bits(part) for row in integers for part in row)
     assert apart < 8 * len(payload) < 1.15 * apart
     assert 8 * len(payload) < 0.85 * entropy_bits(integers)
@@ -135,7 +135,7 @@ def test_zeros_take_next_to_nothing():
     zeros = torch.zeros(3, 100_000, dtype=torch.int16)
     _, payload = come_back(torch.ones(2, 3, dtype=torch.int16), zeros, 100)
     assert len(payload) < 60
-    assert entropy.encode(torch.zeros(4, 0).short(), torch.zeros(0, 20).short(), 4)[1] == b""
+    assert entropy.encode(torch.zeros(4, 0).short(), torch.zeros(0, 20).short(), 4)[1] == (b"",)
 
 
 def test_a_long_silence_is_forgotten_soon():
@@ -143,7 +143,7 @@ def test_a_long_silence_is_forgotten_soon():
     rng = np.random.default_rng(0)
     integers = np.rint(rng.laplace(0, 3, (2, 20_000))).astype(np.int16)
     integers[0] = 0
-    _, payload = entropy.encode(torch.ones(1, 2).short(), torch.from_numpy(integers), 100)
+    _, (payload,) = entropy.encode(torch.ones(1, 2).short(), torch.from_numpy(integers), 100)
     assert len(payload) <= 1.015 * entropy_bits(integers[1]) / 8 + 64
 
 
@@ -156,7 +156,7 @@ def damaged(payload):
 @pytest.mark.parametrize("states", STATES)
 def test_longer_streams_are_refused(states):
     latent = latent_of(structured("3", 4, 50), states, 10)
-    coding, payload = entropy.encode(small_codebook(4, 4), latent, 10)
+    coding, (payload,) = entropy.encode(small_codebook(4, 4), latent, 10)
     for what, data in damaged(payload):
         print(what)
         with pytest.raises(FileFormatError, match="data left over after the last one"):
@@ -201,7 +201,7 @@ def test_any_bytes_are_read_or_refused(data, states, first, second, k, rows):
 @given(st.integers(0, 2**32), st.integers(0, 7), st.sampled_from(STATES))
 def test_damage_in_a_long_stream_is_read_or_refused(position, bit, states):
     latent = latent_of(structured("30", 3, 3000), states, 30)
-    coding, payload = entropy.encode(small_codebook(9, 3), latent, 30)
+    coding, (payload,) = entropy.encode(small_codebook(9, 3), latent, 30)
     changed = bytearray(payload)
     changed[position % len(payload)] ^= 1 << bit
     try:

@@ -13,12 +13,14 @@ import specified
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import archives, plain, small_archive, to_file_bytes, weights
+from samples import archives, plain, random_factors, small_archive, to_file_bytes, weights
 
 from tersor.factorization.weights import factorize_weight
 from tersor.files import dense_tensors
 from tersor.storage import records
 from tersor.storage.archive import Archive, Entry, Kept, Plain
+from tersor.storage.opened import OpenFile
+from tersor.storage.verify import verify
 
 
 class Cursor:
@@ -45,7 +47,7 @@ def contents(data):
     """Of a file, by name: the weights of factored tensors (rows of floats, exact), and the bytes of
     kept ones, as stored."""
     magic, version, deflated, size, checksum = struct.unpack_from("<8sBIII", data)
-    assert (magic, version) == (b"\x93TERSOR\n", 0)
+    assert (magic, version) == (b"\x93TERSOR\n", 1)
     body = data[21 + deflated :]
     assert zlib.crc32(data[21 : 21 + deflated]) == checksum
     header = zlib.decompress(data[21 : 21 + deflated], -15)
@@ -71,23 +73,32 @@ def contents(data):
     plain = [i for i in range(count) if kinds[i] < 2]
     stored = [(3 if kinds[i] == 1 else types[i], math.prod(shapes[i])) for i in plain]
     groups = list(specified.groups(stored))
-    sizes = cursor.integers(len(factored) + len(groups))
+    slice_rows = cursor.integers(len(factored))
+    cursor.integer()  # bytes after the sections
+    slices = [specified.slices(shapes[p][0], s) for p, s in zip(factored, slice_rows, strict=True)]
+    sizes = iter(cursor.integers(sum(map(len, slices)) + len(groups)))
     weights = {}
     for i, position in enumerate(factored):
-        rows, row = shapes[position][0], 1
+        row = 1
         for n in shapes[position][1:]:
             row *= n
         per_row = -(-row // tiles[i])
-        section, body = body[: sizes[i]], body[sizes[i] :]
         states, coded = specified.STATES[trellises[i]], (starts[0][i], starts[1][i])
-        codebook, latent = integers(section, tiles[i], ranks[i], per_row, rows, states, coded)
-        weights[names[position]] = [
-            single(scales[i] * dot([c[j] for c in codebook], latent, t * rows + r))
-            for r in range(rows)
-            for t in range(per_row)
-            for j in range(min(tiles[i], row - t * tiles[i]))
-        ]
-    for pieces, size in zip(groups, sizes[len(factored) :], strict=True):
+        elements = weights[names[position]] = []
+        codebook = None
+        for rows in slices[i]:
+            size = next(sizes)
+            section, body = body[:size], body[size:]
+            d = tiles[i] if codebook is None else 0
+            first, latent = integers(section, d, ranks[i], per_row, rows, states, coded)
+            codebook = first if codebook is None else codebook
+            elements += [
+                single(scales[i] * dot([c[j] for c in codebook], latent, t * rows + r))
+                for r in range(rows)
+                for t in range(per_row)
+                for j in range(min(tiles[i], row - t * tiles[i]))
+            ]
+    for pieces, size in zip(groups, sizes, strict=True):
         section, body = body[:size], body[size:]
         facts = [(stored[n][0], kinds[plain[n]] == 0, nbytes) for n, nbytes in pieces]
         for (n, _), part in zip(pieces, specified.kept(section, facts), strict=True):
@@ -109,7 +120,7 @@ def kept_bytes(archive):
 def integers(section, d, k, per_row, rows, states, starts):
     """Columns of the codebook, and rows of the latent, both in the order of coding."""
     coder = specified.Decoder(section)
-    codebook = specified.code(coder, [[0] * d] * k, d, 1, starts[0])
+    codebook = specified.code(coder, [[0] * d] * k, d, 1, starts[0]) if d else []
     latent = specified.code(coder, [[0] * (per_row * rows)] * k, rows, states, starts[1])
     assert coder.position >= len(section) and not section.endswith(b"\0")
     return codebook, latent
@@ -158,6 +169,16 @@ def test_the_specification_is_enough_to_decode_any_factors(entries):
     assert factored_weights(to_file_bytes(archive)) == expected
 
 
+@pytest.mark.parametrize("shape, tile, slice_rows", [((9000, 2), 2, 4096), ((70, 256), 2, 32)])
+def test_the_specification_is_enough_to_decode_slices(shape, tile, slice_rows):
+    weight = random_factors(shape, tile, 1)
+    encoded = records.encode(weight, slice_rows=slice_rows)
+    assert len(encoded.streams) == 2
+    archive = Archive({"w": Entry(shape, torch.float32, encoded)}, 1)
+    expected = {"w": weight.recompose().reshape(-1).tolist()}
+    assert factored_weights(to_file_bytes(archive)) == expected
+
+
 @pytest.mark.parametrize("states", specified.STATES)
 @pytest.mark.parametrize("shape, tile", [((24, 18, 3, 3), 9), ((40, 30), 8), ((1, 300), 1)])
 def test_the_specification_decodes_what_the_solver_makes(shape, tile, states):
@@ -193,6 +214,37 @@ def test_the_page_has_the_constants():
         assert getattr(specified, names.get(name, name)) == int(value)
     for row in specified.PRIORS.values():
         assert page.count(f"| {row} |") == 1
+
+
+def blocks_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    return re.findall("```text\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_page_has_a_file():
+    """The bytes of the whole, the header field by field, and what is in it."""
+    file, listed, _ = blocks_of_the_page()
+    data = bytes.fromhex(file)
+    assert len(data) == 100
+    lines = [line.split("  ")[0] for line in listed.splitlines()]
+    assert zlib.decompress(data[21 : 21 + data[9]], -15) == bytes.fromhex(" ".join(lines))
+    found = contents(data)
+    assert found == {"w": [0, -5, -0.75, 1.5, -0.5, 5.25], "b": struct.pack("<2H", 0x3FC0, 0xC000)}
+    with OpenFile(data) as opened:
+        assert opened["w"].tolist() == [[0, -5, -0.75], [1.5, -0.5, 5.25]]
+        assert opened["b"].tolist() == [1.5, -2] and opened.metadata == {"licence": "MIT"}
+        factors = opened.factors("w")
+    assert factors.codebook.T.tolist() == [[3, -1], [0, 20]]
+    assert factors.latent.tolist() == [[0, -1, 2, 7], [-1, 0, 0, 300]]
+    assert verify(data).problems == ()
+
+
+def test_the_page_has_a_stream():
+    *_, block = blocks_of_the_page()
+    stream, rows = block.split("\n\n")
+    expected = [list(map(int, row.split())) for row in rows.splitlines()]
+    decoder, nothing = specified.Decoder(bytes.fromhex(stream)), [[0] * 12] * 2
+    assert specified.code(decoder, nothing, 4, 8, 150) == expected
 
 
 DIGEST = "05d53b520b012e70b77fbd765b256a8cf775d1dbacf1c1a28a0c7f25519c64c9"

@@ -53,7 +53,7 @@ def test_names_that_are_not_unicode_are_refused():
 @pytest.mark.parametrize("states", [1, 4, 8, 16, 32, 64])
 def test_codings_come_back(states):
     factors = replace(
-        records.encode(random_factors((6, 10), 4, 3)), coding=Coding(states, 255, 0), payload=b""
+        records.encode(random_factors((6, 10), 4, 3)), coding=Coding(states, 255, 0), streams=()
     )
     (field,) = header.read(Reader(written({"w": Entry((6, 10), torch.float32, factors)})))
     assert field.detail == replace(factors, snr=field.detail.snr)
@@ -61,10 +61,10 @@ def test_codings_come_back(states):
 
 
 def test_factors_take_few_bytes():
-    """The columns of a tensor's factors: tile, rank, scale, ratio, trellis and two levels."""
+    """The columns of a tensor's factors: tile, rank, scale, ratio, trellis, two levels, slices."""
     entries = {
         str(i): Entry((6, 10), torch.float32, records.zero((6, 10), torch.float32, 0.0))
         for i in range(2)
     }
     one = dict(list(entries.items())[:1])
-    assert len(written(entries)) - len(written(one)) == 3 + 5 + 2 + 4 + 2 + 3
+    assert len(written(entries)) - len(written(one)) == 3 + 5 + 2 + 4 + 2 + 4

@@ -40,9 +40,9 @@ def test_longer_files_are_refused(extra):
         (b"", "not a tersor file"),
         (b"plain text, not a model", "not a tersor file"),
         (container.MAGIC, "ends within its first 21 bytes"),
-        (container.MAGIC + b"\7" + bytes(12), "format version 7; this release reads version 0"),
-        (container.MAGIC + b"\0" + b"\0\0\0\0\xff\xff\xff\xff" + bytes(4), "header of 4294967295"),
-        (container.MAGIC + b"\0" + bytes(12), "the header is damaged"),
+        (container.MAGIC + b"\7" + bytes(12), "format version 7; this release reads version 1"),
+        (container.MAGIC + b"\1" + b"\0\0\0\0\xff\xff\xff\xff" + bytes(4), "header of 4294967295"),
+        (container.MAGIC + b"\1" + bytes(12), "the header is damaged"),
     ],
 )
 def test_other_files_are_refused(data, message):

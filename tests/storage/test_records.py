@@ -26,9 +26,9 @@ def test_factors_come_back(shape, tile, rank, dtype):
     assert torch.equal(back.recompose(), factors.recompose())
 
 
-def test_zero_takes_no_payload():
+def test_zero_takes_no_bytes():
     encoded = records.zero((30, 20), torch.float16, snr=0.0)
-    assert encoded.payload == b"" and encoded.rank == 0
+    assert encoded.streams == (b"",) and encoded.rank == 0
     assert not records.decode(encoded, (30, 20), torch.float16).recompose().any()
 
 
@@ -57,12 +57,12 @@ def test_what_no_file_can_hold_is_refused(fields, message):
 
 
 def test_sums_too_large_to_be_exact_are_refused():
-    """A payload may be valid and still hold integers whose product is not."""
+    """A stream may be valid and still hold integers whose product is not."""
     rank = 10
     codebook = torch.full((1, rank), 4095, dtype=torch.int16)
     latent = torch.full((rank, 4), 4095, dtype=torch.int16)
-    coding, payload = entropy.encode(codebook, latent, 4)
-    forged = records.EncodedFactors(1, 1.0, rank, coding, payload)
+    coding, streams = entropy.encode(codebook, latent, 4)
+    forged = records.EncodedFactors(1, 1.0, rank, coding, streams)
     with pytest.raises(FileFormatError, match="too large for an exact product"):
         records.decode(forged, (4, 1), torch.float32)
 

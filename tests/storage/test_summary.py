@@ -28,7 +28,7 @@ def test_numbers_of_a_file():
     assert report.bits_per_weight == 8 * report.nbytes / 66
     weight, bias, steps, tied = report.tensors
     assert (weight.tile, weight.rank, weight.snr, weight.note) == (4, 3, 12.5, "")
-    assert weight.nbytes == len(archive.entries["layer.weight"].content.payload)
+    assert weight.nbytes == archive.entries["layer.weight"].content.coded_bytes
     assert (bias.nbytes, bias.note) == (8, "at 16 bits: not a matrix or kernel")
     assert steps.note.startswith("exact: not floating-point")
     assert (tied.nbytes, tied.note) == (0, "same as layer.weight")

@@ -16,7 +16,7 @@ from tersor.training.rate_loss import Rate
 
 def coded_bits(model):
     holders = factored_weights(model).values()
-    return 8 * sum(len(records.encode(h.to_factors()).payload) for h in holders)
+    return 8 * sum(records.encode(h.to_factors()).coded_bytes for h in holders)
 
 
 @pytest.mark.parametrize("ratio", [6, 15, 30])
@@ -27,7 +27,7 @@ def test_it_is_what_the_coder_spends(ratio, moved):
         drifted(model)
     if moved == "projected":
         tersor.project(model)
-    # A payload may have a byte or two less or more than its bits.
+    # A stream may have a byte or two less or more than its bits.
     assert float(tersor.rate_loss(model).detach()) == pytest.approx(coded_bits(model), rel=0.03)
 
 

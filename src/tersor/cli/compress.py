@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -74,6 +75,17 @@ def compress(
             help="Bits per weight, at most, of those that match: 'conv1*=4'. Repeatable.",
         ),
     ] = None,
+    metadata: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="KEY=TEXT",
+            help="What the output says of itself: 'licence=MIT', name, source... Repeatable.",
+        ),
+    ] = None,
+    content_hash: Annotated[
+        bool,
+        typer.Option("--content-hash", help="Store a SHA-256 of the tensors, for `tersor verify`."),
+    ] = False,
     architecture: Architecture = None,
     calibrate: Calibrate = None,
     evaluate: Evaluate = None,
@@ -92,13 +104,15 @@ def compress(
         from tersor.storage import container, summary
         from tersor.storage.atomic import check_writable
         from tersor.storage.checkpoint import open_checkpoint
+        from tersor.storage.label import parse_metadata
 
         check_writable(output, model)
         overrides = Overrides(keep or (), parse_bits(bits or ()))
         if lossless:
             budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
             check_lossless(budgets, calibrate or architecture, overrides)
-        source = open_checkpoint(model)
+        said = parse_metadata(metadata or [])
+        source = replace(open_checkpoint(model), metadata=said, hashed=content_hash)
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
         quality = quality_of(source, module, evaluate, max_drop)
         calibration = calibration_of(source, module, calibrate)

@@ -29,7 +29,7 @@ from tersor.factorization.rate_aware import (
     spacing,
 )
 from tersor.factorization.solve import Result
-from tersor.tiling import Tiling, coding_order
+from tersor.tiling import Tiling, coding_order, natural_order
 
 _SWEEPS = 2
 """Times that the rows of a position are gone through, from one set of prices."""
@@ -100,10 +100,10 @@ def solve_calibrated(
         As `tersor.factorization.rate_aware.solve_rate_aware`, columns in coding order. The
         objective is the cost of the error, in units of H's mean diagonal, and the priced bits.
     """
-    rows = weight.shape[0]
+    tiling, rows = Tiling(tuple(weight.shape), tile), weight.shape[0]
     metric = Metric.of(moments, tile)
-    tiles = coding_order(Tiling(tuple(weight.shape), tile).split(weight), rows)
-    coder = Coder(rows, states)
+    tiles = coding_order(tiling.split(weight), rows)
+    coder = _Coder(tiling.slices, states)
     codebook = _start(tiles, metric)
     latent = _sweep(tiles, codebook, None, metric, coder)
     best, history = (codebook, latent), [float("inf")]
@@ -117,7 +117,26 @@ def solve_calibrated(
         if not bool(latent.any()) or value > 0.999 * min(history[:-1]):
             break
         latent = _sweep(tiles, codebook, latent, metric, coder)
-    return Result(*best, tuple(history[1:]), "iteration limit")
+    codebook, latent = best
+    return Result(codebook, coder.sliced(latent), tuple(history[1:]), "iteration limit")
+
+
+class _Coder(Coder):
+    """What latents cost that are ordered by position, whether or not they are coded in slices."""
+
+    rows: tuple[int, ...]
+
+    def sliced(self, latent: Tensor) -> Tensor:
+        """The latent in coding order."""
+        if len(self.rows) == 1:
+            return latent
+        return coding_order(natural_order(latent, sum(self.rows)), self.rows)
+
+    def analyse(self, latent: Tensor) -> _native.Analysis:
+        """What a latent costs, and prices for its improvement."""
+        if self._last is None or self._last[0] is not latent:
+            self._last = latent, analyse(self.sliced(latent), self.rows, self.states)
+        return self._last[1]
 
 
 def _start(tiles: Tensor, metric: Metric) -> Tensor:
@@ -132,10 +151,10 @@ def _start(tiles: Tensor, metric: Metric) -> Tensor:
 
 
 def _sweep(
-    tiles: Tensor, codebook: Tensor, latent: Tensor | None, metric: Metric, coder: Coder
+    tiles: Tensor, codebook: Tensor, latent: Tensor | None, metric: Metric, coder: _Coder
 ) -> Tensor:
     """A latent, position after position, each making up for the errors of those before."""
-    (d, n), k, rows = tiles.shape, codebook.shape[1], coder.rows or tiles.shape[1]
+    (d, n), k, rows = tiles.shape, codebook.shape[1], sum(coder.rows)
     wanted = tiles.reshape(d, n // rows, rows).transpose(0, 1).clone()  # (T, d, rows)
     grams = codebook.T @ metric.local @ codebook
     if latent is None:
@@ -145,27 +164,31 @@ def _sweep(
         ]
         result = torch.stack(rounded, dim=1)
         indices = result if coder.states == 1 else (result / 2).round()
-        analysis = analyse(indices.reshape(k, n), rows)  # prices of plain rounding
+        analysis = analyse(coder.sliced(indices.reshape(k, n)), coder.rows)  # of plain rounding
     else:
         result = latent.reshape(k, -1, rows).clone()
         analysis = coder.analyse(latent)
-    carried = np.zeros(k, np.int32)
+    carried = np.zeros((len(coder.rows), k), np.int32)
     for t in range(len(wanted)):
         target = codebook.T @ (metric.local[t] @ wanted[t])
-        own = result[:, t].contiguous()
-        _native.search_run(
-            target.numpy(),
-            grams[t].numpy(),
-            own.numpy(),
-            analysis,
-            t * rows,
-            carried,
-            coder.states,
-            PRICE,
-            _SWEEPS,
-        )
-        result[:, t] = own
-        error = wanted[t] - codebook @ own
+        first = 0
+        for length, states in zip(coder.rows, carried, strict=True):
+            run = slice(first, first + length)
+            own = result[:, t, run].contiguous()
+            _native.search_run(
+                target[:, run].contiguous().numpy(),
+                grams[t].numpy(),
+                own.numpy(),
+                analysis,
+                first * len(wanted) + t * length,
+                states,
+                coder.states,
+                PRICE,
+                _SWEEPS,
+            )
+            result[:, t, run] = own
+            first += length
+        error = wanted[t] - codebook @ result[:, t]
         later = metric.feedback[t][:, (t + 1) * d :]
         if later.shape[1]:
             wanted[t + 1 :] -= (later.T @ error).reshape(-1, d, rows)
@@ -219,7 +242,7 @@ def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> T
     return round_codebook(x * scale, energy)
 
 
-def _drop(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder: Coder) -> Tensor:
+def _drop(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder: _Coder) -> Tensor:
     """Latent with zeros in the rows whose bits outweigh the error that they avoid."""
     d, positions = len(tiles), len(metric.local)
     slope = codebook.T @ _from_rows(_by_rows(tiles - codebook @ latent, metric) @ metric.moments, d)

@@ -145,7 +145,7 @@ def decompose(weight: Tensor, method: Method, *, tile: int, seed: int = 0) -> So
         nothing = values.new_zeros(tile, 0), values.new_zeros(0, tiling.count)
         return _solution(Result(*nothing, (0.0,), "converged"), 1.0, weight)
     unit = max(float(torch.tensor(method.unit(values), dtype=torch.float32)), _SMALLEST)
-    tiles = coding_order(tiling.split(values) / unit, weight.shape[0]).to(method.dtype)
+    tiles = coding_order(tiling.split(values) / unit, tiling.slices).to(method.dtype)
     result = method.solve(tiles, torch.Generator().manual_seed(seed))
     return _solution(result, unit, weight)
 
@@ -154,7 +154,7 @@ def _solution(result: Result, unit: float, weight: Tensor) -> Solution:
     history = tuple(unit**2 * value for value in result.history)
     used = result.latent.any(dim=1)
     codebook = result.codebook[:, used]
-    latent = natural_order(result.latent[used], weight.shape[0])
+    latent = natural_order(result.latent[used], Tiling(tuple(weight.shape), len(codebook)).slices)
     dtype, exponent = torch.float32, codebook_exponent(codebook)
     whole = codebook * 2.0**-exponent
     if _is_integer(whole) and _is_integer(latent):

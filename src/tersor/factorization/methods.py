@@ -45,7 +45,7 @@ from tersor.factorization.updates import (
     pursue,
     use_every_row,
 )
-from tersor.tiling import Tiling
+from tersor.tiling import Rows, Tiling
 
 _INDEX_COUNTS = (1, 2, 3, 4)
 _CODEBOOK_BITS = 16
@@ -245,7 +245,7 @@ def _with_identity(project: Projection, unit: Callable[[Tensor], float]) -> Meth
     return Method(start, project_target(project), fixed, unit=unit, dtype=torch.float32)
 
 
-def rate_aware(step: float, *, rows: int | None = None, states: int = priced.STATES) -> Method:
+def rate_aware(step: float, *, rows: Rows | None = None, states: int = priced.STATES) -> Method:
     """Least error + price * bits at the latent grid ``step``: see the module of this name.
 
     As `tersor.factorization.weights.factorize_weight`, but a step that is too small is refused.
@@ -255,7 +255,8 @@ def rate_aware(step: float, *, rows: int | None = None, states: int = priced.STA
     step
         Spacing of the latent's grid, in units of the weight.
     rows
-        Weight rows (``weight.shape[0]``), which the entropy model tells apart if it knows them.
+        Weight rows (`tersor.tiling.Tiling.slices`), which the entropy model tells apart if it knows
+        them.
     states
         States of the trellis: 4, 8, 16, 32 or 64; 1: scalar quantization.
     """

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tersor import _native
+from tersor.tiling import Rows
 
 Floats = NDArray[np.float64]
 
@@ -39,7 +40,7 @@ def starting_level(integers: Tensor, states: int = 1) -> int:
     return min(max(level, _FIRST), _LAST)
 
 
-def analyse(integers: Tensor, outer: int, states: int = 1) -> _native.Analysis:
+def analyse(integers: Tensor, outer: Rows, states: int = 1) -> _native.Analysis:
     """What a matrix of integers (rows, n), in coding order, costs: bits of each row, and prices.
 
     Parameters
@@ -47,15 +48,16 @@ def analyse(integers: Tensor, outer: int, states: int = 1) -> _native.Analysis:
     integers
         Integers of any type, reachable by the trellis.
     outer
-        Length of a run: columns of one position, one for each weight row.
+        Length of a run: columns of one position, one for each weight row; of those of each slice.
     states
         States of the trellis; 1: none.
     """
     matrix = integers.to(torch.float32).contiguous().numpy()
-    return _native.analyse(matrix, outer, states, starting_level(integers, states))
+    lengths = [outer] if isinstance(outer, int) else list(outer)
+    return _native.analyse(matrix, lengths, states, starting_level(integers, states))
 
 
-def row_bits(integers: Tensor, outer: int | None = None, states: int = 1) -> Floats:
+def row_bits(integers: Tensor, outer: Rows | None = None, states: int = 1) -> Floats:
     """Bits of each row of a (rows, n) tensor of integers when coded one after the other."""
     if not integers.numel():
         return np.zeros(integers.shape[0])

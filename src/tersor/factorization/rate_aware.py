@@ -22,6 +22,7 @@ from tersor.factorization.initialize import principal_components
 from tersor.factorization.products import blocks
 from tersor.factorization.rate import LARGEST, Floats, analyse, row_bits
 from tersor.factorization.solve import Quadratic, Result, Start, least_squares, solve
+from tersor.tiling import Rows
 
 PRICE = 0.3
 """Squared error, in units of the step squared, that a bit is worth: best for high rates with a
@@ -67,15 +68,15 @@ class Coder:
     Parameters
     ----------
     rows
-        Weight rows; the columns of the latent are in coding order, in runs of this length. All
-        columns are one run if it is not known.
+        Weight rows, of each slice if there are several; the columns of the latent are in coding
+        order, in runs of this length. All columns are one run if it is not known.
     states
         States of the trellis; 1: none.
     price
         Squared error, in units of the step squared, that a bit is worth.
     """
 
-    rows: int | None = None
+    rows: Rows | None = None
     states: int = STATES
     price: float = PRICE
     _last: tuple[Tensor, _native.Analysis] | None = field(default=None, repr=False)
@@ -208,7 +209,7 @@ def start(tiles: Tensor, coder: Coder) -> Start:
 
 def solve_rate_aware(
     tiles: Tensor,
-    rows: int,
+    rows: Rows,
     *,
     states: int = STATES,
     iterations: int = 6,
@@ -221,7 +222,7 @@ def solve_rate_aware(
     tiles
         The tiles divided by the step, (d, n) float32, in coding order.
     rows
-        Weight rows.
+        Weight rows, of each slice if there are several.
     states
         States of the trellis: 4, 8, 16, 32 or 64; 1: scalar quantization.
     iterations, tolerance

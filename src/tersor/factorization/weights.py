@@ -40,8 +40,7 @@ def factorize_weight(
     states
         States of the trellis; 1: scalar quantization.
     """
-    values, rows = as_float32(weight), weight.shape[0]
-    tiling = Tiling(tuple(weight.shape), tile)
+    values, tiling = as_float32(weight), Tiling(tuple(weight.shape), tile)
     scale = float(values.abs().amax())
     if scale == 0:
         return _factors(values.new_zeros(tile, 0), values.new_zeros(0, tiling.count), 1.0, weight)
@@ -51,8 +50,8 @@ def factorize_weight(
     while True:
         step = float(torch.tensor(step, dtype=torch.float32))
         if moments is None:
-            tiles = coding_order(tiling.split(values / step), rows)
-            result = solve_rate_aware(tiles, rows, states=states)
+            tiles = coding_order(tiling.split(values / step), tiling.slices)
+            result = solve_rate_aware(tiles, tiling.slices, states=states)
             del tiles
         else:
             result = solve_calibrated(values / step, moments, tile, states=states)
@@ -61,7 +60,7 @@ def factorize_weight(
         codebook, latent = result.codebook[:, live] * 2.0**-exponent, result.latent[live]
         del result
         if largest_sum(codebook, latent) <= EXACT_INTEGERS and _can_be_coded(latent):
-            latent = natural_order(latent.to(torch.int16), rows)
+            latent = natural_order(latent.to(torch.int16), tiling.slices)
             return _factors(codebook, latent, step * 2.0**exponent, weight)
         step *= 1.5
 

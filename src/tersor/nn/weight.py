@@ -9,12 +9,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from tersor import _native
 from tersor.errors import InputError
 from tersor.factorization.rate_aware import STATES
 from tersor.factors import Factors
 from tersor.kernels import power_of_two, recompose
-from tersor.storage.entropy import trellis_of
+from tersor.storage.entropy import reachable, trellis_of
 from tersor.tiling import coding_order
 
 Mode = Literal["recompose", "dense"]
@@ -205,10 +204,9 @@ def round_through(values: Tensor) -> Tensor:
 
 def trellis(factors: Factors) -> int:
     """States of the trellis of an integer latent: the usual ones if those can reach it."""
-    rows = factors.shape[0]
+    rows = factors.tiling.slices
     ordered = coding_order(factors.latent.cpu().to(torch.int16), rows)
-    usual = _native.reachable(ordered.numpy(), rows, STATES)
-    return STATES if usual else trellis_of(ordered, rows)
+    return STATES if reachable(ordered, rows, STATES) else trellis_of(ordered, rows)
 
 
 def split_scale(scale: float) -> tuple[float, int]:

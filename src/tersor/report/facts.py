@@ -79,7 +79,7 @@ class Facts:
     report
         The summary of the file.
     header_bytes
-        Size of prefix and header.
+        Size of prefix, header, and of what follows the sections.
     layers
         The factored tensors, in the order of the file.
     dense
@@ -151,7 +151,8 @@ def gather(
         report = summarize_file(file.layout)
         layers = tuple(_layers(file, report, source, progress))
         name = None if dense is None else Path(dense).name
-        return Facts(Path(path).name, report, file.layout.header_bytes, layers, name)
+        rest = report.nbytes - sum(s.size for s in file.layout.stamps)
+        return Facts(Path(path).name, report, rest, layers, name)
 
 
 def _layers(

@@ -9,6 +9,7 @@ from tersor.report.blocks import details, number, section, table
 from tersor.report.facts import Facts, Layer
 from tersor.report.layer_card import card
 from tersor.report.markup import Markup, join, tag
+from tersor.report.table import told
 from tersor.report.words import breakable, decibels, name, percent, shape, size
 from tersor.storage.summary import kept_groups
 from tersor.version import __version__
@@ -21,7 +22,7 @@ _PARTS = {
     "Latents": "sparse integers, entropy-coded",
     "Codebooks": "what they are multiplied by",
     "Kept tensors": "not factored: exact, or at 16 bits",
-    "Header": "names, shapes, sizes, checksums",
+    "Header": "names, shapes, sizes, checksums, what the file says of itself",
 }
 
 
@@ -43,6 +44,7 @@ def heading(facts: Facts) -> Markup:
         tag("p", "Compressed model", class_="kind"),
         tag("h1", name(facts.name)),
         tag("dl", *cells, class_="figures"),
+        *(tag("p", line) for line in told(report)),
     )
 
 

@@ -21,8 +21,16 @@ def render(report: Report) -> RenderableType:
     kept = kept_groups(report)
     if kept:
         parts.append(_kept(kept))
+    parts += [Text(line) for line in told(report)]
     parts.append(Text(total(report)))
     return Group(*parts)
+
+
+def told(report: Report) -> list[str]:
+    """What the file says of itself, a line each."""
+    lines = [f"{printable(key)}: {printable(text)}" for key, text in report.metadata.items()]
+    hashes = [] if report.content_hash is None else [f"content hash: {report.content_hash}"]
+    return lines + hashes
 
 
 def total(report: Report) -> str:
@@ -78,5 +86,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "weights": report.weights,
         "bits_per_weight": report.bits_per_weight,
         "lossless": report.lossless,
+        "metadata": dict(report.metadata),
+        "content_hash": report.content_hash,
         "tensors": tensors,
     }

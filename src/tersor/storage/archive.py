@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
@@ -17,7 +17,7 @@ from tersor.storage.records import EncodedFactors
 
 
 class Kept(IntEnum):
-    """Why a tensor is not factored; the value stands in the file."""
+    """Why a tensor is not factored; the value stands in the file, for people."""
 
     VECTOR = 0
     SMALL = 1
@@ -26,6 +26,11 @@ class Kept(IntEnum):
     LEFT_DENSE = 4
     RANGE = 5
     LOSSLESS = 6
+    OTHER = 255
+
+    @classmethod
+    def _missing_(cls, value: object) -> Kept:
+        return cls.OTHER  # what a later release may have written
 
     def describe(self) -> str:
         """The reason in words."""
@@ -37,6 +42,7 @@ class Kept(IntEnum):
             Kept.LEFT_DENSE: "left dense",
             Kept.RANGE: "extreme in magnitude",
             Kept.LOSSLESS: "lossless, as asked",
+            Kept.OTHER: "for another reason",
         }[self]
 
 
@@ -133,10 +139,16 @@ class Archive(Contents):
         By tensor name, in the order of the checkpoint.
     source_bytes
         Size in bytes of the checkpoint or model that was compressed; ratios refer to it.
+    metadata
+        What its maker says of it, see `tersor.storage.label`.
+    hashed
+        Whether the file holds a hash of its content.
     """
 
     entries: Mapping[str, Entry]
     source_bytes: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    hashed: bool = False
 
     def unmeasured(self) -> Archive:
         """The same without signal-to-noise ratios: what `save` knows of a model."""
@@ -146,7 +158,7 @@ class Archive(Contents):
             else e
             for name, e in self.entries.items()
         }
-        return Archive(entries, self.source_bytes)
+        return replace(self, entries=entries)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tersor.errors import InputError
+from tersor.storage.archive import Archive, Entry
 from tersor.storage.dtypes import is_dense
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "params")
@@ -40,6 +41,8 @@ class Source:
         What else the checkpoint holds and is no tensor, or is not asked for.
     unchanged
         Names of tensors that must not be factored: buffers of a model.
+    metadata, hashed
+        Of the files that are made of them, as in `tersor.storage.archive.Archive`.
     """
 
     names: list[str]
@@ -48,6 +51,12 @@ class Source:
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     unchanged: frozenset[str] = frozenset()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    hashed: bool = False
+
+    def archive(self, entries: Mapping[str, Entry]) -> Archive:
+        """What is to be written when these are the entries of the tensors."""
+        return Archive(entries, self.nbytes, self.metadata, self.hashed)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Source:

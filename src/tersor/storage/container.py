@@ -1,7 +1,8 @@
 """An archive -> the bytes of a file, which replaces an earlier one atomically.
 
 docs/format.md is the specification. In short: a magic number, the sizes and a checksum, the
-compressed header, then the sections: one for each factored tensor, one for each group of kept ones.
+compressed header, then the sections: one for each slice of a factored tensor, one for each group of
+kept ones, and at the end, if it was asked for, what the file says of itself.
 `tersor.storage.opened` is the way back.
 """
 
@@ -16,19 +17,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from tersor.storage import header, kept
+from tersor.storage import header, kept, label
 from tersor.storage.archive import Archive, Plain
 from tersor.storage.atomic import replacing
 from tersor.storage.cursor import Writer
+from tersor.storage.label import Label
 from tersor.storage.records import EncodedFactors
 
 MAGIC = b"\x93TERSOR\n"
 
-VERSION = 0
-"""Format version; 0 may change until 1 is frozen."""
+VERSION = 1
+"""Format version, frozen: what a change of the format takes is in docs/format.md."""
 
 PREFIX = struct.Struct("<8sBIII")
 """Magic number, version; of the header: deflated size, size, CRC-32."""
+
+
+CHECKSUM = struct.Struct("<I")
+"""CRC-32 of what follows the sections, in front of it."""
 
 
 class Stamp(NamedTuple):
@@ -52,7 +58,7 @@ def kept_sections(archive: Archive) -> Iterator[bytes]:
 
 def _factor_sections(archive: Archive) -> Iterator[bytes]:
     contents = (e.content for e in archive.entries.values())
-    return (c.payload for c in contents if isinstance(c, EncodedFactors))
+    return (s for c in contents if isinstance(c, EncodedFactors) for s in c.streams)
 
 
 def _head(archive: Archive, stamps: Sequence[Stamp]) -> bytes:
@@ -60,6 +66,7 @@ def _head(archive: Archive, stamps: Sequence[Stamp]) -> bytes:
     out = Writer()
     out.integer(archive.source_bytes)
     header.write(out, archive.entries)
+    out.integer(_tail_bytes(archive))
     out.integers(s.size for s in stamps)
     for s in stamps:
         out.pack("I", s.checksum)
@@ -69,11 +76,24 @@ def _head(archive: Archive, stamps: Sequence[Stamp]) -> bytes:
     return PREFIX.pack(MAGIC, VERSION, *sizes) + deflated
 
 
+def _tail_bytes(archive: Archive) -> int:
+    content = label.size(archive.metadata, archive.hashed)
+    return content and CHECKSUM.size + content
+
+
+def _tail(archive: Archive) -> bytes:
+    """What follows the sections, behind its checksum; nothing if there is nothing."""
+    content_hash = label.content_hash(archive) if archive.hashed else b""
+    content = label.write(Label(archive.metadata, content_hash))
+    return content and CHECKSUM.pack(zlib.crc32(content)) + content
+
+
 def to_bytes(archive: Archive) -> Iterator[bytes]:
-    """The parts of the file, in order: prefix and header, sections."""
+    """The parts of the file, in order: prefix and header, sections, what follows them."""
     sections = [*_factor_sections(archive), *kept_sections(archive)]
     yield _head(archive, list(map(stamp, sections)))
     yield from sections
+    yield _tail(archive)
 
 
 def size(archive: Archive, kept: Iterable[Stamp] | None = None) -> int:
@@ -86,7 +106,7 @@ def size(archive: Archive, kept: Iterable[Stamp] | None = None) -> int:
     """
     stamps = [stamp(section) for section in _factor_sections(archive)]
     stamps += map(stamp, kept_sections(archive)) if kept is None else kept
-    return len(_head(archive, stamps)) + sum(s.size for s in stamps)
+    return len(_head(archive, stamps)) + sum(s.size for s in stamps) + _tail_bytes(archive)
 
 
 def write(
@@ -119,4 +139,5 @@ def write(
         file.write(_head(archive, stamps))
         waiting.seek(0)
         shutil.copyfileobj(waiting, file)
+        file.write(_tail(archive))
         return file.tell()

@@ -31,6 +31,11 @@ class Writer:
         for value in values:
             self.integer(value)
 
+    def text(self, data: bytes) -> None:
+        """Append a number of bytes, and the bytes."""
+        self.integer(len(data))
+        self.raw(data)
+
     def pack(self, layout: str, *values: float) -> None:
         """Append values in a little-endian `struct` layout."""
         self.data += struct.pack("<" + layout, *values)
@@ -47,6 +52,7 @@ class Reader:
     """
 
     data: bytes
+    what: str = "the header"
     position: int = 0
 
     @property
@@ -58,7 +64,8 @@ class Reader:
         """Take ``size`` bytes."""
         if size > self.left:
             raise FileFormatError(
-                f"header ends too early: {size} bytes needed at {self.position}, {self.left} left"
+                f"{self.what} ends too early: {size} bytes needed at {self.position}, "
+                f"{self.left} left"
             )
         self.position += size
         return self.data[self.position - size : self.position]
@@ -72,14 +79,20 @@ class Reader:
             if byte < 128:
                 break
         if byte > 127 or value > limit:
-            raise FileFormatError(f"header field at {self.position}: at most {limit} is allowed")
+            raise FileFormatError(
+                f"{self.what}, field at {self.position}: at most {limit} is allowed"
+            )
         return value
 
     def integers(self, count: int, limit: int = 2**48) -> list[int]:
         """Take ``count`` unsigned integers."""
         if count > self.left:
-            raise FileFormatError(f"header ends too early: {count} fields at {self.position}")
+            raise FileFormatError(f"{self.what} ends too early: {count} fields at {self.position}")
         return [self.integer(limit) for _ in range(count)]
+
+    def text(self) -> bytes:
+        """Take a number of bytes, and as many bytes."""
+        return self.raw(self.integer())
 
     def unpack(self, layout: str) -> tuple[float, ...]:
         """Take values in a little-endian `struct` layout."""

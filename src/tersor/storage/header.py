@@ -1,4 +1,4 @@
-"""The header: the entries of an archive without their payloads <-> bytes.
+"""The header: the entries of an archive without their sections <-> bytes.
 
 Fields stand in columns, all names, then all data types and so on, not tensor by tensor: neighbours
 that look alike compress better. docs/format.md lists them.
@@ -42,7 +42,7 @@ class Field:
     kind
         One of `EXACT`, `ROUNDED`, `FACTORS`, `ALIAS`.
     detail
-        Why it is kept (exact or rounded), its factors without their payload, or the name that it
+        Why it is kept (exact or rounded), its factors without their streams, or the name that it
         is an alias of.
     """
 
@@ -66,6 +66,14 @@ class Field:
     def decoded_bytes(self) -> int:
         """Bytes of the dense tensor, and of its factors as 16-bit integers if it has some."""
         return math.prod(self.shape) * self.dtype.itemsize + self.factor_bytes
+
+    @property
+    def slices(self) -> int:
+        """Number of slices that its latent is coded in; 0 if it has none."""
+        if not isinstance(self.detail, EncodedFactors):
+            return 0
+        slice_rows = self.detail.coding.slice_rows
+        return self.shape[0] // slice_rows if slice_rows else 1
 
     @property
     def factor_bytes(self) -> int:
@@ -125,7 +133,7 @@ def read(reader: Reader) -> list[Field]:
     kinds = [_choose([EXACT, ROUNDED, FACTORS, ALIAS], b, "kind") for b in reader.raw(count)]
     shapes = _read_shapes(reader, count)
     reasons = reader.raw(sum(kind in (EXACT, ROUNDED) for kind in kinds))
-    kept = iter([_choose(list(Kept), b, "reason") for b in reasons])
+    kept = iter([Kept(b) for b in reasons])
     aliases = iter(reader.integers(kinds.count(ALIAS)))
     weights = [(shapes[i], types[i]) for i in range(count) if kinds[i] == FACTORS]
     encoded = iter(_read_records(reader, weights))
@@ -219,6 +227,7 @@ def _write_records(out: Writer, factors: list[EncodedFactors]) -> None:
     out.raw(bytes(_STATES.index(f.coding.states) for f in factors))
     out.raw(bytes(f.coding.codebook_start for f in factors))
     out.raw(bytes(f.coding.latent_start for f in factors))
+    out.integers(f.coding.slice_rows for f in factors)
 
 
 def hundredths(snr: float) -> int:
@@ -233,16 +242,17 @@ def _read_records(
     ranks = reader.integers(len(weights))
     scales = [reader.unpack("f")[0] for _ in weights]
     snrs = [reader.unpack("h")[0] for _ in weights]
-    for (shape, dtype), tile, scale in zip(weights, tiles, scales, strict=True):
-        if problem := flaw(shape, dtype, tile, scale):
-            raise FileFormatError(f"invalid factors: {problem}")
     for snr in snrs:
         if abs(snr) > 100 * _LARGEST_SNR and snr != _NO_SNR:
             raise FileFormatError(f"a signal-to-noise ratio of {snr} hundredths of a decibel")
     states = [_choose(_STATES, b, "trellis") for b in reader.raw(len(weights))]
     codebook_starts, latent_starts = (reader.raw(len(weights)) for _ in range(2))
-    codings = map(Coding, states, codebook_starts, latent_starts)
+    slice_rows = reader.integers(len(weights))
+    for (shape, dtype), d, scale, rows in zip(weights, tiles, scales, slice_rows, strict=True):
+        if problem := flaw(shape, dtype, d, scale, rows):
+            raise FileFormatError(f"invalid factors: {problem}")
+    codings = map(Coding, states, codebook_starts, latent_starts, slice_rows)
     return [
-        EncodedFactors(*f[:4], b"", math.nan if f[4] == _NO_SNR else f[4] / 100)
+        EncodedFactors(*f[:4], (), math.nan if f[4] == _NO_SNR else f[4] / 100)
         for f in zip(tiles, scales, ranks, codings, snrs, strict=True)
     ]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import mmap
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
 from tersor.errors import FileFormatError
-from tersor.factors import Factors
-from tersor.storage import header, kept, records
-from tersor.storage.container import MAGIC, PREFIX, VERSION, Stamp, stamp
+from tersor.storage import header, kept, label
+from tersor.storage.container import CHECKSUM, MAGIC, PREFIX, VERSION, Stamp, stamp
 from tersor.storage.cursor import Reader
 from tersor.storage.header import EXACT, FACTORS, ROUNDED, Field
+from tersor.storage.label import Label
 from tersor.storage.planes import inflate
-from tersor.storage.records import EncodedFactors
 
 Data = bytes | mmap.mmap
 """All bytes of a file, in memory or mapped."""
@@ -39,20 +38,39 @@ class Layout:
     fields
         One for each tensor.
     stamps
-        One for each section: those of the factored tensors, then those of groups of kept ones.
+        One for each section: those of slices of the factored tensors, then those of groups of kept
+        ones.
     header_bytes
         Bytes before the first section.
+    nbytes
+        Bytes of the file.
+    label
+        What follows the sections, checked.
     """
 
     source_bytes: int
     fields: list[Field]
     stamps: list[Stamp]
     header_bytes: int
+    nbytes: int
+    label: Label
 
     @cached_property
     def factored(self) -> list[Field]:
-        """The factored tensors, one for each of the first sections."""
+        """The factored tensors, whose slices are the first sections."""
         return [f for f in self.fields if f.kind == FACTORS]
+
+    @cached_property
+    def streams(self) -> dict[str, range]:
+        """Positions of the sections of each factored tensor, by its name."""
+        ends = list(accumulate((f.slices for f in self.factored), initial=0))
+        pairs = zip(self.factored, ends, ends[1:], strict=False)
+        return {f.name: range(start, end) for f, start, end in pairs}
+
+    @property
+    def groups(self) -> range:
+        """Positions of the sections of groups of kept tensors."""
+        return range(sum(f.slices for f in self.factored), len(self.stamps))
 
     @cached_property
     def plain(self) -> list[Field]:
@@ -87,7 +105,12 @@ def read(data: Data, max_bytes: int) -> Layout:
     _, version, deflated_size, header_size, checksum = PREFIX.unpack(data[: PREFIX.size])
     if version != VERSION:
         raise FileFormatError(
-            f"format version {version}; this release reads version {VERSION}: use another release"
+            f"format version {version}; this release reads version {VERSION}: "
+            + (
+                "it was written before the format was final; compress the model anew"
+                if version < VERSION
+                else "use a later release"
+            )
         )
     if header_size > _MAX_HEADER:
         raise FileFormatError(f"header of {header_size} bytes; at most {_MAX_HEADER} is allowed")
@@ -95,10 +118,10 @@ def read(data: Data, max_bytes: int) -> Layout:
     if zlib.crc32(deflated) != checksum:
         raise FileFormatError("the header is damaged or cut off (its checksum differs)")
     reader = Reader(inflate(deflated, header_size, "the header"))
-    return _parse(reader, PREFIX.size + len(deflated), len(data), max_bytes)
+    return _parse(reader, PREFIX.size + len(deflated), data, max_bytes)
 
 
-def _parse(reader: Reader, header_bytes: int, nbytes: int, max_bytes: int) -> Layout:
+def _parse(reader: Reader, header_bytes: int, data: Data, max_bytes: int) -> Layout:
     source_bytes = reader.integer()
     fields = header.read(reader)
     total = sum(f.decoded_bytes for f in fields)
@@ -108,11 +131,21 @@ def _parse(reader: Reader, header_bytes: int, nbytes: int, max_bytes: int) -> La
             "file, give a larger max_bytes"
         )
     plain = [f for f in fields if f.kind in KEPT]
-    factored = sum(f.kind == FACTORS for f in fields)
+    factored = sum(f.slices for f in fields)
     groups = sum(1 for _ in kept.group(f.stored_bytes for f in plain))
-    stamps = _read_stamps(reader, factored + groups, nbytes - header_bytes)
+    tail = reader.integer(limit=len(data) - header_bytes)
+    stamps = _read_stamps(reader, factored + groups, len(data) - header_bytes - tail)
     kept.check_claims(plain, [s.size for s in stamps[factored:]])
-    return Layout(source_bytes, fields, stamps, header_bytes)
+    told = _read_tail(data[len(data) - tail :]) if tail else Label()
+    return Layout(source_bytes, fields, stamps, header_bytes, len(data), told)
+
+
+def _read_tail(data: bytes) -> Label:
+    if len(data) <= CHECKSUM.size:
+        raise FileFormatError(f"{len(data)} bytes follow the sections, which is too little")
+    if CHECKSUM.unpack(data[: CHECKSUM.size])[0] != zlib.crc32(data[CHECKSUM.size :]):
+        raise FileFormatError("what follows the sections is damaged (its checksum differs)")
+    return label.read(data[CHECKSUM.size :])
 
 
 def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
@@ -123,18 +156,6 @@ def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
         raise FileFormatError(f"the header has {reader.left} bytes too many")
     if sum(sizes) != left:
         raise FileFormatError(
-            f"the file has {left} bytes after its header; its header says {sum(sizes)}"
+            f"the file has sections of {left} bytes; its header says {sum(sizes)}"
         )
     return [Stamp(*pair) for pair in zip(sizes, checksums, strict=True)]
-
-
-def decode_factors(field: Field, section: bytes) -> Factors:
-    """Factors of a tensor of this section.
-
-    Raises
-    ------
-    FileFormatError
-        If the section does not hold such factors.
-    """
-    assert isinstance(field.detail, EncodedFactors)  # the kind says so
-    return records.decode(replace(field.detail, payload=section), field.shape, field.dtype)

@@ -10,17 +10,19 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
 
 from tersor.errors import FileFormatError, InputError
 from tersor.factors import Factors
-from tersor.storage import kept, layout
+from tersor.storage import kept, layout, records
 from tersor.storage.archive import Contents
 from tersor.storage.header import Field
 from tersor.storage.layout import MAX_BYTES, Data
 from tersor.storage.parallel import ordered
+from tersor.storage.records import EncodedFactors, Part
 
 
 class OpenFile(Contents, Mapping[str, Tensor]):
@@ -50,12 +52,24 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         with self._named():
             self.layout = layout.read(data, max_bytes)
         self._fields = {f.name: f for f in self.layout.fields}
-        self._positions = {f.name: i for i, f in enumerate(self.layout.factored)}
 
     @property
     def source_bytes(self) -> int:
         """Size in bytes of the checkpoint or model that was compressed."""
         return self.layout.source_bytes
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What its maker says of the file; empty if nothing."""
+        return dict(self.layout.label.metadata)
+
+    @property
+    def content_hash(self) -> str | None:
+        """SHA-256 of names, types, shapes and values of its dense tensors, as the file claims.
+
+        In hexadecimal digits; None if it claims none. `tersor.verify` compares it.
+        """
+        return self.layout.label.content_hash.hex() or None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -93,7 +107,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
 
     def is_factored(self, name: str) -> bool:
         """Whether the tensor of that name is stored as factors."""
-        return self.original(name) in self._positions
+        return self.original(name) in self.layout.streams
 
     def factors(self, name: str) -> Factors:
         """Factors of the tensor of that name.
@@ -109,9 +123,43 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         if not isinstance(value, Factors):
             raise InputError(
                 f"{name!r} is {'kept, not factored' if name in self else 'not in the file'}; "
-                f"factored are: {', '.join(self._positions) or 'none'}"
+                f"factored are: {', '.join(self.layout.streams) or 'none'}"
             )
         return value
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of the dense tensor of that name: part of an embedding.
+
+        Of a large factored tensor only the slices that hold them are decoded, and the first, in
+        which the codebook is; of another one all.
+
+        Raises
+        ------
+        InputError
+            If there is no such tensor, or there are no such rows.
+        FileFormatError
+            If its section is damaged.
+        """
+        shape = self.shapes.get(name, ())
+        if not shape or not 0 <= start <= stop <= shape[0]:
+            raise InputError(f"no rows {start} to {stop} of {name!r}, which has the shape {shape}")
+        field = self._fields[self.original(name)]
+        if field.slices < 2 or start == stop:
+            return self.tensor(name)[start:stop]
+        with self._named():
+            return self._rows(field, start, stop)
+
+    def _rows(self, field: Field, start: int, stop: int) -> Tensor:
+        assert isinstance(field.detail, EncodedFactors)  # it has slices
+        length, last = field.detail.coding.slice_rows, field.slices - 1
+        first, final = min(start // length, last), min((stop - 1) // length, last)
+        wanted = range(first, final + 1)
+        parts = list(ordered(self._decode, [(field, i) for i in sorted({0, *wanted})]))
+        found = [(parts[0][0], latent) for _, latent in parts[-len(wanted) :]]
+        end = field.shape[0] if final == last else (final + 1) * length
+        shape = (end - first * length, *field.shape[1:])
+        weight = records.join(field.detail, shape, field.dtype, found).recompose()
+        return weight[start - first * length : stop - first * length]
 
     def value(self, name: str) -> Factors | Tensor:
         """Factors of that name if it is factored, else the tensor."""
@@ -125,8 +173,10 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         wanted = {self.original(name) for name in names}
         with self._named():
             factored = [f for f in self.layout.factored if f.name in wanted]
-            values = ordered(self._decode, factored, lambda f: f.factor_bytes)
-            yield from zip((f.name for f in factored), values, strict=True)
+            jobs = ((f, position) for f in factored for position in range(f.slices))
+            parts = ordered(self._decode, jobs, lambda job: job[0].factor_bytes // job[0].slices)
+            for f in factored:
+                yield f.name, _joined(f, list(islice(parts, f.slices)))
             plain = kept.decode(self.layout.plain, wanted, self._kept_section)
             yield from ((f.name, values.to(f.dtype)) for f, values in plain)
 
@@ -142,12 +192,14 @@ class OpenFile(Contents, Mapping[str, Tensor]):
             for position in range(len(self.layout.stamps)):
                 self.layout.section(self._data, position)
 
-    def _decode(self, field: Field) -> Factors:
-        section = self.layout.section(self._data, self._positions[field.name])
-        return layout.decode_factors(field, section)
+    def _decode(self, job: tuple[Field, int]) -> Part:
+        field, position = job
+        assert isinstance(field.detail, EncodedFactors)  # it is among the factored ones
+        section = self.layout.section(self._data, self.layout.streams[field.name][position])
+        return records.decode_slice(field.detail, field.shape, position, section)
 
     def _kept_section(self, group: int) -> bytes:
-        return self.layout.section(self._data, len(self._positions) + group)
+        return self.layout.section(self._data, self.layout.groups[group])
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -156,6 +208,11 @@ class OpenFile(Contents, Mapping[str, Tensor]):
             yield
         except FileFormatError as error:
             raise FileFormatError(f"{self._name}: {error}" if self._name else str(error)) from None
+
+
+def _joined(field: Field, parts: list[Part]) -> Factors:
+    assert isinstance(field.detail, EncodedFactors)
+    return records.join(field.detail, field.shape, field.dtype, parts)
 
 
 def open_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> OpenFile:

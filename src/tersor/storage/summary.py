@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tersor.storage import container, dtypes, header
 from tersor.storage.archive import Archive
@@ -22,7 +23,7 @@ class TensorSummary:
     name, shape, dtype
         As in the checkpoint; the data type by its safetensors name.
     nbytes
-        Bytes of its section; for kept tensors, before compression; 0 for aliases.
+        Bytes of its sections; for kept tensors, before compression; 0 for aliases.
     tile, rank, snr
         Tile size, rank and signal-to-noise ratio in dB of a factored tensor, else None. The ratio
         is None too where it was not measured, as after training.
@@ -65,11 +66,17 @@ class Report:
         Size of the file, everything included.
     source_bytes
         Size of what was compressed.
+    metadata
+        What its maker says of it.
+    content_hash
+        As in `tersor.OpenFile.content_hash`; None also for what is not a file yet.
     """
 
     tensors: tuple[TensorSummary, ...]
     nbytes: int
     source_bytes: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    content_hash: str | None = None
 
     @property
     def ratio(self) -> float:
@@ -103,21 +110,23 @@ def summarize(archive: Archive, nbytes: int | None = None) -> Report:
     tensors = []
     for name, entry in archive.entries.items():
         content = entry.content
-        size = len(content.payload) if isinstance(content, EncodedFactors) else 0
+        size = content.coded_bytes if isinstance(content, EncodedFactors) else 0
         tensors.append(_summarize(header.field(name, entry), size))
     size = container.size(archive) if nbytes is None else nbytes
-    return Report(tuple(tensors), size, archive.source_bytes)
+    return Report(tuple(tensors), size, archive.source_bytes, archive.metadata)
 
 
 def summarize_file(found: Layout) -> Report:
     """Summary of a file from its header alone."""
-    sizes = {f.name: s.size for f, s in zip(found.factored, found.stamps, strict=False)}
+    sizes = {n: sum(found.stamps[i].size for i in s) for n, s in found.streams.items()}
     tensors = tuple(_summarize(f, sizes.get(f.name, 0)) for f in found.fields)
-    return Report(tensors, found.starts[-1], found.source_bytes)
+    label = found.label
+    content_hash = label.content_hash.hex() or None
+    return Report(tensors, found.nbytes, found.source_bytes, label.metadata, content_hash)
 
 
 def _summarize(field: Field, section_bytes: int) -> TensorSummary:
-    """Summary of a tensor whose own section, if it has one, is of so many bytes."""
+    """Summary of a tensor whose own sections, if it has some, are of so many bytes."""
     detail, dtype = field.detail, dtypes.NAMES[field.dtype]
     if isinstance(detail, str):
         return TensorSummary(field.name, field.shape, dtype, 0, note=f"same as {detail}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tersor.errors import FileFormatError
-from tersor.storage import kept, layout
+from tersor.storage import kept, label, layout, records
+from tersor.storage.header import Field
 from tersor.storage.layout import MAX_BYTES, Data, Layout
+from tersor.storage.opened import OpenFile
+from tersor.storage.records import EncodedFactors
 
 Progress = Callable[[str, float], None]
 
@@ -40,6 +43,8 @@ def verify(
 ) -> Verification:
     """Check every byte of a file: magic number, header, checksums, and that each section decodes.
 
+    A file that holds a hash of its content is compared with it if nothing else is wrong.
+
     A file whose header is damaged has one problem; else each section may have one.
 
     Parameters
@@ -55,24 +60,49 @@ def verify(
         found = layout.read(data, max_bytes)
     except FileFormatError as error:
         return Verification(0, len(data), (str(error),))
-    return Verification(len(found.fields), len(data), tuple(_problems(data, found, progress)))
+    problems = tuple(_problems(data, found, progress))
+    if found.label.content_hash and not problems:
+        problems = tuple(_difference(data, found, max_bytes, progress))
+    return Verification(len(found.fields), len(data), problems)
+
+
+def _difference(data: Data, found: Layout, max_bytes: int, progress: Progress) -> Iterator[str]:
+    progress("content hash", 1.0)
+    content_hash = label.content_hash(OpenFile(data, max_bytes=max_bytes))
+    if content_hash != found.label.content_hash:
+        yield (
+            f"the tensors are not those of its content hash: {found.label.content_hash.hex()} in "
+            f"the file, {content_hash.hex()} of the tensors"
+        )
 
 
 def _problems(data: Data, found: Layout, progress: Progress) -> Iterator[str]:
     checks = list(_checks(found))
-    for position, (name, check) in enumerate(checks):
-        progress(name, position / len(checks))
+    for done, (name, positions, check) in enumerate(checks):
+        progress(name, done / len(checks))
         try:
-            check(found.section(data, position))
+            check([found.section(data, position) for position in positions])
         except FileFormatError as error:
             yield f"{name}: {error}"
 
 
-def _checks(found: Layout) -> Iterator[tuple[str, Callable[[bytes], object]]]:
-    """For each section whose it is, and what decodes it."""
+def _checks(found: Layout) -> Iterator[tuple[str, Sequence[int], Callable[[list[bytes]], object]]]:
+    """For the sections that belong together whose they are, which they are, what decodes them."""
     for field in found.factored:
-        yield field.name, partial(layout.decode_factors, field)
-    for pieces in kept.group(f.stored_bytes for f in found.plain):
+        yield field.name, found.streams[field.name], partial(_decode, field)
+    groups = kept.group(f.stored_bytes for f in found.plain)
+    for position, pieces in zip(found.groups, groups, strict=True):
         names = dict.fromkeys(found.plain[p.tensor].name for p in pieces)
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"{next(iter(names))}{others}", partial(kept.check, found.plain, pieces)
+        yield f"{next(iter(names))}{others}", [position], partial(_inflate, found.plain, pieces)
+
+
+def _inflate(fields: list[Field], pieces: list[kept.Piece], sections: list[bytes]) -> None:
+    (section,) = sections
+    kept.check(fields, pieces, section)
+
+
+def _decode(field: Field, sections: list[bytes]) -> None:
+    assert isinstance(field.detail, EncodedFactors)
+    encoded = replace(field.detail, streams=tuple(sections))
+    records.decode(encoded, field.shape, field.dtype)

@@ -117,7 +117,7 @@ def fit(model: nn.Module, target: int, price: float) -> Projection:
 def latent_bits(model: nn.Module) -> float:
     """Bits of the latents that are trained, as the model computes with them."""
     weights = trained_latents(model).values()
-    return sum(float(Coder(w.shape[0], w.states).bits(_ordered(w)).sum()) for w in weights)
+    return sum(float(Coder(w.tiling.slices, w.states).bits(_ordered(w)).sum()) for w in weights)
 
 
 @torch.no_grad()
@@ -144,14 +144,14 @@ def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
 
 def _ordered(weight: FactoredWeight) -> Tensor:
     """What the weight is computed with, in coding order."""
-    return coding_order(weight.stored_latent, weight.shape[0]).cpu()
+    return coding_order(weight.stored_latent, weight.tiling.slices).cpu()
 
 
 def _search(
     weight: FactoredWeight, values: Tensor, start: Tensor, price: float
 ) -> tuple[Tensor, float]:
     """Integers near the latent of a weight, and the bits of those that the search started from."""
-    rows = weight.shape[0]
+    rows = weight.tiling.slices
     coder = Coder(rows, weight.states, price)
     wanted = coding_order(values.detach().float(), rows).cpu()
     if not bool(wanted.isfinite().all()):

@@ -12,7 +12,7 @@ from tersor.errors import InputError
 from tersor.factorization.rate import analyse
 from tersor.nn import FactoredWeight
 from tersor.storage.entropy import trellis_of
-from tersor.tiling import coding_order
+from tersor.tiling import Rows, coding_order
 from tersor.training.groups import factored_weights
 
 
@@ -57,14 +57,14 @@ def rate_loss(model: nn.Module) -> Tensor:
 def _bits(weight: FactoredWeight) -> Tensor:
     if not weight.latent.numel():
         return weight.latent.new_zeros(())
-    rows, codebook = weight.shape[0], weight.codebook.T
+    rows, codebook = weight.tiling.slices, weight.codebook.T
     ordered = coding_order(weight.stored_latent, rows).cpu()
     values, states = coding_order(weight.latent, rows), trellis_of(ordered, rows)
     of_codebook = _coded(codebook, codebook.detach().round().cpu(), codebook.shape[1], 1)
     return _coded(values, ordered, rows, states) + of_codebook
 
 
-def _coded(values: Tensor, integers: Tensor, outer: int, states: int) -> Tensor:
+def _coded(values: Tensor, integers: Tensor, outer: Rows, states: int) -> Tensor:
     return cast(Tensor, Rate.apply(values, integers, outer, states))  # type: ignore[no-untyped-call]
 
 
@@ -72,7 +72,7 @@ class Rate(torch.autograd.Function):
     """Bits of integers in coding order, as a function of what they are rounded from."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, integers: Tensor, outer: int, states: int) -> Tensor:
+    def forward(ctx: Any, values: Tensor, integers: Tensor, outer: Rows, states: int) -> Tensor:
         """The bits; keeps the slopes of the prices at the values."""
         analysis = analyse(integers, outer, states)
         if ctx.needs_input_grad[0]:

@@ -1,0 +1,173 @@
+"""What a file says of itself besides its tensors: words of its maker, and a hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tersor.errors import FileFormatError, InputError
+from tersor.factors import Factors
+from tersor.storage import dtypes
+from tersor.storage.archive import Contents
+from tersor.storage.cursor import Reader, Writer
+from tersor.storage.planes import elements
+
+MOST_ENTRIES, LONGEST_KEY, MOST_BYTES = 64, 255, 1 << 16
+"""Of metadata: how many there are; bytes of a key; of all keys and values."""
+
+_METADATA, _CONTENT_HASH = 2, 4
+"""Tags. A reader may skip those that are even and unknown to it; odd ones it must know."""
+
+_HASH_BYTES = 32
+_WHAT = "what follows the sections"
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a reader finds after the sections of a file.
+
+    Parameters
+    ----------
+    metadata
+        Keys and values, in the order of their maker.
+    content_hash
+        See `content_hash`; empty if there is none.
+    """
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    content_hash: bytes = b""
+
+
+def parse_metadata(texts: Iterable[str]) -> dict[str, str]:
+    """Metadata of texts such as ``"licence=MIT"``.
+
+    Raises
+    ------
+    InputError
+        If one has no ``=``, a key comes twice, or a file cannot hold them.
+    """
+    metadata: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or key in metadata:
+            raise InputError(f"metadata is given as key=text, each key once; got {text!r}")
+        metadata[key] = value
+    check_metadata(metadata)
+    return metadata
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Refuse what a file cannot hold.
+
+    Raises
+    ------
+    InputError
+        If there are too many, a key is empty or too long, something is no valid text, or all of
+        them take too many bytes.
+    """
+    for text in (text for pair in metadata.items() for text in pair):
+        if not isinstance(text, str):
+            raise InputError(f"metadata must be text, got {text!r}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{text!r} in the metadata is not valid Unicode") from None
+    if problem := _flaw(metadata):
+        raise InputError(f"this metadata cannot be stored: {problem}")
+
+
+def _flaw(metadata: Mapping[str, str]) -> str | None:
+    """What keeps metadata out of a file; None if nothing."""
+    if len(metadata) > MOST_ENTRIES:
+        return f"there are {len(metadata)} entries, at most {MOST_ENTRIES} are allowed"
+    total = 0
+    for key, value in metadata.items():
+        if not 1 <= len(key.encode()) <= LONGEST_KEY:
+            return f"the key {key!r} has {len(key.encode())} bytes, not 1 to {LONGEST_KEY}"
+        total += len(key.encode()) + len(value.encode())
+    return None if total <= MOST_BYTES else f"it has {total} bytes, more than {MOST_BYTES}"
+
+
+def write(label: Label) -> bytes:
+    """The bytes that stand for a label; none if there is nothing in it."""
+    out = Writer()
+    if label.metadata:
+        texts = Writer()
+        for text in (text for pair in label.metadata.items() for text in pair):
+            texts.text(text.encode())
+        out.integer(_METADATA)
+        out.text(bytes(texts.data))
+    if label.content_hash:
+        out.integer(_CONTENT_HASH)
+        out.text(label.content_hash)
+    return bytes(out.data)
+
+
+def size(metadata: Mapping[str, str], hashed: bool) -> int:
+    """Bytes that `write` gives."""
+    return len(write(Label(metadata, bytes(_HASH_BYTES) if hashed else b"")))
+
+
+def read(data: bytes) -> Label:
+    """Parse and check what `write` wrote.
+
+    Raises
+    ------
+    FileFormatError
+        If something is missing, invalid, or of a kind that a reader has to know.
+    """
+    reader = Reader(data, what=_WHAT)
+    metadata: dict[str, str] = {}
+    content_hash, before = b"", 0
+    while reader.left:
+        tag, content = reader.integer(), reader.text()
+        if tag <= before:
+            raise FileFormatError(f"tag {tag} follows tag {before}")
+        before = tag
+        if tag == _METADATA:
+            metadata = _read_metadata(Reader(content, what=_WHAT))
+        elif tag == _CONTENT_HASH:
+            content_hash = content
+            if len(content) != _HASH_BYTES:
+                raise FileFormatError(f"a content hash of {len(content)} bytes")
+        elif tag % 2:
+            raise FileFormatError(f"unknown tag {tag}: reading the file takes a later release")
+    return Label(metadata, content_hash)
+
+
+def _read_metadata(reader: Reader) -> dict[str, str]:
+    metadata: dict[str, str] = {}
+    while reader.left:
+        try:
+            key, value = reader.text().decode(), reader.text().decode()
+        except UnicodeDecodeError:
+            raise FileFormatError("metadata is not UTF-8") from None
+        if key in metadata:
+            raise FileFormatError(f"metadata has {key!r} twice")
+        metadata[key] = value
+    if problem := _flaw(metadata):
+        raise FileFormatError(f"invalid metadata: {problem}")
+    return metadata
+
+
+def content_hash(contents: Contents) -> bytes:
+    """SHA-256 of names, types, shapes and values of all dense tensors, however they are stored.
+
+    Files of equal tensors have equal hashes, whatever the order of the tensors in them.
+    """
+    digests, types = {}, {}
+    for name, value in contents.stream(contents.shapes):
+        digest = hashlib.sha256()
+        for piece in value.pieces() if isinstance(value, Factors) else [value]:
+            words = elements(piece, exact=True).words
+            digest.update(words.astype(words.dtype.newbyteorder("<"), copy=False).data)
+        digests[name], types[name] = digest.digest(), dtypes.CODES.index(value.dtype)
+    out = Writer()
+    for name in sorted(contents.shapes, key=str.encode):
+        original, shape = contents.original(name), contents.shapes[name]
+        out.text(name.encode())
+        out.raw(bytes([types[original], len(shape)]))
+        out.integers(shape)
+        out.raw(digests[original])
+    return hashlib.sha256(out.data).digest()
