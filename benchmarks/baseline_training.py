@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from views import Views
 
 from tersor.errors import TrainingError
-from tersor.folding import has_statistics
+from tersor.normalization import normalizations
 from tersor.storage.atomic import replacing
 from tersor.training.groups import norm_weights
 from tersor.training.schedule import Schedule
@@ -96,8 +96,8 @@ class Training:
 
     def _mode(self) -> nn.Module:
         """The model for training; normalisation was folded, and keeps its statistics."""
-        for part in self.model.train().modules():
-            part.training = not has_statistics(part)
+        for layer in normalizations(self.model.train()).values():
+            layer.eval()
         return self.model
 
     def _forms(self, share: float, moving: bool) -> None:

@@ -114,11 +114,12 @@ def ours(job: Job, views: Views) -> None:
 def compressed(job: Job, images: Tensor, trials: int = 2) -> nn.Module:
     """The network within its budget, without training, its normalisation folded."""
     dense, asked = job.network.dense(), job.target
-    calibration = tersor.calibrate(dense, images.split(256))
+    batches = images.split(256)
+    calibration = tersor.calibrate(dense, batches)
     for _ in range(trials):
         model = job.network.dense()
         tersor.compress(model, target_size=asked, calibration=calibration)
-        tersor.reconstruct(model, dense, images)  # gives biases and statistics values again
+        tersor.reconstruct(model, dense, batches)  # gives biases and statistics values again
         tersor.fold_normalization(model, images[:1])
         asked += job.target - file_size(model)
     return model

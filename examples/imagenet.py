@@ -186,10 +186,11 @@ def compress(recipe: Recipe, options: argparse.Namespace, path: Path) -> None:
     images = Folder(options.data / "train", recipe, training=False)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     inputs = torch.stack([images[i][0] for i in order[: max(1, options.calibration)]])
-    calibration = tersor.calibrate(dense, inputs.split(64)) if options.calibration else None
+    batches = inputs.split(64)
+    calibration = tersor.calibrate(dense, batches) if options.calibration else None
     tersor.compress(model, target_size=options.size, calibration=calibration)
     if options.calibration:
-        tersor.match_normalization(model, dense, inputs)
+        tersor.match_normalization(model, dense, batches)
     tersor.fold_normalization(model, inputs[:1])
     tersor.save(model, path)
 

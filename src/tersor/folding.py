@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.errors import InputError, explained
+from tersor.normalization import normalizations
 from tersor.training.batches import logits
 
 _CLOSE = 1e-3
@@ -51,7 +52,7 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
     """
     modes = {module: module.training for module in model.modules()}
     saved = {name: value.clone() for name, value in model.state_dict().items()}
-    folded = {n: m for n, m in model.named_modules() if has_statistics(m) and m.affine}
+    folded = {n: m for n, m in normalizations(model).items() if m.affine}
     try:
         with explained("the model", "it is called with the inputs given"):
             before, sources = _sources(model.eval(), list(folded.values()), inputs)
@@ -70,11 +71,6 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
     for source in sources.values():
         source.bias.requires_grad_(False)
     return list(folded)
-
-
-def has_statistics(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether a module is batch normalisation with running statistics."""
-    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 def fold(layer: _BatchNorm, source: nn.Module | None) -> None:

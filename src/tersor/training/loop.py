@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError, TrainingError, explained
 from tersor.files import archive_of
-from tersor.folding import has_statistics
+from tersor.normalization import normalizations
 from tersor.plan.progress import Progress as Show
 from tersor.storage import container
 from tersor.training import checkpoint, pressure
@@ -86,7 +86,7 @@ class Run:
     ) -> None:
         self.feed, self.objective, self.evaluate, self.plan = feed, objective, evaluate, plan
         self.accelerator, self.bare = accelerator, model
-        self.normalizations = [m for m in model.modules() if has_statistics(m)]
+        self.normalizations = list(normalizations(model).values())
         groups = parameter_groups(model, lr=plan.lr, weight_decay=plan.weight_decay)
         self.momenta = [layer.momentum for layer in self.normalizations]
         self.rates = [group["lr"] for group in groups]
