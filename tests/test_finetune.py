@@ -94,7 +94,7 @@ def test_fixed_statistics_stay_and_are_used(tmp_path, teacher):
     tersor.fold_normalization(model, IMAGES)
     seen = []
     model[1].register_forward_hook(lambda layer, *_: seen.append(layer.training))
-    tersor.finetune(model, loader(), epochs=2, fixed_statistics=True)
+    tersor.finetune(model, loader(), epochs=2)  # which sees that they are folded
     assert not any(seen) and len(seen) == 8
     assert not model[1].running_mean.any() and bool((model[1].running_var == 1).all())
     weight = model[1].weight.detach().clone()

@@ -23,8 +23,8 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
 
     Its weight and bias take over what the running statistics did, and the bias of the layer before
     it, which becomes 0: of five numbers for each channel two are left. That is a tenth and more of
-    a small file. For inference, and for training that keeps the statistics (`tersor.finetune` with
-    ``fixed_statistics=True``): with those of batches the folded weights would mean something else.
+    a small file. For inference, and for training that keeps the statistics, as
+    `tersor.finetune` then does: with those of batches the folded weights would mean something else.
 
     Parameters
     ----------
@@ -71,6 +71,16 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
     for source in sources.values():
         source.bias.requires_grad_(False)
     return list(folded)
+
+
+def is_folded(model: nn.Module) -> bool:
+    """Whether a model has batch normalisation, all with a mean of 0 and a variance of 1."""
+    layers = normalizations(model).values()
+    means = [layer.running_mean for layer in layers if layer.running_mean is not None]
+    variances = [layer.running_var for layer in layers if layer.running_var is not None]
+    return (
+        bool(means) and not any(m.any() for m in means) and all((v == 1).all() for v in variances)
+    )
 
 
 def fold(layer: _BatchNorm, source: nn.Module | None) -> None:
