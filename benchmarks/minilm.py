@@ -61,9 +61,15 @@ def tokenized(sentences: list[str]) -> Any:
 def pooled(model: Any, sentences: list[str]) -> torch.Tensor:
     """Mean of the last hidden states over the attention mask, for each sentence."""
     inputs = tokenized(sentences)
-    mask = inputs["attention_mask"][..., None]
     with torch.inference_mode():
-        return (model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+        return pool(model(**inputs), inputs)
+
+
+def pool(output: Any, inputs: Any) -> torch.Tensor:
+    """What the encoder is for: embeddings of sentences, from what the model returns."""
+    mask = inputs["attention_mask"][..., None]
+    found: torch.Tensor = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
+    return found
 
 
 def similarities(file: Path | None) -> list[float]:

@@ -3,7 +3,7 @@
 ResNet-20 and ResNet-8 (CIFAR-10, whole test set), MobileNetV1-0.75 (655 labelled images) and the
 sentence encoder MiniLM-L6 (Spearman correlation on the STS-B test split, times 100). Methods:
 
-- ``tersor``: calibrated, and for the two ResNets reconstructed layer by layer;
+- ``tersor``: calibrated, and reconstructed layer by layer;
 - ``calibrated``: without the reconstruction, normalisation matched;
 - ``uniform``: as calibrated, but each weight gets the same bits per weight;
 - ``scalar``: scalar quantization with the same entropy coder, normalisation matched.
@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,7 @@ class Case:
     inputs: Callable[[], Any]
     evaluate: Callable[[nn.Module], float]
     ratios: tuple[float, ...]
-    normalized: bool = True
-    reconstructed: bool = True
+    output: Callable[[Any, Any], Any] | None = None
 
 
 def checkpoint(network: type[nn.Module]) -> Path:
@@ -91,7 +91,6 @@ def mobilenet() -> Case:
         lambda: networks.imagenet()[0][:first],
         evaluate,
         (6, 10),
-        reconstructed=False,
     )
 
 
@@ -102,8 +101,7 @@ def encoder() -> Case:
         lambda: minilm.batches("train", 1024),
         minilm.spearman,
         (8, 14),
-        normalized=False,
-        reconstructed=False,
+        minilm.pool,
     )
 
 
@@ -116,21 +114,30 @@ def evaluate_file(network: str, path: Path) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+@cache
+def batches(case: Case) -> list[Any]:
+    inputs = case.inputs()
+    return list(inputs.split(64)) if isinstance(inputs, torch.Tensor) else inputs
+
+
+@cache
+def calibration(case: Case) -> tersor.Calibration:
+    return tersor.calibrate(case.load(), batches(case), output=case.output)
+
+
 def ours(case: Case, target: int, method: str, path: Path) -> None:
     """Write a file of at most so many bytes."""
-    inputs, asked = case.inputs(), target
-    batches = inputs.split(256) if isinstance(inputs, torch.Tensor) else inputs
-    calibration = tersor.calibrate(case.load(), batches)
+    asked = target
     while True:
         model = case.load()
         if method == "uniform":
-            evenly(model, asked, calibration)
+            evenly(model, asked, calibration(case))
         else:
-            tersor.compress(model, target_size=asked, calibration=calibration)
-        if method == "tersor" and case.reconstructed:
-            tersor.reconstruct(model, case.load(), batches)
-        elif case.normalized:
-            tersor.match_normalization(model, case.load(), batches)
+            tersor.compress(model, target_size=asked, calibration=calibration(case))
+        if method == "tersor":
+            tersor.reconstruct(model, case.load(), batches(case), target_size=target)
+        else:
+            tersor.match_normalization(model, case.load(), batches(case))
         size = tersor.save(model, path).nbytes
         if size <= target:
             return
@@ -169,8 +176,7 @@ def scalar(case: Case, target: int, path: Path) -> int:
     ((size, weights),) = baselines.scalar(open_checkpoint(case.path), [target])
     model = case.load()
     model.load_state_dict(weights, strict=False)
-    if case.normalized:
-        tersor.match_normalization(model, case.load(), [case.inputs()])
+    tersor.match_normalization(model, case.load(), batches(case))
     tersor.save(model, path, lossless=True)
     return size
 
@@ -193,7 +199,7 @@ def measure(network: str, methods: list[str], rows: list[dict[str, Any]]) -> Non
         add("dense", 1, source_bytes, case.evaluate(case.load()))
     for method in methods:
         for asked in case.ratios:
-            if (network, method, asked) in done or (method == "tersor" and not case.reconstructed):
+            if (network, method, asked) in done:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 path, target = Path(folder) / "model.tersor", int(source_bytes / asked)

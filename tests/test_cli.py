@@ -597,7 +597,7 @@ def test_calibration(project, model):
 
 def test_tied_weights_under_any_of_their_names(project):
     from tersor.storage.checkpoint import open_checkpoint
-    from tersor.user_code import calibrate_source, model_of
+    from tersor.user_code import batches_of, calibrate_source, model_of
 
     state = load_file("model.safetensors")
     weight = state.pop("big.weight")
@@ -605,7 +605,8 @@ def test_tied_weights_under_any_of_their_names(project):
     for names in (["big.weight"], ["twin.weight"], ["big.weight", "twin.weight"]):
         save_file(state | {name: weight.clone() for name in names}, "m.safetensors")
         source = open_checkpoint("m.safetensors")
-        calibration = calibrate_source(source, model_of(source, "some_code:Net"), "some_code:make")
+        batches = batches_of("some_code:make")
+        calibration = calibrate_source(source, model_of(source, "some_code:Net"), batches)
         assert {*names} < {*calibration.moments} <= {*source.names}
         assert calibration.rows.keys() == calibration.moments.keys()
         found += [calibration.moments[name] for name in names]

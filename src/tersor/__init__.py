@@ -10,6 +10,7 @@ from tersor.finetune import Finetuned, finetune
 from tersor.folding import fold_normalization
 from tersor.models import compress
 from tersor.normalization import match_normalization
+from tersor.optimize import Optimized, optimize
 from tersor.reconstruction import reconstruct
 from tersor.storage.opened import OpenFile
 from tersor.storage.summary import Report, TensorSummary
@@ -26,6 +27,7 @@ __all__ = [
     "Finetuned",
     "InputError",
     "OpenFile",
+    "Optimized",
     "Projection",
     "Report",
     "Solution",
@@ -43,6 +45,7 @@ __all__ = [
     "load_state_dict",
     "match_normalization",
     "open",
+    "optimize",
     "parameter_groups",
     "project",
     "rate_loss",

@@ -37,7 +37,7 @@ _MOST_GROUPED = 2**22
 _DAMPING = 0.01
 """Ridge as a share of the mean diagonal; that of GPTQ."""
 
-_TRIED = 128
+_TRIED = 64
 """Samples with which the importance of weights is measured, at least."""
 
 _MEASURING = 0.2
@@ -130,7 +130,7 @@ def calibrate(
     are better.
 
     The importance of each weight is measured by trying: noise is added to it, and the output of the
-    model compared with what it was, on the first 128 samples.
+    model compared with what it was, on the first 64 samples.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.models import distinct, fill, source_of
-from tersor.nn import FactoredWeight, state
+from tersor.nn import HeldWeight, state
 from tersor.plan import classify
 from tersor.plan.budget import parse_size
 from tersor.plan.progress import Progress, silent
@@ -92,10 +92,10 @@ def archive_of(model: nn.Module, *, lossless: bool = False) -> Archive:
     return Archive(entries, source.nbytes)
 
 
-def _entry(name: str, value: FactoredWeight | Tensor, alias: str | None, lossless: bool) -> Entry:
+def _entry(name: str, value: HeldWeight | Tensor, alias: str | None, lossless: bool) -> Entry:
     if alias is not None:
         return Entry(tuple(value.shape), value.dtype, Alias(alias))
-    if isinstance(value, FactoredWeight):
+    if isinstance(value, HeldWeight):
         return Entry(value.shape, value.dtype, records.encode(value.to_factors()))
     if lossless:
         return classify.keep_exactly(name, value)
@@ -212,9 +212,7 @@ def _differences(contents: Contents, model: nn.Module) -> dict[str, list[str]]:
             if not _same(contents, first, other)
         ],
         "holds factors, from another file, of what is dense in this one:": [
-            n
-            for n in common
-            if isinstance(values[n], FactoredWeight) and not contents.is_factored(n)
+            n for n in common if isinstance(values[n], HeldWeight) and not contents.is_factored(n)
         ],
     }
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tersor.moments import energy
 from tersor.nn.lockstep import Call, lockstep
+from tersor.nn.observe import observing
 from tersor.normalization import Moments, input_moments, match_layer, moments_of, normalizations
 from tersor.plan.progress import Progress
 from tersor.tiling import as_float32
@@ -58,7 +59,8 @@ def importances(
 
     """
     before = input_moments(model, calls)
-    wanted = _matched_outputs(model, before, calls)
+    with observing(model, {}):
+        wanted = [tensor for call in calls for tensor in _tensors(call(model))]
     found = dict[str, float]()
     for number, (name, weight) in enumerate(weights.items()):
         progress(f"importance of {name}", number / len(weights))

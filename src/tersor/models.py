@@ -13,7 +13,7 @@ from tersor.calibration import Calibration
 from tersor.compress import compress_source
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.nn import FactoredWeight, state
+from tersor.nn import HeldWeight, state
 from tersor.nn.checks import check_model, check_module
 from tersor.nn.convert import replace_weight, replaceable
 from tersor.nn.sites import find_sites
@@ -146,10 +146,10 @@ def source_of(model: nn.Module) -> Source:
     """The tensors of a model, dense even where it holds factors. Buffers are not to be factored."""
     entries = state(model)
     plain = {name: t for name, t in entries.items() if isinstance(t, Tensor)}
-    factored: dict[FactoredWeight, str] = {}
+    factored: dict[HeldWeight, str] = {}
     aliases = shared(plain)
     for name, value in entries.items():
-        if isinstance(value, FactoredWeight) and factored.setdefault(value, name) != name:
+        if isinstance(value, HeldWeight) and factored.setdefault(value, name) != name:
             aliases[name] = factored[value]
     size = sum(nbytes(value) for name, value in entries.items() if name not in aliases)
     buffers = entries.keys() - find_sites(model).keys()
@@ -162,16 +162,16 @@ def source_of(model: nn.Module) -> Source:
     )
 
 
-def dense(value: FactoredWeight | Tensor) -> Tensor:
+def dense(value: HeldWeight | Tensor) -> Tensor:
     """The tensor itself, whether factored or not, on the CPU."""
-    if isinstance(value, FactoredWeight):
+    if isinstance(value, HeldWeight):
         value = value.to_factors().recompose()
     return value.detach().cpu()
 
 
-def nbytes(value: FactoredWeight | Tensor) -> int:
+def nbytes(value: HeldWeight | Tensor) -> int:
     """Bytes of the dense tensor."""
-    if isinstance(value, FactoredWeight):
+    if isinstance(value, HeldWeight):
         return math.prod(value.shape) * value.dtype.itemsize
     return value.nbytes if dtypes.is_dense(value) else 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,38 +13,51 @@ from tersor.calibration import ridge
 from tersor.errors import BudgetError, InputError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
+from tersor.files import archive_of
 from tersor.models import dense
 from tersor.moments import Joint, Layer, joint_moments, mean_vector
-from tersor.nn import FactoredWeight, insert_factors, state
-from tersor.nn.lockstep import DivergedError, Stop, lockstep
+from tersor.nn import FactoredWeight, HeldWeight, insert_factors, state
+from tersor.nn.lockstep import Call, DivergedError, Stop, lockstep
 from tersor.nn.observe import observing
 from tersor.nn.owner import SUFFIX
 from tersor.nn.sites import Weight, find_sites, join_names
 from tersor.normalization import match_layer, moments_of, normalizations, replace_values
+from tersor.plan.budget import parse_size
 from tersor.plan.progress import shown
 from tersor.plan.search import finest_fit
 from tersor.samples import calls_of
-from tersor.storage import records
+from tersor.storage import container, records
 from tersor.tiling import as_float32
 
 _RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
 """Multiples of the usual ridge, 1 % of the mean square, that are tried."""
 
-_TRIALS = 5
-"""Steps that are tried for a layer, to have it take the bytes that it took before."""
+_TRIALS = 6
+"""Steps that are tried for a layer, to have it take the bytes that it may."""
+
+_USUAL = 0.65
+"""The step is about this share of the length of the codebook's columns, which is tried first."""
+
+_ROUNDS = 4
+"""Times that all layers are gone through at most, until the file is small enough."""
 
 
 @torch.no_grad()
-def reconstruct(model: nn.Module, reference: nn.Module, loader: Iterable[Any]) -> None:
+def reconstruct(
+    model: nn.Module,
+    reference: nn.Module,
+    loader: Iterable[Any],
+    *,
+    target_size: str | int | None = None,
+) -> None:
     """Make a compressed model compute again what the dense one does, layer by layer.
 
     In the order in which the model runs them, the weight of each linear layer and convolution is
     factored anew: not to be like the dense weight, but so that, given what reaches it in the
     *compressed* model, it puts out what the dense layer puts out in the dense model. So each layer
-    makes up for errors of those before it. None takes more bytes than before but for what others
-    left over. Biases make up for what is left of the mean, and normalisation is matched along the
-    way, as by `match_normalization`, which is not needed before or after. There is no
-    back-propagation.
+    makes up for errors of those before it. Layers keep their shares of the bytes. Biases make up
+    for what is left of the mean, and normalisation is matched along the way, as by
+    `match_normalization`, which is not needed before or after. There is no back-propagation.
 
     Parameters
     ----------
@@ -55,26 +68,44 @@ def reconstruct(model: nn.Module, reference: nn.Module, loader: Iterable[Any]) -
     loader
         Yields batches that both are called with, as in `calibrate`: about a thousand samples in
         all. All are in memory at once, with what they are in one layer.
+    target_size
+        Bytes that the file of the model may have, as in `compress`; by default as many as now.
 
     Raises
     ------
     InputError
         If the model holds no factors, the two are different models, or they cannot be called with
         the batches.
+    BudgetError
+        If the file stays larger than that.
 
     Notes
     -----
     With the inputs x of a layer in the dense model and x' in the compressed one, its weight W is
     replaced by the factors of ``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, the linear map that is nearest to W x on
-    average, under the metric ``E[x' x'ᵀ]``; both moments have a ridge, and are those about the mean
-    where the layer has a bias. Inputs of the compressed model are used in Nagel et al., 2020, *Up
-    or Down? Adaptive Rounding for Post-Training Quantization*, arXiv 2004.10568, section 3.3, with
-    another solver.
+    average, under the metric ``E[x' x'ᵀ]``. Moments are about the mean where the layer has a bias,
+    and have a ridge, which is chosen by cross-validation. Inputs of the compressed model are used
+    in Nagel et al., 2020, *Up or Down? Adaptive Rounding for Post-Training Quantization*, arXiv
+    2004.10568, section 3.3, with another solver.
     """
-    weights = state(reference)
-    _check(model, weights)
+    _check(model, state(reference))
     calls = calls_of(loader)
-    layers, matched = _layers(model, calls[0]), normalizations(model)
+    target = parse_size(target_size) if target_size is not None else _size(model)
+    for _ in range(_ROUNDS):
+        _sweep(model, reference, calls, target)
+        if _size(model) <= target:
+            return
+    raise BudgetError(
+        f"{target} bytes are too few for the reconstructed model, which has {_size(model)}; leave "
+        "it as it was compressed"
+    )
+
+
+def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], target: int) -> None:
+    """Go through all layers once, with shares of the bytes that may fit the target."""
+    weights, layers, matched = state(reference), _layers(model, calls[0]), normalizations(model)
+    old = {name: _factors_bytes(layer) for name, layer in layers.items()}
+    share = 1 + (target - _size(model)) / max(1, sum(old.values()))
     watched, spare = [*layers, *matched], 0
     with shown("reconstructing") as progress:
         try:
@@ -86,8 +117,9 @@ def reconstruct(model: nn.Module, reference: nn.Module, loader: Iterable[Any]) -
                     match_layer(matched[stop.name], cast(_BatchNorm, twin), now, wanted)
                     continue
                 weight = as_float32(dense(weights[join_names(stop.name, "weight")]))
-                layer = layers[stop.name]
-                spare = _renew(model, stop, layer, cast(Layer, twin), weight, spare)
+                allowed = int(share * old[stop.name]) + spare
+                pair = layers[stop.name], cast(Layer, twin)
+                spare = allowed - _renew(model, stop, pair, weight, allowed)
         except DivergedError:
             raise InputError(
                 "the two models do not run the same layers; give the dense model that was "
@@ -95,7 +127,19 @@ def reconstruct(model: nn.Module, reference: nn.Module, loader: Iterable[Any]) -
             ) from None
 
 
-def _check(model: nn.Module, weights: dict[str, FactoredWeight | Tensor]) -> None:
+def _size(model: nn.Module) -> int:
+    return container.size(archive_of(model))
+
+
+def _factors_bytes(layer: nn.Module) -> int:
+    return records.encode(_held(layer).to_factors()).nbytes
+
+
+def _held(layer: nn.Module) -> FactoredWeight:
+    return cast(FactoredWeight, layer.get_submodule("weight" + SUFFIX))
+
+
+def _check(model: nn.Module, weights: Mapping[str, HeldWeight | Tensor]) -> None:
     held = state(model)
     if not any(isinstance(value, FactoredWeight) for value in held.values()):
         raise InputError("the model holds no factors; compress it first")
@@ -130,27 +174,25 @@ def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Lay
 
 
 def _renew(
-    model: nn.Module, stop: Stop, layer: Layer, twin: Layer, weight: Tensor, spare: int
+    model: nn.Module, stop: Stop, pair: tuple[Layer, Layer], weight: Tensor, allowed: int
 ) -> int:
-    """Factor the weight of a layer again; returns the bytes that are spare then."""
+    """Factor the weight of a layer again; returns the bytes that it takes."""
+    layer, twin = pair
     _check_shapes(stop)
     means = [mean_vector(layer, batches) for batches in stop.inputs]
     # About the means, where a bias makes up for these.
     halves = _halves(stop, layer, None if layer.bias is None else (means[0], means[1]))
-    moments, old = halves[0] + halves[1], layer.get_submodule("weight" + SUFFIX)
-    assert isinstance(old, FactoredWeight)
-    allowed = records.encode(old.to_factors()).nbytes + spare
+    moments = halves[0] + halves[1]
     wanted = _wanted(weight, moments, halves)
     metric = (moments.own + ridge(moments.own, moments.rows)).mean(dim=0)
-    factors = _factorize(wanted, metric / metric.diagonal().mean(), old, allowed)
-    if factors is not None:  # else it stays, and so does what is spare
-        spare = allowed - records.encode(factors).nbytes
+    factors = _factorize(wanted, metric / metric.diagonal().mean(), _held(layer), allowed)
+    if factors is not None:  # else it stays as it is
         insert_factors(model, {join_names(stop.name, "weight"): factors})
     if layer.bias is not None and twin.bias is not None:
         now = as_float32(dense(state(layer)["weight"]))
         shift = _outputs(weight, means[1]) - _outputs(now, means[0])
         replace_values(layer.bias, twin.bias + shift.to(twin.bias))
-    return spare
+    return _factors_bytes(layer)
 
 
 def _check_shapes(stop: Stop) -> None:
@@ -218,6 +260,6 @@ def _factorize(
         return records.encode(factors).nbytes, factors
 
     try:
-        return finest_fit(attempt, allowed, old.unit, most=_TRIALS)[1]
+        return finest_fit(attempt, allowed, _USUAL * old.unit, most=_TRIALS)[1]
     except BudgetError:
         return None

@@ -2,55 +2,84 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
+from tersor import samples
 from tersor.calibration import Calibration, calibrate
 from tersor.errors import InputError, explained
+from tersor.files import archive_of, load
 from tersor.nn.load import load_weights, tensors_of
 from tersor.plan.classify import reason_to_keep
 from tersor.quality import Measure, evaluated
-from tersor.storage.archive import Archive
+from tersor.reconstruction import reconstruct
+from tersor.storage import container
+from tersor.storage.archive import Alias, Archive, Entry
 from tersor.storage.checkpoint import Source, shared
 
 Value = TypeVar("Value")
 
 
-def calibrate_source(source: Source, model: nn.Module, loader: str) -> Calibration:
-    """Calibrate the model of a checkpoint.
-
-    Parameters
-    ----------
-    source
-        The tensors of the checkpoint.
-    model
-        The model of these, see `model_of`.
-    loader
-        ``module:callable`` of what returns the batches.
-
-    Returns
-    -------
-    Calibration
-        By the names in the checkpoint.
+def batches_of(reference: str) -> list[Any]:
+    """The batches that ``module:callable`` returns.
 
     Raises
     ------
     InputError
-        If the loader cannot be imported, raises or returns something else.
+        If it cannot be imported, raises or returns something else.
     """
-    batches = call("--calibrate", loader)
-    if not isinstance(batches, Iterable):
+    batches = call("--calibrate", reference)
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
         raise InputError(
-            f"--calibrate {loader} returned a {type(batches).__name__}; an iterable of batches is "
-            "needed, such as a list or a DataLoader"
+            f"--calibrate {reference} returned a {type(batches).__name__}; an iterable of batches "
+            "is needed, such as a list or a DataLoader"
         )
+    return list(samples.batches_of(batches))
+
+
+def calibrate_source(source: Source, model: nn.Module, batches: list[Any]) -> Calibration:
+    """Calibration of a checkpoint's model, by the names in the checkpoint."""
     return _for_checkpoint(calibrate(model, batches), model, source)
+
+
+def reconstructed(archive: Archive, model: nn.Module, batches: list[Any]) -> Archive:
+    """What an archive becomes if the layers in it make up for each other's errors.
+
+    Parameters
+    ----------
+    archive
+        Of the compressed model.
+    model
+        The dense model.
+    batches
+        That both are called with.
+    """
+    compressed = copy.deepcopy(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "compressed.tersor"
+        container.write(path, archive)
+        load(path, compressed, strict=False)
+    reconstruct(compressed, model, batches)
+    found = archive_of(compressed).entries
+    entries = {
+        name: replace(entry, content=_content(found, name)) if name in found else entry
+        for name, entry in archive.entries.items()
+        if not isinstance(entry.content, Alias)
+    }
+    return replace(archive, entries={**archive.entries, **entries})
+
+
+def _content(entries: Mapping[str, Entry], name: str) -> Any:
+    content = entries[name].content
+    return entries[content.target].content if isinstance(content, Alias) else content
 
 
 def model_of(source: Source, reference: str) -> nn.Module:
@@ -165,6 +194,7 @@ def _for_checkpoint(calibration: Calibration, model: nn.Module, source: Source) 
         calibration,
         moments=rename(calibration.moments),
         rows=rename(calibration.rows),
+        importance=rename(calibration.importance),
         skipped=rename(calibration.skipped)
         | dict.fromkeys(unknown, "the model has no such weight"),
     )

@@ -19,7 +19,7 @@ from tersor.cli.app import (
     reporting_errors,
     say,
 )
-from tersor.cli.work import calibration_of, module_of, quality_of, resuming
+from tersor.cli.work import batches_of, calibration_of, mending, module_of, quality_of, resuming
 
 
 @app.command(
@@ -94,7 +94,8 @@ def compress(
 
     Give exactly one of --ratio, --target-size, --bits-per-weight, --max-drop and --lossless. With
     --model and --calibrate, which are looked up from the current folder on, the model is run to see
-    which weights matter. --max-drop needs --model and --eval.
+    which weights matter, and layers make up for the errors of those before them. --max-drop needs
+    --model and --eval.
     """
     with reporting_errors():
         from tersor.compress import check_lossless, compress_source
@@ -114,8 +115,10 @@ def compress(
         said = parse_metadata(metadata or [])
         source = replace(open_checkpoint(model), metadata=said, hashed=content_hash)
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
-        quality = quality_of(source, module, evaluate, max_drop)
-        calibration = calibration_of(source, module, calibrate)
+        batches = batches_of(calibrate)
+        mend = mending(module, batches)
+        quality = quality_of(source, module, evaluate, max_drop, mend)
+        calibration = calibration_of(source, module, batches)
         options = [ratio, target_size, bits_per_weight, max_drop, keep, bits]
         keeping = resuming(output, source, calibration, options)
         with nullcontext() if lossless else keeping as journal:
@@ -132,6 +135,7 @@ def compress(
                     journal=journal,
                     progress=progress,
                 )
+            archive = mend(archive)
             with shown("writing") as progress:
                 written = container.write(output, archive, progress)
         console.print(table.render(summary.summarize(archive, written)))

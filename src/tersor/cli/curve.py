@@ -18,7 +18,7 @@ from tersor.cli.app import (
     reporting_errors,
     say,
 )
-from tersor.cli.work import calibration_of, measure_of, module_of, resuming
+from tersor.cli.work import batches_of, calibration_of, measure_of, mending, module_of, resuming
 
 
 @app.command(
@@ -60,8 +60,10 @@ def curve(
             curve_picture.check_picture(plot)
         source = open_checkpoint(model)
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
-        calibration = calibration_of(source, module, calibrate)
-        measure = measure_of(source, module, evaluate)
+        batches = batches_of(calibrate)
+        mend = mending(module, batches)
+        calibration = calibration_of(source, module, batches)
+        measure = measure_of(source, module, evaluate, mend)
         beside = output or plot
         with (
             resuming(beside, source, calibration, [points]) if beside else nullcontext() as journal,

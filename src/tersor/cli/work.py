@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tersor.cli.app import errors, say
 
@@ -37,24 +38,58 @@ def module_of(
     return model_of(source, architecture)
 
 
+def batches_of(loader: str | None) -> list[Any] | None:
+    """What the option --calibrate names."""
+    if loader is None:
+        return None
+    from tersor import user_code
+
+    return user_code.batches_of(loader)
+
+
 def calibration_of(
-    source: Source, module: nn.Module | None, loader: str | None
+    source: Source, module: nn.Module | None, batches: list[Any] | None
 ) -> Calibration | None:
     """What the option --calibrate asks for; notes go to standard error."""
-    if module is None or loader is None:
+    if module is None or batches is None:
         return None
     from tersor.user_code import calibrate_source
 
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
-        calibration = calibrate_source(source, module, loader)
+        calibration = calibrate_source(source, module, batches)
     for name, reason in calibration.skipped.items():
         say(f"note: {name} is compressed without calibration: {reason}", errors)
     return calibration
 
 
-def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -> Measure | None:
-    """What the option --eval asks for; each result is told on standard error."""
+Mend = Callable[["Archive"], "Archive"]
+"""Has the layers of a compressed model make up for each other's errors."""
+
+
+def mending(module: nn.Module | None, batches: list[Any] | None) -> Mend:
+    """Reconstruction with the batches of --calibrate; without these, archives stay as they are."""
+    if module is None or batches is None:
+        return lambda archive: archive
+    from tersor.errors import BudgetError
+    from tersor.user_code import reconstructed
+
+    dense = copy.deepcopy(module)  # evaluations load other weights into the module
+
+    def mend(archive: Archive) -> Archive:
+        try:
+            return reconstructed(archive, dense, batches)
+        except BudgetError as error:
+            say(f"note: layers are not reconstructed: {error}", errors)
+            return archive
+
+    return mend
+
+
+def measure_of(
+    source: Source, module: nn.Module | None, evaluate: str | None, mend: Mend
+) -> Measure | None:
+    """What the option --eval asks for, of mended models; each result is told on standard error."""
     if module is None or evaluate is None:
         return None
     from tersor.storage import container
@@ -63,7 +98,7 @@ def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -
     measure = measure_of(source, module, evaluate)
 
     def told(archive: Archive | None) -> float:
-        value = measure(archive)
+        value = measure(archive and mend(archive))
         what = "dense" if archive is None else f"at {container.size(archive)} bytes"
         say(f"{evaluate}: {value:.6g} {what}", errors)
         return value
@@ -72,13 +107,17 @@ def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -
 
 
 def quality_of(
-    source: Source, module: nn.Module | None, evaluate: str | None, max_drop: float | None
+    source: Source,
+    module: nn.Module | None,
+    evaluate: str | None,
+    max_drop: float | None,
+    mend: Mend,
 ) -> Quality | None:
     """What the options --max-drop and --eval ask for."""
     from tersor.errors import InputError
     from tersor.quality import Quality
 
-    measure = measure_of(source, module, evaluate)
+    measure = measure_of(source, module, evaluate, mend)
     if max_drop is None and measure is None:
         return None
     if max_drop is None or measure is None:

@@ -1,5 +1,15 @@
 """Operators on factors: one schema each, the reference implementation defines what is correct."""
 
+from tersor.kernels.product import addresses, instructions, is_plain, linear, native, rows
 from tersor.kernels.reference import power_of_two, recompose
 
-__all__ = ["power_of_two", "recompose"]
+__all__ = [
+    "addresses",
+    "instructions",
+    "is_plain",
+    "linear",
+    "native",
+    "power_of_two",
+    "recompose",
+    "rows",
+]

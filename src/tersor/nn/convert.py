@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.nn.checks import check_model, check_module, check_weight, explain_unknown
+from tersor.nn.held import HeldWeight
 from tersor.nn.owner import attach, forget
 from tersor.nn.sites import Site, Weight, find_sites, join_names, weights_of
 from tersor.nn.weight import FactoredWeight, Mode
@@ -84,7 +85,8 @@ def replace_weight(sites: list[Site], factors: Factors) -> None:
     """
     weight = sites[0].weight
     like = weight.codebook if isinstance(weight, FactoredWeight) else weight
-    dtype, device, requires_grad = weight.dtype, like.device, like.requires_grad
+    dtype, device = weight.dtype, like.device
+    requires_grad = isinstance(like, Tensor) and like.requires_grad
     owners = [(site.module, site.attribute) for site in sites]
     sites.clear()
     del weight, like
@@ -95,7 +97,7 @@ def replace_weight(sites: list[Site], factors: Factors) -> None:
         attach(module, name, holder)
 
 
-def state(model: nn.Module) -> dict[str, FactoredWeight | Tensor]:
+def state(model: nn.Module) -> dict[str, HeldWeight | Tensor]:
     """Content of a model, dense or factored, under the names of the dense model's ``state_dict``.
 
     Parameters
@@ -106,21 +108,21 @@ def state(model: nn.Module) -> dict[str, FactoredWeight | Tensor]:
     Returns
     -------
     dict
-        The `FactoredWeight` of factored weights and plain tensors (parameters and persistent
+        The `HeldWeight` of factored weights and plain tensors (parameters and persistent
         buffers) for the rest, nothing copied, in the order of the dense model. Names of one tied
         weight have the same object, or tensors of the same storage. Extra state that is no tensor
         is left out, with a warning.
     """
     tensors = model.state_dict()
-    entries: dict[str, FactoredWeight | Tensor] = {}
+    entries: dict[str, HeldWeight | Tensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, FactoredWeight):
+        if isinstance(module, HeldWeight):
             for part in module.state_dict():
                 del tensors[f"{path}.{part}"]
             continue
         for name, value in {**weights_of(module), **module._buffers}.items():
             full = join_names(path, name)
-            if isinstance(value, FactoredWeight):
+            if isinstance(value, HeldWeight):
                 entries[full] = value
             elif full in tensors:
                 entries[full] = tensors.pop(full)

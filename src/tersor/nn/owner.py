@@ -19,7 +19,7 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from tersor.nn.weight import FactoredWeight
+from tersor.nn.held import HeldWeight
 
 SUFFIX = "_factors"
 """A child module called weight_factors holds the factors of weight."""
@@ -67,8 +67,26 @@ def factored_class(dense: type, names: tuple[str, ...]) -> type[nn.Module]:
     mixin = FactoredRecurrent if issubclass(dense, nn.RNNBase) else FactoredOwner
     body: dict[str, Any] = {name: property(_reader(name)) for name in names}
     # torch.fx tells by the module's name which classes it shall not trace into.
+    if "weight" in names:
+        own = FORWARDS.get(getattr(dense, "forward", None))
+        body |= {"forward": own} if own else {}
     body |= {"__module__": dense.__module__, "dense_class": dense, "factored_names": names}
     return type(f"Factored{dense.__name__}", (mixin, dense), body)
+
+
+def _linear(self: nn.Linear, input: Tensor) -> Tensor:
+    return cast(HeldWeight, self.weight_factors).linear(input, self.bias)
+
+
+def _embedding(self: nn.Embedding, input: Tensor) -> Tensor:
+    holder = cast(HeldWeight, self.weight_factors)
+    if holder.by_rows and self.max_norm is None:
+        return holder.embed(input)
+    return nn.Embedding.forward(self, input)
+
+
+FORWARDS: dict[Any, Any] = {nn.Linear.forward: _linear, nn.Embedding.forward: _embedding}
+"""Forwards that leave the product to the weight, by those of torch that they take the place of."""
 
 
 def new_instance(dense: type, names: tuple[str, ...]) -> nn.Module:
@@ -86,7 +104,7 @@ def _reader(name: str) -> Callable[[nn.Module], Tensor]:
     return read
 
 
-def attach(module: nn.Module, name: str, holder: FactoredWeight) -> None:
+def attach(module: nn.Module, name: str, holder: HeldWeight) -> None:
     """Let the module read parameter ``name`` from ``holder``, and forget the parameter."""
     forget(module, name)
     holder.training = module.training

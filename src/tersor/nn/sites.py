@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import nn
 
+from tersor.nn.held import HeldWeight
 from tersor.nn.owner import ORDER, SUFFIX
-from tersor.nn.weight import FactoredWeight
 
-Weight = nn.Parameter | FactoredWeight
+Weight = nn.Parameter | HeldWeight
 
 
 class Site(NamedTuple):
@@ -25,7 +25,7 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     return {
         join_names(path, name): Site(module, name, weight)
         for path, module in model.named_modules(remove_duplicate=False)
-        if not isinstance(module, FactoredWeight)
+        if not isinstance(module, HeldWeight)
         for name, weight in weights_of(module).items()
     }
 

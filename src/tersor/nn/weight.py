@@ -13,6 +13,7 @@ from tersor.errors import InputError
 from tersor.factorization.rate_aware import STATES
 from tersor.factors import Factors
 from tersor.kernels import power_of_two, recompose
+from tersor.nn.held import HeldWeight
 from tersor.storage.entropy import reachable, trellis_of
 from tersor.tiling import coding_order
 
@@ -24,7 +25,7 @@ _PIECE = 1 << 20
 """Numbers that are rounded at once: of large factors a copy would take much memory."""
 
 
-class FactoredWeight(nn.Module):
+class FactoredWeight(HeldWeight):
     """A weight as trainable factors; calling it gives the dense weight.
 
     Integer factors stay real numbers here and are rounded in each forward, with the gradient
@@ -94,11 +95,6 @@ class FactoredWeight(nn.Module):
         self.unit = factors.scale * float(lengths.mean()) if factors.rank else factors.scale
         self.states = trellis(factors) if self.integer_latent else 1
         self._dense: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight."""
-        return self.tiling.shape
 
     def forward(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``."""

@@ -7,6 +7,7 @@ import platform
 
 import torch
 
+from tersor.kernels import instructions
 from tersor.version import __version__
 
 _PACKAGES = ("torch", "numpy", "safetensors")
@@ -20,7 +21,7 @@ def environment() -> dict[str, str]:
         "tersor": __version__,
         "python": platform.python_version(),
         **versions,
-        "kernels": "inference: PyTorch; solver and coder: native",
+        "kernels": f"inference: {instructions() or 'PyTorch'}; solver and coder: native",
         "threads": str(torch.get_num_threads()),
         "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "accelerators": ", ".join(accelerators) or "none",

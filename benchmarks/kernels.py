@@ -1,0 +1,237 @@
+"""How fast is a layer computed from its factors? Against torch in fp32, and low-bit kernels.
+
+Square layers with random factors: latents spread so that nearly all fit in 4 bits, or in 2 bits
+with few escapes. Each run times torch fp32, ours and the peers in turn, every time with another of
+so many copies of the weights that none is in the cache; ratios are medians of the runs' ratios.
+Every product is checked against the dense one first;
+``error`` is the Frobenius norm of the difference over that of the output.
+
+Peers, where their packages are there: torch bf16 and dynamic int8, onnxruntime MatMulNBits (4 bits,
+blocks of 32), torchao (int8 weights).
+
+    python benchmarks/kernels.py [--sizes 4096 384] [--batches 1 4 16 128] [--threads 1 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import record
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.factors import Factors
+from tersor.nn.frozen import PackedWeight
+
+CACHE = 64_000_000
+"""Bytes of weights to rotate among: more than the caches of common processors."""
+
+SPREADS = {4: 2.0, 2: 0.37}
+"""Standard deviation of the latent before rounding, by bits of a code."""
+
+Product = Callable[[Tensor], Tensor]
+
+
+def factors_of(size: int, bits: int) -> Factors:
+    tile = 32
+    latent = (torch.randn(tile, size * size // tile) * SPREADS[bits]).round().to(torch.int16)
+    codebook = torch.randint(-40, 41, (tile, tile)).to(torch.int16)
+    return Factors(codebook, latent, 1e-3, (size, size))
+
+
+def copies(nbytes: float) -> int:
+    return max(2, min(200, round(CACHE / nbytes)))
+
+
+def ours(factors: Factors, weight: Tensor) -> list[Product]:
+    first = PackedWeight(factors, torch.float32)
+    products = [first]
+    for _ in range(copies(first.nbytes) - 1):
+        other = PackedWeight.__new__(PackedWeight)
+        nn.Module.__init__(other)
+        other.__dict__.update({k: v for k, v in first.__dict__.items() if k != "_buffers"})
+        other._buffers = {name: part.clone() for name, part in first._buffers.items()}
+        other._known = None
+        products.append(other)
+    return [lambda x, held=held: held.linear(x, None) for held in products]
+
+
+def torch_fp32(factors: Factors, weight: Tensor) -> list[Product]:
+    weights = [weight.clone() for _ in range(copies(weight.nbytes))]
+    return [lambda x, w=w: F.linear(x, w) for w in weights]
+
+
+def torch_bf16(factors: Factors, weight: Tensor) -> list[Product]:
+    weights = [weight.bfloat16() for _ in range(copies(weight.nbytes / 2))]
+    return [lambda x, w=w: F.linear(x.bfloat16(), w).float() for w in weights]
+
+
+def _layers(weight: Tensor, number: int) -> list[nn.Linear]:
+    layers = [nn.Linear(*weight.shape, bias=False) for _ in range(number)]
+    for layer in layers:
+        layer.weight.data = weight
+    return layers
+
+
+def torch_int8(factors: Factors, weight: Tensor) -> list[Product]:
+    from torch.ao.quantization import quantize_dynamic
+
+    return [quantize_dynamic(nn.Sequential(m)) for m in _layers(weight, copies(weight.nbytes / 4))]
+
+
+def torchao_int8(factors: Factors, weight: Tensor) -> list[Product]:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    models = [nn.Sequential(m) for m in _layers(weight, copies(weight.nbytes / 4))]
+    for model in models:
+        quantize_(model, Int8WeightOnlyConfig())
+    return models
+
+
+def onnx_int4(factors: Factors, weight: Tensor) -> list[Product]:
+    import numpy as np
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    rows, inputs, block = *weight.shape, 32
+    blocks = weight.reshape(rows, inputs // block, block)
+    scales = blocks.abs().amax(2) / 7
+    q = ((blocks / scales[..., None]).round() + 8).clamp(0, 15).to(torch.uint8)
+    packed = (q[..., 0::2] | q[..., 1::2] << 4).numpy()
+    parts = [
+        helper.make_tensor("w", TensorProto.UINT8, packed.shape, packed.tobytes(), raw=True),
+        helper.make_tensor(
+            "s", TensorProto.FLOAT, [scales.numel()], scales.numpy().tobytes(), raw=True
+        ),
+    ]
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft",
+        K=inputs, N=rows, bits=4, block_size=block, accuracy_level=4,
+    )  # fmt: skip
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", inputs]) for n in "xy"]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], parts)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    assert np is not None and onnx is not None
+    sessions = [
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        for _ in range(copies(weight.nbytes / 7))
+    ]
+    return [lambda x, s=s: torch.from_numpy(s.run(None, {"x": x.numpy()})[0]) for s in sessions]
+
+
+PEERS = {
+    "torch bf16": torch_bf16,
+    "torch dynamic int8": torch_int8,
+    "torchao int8": torchao_int8,
+    "onnxruntime int4": onnx_int4,
+}
+
+
+def peers(factors: Factors, weight: Tensor) -> Iterator[tuple[str, list[Product]]]:
+    for name, make in PEERS.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                products = make(factors, weight)
+                products[0](torch.zeros(1, weight.shape[1]))
+            yield name, products
+        except Exception as error:
+            print(f"  {name} is left out: {type(error).__name__}: {str(error)[:80]}")
+
+
+def seconds(products: list[Product], x: Tensor, turn: int) -> float:
+    product = products[turn % len(products)]
+    start = time.perf_counter()
+    product(x)
+    return time.perf_counter() - start
+
+
+def runs_for(size: int, batch: int) -> int:
+    return max(9, min(200, round(2e9 / (size * size * (batch + 4)))))
+
+
+def compare(kinds: dict[str, list[Product]], x: Tensor, runs: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for products in kinds.values():  # what a first call prepares is not timed
+        for product in products:
+            product(x[:1])
+    for turn in range(runs):
+        for name, products in kinds.items():
+            times[name].append(seconds(products, x, turn))
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str) -> float:
+    pairs = zip(times[name], times["tersor"], strict=True)
+    return statistics.median(theirs / own for theirs, own in pairs)
+
+
+def row(
+    kinds: dict[str, list[Product]], weight: Tensor, batch: int, bits: int
+) -> dict[str, object]:
+    size = weight.shape[0]
+    x = torch.randn(batch, size)
+    expected, got = F.linear(x, weight), kinds["tersor"][0](x)
+    error = float((got - expected).norm() / expected.norm())
+    assert error < (0.01 if batch < 8 else 0.001), error
+    times = compare(kinds, x, runs_for(size, batch))
+    others = [name for name in kinds if name not in ("tersor", "torch fp32")]
+    best = min(others, key=lambda name: ratio(times, name), default=None)
+    found = {
+        "op": "linear",
+        "kernel": "integers",
+        "shape": [size, size],
+        "batch": batch,
+        "bits": bits,
+        "threads": torch.get_num_threads(),
+        "seconds": statistics.median(times["tersor"]),
+        "ratio_fp32": ratio(times, "torch fp32"),
+        "best_peer": best,
+        "ratio_best_peer": ratio(times, best) if best else None,
+        "error": error,
+    }
+    print(
+        f"{size} batch {batch}, {bits} bits, {found['threads']} threads: "
+        f"{found['seconds'] * 1e3:.3f} ms, {found['ratio_fp32']:.2f} x fp32, "
+        + (f"{found['ratio_best_peer']:.2f} x {best}, " if best else "")
+        + f"error {error:.5f}",
+        flush=True,
+    )
+    return found
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 384])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 128])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--no-file", action="store_true")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    rows = []
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for size in options.sizes:
+            for bits in SPREADS:
+                factors = factors_of(size, bits)
+                weight = factors.recompose()
+                kinds = {"torch fp32": torch_fp32(factors, weight), "tersor": ours(factors, weight)}
+                kinds |= {} if options.no_peers else dict(peers(factors, weight))
+                rows += [row(kinds, weight, batch, bits) for batch in options.batches]
+    if not options.no_file:
+        record.write("kernels", rows, seed=0)
+
+
+if __name__ == "__main__":
+    main()

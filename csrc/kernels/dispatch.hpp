@@ -1,0 +1,66 @@
+// The product for any number of inputs: which kernel, on how many threads, in which memory.
+#pragma once
+
+#include "integers.hpp"
+#include "threads.hpp"
+
+namespace tersor {
+
+// Number of threads that so much work is worth: starting one takes about as long as 100,000 steps.
+inline int64_t worth(int64_t steps, int64_t threads) {
+    const int64_t most = steps / 400000 + 1;
+    return threads < most ? threads : most;
+}
+
+inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+inline int64_t many_bytes(const Integers& w, int64_t row_tiles) {
+    const int64_t tile = w.d > row_tiles * 16 ? w.d : row_tiles * 16;
+    return aligned((16 * 260 + 64) * MANY * 2 + (w.columns() + tile) * MANY * 4);
+}
+
+inline void linear_few(const IntegerKernels& kernels, const Integers& w, const float* x, int64_t count,
+                       const float* bias, float* y, int64_t threads, Workspace& workspace) {
+    const int64_t bytes = aligned(w.columns() * 5 + w.columns() / GROUP * 4 + 4);
+    char* memory = workspace.of(count * bytes);
+    Rounded u[FEW];
+    for (int64_t n = 0; n < count; ++n, memory += bytes) {
+        auto* real = reinterpret_cast<float*>(memory);
+        u[n] = {real, reinterpret_cast<int8_t*>(real + w.columns() + w.columns() / GROUP + 1),
+                real + w.columns(), real + w.columns() + w.columns() / GROUP};
+        kernels.round(w, x + n * w.inputs, u[n]);
+    }
+    const int64_t tiles = w.padded_rows() / 16;
+    const int64_t jobs = worth(w.rows * w.columns() * count / 8, threads);
+    parallel(jobs, jobs, [&](int64_t job, int64_t) {
+        kernels.few(w, u, count, bias, y, job * tiles / jobs, (job + 1) * tiles / jobs);
+    });
+}
+
+inline void linear_many(const IntegerKernels& kernels, const Integers& w, const float* x, int64_t batch,
+                        const float* bias, float* y, int64_t threads, Workspace& workspace) {
+    const int64_t tiles = w.padded_rows() / 16, sets = (batch + MANY - 1) / MANY;
+    threads = worth(w.rows * w.columns() * batch / 16, threads);
+    // At most 4096 rows at once, whose sums stay in the cache; fewer if there are not enough jobs.
+    int64_t parts = (tiles + 255) / 256;
+    if (sets * parts < 2 * threads && parts < threads) parts = threads;
+    const int64_t bytes = many_bytes(w, (tiles + parts - 1) / parts);
+    char* memory = workspace.of(threads * bytes);
+    parallel(sets * parts, threads, [&](int64_t job, int64_t slot) {
+        const int64_t set = job / parts, part = job % parts, start = set * MANY;
+        const int64_t count = batch - start < MANY ? batch - start : MANY;
+        kernels.many(w, x + start * w.inputs, count, bias, y + start * w.rows, part * tiles / parts,
+                     (part + 1) * tiles / parts, memory + slot * bytes);
+    });
+}
+
+// y (batch, rows) = x (batch, inputs) times the matrix, plus bias. From `many` inputs on by tables.
+inline void linear(const IntegerKernels& kernels, const Integers& w, const float* x, int64_t batch,
+                   const float* bias, float* y, int64_t threads, int64_t many, Workspace& workspace) {
+    if (batch >= many) return linear_many(kernels, w, x, batch, bias, y, threads, workspace);
+    for (int64_t n = 0; n < batch; n += FEW)
+        linear_few(kernels, w, x + n * w.inputs, batch - n < FEW ? batch - n : FEW, bias, y + n * w.rows,
+                   threads, workspace);
+}
+
+}  // namespace tersor

@@ -1,0 +1,53 @@
+// What Python sees of the kernels. Tensors come as addresses, which cost a tenth of what arrays do; their
+// sizes and types are checked in Python, when a layer is packed and before each call.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include "dispatch.hpp"
+
+namespace nb = nanobind;
+using namespace tersor;
+
+struct Target {
+    const char* name;
+    const IntegerKernels* integers;
+};
+
+static Target choose() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw"))
+        return {"AVX-512 VNNI", &integers_avx512};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", &integers_avx2};
+    return {"", nullptr};
+#elif defined(__ARM_NEON)
+    return {"NEON", &integers_baseline};
+#else
+    return {"", nullptr};
+#endif
+}
+
+static const Target target = choose();
+
+template <class T>
+static T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+NB_MODULE(_kernels, m) {
+    m.attr("target") = target.name;
+    m.def("linear_integers", [](uintptr_t x, int64_t batch, uintptr_t bias, uintptr_t y, int64_t threads,
+                                int64_t many, int64_t rows, int64_t inputs, int64_t d, int64_t padded_rank,
+                                int64_t wide_rank, int64_t narrow_rank, uintptr_t codebook, uintptr_t codes,
+                                uintptr_t reach, uintptr_t starts, uintptr_t escapes) {
+        const int64_t tiles = (inputs + d - 1) / d;
+        const auto padded = [&](int64_t rank) { return (rank * tiles + 63) / 64 * 64; };
+        const Integers w{rows, inputs, d, tiles, padded_rank, wide_rank, narrow_rank, padded(wide_rank),
+                         padded(narrow_rank), at<const float>(codebook), at<const uint8_t>(codes),
+                         at<const float>(reach), at<const int32_t>(starts), at<const int32_t>(escapes)};
+        static thread_local Workspace workspace;
+        nb::gil_scoped_release release;
+        linear(*target.integers, w, at<const float>(x), batch, at<const float>(bias), at<float>(y), threads,
+               many, workspace);
+    });
+}

@@ -1,0 +1,48 @@
+"""What a module holds in the place of a dense weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.factors import Factors
+from tersor.tiling import Tiling
+
+
+class HeldWeight(nn.Module):
+    """A weight in another form; calling it gives the dense weight.
+
+    Attributes
+    ----------
+    tiling
+        How the weight is cut into tiles.
+    dtype
+        Data type of the weight; follows `Module.to`.
+    """
+
+    tiling: Tiling
+    dtype: torch.dtype
+    by_rows = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.tiling.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(iter([*self.parameters(), *self.buffers()])).device
+
+    def to_factors(self) -> Factors:
+        """Factors that recompose to exactly what `forward` returns, rows of zeros left out."""
+        raise NotImplementedError
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What `nn.Linear` computes with this weight."""
+        return F.linear(x, self(), bias)
+
+    def embed(self, index: Tensor) -> Tensor:
+        """Some rows of the weight, where ``by_rows`` says that this takes no other."""
+        raise NotImplementedError

@@ -1,0 +1,263 @@
+"""`optimize`: a compressed model made ready for inference, each weight in its best form."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import BudgetError, InputError
+from tersor.kernels import instructions
+from tersor.kernels.integers import packable
+from tersor.nn.frozen import DenseWeight, FrozenWeight, PackedWeight, RecomposedWeight
+from tersor.nn.held import HeldWeight
+from tersor.nn.owner import FORWARDS, FactoredOwner, attach, forget
+from tersor.nn.sites import Site, find_sites
+from tersor.nn.weight import FactoredWeight
+from tersor.plan.budget import format_size, parse_size
+
+Mode = Literal["auto", "dense", "recompose", "factored"]
+
+BATCH = 16
+"""Vectors that the forms of a matrix are compared with."""
+
+SLOWER = 0.05
+"""Share of the fastest time that "auto" gives for memory."""
+
+READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Modules that may read the weights of the modules that they hold, not call these."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What became of one weight.
+
+    Parameters
+    ----------
+    name
+        First of its names in the dense model's ``state_dict``.
+    mode
+        "dense", "recompose" or "factored".
+    nbytes, dense_bytes
+        Bytes in memory, and what the dense weight takes.
+    seconds
+        Measured time of the product with `BATCH` vectors; 0 where nothing was to be chosen.
+    """
+
+    name: str
+    mode: str
+    nbytes: int
+    dense_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What `optimize` chose; printing it gives a table."""
+
+    choices: tuple[Choice, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights that came as factors."""
+        return sum(choice.nbytes for choice in self.choices)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{c.name}: {c.mode}, {format_size(c.nbytes)} of {format_size(c.dense_bytes)} dense"
+            for c in self.choices
+        ]
+        return "\n".join([*lines, f"in all {format_size(self.nbytes)}"])
+
+
+def optimize(model: nn.Module, mode: Mode = "auto", memory: str | int | None = None) -> Optimized:
+    """Make a compressed model ready for inference, in place; it cannot be trained any more.
+
+    Each weight that is held as factors takes one form, and what only training needs is freed:
+
+    - "dense": multiplied out once. As fast and as large as the dense model; the factors are gone,
+      so that the model can no longer be saved as a small file.
+    - "recompose": small integers, multiplied out in each forward; any module.
+    - "factored": integers of 2 or 4 bits, of matrices in `torch.nn.Linear` and
+      `torch.nn.Embedding`, that are never multiplied out. Linear layers round their inputs: see
+      `tersor.kernels.linear` for the error, about 0.6 % of a layer's output for fewer than 8
+      vectors and 0.1 % for more. Other weights are recomposed.
+
+    Parameters
+    ----------
+    model
+        Model with factors, from `tersor.compress` or `tersor.load`.
+    mode
+        One of these for all weights, or "auto": what is fastest, measured layer by layer on this
+        machine in a few milliseconds each, with up to 5 % of the time given where that saves most
+        memory.
+    memory
+        Most that these weights may take, for "auto", such as ``"8MB"`` (1 kB is 1000 bytes) or a
+        number of bytes; by default no limit.
+
+    Returns
+    -------
+    Optimized
+        The form of each weight, its bytes, and its time where it was measured.
+
+    Raises
+    ------
+    InputError
+        If the mode is unknown, or the model holds no factors.
+    BudgetError
+        If the memory is too little; the model is unchanged.
+    """
+    if mode not in get_args(Mode):
+        raise InputError(f"unknown mode {mode!r}, choose one of {get_args(Mode)}")
+    if memory is not None and mode != "auto":
+        raise InputError('a limit of memory needs mode="auto", which chooses by it')
+    weights = _weights(model)
+    if not weights:
+        raise InputError("the model holds no factors to optimize; compress it first, or load one")
+    if mode == "auto":
+        return _chosen(weights, None if memory is None else parse_size(memory))
+    return Optimized(tuple(_put(weight, _fixed(weight, mode), 0.0) for weight in weights))
+
+
+@dataclass
+class _Named:
+    """All sites of one weight."""
+
+    name: str
+    sites: list[Site]
+    holder: FactoredWeight
+    is_read: bool = False
+    """Whether a module above one of the sites reads the weight itself."""
+
+
+def _weights(model: nn.Module) -> list[_Named]:
+    readers = [module for module in model.modules() if isinstance(module, READERS)]
+    read = {child for module in readers for child in module.children()}
+    found: dict[HeldWeight, _Named] = {}
+    for name, site in find_sites(model).items():
+        if isinstance(site.weight, FactoredWeight):
+            weight = found.setdefault(site.weight, _Named(name, [], site.weight))
+            weight.sites.append(site)
+            weight.is_read |= site.module in read
+    return list(found.values())
+
+
+def _fixed(weight: _Named, mode: str) -> type[FrozenWeight]:
+    if mode == "dense":
+        return DenseWeight
+    return PackedWeight if mode == "factored" and _takes_packed(weight) else RecomposedWeight
+
+
+def _takes_packed(weight: _Named) -> bool:
+    """Whether all modules that use a weight leave the product to it."""
+    leave = all(
+        isinstance(site.module, FactoredOwner)
+        and getattr(site.module.dense_class, "forward", None) in FORWARDS
+        for site in weight.sites
+    )
+    return leave and not weight.is_read and packable(weight.holder.to_factors())
+
+
+def _put(weight: _Named, form: type[FrozenWeight], seconds: float) -> Choice:
+    """Replace a weight at all its sites; the old one is freed."""
+    holder, owners = weight.holder, [(s.module, s.attribute) for s in weight.sites]
+    weight.sites.clear()
+    frozen = form(holder.to_factors(), holder.dtype).to(holder.device)
+    del holder, weight.holder
+    for module, name in owners:
+        forget(module, name)
+        attach(module, name, frozen)
+    return Choice(weight.name, frozen.mode, frozen.nbytes, _dense_bytes(frozen), seconds)
+
+
+def _dense_bytes(weight: HeldWeight) -> int:
+    return torch.Size(weight.shape).numel() * weight.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One form of one weight."""
+
+    form: type[FrozenWeight]
+    nbytes: int
+    seconds: float
+
+
+def _chosen(weights: Sequence[_Named], memory: int | None) -> Optimized:
+    options = [_options(weight) for weight in weights]
+    least = sum(min(option.nbytes for option in of_one) for of_one in options)
+    if memory is not None and least > memory:
+        raise BudgetError(
+            f"the weights take at least {format_size(least)} ({least} bytes) in memory, allowed "
+            f"are {memory} bytes; allow more, or compress the model further"
+        )
+    choices = _trade(options, memory)
+    return Optimized(
+        tuple(_put(w, c.form, c.seconds) for w, c in zip(weights, choices, strict=True))
+    )
+
+
+def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Option]:
+    """The fastest options, then slower ones that save most, as far as allowed or needed."""
+    chosen = [min(of_one, key=lambda o: (o.seconds, o.nbytes)) for of_one in options]
+    limit = (1 + SLOWER) * sum(option.seconds for option in chosen)
+    while True:
+        swaps = [
+            ((other.seconds - now.seconds) / (now.nbytes - other.nbytes), i, other)
+            for i, now in enumerate(chosen)
+            for other in options[i]
+            if other.nbytes < now.nbytes
+        ]
+        over = memory is not None and sum(option.nbytes for option in chosen) > memory
+        spent = sum(option.seconds for option in chosen)
+        allowed = [s for s in swaps if over or spent + s[2].seconds - chosen[s[1]].seconds <= limit]
+        if not allowed:
+            return chosen
+        _, i, other = min(allowed, key=lambda swap: swap[:2])
+        chosen[i] = other
+
+
+def _options(weight: _Named) -> list[_Option]:
+    """The forms that a weight can take here, measured."""
+    forms: list[type[FrozenWeight]] = [DenseWeight, RecomposedWeight]
+    if _takes_packed(weight) and (instructions() or _is_table(weight)):
+        forms.append(PackedWeight)
+    return [_measured(weight, form) for form in forms]
+
+
+def _is_table(weight: _Named) -> bool:
+    return all(isinstance(site.module, nn.Embedding) for site in weight.sites)
+
+
+def _measured(weight: _Named, form: type[FrozenWeight]) -> _Option:
+    frozen = form(weight.holder.to_factors(), weight.holder.dtype).to(weight.holder.device)
+    with torch.inference_mode():
+        return _Option(form, frozen.nbytes, _seconds(_use(weight, frozen)))
+
+
+def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
+    """What a forward does with a weight: as far as the forms differ in it."""
+    if _is_table(weight):
+        index = torch.arange(BATCH, device=frozen.device) % frozen.shape[0]
+        return (lambda: frozen.embed(index)) if frozen.by_rows else (lambda: frozen()[index])
+    if all(isinstance(site.module, nn.Linear) for site in weight.sites):
+        x = torch.randn(BATCH, frozen.shape[1], dtype=frozen.dtype, device=frozen.device)
+        return lambda: frozen.linear(x, None)
+    return frozen
+
+
+def _seconds(function: Callable[[], object], runs: int = 3) -> float:
+    """Median time of a function, after a first call."""
+    function()
+    return statistics.median(_timed(function) for _ in range(runs))
+
+
+def _timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start

@@ -1,0 +1,285 @@
+"""The product with a packed matrix: native kernels against the reference, operator, bad input."""
+
+import os
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from tersor import kernels
+from tersor.errors import InputError
+from tersor.factors import Factors
+from tersor.kernels import integers
+from tersor.kernels.product import MANY, reference
+
+FEW_ERROR, MANY_ERROR = 0.01, 0.001
+
+
+def random_factors(rows, inputs, tile=1, rank=1, spread=1.0, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    tiles = -(-inputs // tile)
+    latent = torch.randn(rank, rows * tiles, generator=draw) * spread
+    # Positions of a tile differ, so that some take 2 bits and others 4.
+    latent *= torch.linspace(1, 0.2, rank)[:, None]
+    codebook = torch.randint(-20, 21, (tile, rank), generator=draw, dtype=torch.int16)
+    codebook[0] |= 1
+    return Factors(codebook, latent.round().to(torch.int16), 0.01, (rows, inputs))
+
+
+def packed_linear(factors, x, bias=None):
+    packed, layout, _ = integers.pack(factors)
+    return kernels.linear(x, packed, bias, layout)
+
+
+def relative_error(got, expected):
+    return float((got - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+shapes = st.tuples(
+    st.integers(1, 70),
+    st.integers(1, 300),
+    st.integers(1, 40),
+    st.floats(0.1, 8),
+    st.integers(0, 99),
+)
+
+
+def drawn(shape):
+    rows, inputs, tile, spread, seed = shape
+    tile = min(tile, inputs)
+    return random_factors(rows, inputs, tile, max(1, tile - seed % 3), spread, seed)
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes)
+def test_packing_is_exact(shape):
+    factors = drawn(shape)
+    packed, layout, order = integers.pack(factors)
+    integers.check(packed, layout)
+    assert torch.equal(integers.latent_of(packed, layout), factors.latent[order])
+    torch.testing.assert_close(
+        integers.recompose(packed, layout), factors.recompose(), rtol=1e-4, atol=1e-4
+    )
+
+
+@settings(deadline=None, max_examples=100)
+@given(shapes, st.integers(1, 20), st.booleans())
+def test_output_is_that_of_the_dense_matrix(shape, batch, with_bias):
+    factors = drawn(shape)
+    rows, inputs = factors.shape
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, inputs, generator=draw)
+    bias = torch.randn(rows, generator=draw) if with_bias else None
+    # Errors are those of the transformed input: relative to what the sums are made of.
+    _, layout, _ = integers.pack(factors)
+    latent = factors.latent.reshape(factors.rank, rows, -1).float()
+    tiles = F.pad(x, (0, factors.tiling.padding)).reshape(batch, -1, layout.tile)
+    u = tiles @ factors.codebook.float() * factors.scale
+    size = (latent.norm() / rows**0.5) * u.flatten(1).norm() / u[0].numel() ** 0.5 * rows**0.5
+    got = packed_linear(factors, x, bias)
+    limit = (FEW_ERROR if batch < MANY else MANY_ERROR * 2) if kernels.instructions() else 1e-5
+    assert got.shape == (batch, rows)
+    assert float((got - F.linear(x, factors.recompose(), bias)).norm()) <= limit * size + 1e-4
+
+
+@pytest.mark.parametrize("batch, limit", [(1, FEW_ERROR), (5, FEW_ERROR), (16, MANY_ERROR)])
+@pytest.mark.parametrize("spread", [0.35, 2.0])
+def test_error_is_as_documented(batch, limit, spread):
+    factors = random_factors(256, 512, 16, 16, spread)
+    x = torch.randn(batch, 512, generator=torch.Generator().manual_seed(0))
+    assert relative_error(packed_linear(factors, x), F.linear(x, factors.recompose())) < limit
+
+
+def test_positions_of_both_widths_and_escapes_occur():
+    packed, layout, _ = integers.pack(random_factors(64, 256, 16, 16, 3.0))
+    assert layout.wide and layout.narrow and len(packed.escapes)
+
+
+@pytest.mark.parametrize("largest", [8, 100, 4000])
+def test_large_integers_are_escapes(largest):
+    factors = random_factors(20, 100)
+    factors.latent[0, 7::50] = largest
+    factors.latent[0, 9::50] = -largest
+    x = torch.randn(3, 100)
+    assert relative_error(packed_linear(factors, x), F.linear(x, factors.recompose())) < FEW_ERROR
+
+
+def test_what_cannot_be_packed():
+    assert integers.packable(random_factors(4, 8))
+    real = random_factors(4, 8)
+    assert not integers.packable(Factors(real.codebook.float(), real.latent.float(), 1.0, (4, 8)))
+    real.latent[0, 0] = 4001
+    assert not integers.packable(real)
+    assert not integers.packable(random_factors(1, 2**19))
+
+
+def test_zeros():
+    factors = random_factors(20, 64, spread=0.0)
+    assert not packed_linear(factors, torch.randn(3, 64)).any()
+    x = torch.zeros(12, 64)
+    assert not packed_linear(random_factors(20, 64), x).any()
+
+
+@pytest.mark.parametrize("batch", [1, MANY])
+def test_extreme_inputs_of_the_kernels(batch):
+    """All rows and inputs at the ends of their range: sums of 16 bits must not overflow."""
+    factors = random_factors(16, 4096)
+    for value in (7, -8, 2, -1):
+        factors.latent[:] = value
+        for x in [scale * torch.ones(batch, 4096) for scale in (1, -1e30, 1e-20)]:
+            expected = F.linear(x.double(), factors.recompose().double())
+            assert relative_error(packed_linear(factors, x).double(), expected) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_data_types(dtype):
+    factors, x = random_factors(24, 64, 8, 8), torch.randn(9, 64).to(dtype)
+    got = packed_linear(factors, x, torch.ones(24, dtype=dtype))
+    assert got.dtype == dtype
+    expected = F.linear(x.float(), factors.recompose(), torch.ones(24))
+    assert relative_error(got.float(), expected) < 0.01
+
+
+@pytest.mark.parametrize("shape", [(64,), (0, 64), (2, 0, 64), (1, 2, 3, 64), (5, 3, 64)])
+def test_leading_axes(shape):
+    factors, x = random_factors(24, 64, 8, 8), torch.randn(shape)
+    got = packed_linear(factors, x)
+    assert got.shape == (*shape[:-1], 24)
+    assert relative_error(got, F.linear(x, factors.recompose())) < FEW_ERROR or not got.numel()
+
+
+def test_strides_and_misaligned_memory():
+    factors = random_factors(24, 64, 8, 8)
+    packed, layout, _ = integers.pack(factors)
+    storage = torch.randn(64 * 10 + 1)
+    for x in (
+        storage[1:].reshape(10, 64),
+        storage[:-1].reshape(64, 10).T,
+        storage[:64].expand(10, 64),
+    ):
+        expected = kernels.linear(x.clone().contiguous(), packed, None, layout)
+        assert torch.equal(kernels.linear(x, packed, None, layout), expected)
+
+
+@pytest.mark.parametrize("batch", [1, 6, 40])
+def test_same_result_for_any_number_of_threads(batch):
+    factors, x = random_factors(1030, 512), torch.randn(batch, 512)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(packed_linear(factors, x))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_several_threads_at_once():
+    packed, layout, _ = integers.pack(random_factors(100, 128, 8, 8))
+    inputs = [torch.randn(1 + 5 * i, 128) for i in range(6)]
+    expected = [kernels.linear(x, packed, None, layout) for x in inputs]
+    wrong = []
+
+    def work(i):
+        for _ in range(20):
+            if not torch.equal(kernels.linear(inputs[i], packed, None, layout), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_after_use():
+    packed, layout, _ = integers.pack(random_factors(1030, 512))
+    x = torch.randn(16, 512)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    expected = kernels.linear(x, packed, None, layout)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(kernels.linear(x, packed, None, layout), expected) else 1)
+    torch.set_num_threads(before)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_operator_is_well_formed():
+    factors = random_factors(24, 64, 8, 8)
+    packed, layout, _ = integers.pack(factors)
+    for batch, grad in ((1, True), (9, True), (3, False)):
+        x, bias = torch.randn(batch, 64, requires_grad=grad), torch.randn(24, requires_grad=grad)
+        torch.library.opcheck(
+            torch.ops.tersor.linear.default, (x, list(packed), bias, list(layout))
+        )
+
+
+def test_rows_are_those_of_the_dense_matrix():
+    factors = random_factors(50, 64, 8, 8, 3.0)
+    packed, layout, _ = integers.pack(factors)
+    index = torch.tensor([49, 3, 3, 0, 17])
+    torch.testing.assert_close(
+        kernels.rows(index, packed, layout), factors.recompose()[index], rtol=1e-4, atol=1e-4
+    )
+    assert kernels.rows(index[:0], packed, layout).shape == (0, 64)
+    torch.library.opcheck(torch.ops.tersor.rows.default, (index, list(packed), list(layout)))
+    for wrong in (-1, 50, 60):
+        with pytest.raises(IndexError):
+            kernels.rows(torch.tensor([0, wrong]), packed, layout)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("batch", [1, MANY])
+def test_what_is_not_finite_is_not_hidden(batch, value):
+    x = torch.randn(batch, 128)
+    x[0, 77] = value
+    got = packed_linear(random_factors(20, 128), x)
+    assert not got[0].isfinite().any() and got[1:].isfinite().all()
+
+
+def test_gradients_are_those_of_the_dense_matrix():
+    factors = random_factors(24, 64, 8, 8)
+    x, bias = torch.randn(5, 64, requires_grad=True), torch.randn(24, requires_grad=True)
+    grad = torch.randn(5, 24)
+    got = torch.autograd.grad(packed_linear(factors, x, bias), (x, bias), grad)
+    expected = torch.autograd.grad(F.linear(x, factors.recompose(), bias), (x, bias), grad)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_reference_runs_without_native_kernels(monkeypatch):
+    monkeypatch.setattr("tersor.kernels.product._kernels", None)
+    factors, x = random_factors(24, 64, 8, 8, 2.0), torch.randn(3, 64)
+    assert kernels.instructions() == ""
+    expected = F.linear(x, factors.recompose(), torch.ones(24))
+    torch.testing.assert_close(
+        packed_linear(factors, x, torch.ones(24)), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_bad_input():
+    packed, layout, _ = integers.pack(random_factors(24, 64, 8, 8))
+    for x in (torch.randn(3, 63), torch.tensor(1.0), torch.ones(3, 64, dtype=torch.int64)):
+        with pytest.raises(InputError, match="real numbers, 64 in the last axis"):
+            kernels.linear(x, packed, None, layout)
+    with pytest.raises(InputError, match="bias has shape"):
+        kernels.linear(torch.randn(3, 64), packed, torch.ones(23), layout)
+    with pytest.raises(InputError, match="'codes' has"):
+        short = packed._replace(codes=packed.codes[:1])
+        kernels.linear(torch.randn(3, 64), short, None, layout)
+
+
+def test_reference_is_the_dense_product():
+    factors, linear = random_factors(24, 64, 8, 8), nn.Linear(64, 24)
+    linear.weight.data = factors.recompose()
+    packed, layout, _ = integers.pack(factors)
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(
+        reference(x, packed, linear.bias, layout), linear(x), rtol=1e-4, atol=1e-4
+    )

@@ -1,0 +1,196 @@
+"""`tersor.optimize`: forms of weights, chosen by time and memory, in models of all kinds."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import tersor
+from tersor import kernels
+from tersor.errors import BudgetError, InputError
+from tersor.factors import Factors
+from tersor.nn import insert_factors
+from tersor.nn.frozen import DenseWeight, FrozenWeight, PackedWeight, RecomposedWeight
+
+
+class Net(nn.Module):
+    """Every kind of layer: a table tied to a head, a convolution, attention, a recurrence."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 32, padding_idx=0)
+        self.conv = nn.Conv1d(32, 32, 3, padding=1)
+        self.block = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+        self.recurrent = nn.GRU(32, 32, batch_first=True)
+        self.linear = nn.Linear(32, 32)
+        self.head = nn.Linear(32, 50, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        x = self.conv(self.embed(tokens).transpose(1, 2)).transpose(1, 2)
+        x = self.recurrent(self.block(x))[0]
+        return self.head(torch.relu(self.linear(x)))
+
+
+TOKENS = torch.arange(40).reshape(2, 20)
+
+
+def factors_of(weight, seed):
+    draw = torch.Generator().manual_seed(seed)
+    rows, row = weight.shape[0], weight[0].numel()
+    d = min(8, row)
+    latent = torch.randint(-3, 4, (d, rows * -(-row // d)), generator=draw, dtype=torch.int16)
+    codebook = torch.randint(-20, 21, (d, d), generator=draw, dtype=torch.int16)
+    return Factors(codebook, latent, 2e-3, tuple(weight.shape))
+
+
+def compressed():
+    torch.manual_seed(0)
+    model = Net().eval()
+    weights = {n: w for n, w in model.named_parameters() if w.ndim >= 2}
+    insert_factors(model, {n: factors_of(w, i) for i, (n, w) in enumerate(weights.items())})
+    return model
+
+
+def frozen(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, FrozenWeight)}
+
+
+def error(got, expected):
+    return float((got - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("mode", ["auto", "dense", "recompose", "factored"])
+def test_output_stays(mode):
+    model = compressed()
+    expected = model(TOKENS).detach()
+    report = tersor.optimize(model, mode)
+    assert error(model(TOKENS), expected) < (1e-6 if mode in ("dense", "recompose") else 0.02)
+    assert len(report.choices) == 9 and report.nbytes == sum(
+        weight.nbytes for weight in set(frozen(model).values())
+    )
+    assert "embed.weight: " in str(report)
+    assert not [p for p in model.parameters() if p.ndim >= 2]
+
+
+def test_modes_give_the_forms_that_they_name():
+    forms = {"dense": DenseWeight, "recompose": RecomposedWeight}
+    for mode, form in forms.items():
+        model = compressed()
+        tersor.optimize(model, mode)
+        assert all(type(weight) is form for weight in frozen(model).values())
+    model = compressed()
+    tersor.optimize(model, "factored")
+    packed = {n for n, w in frozen(model).items() if isinstance(w, PackedWeight)}
+    # The transformer block reads its weights itself, so that they had to be multiplied out.
+    assert packed == {"embed.weight_factors", "linear.weight_factors"}
+    assert model.head.weight_factors is model.embed.weight_factors
+
+
+@pytest.mark.parametrize("mode", ["recompose", "factored"])
+def test_files_are_the_same_as_before(mode, tmp_path):
+    model = compressed()
+    tersor.save(model, tmp_path / "before.tersor")
+    tersor.optimize(model, mode)
+    tersor.save(model, tmp_path / "after.tersor")
+    before, after = (
+        tersor.load_state_dict(tmp_path / f"{name}.tersor") for name in ("before", "after")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_dense_weights_cannot_be_saved_as_factors(tmp_path):
+    model = compressed()
+    tersor.optimize(model, "dense")
+    with pytest.raises(InputError, match="save the model before"):
+        tersor.save(model, tmp_path / "model.tersor")
+
+
+@pytest.mark.parametrize("mode", ["dense", "recompose", "factored"])
+def test_copies_and_state(mode):
+    model = compressed()
+    tersor.optimize(model, mode)
+    expected = model(TOKENS)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert torch.equal(other(TOKENS), expected)
+        for weight in other.buffers():
+            weight.zero_()
+        assert torch.equal(model(TOKENS), expected)
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other(TOKENS), expected)
+        other.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+        assert torch.equal(other(TOKENS), expected)
+
+
+@pytest.mark.parametrize("mode", ["dense", "recompose", "factored"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_data_type_follows_the_module(mode, dtype):
+    model = compressed()
+    expected = model(TOKENS).detach()
+    tersor.optimize(model, mode)
+    got = model.to(dtype)(TOKENS)
+    assert got.dtype == dtype and error(got.float(), expected) < 0.1
+
+
+@pytest.mark.parametrize("mode", ["dense", "factored"])
+def test_compile_and_export(mode):
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 8)).eval()
+    insert_factors(model, {f"{i}.weight": factors_of(model[i].weight, i) for i in (0, 2)})
+    tersor.optimize(model, mode)
+    x = torch.randn(3, 32)
+    expected = model(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(model, (x,), dynamic_shapes=shapes)
+    torch.testing.assert_close(program.module()(x), expected)
+    wanted = mode == "factored"
+    assert any("tersor.linear" in str(n.target) for n in program.graph.nodes) is wanted
+
+
+def test_memory_is_a_limit():
+    sizes = {mode: tersor.optimize(compressed(), mode).nbytes for mode in ("dense", "factored")}
+    for memory in (sizes["factored"] + 3000, sizes["dense"] // 2, f"{sizes['dense']}B"):
+        report = tersor.optimize(compressed(), memory=memory)
+        assert report.nbytes <= int(str(memory).removesuffix("B"))
+    model = compressed()
+    with pytest.raises(BudgetError, match="at least"):
+        tersor.optimize(model, memory=100)
+    assert not frozen(model)
+
+
+def test_without_native_kernels(monkeypatch):
+    monkeypatch.setattr("tersor.kernels.product._kernels", None)
+    assert kernels.instructions() == ""
+    model = compressed()
+    expected = model(TOKENS).detach()
+    tersor.optimize(model, "factored")
+    assert error(model(TOKENS), expected) < 1e-5
+
+
+def test_padding_still_gets_no_gradient():
+    model = compressed()
+    model.embed(torch.tensor([0])).sum().backward()
+    assert not model.embed.weight_factors.latent.grad.any()
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match=r"'fast'.*auto.*dense.*recompose.*factored"):
+        tersor.optimize(compressed(), "fast")
+    with pytest.raises(InputError, match="holds no factors"):
+        tersor.optimize(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="mode="):
+        tersor.optimize(compressed(), "dense", memory="1MB")
+    model = compressed()
+    tersor.optimize(model)
+    with pytest.raises(InputError, match="holds no factors"):
+        tersor.optimize(model)
+    with pytest.raises(IndexError):
+        model.embed(torch.tensor([50]))
