@@ -26,14 +26,20 @@ def data_folder() -> Path:
     return folder
 
 
-def images(split: str) -> tuple[Tensor, Tensor]:
-    """Normalised images (n, 3, 32, 32), channels last, and labels: "test", or the first training
-    batch of 10,000 for "train".
-    """
+def unpacked() -> Path:
+    """Folder of CIFAR-10's binary files, made on first use."""
     folder = CACHE / "cifar-10-batches-bin"
     if not (folder / "batches.meta.txt").is_file():
         unpack = data_folder() / "unpack_cifar10.py"
         subprocess.run([sys.executable, unpack, CACHE], check=True)
+    return folder
+
+
+def images(split: str) -> tuple[Tensor, Tensor]:
+    """Normalised images (n, 3, 32, 32), channels last, and labels: "test", or the first training
+    batch of 10,000 for "train".
+    """
+    folder = unpacked()
     name = {"test": "test_batch.bin", "train": "data_batch_1.bin"}[split]
     raw = np.fromfile(folder / name, np.uint8).reshape(-1, 3073)
     pixels = torch.from_numpy(raw[:, 1:].reshape(-1, 3, 32, 32).copy()).float() / 255

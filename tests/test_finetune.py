@@ -89,6 +89,31 @@ def test_frozen_parameters_and_the_training_flag_stay(teacher):
     assert not model[3].weight_factors.latent.requires_grad
 
 
+def test_fixed_statistics_stay_and_are_used(tmp_path, teacher):
+    model = compressed(teacher)
+    tersor.fold_normalization(model, IMAGES)
+    seen = []
+    model[1].register_forward_hook(lambda layer, *_: seen.append(layer.training))
+    tersor.finetune(model, loader(), epochs=2)  # which sees that they are folded
+    assert not any(seen) and len(seen) == 8
+    assert not model[1].running_mean.any() and bool((model[1].running_var == 1).all())
+    weight = model[1].weight.detach().clone()
+    tersor.finetune(model, loader(), epochs=1, lr=0.05, fixed_statistics=True)
+    assert not torch.equal(model[1].weight, weight)  # they are trained all the same
+
+
+def test_statistics_are_settled_over_the_last_batches(teacher):
+    model, inputs = compressed(teacher), []
+    model[0].register_forward_hook(
+        lambda layer, _, output: inputs.append(output.detach()) if model[1].training else None
+    )
+    tersor.finetune(model, loader(count=640), epochs=2)
+    count = 4  # of 80 steps
+    mean = torch.stack([x.mean((0, 2, 3)) for x in inputs[-count:]]).mean(0)
+    torch.testing.assert_close(model[1].running_mean, mean, rtol=0.01, atol=0.01)
+    assert model[1].momentum == 0.1
+
+
 def test_the_teacher_is_as_it_was(teacher):
     busy = copy.deepcopy(teacher).train()
     busy[3].eval()
@@ -366,6 +391,13 @@ class TestBadInput:
     def test_options(self, teacher, options, message):
         with pytest.raises(InputError, match=message):
             tersor.finetune(compressed(teacher), loader(), **options)
+
+    def test_sharding(self, monkeypatch, teacher):
+        import accelerate
+
+        monkeypatch.setattr(accelerate.Accelerator, "distributed_type", "FSDP")
+        with pytest.raises(InputError, match=r"cannot be sharded \(FSDP\).* launch the processes"):
+            tersor.finetune(compressed(teacher), loader())
 
     def test_without_accelerate(self, monkeypatch, teacher):
         monkeypatch.setitem(sys.modules, "accelerate", None)

@@ -52,8 +52,12 @@ def test_importance_is_the_error_of_the_output():
     assert calibration.importance["loud.weight"] * squared == pytest.approx(share, rel=0.15)
 
 
-def test_the_model_is_as_before():
-    dense = model().train()
+@pytest.mark.parametrize("folded", [False, True])
+def test_the_model_is_as_before(folded):
+    dense = model()
+    if folded:
+        tersor.fold_normalization(dense, torch.randn(9, 32))
+    dense.train()
     before = copy.deepcopy(dense.state_dict())
     pointers = [p.data_ptr() for p in dense.parameters()]
     tersor.calibrate(dense, [torch.randn(50, 32)])

@@ -20,14 +20,17 @@ def network() -> nn.Sequential:
 
 
 def offsets(model: nn.Sequential, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each normalisation layer: the mean of what reaches it less its running mean, and the
-    variance over its running variance.
-    """
+    """For each normalisation layer: the mean and the variance of what reaches it, normalised."""
     seen = []
 
     def hook(layer: nn.Module, args: tuple[torch.Tensor]) -> None:
         mean, variance = args[0].mean((0, 2, 3)), args[0].var((0, 2, 3))
-        seen.append((mean - layer.running_mean, variance / layer.running_var))
+        seen.append(
+            (
+                (mean - layer.running_mean) * layer.running_var.rsqrt(),
+                variance / layer.running_var,
+            )
+        )
 
     handles = [m.register_forward_pre_hook(hook) for m in model if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
@@ -56,6 +59,21 @@ def test_the_same_model_stays_as_it_is() -> None:
     tersor.match_normalization(model, dense, [torch.randn(32, 3, 12, 12)])
     for name, value in dense.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value)
+
+
+def test_folded_normalization_is_matched_by_its_weight_and_bias() -> None:
+    dense, x = network(), torch.randn(256, 3, 12, 12)
+    folded = copy.deepcopy(dense)
+    tersor.fold_normalization(folded, x[:4])
+    pairs = [(copy.deepcopy(dense), dense), (copy.deepcopy(folded), folded)]
+    for model, reference in pairs:
+        with torch.no_grad():
+            model[0].weight *= 1.2
+            model[3].weight *= 0.8
+        tersor.match_normalization(model, reference, [x])
+    (plain, _), (model, _) = pairs
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-3, atol=1e-3)
+    assert not model[1].running_mean.any() and (model[4].running_var == 1).all()
 
 
 def test_a_dead_channel_does_not_blow_up() -> None:

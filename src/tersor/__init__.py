@@ -7,6 +7,7 @@ from tersor.factorization.decompose import Solution
 from tersor.factors import Factors
 from tersor.files import inspect, load, load_state_dict, open, save
 from tersor.finetune import Finetuned, finetune
+from tersor.folding import fold_normalization
 from tersor.models import compress
 from tersor.normalization import match_normalization
 from tersor.optimize import Optimized, optimize
@@ -38,6 +39,7 @@ __all__ = [
     "compress",
     "factorize",
     "finetune",
+    "fold_normalization",
     "inspect",
     "load",
     "load_state_dict",

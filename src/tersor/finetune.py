@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tersor.errors import BudgetError, InputError, MissingExtraError
+from tersor.folding import is_folded
 from tersor.models import fill
 from tersor.nn.checks import check_model
 from tersor.plan.budget import parse_size
@@ -67,6 +68,7 @@ def finetune(
     epochs: int = 10,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
+    fixed_statistics: bool | None = None,
     accumulate: int = 1,
     mixed_precision: Precision = "no",
     seed: int = 0,
@@ -113,6 +115,11 @@ def finetune(
         Times that the loader is gone through.
     lr, weight_decay
         Of AdamW, as would suit the dense model; see `tersor.parameter_groups`.
+    fixed_statistics
+        Whether batch normalisation keeps its running statistics, and uses them in training too.
+        Else they are those of the batches and, in the end, the mean over the batches of the last
+        5 % of the steps. By default only if all means are 0 and all variances 1, as
+        `tersor.fold_normalization` leaves them, which could not be trained otherwise.
     accumulate
         Batches for each step of the optimizer.
     mixed_precision
@@ -148,8 +155,9 @@ def finetune(
     >>> tersor.finetune(model, loader, teacher=dense, epochs=10, target_size="54kB")
     >>> tersor.save(model, "model.tersor")
     """
-    options = Options(epochs, lr, weight_decay, accumulate, mixed_precision, seed)
     _check(model, teacher)
+    fixed = is_folded(model) if fixed_statistics is None else fixed_statistics
+    options = Options(epochs, lr, weight_decay, fixed, accumulate, mixed_precision, seed)
     accelerator = _accelerator(mixed_precision, seed)
     feed, objective = Feed(train_loader, seed, accelerator), Objective(loss, teacher)
     schedule = _schedule(model, feed.batches, options, start_size, target_size)
@@ -160,6 +168,7 @@ def finetune(
         accumulate,
         lr,
         weight_decay,
+        fixed,
         _path(checkpoint),
         checkpoint_interval,
         facts,
@@ -203,6 +212,7 @@ class Options:
     epochs: int
     lr: float
     weight_decay: float
+    fixed_statistics: bool
     accumulate: int
     mixed_precision: Precision
     seed: int
@@ -237,9 +247,15 @@ def _accelerator(mixed_precision: Precision, seed: int) -> Accelerator:
         ) from None
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
     try:
-        return Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
+        accelerator = Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
     except ValueError as error:  # one precision for each process, or one that the device lacks
         raise InputError(f"mixed precision {mixed_precision!r} cannot be used: {error}") from None
+    if accelerator.distributed_type == "FSDP":
+        raise InputError(
+            "factors cannot be sharded (FSDP), since each step projects whole latents; launch the "
+            "processes without it, as copies of the model (DDP)"
+        )
+    return accelerator
 
 
 def _schedule(

@@ -125,13 +125,12 @@ def _noise(name: str, weight: Tensor, metric: Tensor | None) -> tuple[Tensor, fl
 def _changed(model: nn.Module, weight: nn.Parameter, noise: Tensor) -> Iterator[None]:
     """The weight with noise; it and statistics of normalisation are as before at the end."""
     layers, data = normalizations(model).values(), weight.data
-    statistics = [
-        (b, b.clone()) for m in layers for b in (m.running_mean, m.running_var) if b is not None
-    ]
+    held = [t for m in layers for t in (m.running_mean, m.running_var, m.weight, m.bias)]
+    matched = [(tensor, tensor.clone()) for tensor in held if tensor is not None]
     weight.data = data + noise.to(data.dtype)
     try:
         yield
     finally:
         weight.data = data
-        for buffer, value in statistics:
-            buffer.copy_(value)
+        for tensor, value in matched:
+            tensor.copy_(value)

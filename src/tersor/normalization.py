@@ -22,8 +22,8 @@ def match_normalization(model: nn.Module, reference: nn.Module, loader: Iterable
     """Shift and scale the running statistics so that normalised activations agree on average.
 
     Compression changes the mean and the variance of what reaches a normalisation layer. Each
-    running mean is that of the dense model plus the difference of the means between the two
-    models, and each running variance is scaled by the ratio of the variances, layer by layer in the
+    running variance is scaled by the ratio of the variances in the two models, and each running
+    mean set so that what the layer puts out has the mean of the dense model, layer by layer in the
     order of the forward pass: a later layer sees the correction of those before it. Statistics are
     *not* re-estimated, since the running statistics of training saw other samples than these,
     augmented.
@@ -82,8 +82,21 @@ def match_layer(layer: _BatchNorm, dense: _BatchNorm, now: Moments, wanted: Mome
     assert layer.running_mean is not None and layer.running_var is not None
     assert dense.running_mean is not None and dense.running_var is not None
     factor = variance / dense_variance.clamp_min(torch.finfo(variance.dtype).tiny)
-    replace_values(layer.running_mean, dense.running_mean + mean - dense_mean)
-    replace_values(layer.running_var, dense.running_var * factor.clamp(*RANGE))
+    spread = dense.running_var * factor.clamp(*RANGE)
+    ratio = ((spread + dense.eps) / (dense.running_var + dense.eps)).sqrt()
+    if statistics_folded(dense) and statistics_folded(layer):  # weight and bias have taken over
+        replace_values(layer.weight, dense.weight / ratio)
+        kept = dense.weight * dense_mean - layer.weight * mean
+        replace_values(layer.bias, dense.bias + kept * (1 + dense.eps) ** -0.5)
+        return
+    replace_values(layer.running_mean, mean - (dense_mean - dense.running_mean) * ratio)
+    replace_values(layer.running_var, spread)
+
+
+def statistics_folded(layer: _BatchNorm) -> bool:
+    """Whether the statistics of a layer are those that change nothing, see `fold_normalization`."""
+    assert layer.running_mean is not None and layer.running_var is not None
+    return layer.affine and not layer.running_mean.any() and bool((layer.running_var == 1).all())
 
 
 def replace_values(values: Tensor, new: Tensor) -> None:

@@ -188,7 +188,8 @@ def _renew(
     factors = _factorize(wanted, metric / metric.diagonal().mean(), _held(layer), allowed)
     if factors is not None:  # else it stays as it is
         insert_factors(model, {join_names(stop.name, "weight"): factors})
-    if layer.bias is not None and twin.bias is not None:
+    # A bias that is all zeros was folded into the normalisation that follows, which is matched.
+    if layer.bias is not None and twin.bias is not None and twin.bias.any():
         now = as_float32(dense(state(layer)["weight"]))
         shift = _outputs(weight, means[1]) - _outputs(now, means[0])
         replace_values(layer.bias, twin.bias + shift.to(twin.bias))

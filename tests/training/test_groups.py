@@ -42,6 +42,17 @@ def test_a_larger_codebook_moves_faster():
     assert fast[key] > 2 * slow[key] and {k for k in fast if fast[k] != slow[k]} == {key}
 
 
+def test_weights_of_normalisation_move_in_proportion():
+    model = compressed(dense())
+    rates = []
+    for factor in (1.0, 0.01):
+        with torch.no_grad():
+            model[1].weight.mul_(factor)
+        groups = tersor.parameter_groups(model, lr=1e-3)
+        rates += [g["lr"] for g in groups if g["params"][0] is model[1].weight]
+    assert rates[1] == pytest.approx(0.01 * rates[0])
+
+
 def test_frozen_parameters_are_left_out():
     model = compressed(dense())
     model[3].weight_factors.latent.requires_grad_(False)

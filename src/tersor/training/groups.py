@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.errors import InputError
 from tersor.nn import FactoredWeight
@@ -46,13 +47,14 @@ def parameter_groups(
     weight_decay
         Of the rest, where it has two axes or more. Factors, biases and normalisation parameters
         get none: it would change the size of the file, or what a decayed scale is multiplied with.
+        Weights of batch normalisation, which folding makes large or small, move in proportion.
 
     Returns
     -------
     list of dict
         Each has ``params``, ``lr``, ``weight_decay`` and a ``name``: "latents", "codebooks" (one
-        group for each codebook, as its learning rate depends on it) or "rest". Empty ones are left
-        out.
+        group for each codebook, as its learning rate depends on it) or "rest" (one for each weight
+        of batch normalisation, and two more). Empty ones are left out.
 
     Raises
     ------
@@ -69,6 +71,7 @@ def parameter_groups(
     latents = [w.latent for w in weights]
     groups = [_group(LATENTS, latents, _LATENT * lr)]
     groups += [_group(CODEBOOKS, [w.codebook], _CODEBOOK * lr * _size(w)) for w in weights]
+    groups += [_group(REST, [scale], lr * _magnitude(scale)) for scale in norm_weights(model)]
     taken = {id(p) for group in groups for p in group["params"]}
     rest = [p for p in model.parameters() if id(p) not in taken]
     groups.append(_group(REST, [p for p in rest if p.ndim < 2], lr))
@@ -77,6 +80,17 @@ def parameter_groups(
     if not groups:
         raise InputError("all parameters are frozen: set requires_grad of those that are to train")
     return groups
+
+
+def norm_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of batch normalisation, each once."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    return list(dict.fromkeys(m.weight for m in layers if isinstance(m.weight, nn.Parameter)))
+
+
+def _magnitude(parameter: nn.Parameter) -> float:
+    """Mean magnitude of the elements; 1 if that is 0 or there are none."""
+    return float(parameter.detach().abs().mean()) or 1.0
 
 
 def _group(

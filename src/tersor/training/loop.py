@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError, TrainingError, explained
 from tersor.files import archive_of
+from tersor.normalization import normalizations
 from tersor.plan.progress import Progress as Show
 from tersor.storage import container
 from tersor.training import checkpoint, pressure
@@ -42,7 +43,7 @@ class Plan:
     ----------
     schedule
         What changes from step to step.
-    epochs, accumulate, lr, weight_decay
+    epochs, accumulate, lr, weight_decay, fixed_statistics
         As in `tersor.finetune`.
     checkpoint, interval
         File to go on from, and seconds after which it is written anew within an epoch.
@@ -55,6 +56,7 @@ class Plan:
     accumulate: int
     lr: float
     weight_decay: float
+    fixed_statistics: bool
     checkpoint: Path | None
     interval: float
     options: Mapping[str, Any]
@@ -84,7 +86,9 @@ class Run:
     ) -> None:
         self.feed, self.objective, self.evaluate, self.plan = feed, objective, evaluate, plan
         self.accelerator, self.bare = accelerator, model
+        self.normalizations = list(normalizations(model).values())
         groups = parameter_groups(model, lr=plan.lr, weight_decay=plan.weight_decay)
+        self.momenta = [layer.momentum for layer in self.normalizations]
         self.rates = [group["lr"] for group in groups]
         self.progress = Progress(price=project(model, target_size=plan.schedule.start_size).price)
         self.model, self.optimizer = accelerator.prepare(model, torch.optim.AdamW(groups))
@@ -93,16 +97,22 @@ class Run:
     def __call__(self, show: Show) -> Progress:
         """Train to the end, from the checkpoint if there is one."""
         self._resume()
-        while self.progress.epoch < self.plan.epochs:
-            if not self.progress.batch:
-                pressure.begin_epoch(self.bare, self.progress)
-            self._epoch(show)
-            self._finish_epoch()
-            self._save()
+        try:
+            while self.progress.epoch < self.plan.epochs:
+                if not self.progress.batch:
+                    pressure.begin_epoch(self.bare, self.progress)
+                self._epoch(show)
+                self._finish_epoch()
+                self._save()
+        finally:
+            self._settle(0)
         return self.progress
 
     def _epoch(self, show: Show) -> None:
         self.model.train()
+        if self.plan.fixed_statistics:
+            for layer in self.normalizations:
+                layer.eval()
         now, batches = self.progress, self.feed.batches
         for group in grouped(self.feed.epoch(now.epoch, now.batch), self.plan.accumulate):
             now.losses += self._step(group) * len(group)
@@ -118,6 +128,7 @@ class Run:
         for settings, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             still = settings["name"] == LATENTS and not moving
             settings["lr"] = 0.0 if still else rate * schedule.rate(now.step)
+        self._settle(schedule.settling(now.step))
         loss = self._backward(group)
         if not math.isfinite(loss):
             raise TrainingError(
@@ -130,6 +141,11 @@ class Run:
         if moving:
             pressure.project_step(self.bare, now, schedule)
         return loss
+
+    def _settle(self, number: int) -> None:
+        """Let running statistics be the mean over so many batches; 0: follow them, as always."""
+        for layer, momentum in zip(self.normalizations, self.momenta, strict=True):
+            layer.momentum = 1 / number if number else momentum
 
     def _backward(self, group: Sequence[Batch]) -> float:
         """Gradients of a group of batches; its mean loss over all processes."""

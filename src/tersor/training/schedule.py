@@ -14,6 +14,9 @@ _TIGHTENING = 0.5
 _MOVING = 0.85
 """Share of the steps in which latents move; codebooks and the rest adapt to them afterwards."""
 
+_SETTLING = 0.95
+"""Share of the steps after which running statistics are averaged instead of followed."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -44,3 +47,7 @@ class Schedule:
     def latents_move(self, step: int) -> bool:
         """Whether this step changes latents."""
         return step < _MOVING * self.steps
+
+    def settling(self, step: int) -> int:
+        """Steps that statistics are averaged over, this one included; 0 before the first."""
+        return max(0, step - math.ceil(_SETTLING * self.steps) + 1)

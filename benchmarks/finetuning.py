@@ -1,0 +1,271 @@
+"""How accurate are CIFAR-10 networks at 1/20 to 1/60 of their size after fine-tuning?
+
+The dense network is compressed, trained with its own answers as the target on the whole training
+set, augmented as when it was trained itself (`views`), written to a file, and evaluated from that
+on the whole test set in a fresh process. The last state counts; nothing is chosen by the test set.
+Baselines (`trained_baselines`) have the same model, data, order, steps and schedule. A run that was
+stopped goes on where it was (``.cache/finetuning``); what ``results/finetuning.json`` has is not
+run again. ``--overhead`` compares a step of the factored model with one of the dense model instead.
+
+    python benchmarks/finetuning.py --network resnet20 --method tersor --ratio 20 --epochs 15
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import baseline_training
+import cifar10
+import indices
+import networks
+import record
+import torch
+import trained_baselines
+from torch import Tensor, nn
+from views import CLASSES, NETWORKS, Network, Views
+
+import tersor
+from tersor.training import pressure
+from tersor.training.checkpoint import Progress
+from tersor.training.objective import distance
+from tersor.training.projection import file_size, project
+from tersor.training.schedule import Schedule
+
+NAME = "finetuning"
+METHODS = ("tersor", *trained_baselines.METHODS)
+BATCH = 128
+
+LR = {"tersor": 1e-3, "vq": 1e-3, "dkm": 1e-3, "lsq2": 1e-3, "lsq1": 1e-3, "svd": 1e-3}
+"""Learning rates, each the best of several in short runs on ResNet-8."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    network: Network
+    method: str
+    ratio: float
+    epochs: int
+    seed: int
+    lr: float
+
+    @property
+    def target(self) -> int:
+        """Bytes of the file."""
+        return int(self.network.path.stat().st_size / self.ratio)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells its row from others."""
+        return {
+            "network": self.network.name,
+            "method": self.method,
+            "asked": self.ratio,
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "lr": self.lr,
+        }
+
+    def file(self, name: str) -> Path:
+        """A file of the run's own, which stays."""
+        folder = "-".join(
+            f"{value:g}" if isinstance(value, float) else str(value) for value in self.key.values()
+        )
+        path = cifar10.CACHE / NAME / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def distilled(output: Tensor, targets: Tensor) -> Tensor:
+    """Distance to the dense network's answers; the classes are not looked at."""
+    return distance(output, targets[:, :CLASSES])
+
+
+def ours(job: Job, views: Views) -> None:
+    """Compress without training, once; then train."""
+    start, images = job.file("start.tersor"), views.calibration()
+    if not start.exists():
+        tersor.save(compressed(job, images), start)
+    model = tersor.load(start, job.network.dense())
+    tersor.finetune(
+        model,
+        views,
+        target_size=job.target,
+        loss=distilled,
+        epochs=job.epochs,
+        lr=job.lr,
+        fixed_statistics=True,
+        seed=job.seed,
+        checkpoint=job.file("checkpoint"),
+        log=job.file("log.json"),
+    )
+    tersor.save(model, job.file("model.tersor"))
+
+
+def compressed(job: Job, images: Tensor, trials: int = 2) -> nn.Module:
+    """The network within its budget, without training, its normalisation folded."""
+    dense, asked = job.network.dense(), job.target
+    batches = images.split(256)
+    calibration = tersor.calibrate(dense, batches)
+    for _ in range(trials):
+        model = job.network.dense()
+        tersor.compress(model, target_size=asked, calibration=calibration)
+        tersor.reconstruct(model, dense, batches)  # gives biases and statistics values again
+        tersor.fold_normalization(model, images[:1])
+        asked += job.target - file_size(model)
+    return model
+
+
+def baseline(job: Job, views: Views) -> None:
+    """Train a baseline."""
+    model = job.network.dense()
+    forms = trained_baselines.attach(model, job.method, job.target)
+    kept = trained_baselines.kept_bytes(job.network.dense())
+    training = baseline_training.Training(
+        model, forms, views, job.epochs, job.lr, distilled, job.target - kept
+    )
+    training.run(job.file("checkpoint"), lambda text: print(text, flush=True))
+    trained_baselines.write(job.network.dense(), model, forms, job.file("model.tersor"))
+
+
+def run(job: Job, count: int) -> None:
+    """Train, evaluate and record, unless that was done."""
+    rows = record.load(NAME)
+    if any(job.key.items() <= row.items() for row in rows):
+        print(f"done already: {job.key}")
+        return
+    start = time.monotonic()
+    views = Views(job.network, BATCH, job.seed, count)
+    (ours if job.method == "tersor" else baseline)(job, views)
+    path = job.file("model.tersor")
+    size, top1 = path.stat().st_size, evaluate_file(job, path)
+    row = job.key | {
+        "bytes": size,
+        "ratio": job.network.path.stat().st_size / size,
+        "top1": top1,
+        "minutes": (time.monotonic() - start) / 60,
+        "threads": torch.get_num_threads(),
+    }
+    print(f"{job.key}: {size} bytes, {top1:.2f} %", flush=True)
+    if count == len(views.pixels):
+        record.save(NAME, [*record.load(NAME), row])
+
+
+def evaluate_file(job: Job, path: Path) -> float:
+    """Accuracy on the test set of the model in a file, in a fresh process."""
+    options = ["--network", job.network.name, "--method", job.method, "--evaluate", path]
+    done = subprocess.run(
+        [sys.executable, __file__, *options], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout)
+
+
+def evaluate(network: Network, method: str, path: Path) -> float:
+    """Accuracy on the test set of the model in a file."""
+    if method in ("vq", "dkm"):
+        model = indices.read(path, network.dense())
+    else:
+        model = tersor.load(path, network.dense())
+    test = networks.raw_images if network.build is networks.ResNet8 else cifar10.images
+    return cifar10.accuracy(model, *test("test"))
+
+
+def overhead(network: Network, threads: int, rounds: int = 15) -> dict[str, Any]:
+    """Times of a training step, dense and factored, in turn: same batch, same loss, AdamW."""
+    images, targets = next(iter(Views(network, BATCH, 0, 10 * BATCH)))
+    dense, model = network.dense().train(), network.dense()
+    tersor.compress(model, ratio=20)
+    steps = {
+        "dense": _dense_step(dense, images, targets),
+        "factored": _factored_step(model.train(), images, targets),
+    }
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratios = [f / d for d, f in zip(times["dense"], times["factored"], strict=True)]
+    return {
+        "network": network.name,
+        "threads": threads,
+        "batch": BATCH,
+        "dense_ms": 1000 * medians["dense"],
+        "factored_ms": 1000 * medians["factored"],
+        "overhead": statistics.median(ratios),
+    }
+
+
+def _dense_step(model: nn.Module, images: Tensor, targets: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
+
+    def step() -> None:
+        distilled(model(images), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _factored_step(model: nn.Module, images: Tensor, targets: Tensor) -> Callable[[], None]:
+    """What `finetune` does in a step."""
+    optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-5))
+    size = file_size(model)
+    now = Progress(price=project(model, target_size=size).price)
+    schedule = Schedule(1000, size, size)
+    pressure.begin_epoch(model, now)
+
+    def step() -> None:
+        loss = distilled(model(images), targets)
+        (loss + pressure.rate_term(model, now, schedule)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        now.step += 1
+        pressure.project_step(model, now, schedule)
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", choices=NETWORKS, default="resnet20")
+    parser.add_argument("--method", choices=METHODS, default="tersor")
+    parser.add_argument("--ratio", type=float, default=20)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--lr", type=float, help="learning rate; by default that of the method")
+    parser.add_argument("--images", type=int, default=50_000, help="fewer: a trial, not recorded")
+    parser.add_argument("--overhead", action="store_true", help="time steps instead")
+    parser.add_argument("--evaluate", type=Path, help="print the accuracy of one file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    network = NETWORKS[options.network]
+    if options.evaluate:
+        print(evaluate(network, options.method, options.evaluate))
+    elif options.overhead:
+        row = overhead(network, options.threads)
+        kept = [r for r in record.load("finetuning_step") if r["network"] != network.name]
+        print(row)
+        record.write("finetuning_step", [*kept, row])
+    else:
+        lr = options.lr or LR[options.method]
+        job = Job(network, options.method, options.ratio, options.epochs, options.seed, lr)
+        run(job, options.images)
+
+
+if __name__ == "__main__":
+    main()
