@@ -44,7 +44,7 @@ METHODS = ("tersor", *trained_baselines.METHODS)
 BATCH = 128
 
 LR = {"tersor": 1e-3, "vq": 1e-3, "dkm": 1e-3, "lsq2": 1e-3, "lsq1": 1e-3, "svd": 1e-3}
-"""Learning rates, each the best of several in short runs on ResNet-8."""
+"""Learning rates; others have not been tried at length."""
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,8 @@ takes for the rest.
 {dense["top1"]:.2f} % top-1 accuracy on the 10,000 test images. Normalisation statistics are
 matched to the dense model on {resnet20["calibration_images"]:,} training images, for every method;
 calibrated, the weights are factored for the least error of the layers' outputs on the same images;
-reconstructed, also anew for what reaches them in the compressed model (`post_training.py`).
+reconstructed, also anew for what reaches them in the compressed model, whose normalisation is
+folded, so that its statistics take no bytes (`post_training.py`).
 Baselines get the same bytes: k-means on windows of 3x3 with a codebook of 8 bits, entropy-coded
 indices and the number of columns of each layer chosen for the least total error; scalar
 quantization with one step.
@@ -251,8 +252,8 @@ quantization with one step.
 on the CIFAR-10 test set, calibrated on 1,024 training images; MobileNetV1-0.75 on 655 labelled
 images, calibrated on 256 others; MiniLM on the STS-B test split, calibrated on 1,024 training
 sentences.
-"Reconstructed" is calibrated, then `tersor.reconstruct`; "same bits everywhere" is calibrated,
-with the same bits per weight for every layer; "scalar" has one step for all layers and the same
+"Reconstructed" is calibrated, with folded normalisation, then `tersor.reconstruct`; "same bits
+everywhere" is calibrated, with the same bits per weight for every layer; "scalar" has one step for all layers and the same
 entropy coder. Batch normalisation is matched in all columns. What is blank was not measured; more
 of ResNet-20 is above.
 
