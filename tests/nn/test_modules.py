@@ -113,7 +113,11 @@ def test_data_type_follows_the_module(make, inputs, dtype, mode):
 def test_autocast(make, inputs):
     dense, factored, _ = pair(make)
     with torch.autocast("cpu", torch.bfloat16):
-        expected, result = output(dense, inputs), output(factored, inputs)
+        try:
+            expected = output(dense, inputs)
+        except RuntimeError as error:  # oneDNN needs AVX-512 for an LSTM in bfloat16
+            pytest.skip(f"torch cannot run the dense module on this processor: {error}")
+        result = output(factored, inputs)
     assert result.dtype == expected.dtype
     close(result, expected)
     result.float().sum().backward()
