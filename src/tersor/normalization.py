@@ -110,7 +110,13 @@ def moments_of(batches: Sequence[Tensor]) -> Moments:
     axes = [0, *range(2, batches[0].ndim)]
     sizes = torch.tensor([x[:, 0].numel() for x in batches], device=batches[0].device)
     means = torch.stack([x.mean(axes) for x in batches])
-    squares = torch.stack([x.var(axes, correction=0) for x in batches])
+    squares = torch.stack([_variance(x, m) for x, m in zip(batches, means, strict=True)])
     shares = (sizes / sizes.sum())[:, None].to(means.dtype)
     mean = (shares * means).sum(0)
     return mean, (shares * (squares + (means - mean) ** 2)).sum(0)
+
+
+def _variance(x: Tensor, mean: Tensor) -> Tensor:
+    """As `Tensor.var` of each channel without correction, which takes twice as long."""
+    centred = x - mean.reshape(-1, *[1] * (x.ndim - 2))
+    return centred.square_().mean([0, *range(2, x.ndim)])
