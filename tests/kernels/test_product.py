@@ -82,6 +82,7 @@ def test_output_is_that_of_the_dense_matrix(shape, batch, with_bias):
     size = (latent.norm() / rows**0.5) * u.flatten(1).norm() / u[0].numel() ** 0.5 * rows**0.5
     got = packed_linear(factors, x, bias)
     limit = (FEW_ERROR if batch < MANY else MANY_ERROR * 2) if kernels.instructions() else 1e-5
+    limit *= 1 if u.numel() > 1000 else 4  # of few numbers the largest error is far from the usual
     assert got.shape == (batch, rows)
     assert float((got - F.linear(x, factors.recompose(), bias)).norm()) <= limit * size + 1e-4
 
