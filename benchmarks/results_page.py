@@ -253,8 +253,8 @@ on the CIFAR-10 test set, calibrated on 1,024 training images; MobileNetV1-0.75 
 images, calibrated on 256 others; MiniLM on the STS-B test split, calibrated on 1,024 training
 sentences.
 "Reconstructed" is calibrated, with folded normalisation, then `tersor.reconstruct`; "same bits
-everywhere" is calibrated, with the same bits per weight for every layer; "scalar" has one step for all layers and the same
-entropy coder. Batch normalisation is matched in all columns. What is blank was not measured; more
+everywhere" is calibrated, with the same bits per weight for every layer; "scalar" has one step for
+all layers and the same entropy coder. Batch normalisation is matched in all columns. What is blank was not measured; more
 of ResNet-20 is above.
 
 {post_training_table(trained["rows"])}
