@@ -254,8 +254,8 @@ images, calibrated on 256 others; MiniLM on the STS-B test split, calibrated on 
 sentences.
 "Reconstructed" is calibrated, with folded normalisation, then `tersor.reconstruct`; "same bits
 everywhere" is calibrated, with the same bits per weight for every layer; "scalar" has one step for
-all layers and the same entropy coder. Batch normalisation is matched in all columns. What is blank was not measured; more
-of ResNet-20 is above.
+all layers and the same entropy coder. Batch normalisation is matched in all columns. What is blank
+was not measured; more of ResNet-20 is above.
 
 {post_training_table(trained["rows"])}
 
