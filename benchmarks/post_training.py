@@ -117,7 +117,7 @@ def evaluate_file(network: str, path: Path) -> float:
 @cache
 def batches(case: Case) -> list[Any]:
     inputs = case.inputs()
-    return list(inputs.split(64)) if isinstance(inputs, torch.Tensor) else inputs
+    return list(inputs.split(16)) if isinstance(inputs, torch.Tensor) else inputs
 
 
 @cache

@@ -8,6 +8,7 @@ batches. Inputs are used up as they come: what is kept is a matrix for each weig
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
@@ -37,8 +38,8 @@ _MOST_GROUPED = 2**22
 _DAMPING = 0.01
 """Ridge as a share of the mean diagonal; that of GPTQ."""
 
-_TRIED = 64
-"""Samples with which the importance of weights is measured, at least."""
+_TRIED = 4
+"""Batches with which the importance of weights is measured."""
 
 _MEASURING = 0.2
 """Share of the time that moments take, about."""
@@ -130,7 +131,7 @@ def calibrate(
     are better.
 
     The importance of each weight is measured by trying: noise is added to it, and the output of the
-    model compared with what it was, on the first 64 samples.
+    model compared with what it was, on four of the batches, chosen at random: let them be small.
 
     Parameters
     ----------
@@ -172,11 +173,11 @@ def calibrate(
     """
     _check_arguments(model, loader, samples)
     moments, looks, skipped = _prepare(model)
-    seen, tried = 0, list[Any]()
+    seen, tried, chance = 0, list[Any](), random.Random(0)
     with shown("calibrating") as progress, torch.no_grad():
         with observing(model, looks, after=True):
             for number, batch in enumerate(batches_of(loader), start=1):
-                tried += [batch] * (seen < _TRIED)
+                _sample(tried, batch, number, chance)
                 seen += call(model, batch, number)[1]
                 done = _share_done(seen, samples, number, loader)
                 progress(f"batch {number}", _MEASURING * done)
@@ -202,6 +203,14 @@ def calibrate(
 
         importance = importances(model, weights, found.metric, _calls(tried, output), told)
     return replace(found, importance=importance)
+
+
+def _sample(kept: list[Any], batch: Any, number: int, chance: random.Random) -> None:
+    """Keep some of the batches so far, each as probably as any other (Vitter's algorithm R)."""
+    if len(kept) < _TRIED:
+        kept.append(batch)
+    elif (place := chance.randrange(number)) < _TRIED:
+        kept[place] = batch
 
 
 def _calls(
