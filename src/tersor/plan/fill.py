@@ -116,7 +116,7 @@ class Filling(Generic[W, Content]):
             budget = target - (self.size(latest) - taken)  # what the header takes is known now
             before, gap = gap, abs(budget - taken)
             barren = 0 if gap < 0.9 * before else barren + 1
-            if gap < _CLOSE * budget <= before:
+            if taken <= budget and gap < _CLOSE * budget <= before:
                 self.passes = [latest]
                 best, full = self._best(target)
             if (full and gap < _CLOSE * budget) or barren == _BARREN:
