@@ -112,3 +112,17 @@ def test_inputs_that_never_reach_a_layer_leave_it():
     old = state(model)["idle.weight"]
     tersor.reconstruct(model, dense, [samples("linear")])
     assert state(model)["idle.weight"] is old
+
+
+@pytest.mark.parametrize("sizes", [[1] * 300, [600], [300, 1]])
+def test_batches_of_any_size(sizes):
+    dense, model, inputs = pair("linear", 8)
+    before = error(model, dense, inputs)
+    tersor.reconstruct(model, dense, list(inputs[: sum(sizes)].split(sizes)))
+    assert error(model, dense, inputs) < before
+
+
+def test_a_single_sample_is_too_little_but_no_failure():
+    dense, model, inputs = pair("linear", 8)
+    tersor.reconstruct(model, dense, [inputs[:1]])
+    assert error(model, dense, inputs) < 0.2

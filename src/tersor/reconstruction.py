@@ -206,11 +206,19 @@ def _check_shapes(stop: Stop) -> None:
 
 
 def _halves(stop: Stop, layer: Layer, shifts: tuple[Tensor, Tensor] | None) -> tuple[Joint, Joint]:
-    """Moments of every other sample of what reaches a layer, and of the rest."""
-    every = [[x[part::2] for x in stop.inputs[0]] for part in (0, 1)]
-    other = [[y[part::2] for y in stop.inputs[1]] for part in (0, 1)]
-    pairs = [joint_moments(layer, x, y, shifts) for x, y in zip(every, other, strict=True)]
-    return pairs[0], pairs[1]
+    """Moments of every other batch, or sample of a single batch, of what reaches a layer; the rest.
+
+    A single sample is in both.
+    """
+    pairs = list(zip(*stop.inputs, strict=True))
+    if len(pairs) == 1:
+        ((x, y),) = pairs
+        pairs = [(x[part::2], y[part::2]) for part in (0, 1)] if len(x) > 1 else pairs * 2
+    found = []
+    for part in (pairs[0::2], pairs[1::2]):
+        own, other = zip(*part, strict=True)
+        found.append(joint_moments(layer, own, other, shifts))
+    return found[0], found[1]
 
 
 def _wanted(weight: Tensor, moments: Joint, halves: tuple[Joint, Joint]) -> Tensor:

@@ -82,7 +82,8 @@ def test_output_is_that_of_the_dense_matrix(shape, batch, with_bias):
     size = (latent.norm() / rows**0.5) * u.flatten(1).norm() / u[0].numel() ** 0.5 * rows**0.5
     got = packed_linear(factors, x, bias)
     limit = (FEW_ERROR if batch < MANY else MANY_ERROR * 2) if kernels.instructions() else 1e-5
-    limit *= 1 if u.numel() > 1000 else 4  # of few numbers the largest error is far from the usual
+    if batch < MANY and u.numel() <= 1000:  # few errors may all add up: half a step of 8 bits each
+        size, limit = float(latent.abs().sum((0, 2)).norm() * u.abs().max()) * batch**0.5, 1 / 253
     assert got.shape == (batch, rows)
     assert float((got - F.linear(x, factors.recompose(), bias)).norm()) <= limit * size + 1e-4
 
@@ -102,12 +103,11 @@ def test_positions_of_both_widths_and_escapes_occur():
 
 @pytest.mark.parametrize("largest", [8, 100, 4000])
 def test_large_integers_are_escapes(largest):
-    factors = random_factors(20, 100)
+    factors = random_factors(20, 1000)
     factors.latent[0, 7::50] = largest
     factors.latent[0, 9::50] = -largest
-    x = torch.randn(3, 100)
-    error = relative_error(packed_linear(factors, x), F.linear(x, factors.recompose()))
-    assert error < 2 * FEW_ERROR  # of few numbers
+    x = torch.randn(3, 1000)
+    assert relative_error(packed_linear(factors, x), F.linear(x, factors.recompose())) < FEW_ERROR
 
 
 def test_what_cannot_be_packed():

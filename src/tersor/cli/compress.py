@@ -116,7 +116,7 @@ def compress(
         source = replace(open_checkpoint(model), metadata=said, hashed=content_hash)
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
         batches = batches_of(calibrate)
-        mend = mending(module, batches)
+        mend = mending(module, batches, evaluate)
         quality = quality_of(source, module, evaluate, max_drop, mend)
         calibration = calibration_of(source, module, batches)
         options = [ratio, target_size, bits_per_weight, max_drop, keep, bits]

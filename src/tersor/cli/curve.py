@@ -61,7 +61,7 @@ def curve(
         source = open_checkpoint(model)
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
         batches = batches_of(calibrate)
-        mend = mending(module, batches)
+        mend = mending(module, batches, evaluate)
         calibration = calibration_of(source, module, batches)
         measure = measure_of(source, module, evaluate, mend)
         beside = output or plot

@@ -67,14 +67,15 @@ Mend = Callable[["Archive"], "Archive"]
 """Has the layers of a compressed model make up for each other's errors."""
 
 
-def mending(module: nn.Module | None, batches: list[Any] | None) -> Mend:
+def mending(module: nn.Module | None, batches: list[Any] | None, evaluate: str | None) -> Mend:
     """Reconstruction with the batches of --calibrate; without these, archives stay as they are."""
     if module is None or batches is None:
         return lambda archive: archive
     from tersor.errors import BudgetError
     from tersor.user_code import reconstructed
 
-    dense = copy.deepcopy(module)  # evaluations load other weights into the module
+    # Evaluations load other weights into the module.
+    dense = module if evaluate is None else copy.deepcopy(module)
 
     def mend(archive: Archive) -> Archive:
         try:

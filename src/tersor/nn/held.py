@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +12,7 @@ from tersor.factors import Factors
 from tersor.tiling import Tiling
 
 
-class HeldWeight(nn.Module):
+class HeldWeight(nn.Module, ABC):
     """A weight in another form; calling it gives the dense weight.
 
     Attributes
@@ -35,14 +37,14 @@ class HeldWeight(nn.Module):
         """Where it is."""
         return next(iter([*self.parameters(), *self.buffers()])).device
 
+    @abstractmethod
     def to_factors(self) -> Factors:
         """Factors that recompose to exactly what `forward` returns, rows of zeros left out."""
-        raise NotImplementedError
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What `nn.Linear` computes with this weight."""
         return F.linear(x, self(), bias)
 
     def embed(self, index: Tensor) -> Tensor:
-        """Some rows of the weight, where ``by_rows`` says that this takes no other."""
-        raise NotImplementedError
+        """Some rows of the weight; where ``by_rows`` is set, without making the others."""
+        return F.embedding(index, self())
