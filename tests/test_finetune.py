@@ -34,7 +34,7 @@ def content(model):
 
 
 def test_the_accuracy_comes_back_and_the_file_gives_it(tmp_path, teacher):
-    model = compressed(teacher, 28)
+    model = compressed(teacher, 27)
     size = tersor.save(model, tmp_path / "a.tersor").nbytes
     before = accuracy(model)
     result = tersor.finetune(
@@ -43,7 +43,7 @@ def test_the_accuracy_comes_back_and_the_file_gives_it(tmp_path, teacher):
     report = tersor.save(model, tmp_path / "b.tersor")
     assert report.nbytes == result.nbytes <= size
     assert result.value == max(h["value"] for h in result.history if h["nbytes"] <= size)
-    assert result.value >= before and len(result.history) == 5
+    assert result.value > before + 0.015 and len(result.history) == 5
     assert result.history[-1]["loss"] < 0.8 * result.history[0]["loss"]
     back = tersor.load(tmp_path / "b.tersor", Net().eval())
     assert content(back) == content(model)
