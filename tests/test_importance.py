@@ -90,3 +90,14 @@ def test_embeddings_have_an_importance_too():
 def test_outputs_that_cannot_be_are_explained():
     with pytest.raises(tersor.InputError, match="the function 'output' raised KeyError"):
         tersor.calibrate(model(), [torch.randn(9, 32)], output=lambda output, batch: {}["none"])
+
+
+def test_outputs_without_tensors_say_nothing_of_importance():
+    with pytest.warns(UserWarning, match="'output' of tersor.calibrate"):
+        found = tersor.calibrate(model(), [torch.randn(99, 32)], output=lambda *_: "nothing")
+    assert not found.importance and found.moments
+
+
+def test_outputs_that_are_not_finite_do_not_make_importance_so():
+    found = tersor.calibrate(model(), [torch.randn(99, 32)], output=lambda y, _: y[0] * 3e38)
+    assert all(0 < value < float("inf") for value in found.importance.values())

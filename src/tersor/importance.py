@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,12 +56,18 @@ def importances(
     Returns
     -------
     dict
-        Positive numbers by name.
-
+        Positive numbers by name; none, with a warning, if the calls return no tensors.
     """
     before = input_moments(model, calls)
     with observing(model, {}):
         wanted = [tensor for call in calls for tensor in _tensors(call(model))]
+    if not wanted:
+        warnings.warn(
+            "all weights are taken to matter alike: what the model returns holds no floating-point "
+            "tensors; let the function 'output' of tersor.calibrate return some",
+            stacklevel=4,
+        )
+        return {}
     found = dict[str, float]()
     for number, (name, weight) in enumerate(weights.items()):
         progress(f"importance of {name}", number / len(weights))
@@ -109,7 +116,8 @@ def _error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def _share(found: Tensor, wanted: Tensor) -> float:
     energy = float(torch.linalg.vector_norm(wanted, dtype=torch.float64))
     error = float(torch.linalg.vector_norm(found - wanted, dtype=torch.float64))
-    return (error / energy) ** 2 if energy else 0.0
+    share = (error / energy) ** 2 if energy else 0.0
+    return share if math.isfinite(share) else 1.0  # as if nothing were left of the output
 
 
 def _noise(name: str, weight: Tensor, metric: Tensor | None) -> tuple[Tensor, float]:
