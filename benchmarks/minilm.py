@@ -72,6 +72,12 @@ def pool(output: Any, inputs: Any) -> torch.Tensor:
     return found
 
 
+def likeness(output: Any, inputs: Any) -> torch.Tensor:
+    """What embeddings are for: the cosine similarities of all sentences of a batch."""
+    directions = torch.nn.functional.normalize(pool(output, inputs), dim=1)
+    return directions @ directions.T
+
+
 def similarities(file: Path | None) -> list[float]:
     """Cosine similarities of the pairs."""
     model = encoder()

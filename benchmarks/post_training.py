@@ -101,7 +101,7 @@ def encoder() -> Case:
         lambda: minilm.batches("train", 1024),
         minilm.spearman,
         (8, 14),
-        minilm.pool,
+        minilm.likeness,
     )
 
 
