@@ -17,6 +17,7 @@ are not measured again.
 from __future__ import annotations
 
 import argparse
+import copy
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,6 @@ from torch import nn
 
 import tersor
 from tersor import baselines
-from tersor.errors import BudgetError
 from tersor.storage.checkpoint import open_checkpoint
 
 NAME = "post_training"
@@ -98,7 +98,7 @@ def encoder() -> Case:
     return Case(
         minilm.model_folder() / "model.safetensors",
         minilm.encoder,
-        lambda: minilm.batches("train", 1024),
+        lambda: minilm.batches("train", 4096),
         minilm.spearman,
         (8, 14),
         minilm.likeness,
@@ -139,7 +139,7 @@ def ours(case: Case, target: int, method: str, path: Path) -> None:
     while True:
         model = folded(case) if method == "tersor" else case.load()
         if method == "uniform":
-            evenly(model, asked, calibration(case))
+            model = evenly(model, asked, calibration(case))
         else:
             tersor.compress(model, target_size=asked, calibration=calibration(case))
         if method == "tersor":
@@ -152,31 +152,18 @@ def ours(case: Case, target: int, method: str, path: Path) -> None:
         asked -= size - target  # matched statistics compress a few bytes worse
 
 
-def evenly(model: nn.Module, target: int, calibration: tersor.Calibration) -> None:
-    """The same bits per weight, at most, for all factored weights: as many as fit."""
-    import copy
-
-    low, high = 0.0, 16.0
-    best = None
-    for _ in range(9):
-        bits = (low + high) / 2 if best is not None or high < 16 else 8 * target / numel(model)
+def evenly(model: nn.Module, target: int, calibration: tersor.Calibration) -> nn.Module:
+    """A copy in which all factored weights have the same bits per weight, as many as fit."""
+    numel = sum(p.numel() for p in model.parameters())
+    bits, dense_size = 8 * target / numel, 4 * numel
+    while True:
         trial = copy.deepcopy(model)
-        try:
-            report = tersor.compress(
-                trial, target_size=target, calibration=calibration, bits={"*": bits}
-            )
-        except BudgetError:
-            high = bits
-            continue
-        best, low = bits, bits
-        if report.nbytes >= 0.99 * target:
-            break
-    assert best is not None
-    tersor.compress(model, target_size=target, calibration=calibration, bits={"*": best})
-
-
-def numel(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+        size = tersor.compress(
+            trial, target_size=dense_size, calibration=calibration, bits={"*": bits}
+        ).nbytes
+        if 0.99 * target <= size <= target:
+            return trial
+        bits *= 1 - (size - 0.995 * target) / target
 
 
 def scalar(case: Case, target: int, path: Path) -> int:

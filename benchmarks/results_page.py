@@ -250,7 +250,7 @@ quantization with one step.
 
 `python benchmarks/post_training.py`: whole files on disk, loaded back in a fresh process. ResNets
 on the CIFAR-10 test set, calibrated on 1,024 training images; MobileNetV1-0.75 on 655 labelled
-images, calibrated on 256 others; MiniLM on the STS-B test split, calibrated on 1,024 training
+images, calibrated on 256 others; MiniLM on the STS-B test split, calibrated on 4,096 training
 sentences.
 "Reconstructed" is calibrated, with folded normalisation, then `tersor.reconstruct`; "same bits
 everywhere" is calibrated, with the same bits per weight for every layer; "scalar" has one step for

@@ -251,10 +251,10 @@ def is_positive_definite(matrix: Tensor) -> bool:
     return not torch.linalg.cholesky_ex(matrix).info.any()
 
 
-def test_the_ridge_is_one_percent_of_the_mean_diagonal():
+def test_the_ridge_is_one_percent_of_the_mean_diagonal_and_what_samples_leave_open():
     found = tersor.calibrate(nn.Linear(16, 20), [draw(400, 16)])
     moments = found.moments["weight"]
-    ridge = 0.01 * moments.diagonal().mean() * torch.eye(16)
+    ridge = (0.01 + 2 * 16 / 400) * moments.diagonal().mean() * torch.eye(16)
     torch.testing.assert_close(found.regularized("weight"), moments + ridge)
 
 
@@ -266,7 +266,7 @@ def test_fewer_samples_than_inputs_are_said_and_regularized_more():
     regularized = found.regularized("weight")
     assert is_positive_definite(regularized)
     torch.testing.assert_close(
-        (regularized - moments).diagonal(), (0.1 * moments.diagonal().mean()).expand(200)
+        (regularized - moments).diagonal(), (1.01 * moments.diagonal().mean()).expand(200)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -296,5 +296,5 @@ def test_dead_groups():
     found = tersor.calibrate(nn.Conv2d(32, 64, 3, groups=8), [x])
     regularized = found.regularized("weight")
     assert regularized.shape == (8, 36, 36) and is_positive_definite(regularized)
-    ridge = 0.01 * found.moments["weight"].diagonal(dim1=1, dim2=2).mean()
+    ridge = (0.01 + 2 * 36 / 90) * found.moments["weight"].diagonal(dim1=1, dim2=2).mean()
     torch.testing.assert_close(regularized[2], ridge * torch.eye(36))

@@ -38,6 +38,13 @@ _MOST_GROUPED = 2**22
 _DAMPING = 0.01
 """Ridge as a share of the mean diagonal; that of GPTQ."""
 
+_SAMPLING = 2.0
+"""Ridge, as a share of the mean diagonal, per input for each input vector; 1 at most.
+
+The fewer vectors, the less what they never showed can be told from what never comes. Of MiniLM's
+layers, with 1,024 and with 4,096 sentences, the error of others is least about there.
+"""
+
 _TRIED = 4
 """Batches with which the importance of weights is measured."""
 
@@ -93,9 +100,10 @@ class Calibration:
     def regularized(self, name: str) -> Tensor:
         """Second moments plus a ridge: positive definite, of the same shape.
 
-        The ridge is 1 % of the mean diagonal, as in GPTQ, times the inputs per input vector where
-        there are fewer vectors than inputs. Inputs that were always zero count by the ridge alone,
-        and if all were, the result is a multiple of the identity.
+        The ridge is 1 % of the mean diagonal, as in GPTQ, and more the fewer input vectors were
+        seen: another 100 % of it for twice as many vectors as inputs, or fewer. Inputs that were
+        always zero count by the ridge alone, and if all were, the result is a multiple of the
+        identity.
 
         References
         ----------
@@ -111,8 +119,8 @@ def ridge(moments: Tensor, rows: int) -> Tensor:
     # A silent group gets the ridge of the others: it may be silent in these samples only.
     overall = float(diagonal.mean())
     mean = diagonal.mean(-1).clamp_min(overall if overall > _SMALLEST else 1.0)
-    missing = max(1.0, moments.shape[-1] / rows)
-    return _DAMPING * missing * mean[..., None, None] * torch.eye(moments.shape[-1])
+    share = _DAMPING + min(1.0, _SAMPLING * moments.shape[-1] / rows)
+    return share * mean[..., None, None] * torch.eye(moments.shape[-1])
 
 
 def calibrate(

@@ -35,8 +35,8 @@ def importances(
 ) -> dict[str, float]:
     """Relative squared error of the output for a squared error of 1 of each weight.
 
-    Each weight gets white noise, all others being as they are; normalisation is matched, as it will
-    be after compression. So a layer whose errors later layers damp, or normalisation takes away,
+    Each weight gets noise, all others being as they are; normalisation is matched, as it will be
+    after compression. So a layer whose errors later layers damp, or normalisation takes away,
     counts less than one whose errors reach the output.
 
     Parameters
@@ -121,9 +121,16 @@ def _share(found: Tensor, wanted: Tensor) -> float:
 
 
 def _noise(name: str, weight: Tensor, metric: Tensor | None) -> tuple[Tensor, float]:
-    """White noise for a weight, the same in each run, and its squared error."""
+    """Noise like the solver's error of a weight, the same in each run, and its squared error."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     noise = torch.randn(weight.shape, generator=generator)
+    if metric is not None:
+        # What the calibrated solver leaves is small where inputs are strong, and below the weights
+        # where these are weak: as in reverse water-filling, but smooth.
+        factor = torch.linalg.cholesky(metric / NOISE + torch.eye(len(metric)))
+        rows = noise.reshape(len(noise), -1)
+        noise = torch.linalg.solve_triangular(factor, rows, upper=False, left=False)
+        noise = noise.reshape(weight.shape)
     signal = energy(weight.cpu(), metric)
     noise *= math.sqrt(NOISE * signal / energy(noise, metric))
     return noise.to(weight.device), NOISE * signal

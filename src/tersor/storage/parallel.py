@@ -35,6 +35,9 @@ def ordered(
         Memory that an item takes; where it adds up to much, fewer items are held.
     """
     threads = torch.get_num_threads()
+    if threads == 1:
+        yield from map(function, items)
+        return
     pending: deque[tuple[Future[_Result], int]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
