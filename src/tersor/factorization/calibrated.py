@@ -150,13 +150,13 @@ def solve_signs(
     metric, tiles = Metric.of(moments, tile), coding_order(tiling.split(weight), rows)
     codebook, latent = start[0], coding_order(start[1], rows)
     generator = torch.Generator().manual_seed(0)
+
+    def search(_: int, gram: Tensor, target: Tensor, known: Tensor) -> Tensor:
+        return best_signs(gram, target, known, _DEALS, generator)
+
     best, history = (codebook, latent), [_cost(tiles, codebook, latent, metric)]
     for _ in range(iterations):
-        deals = [torch.randperm(len(latent), generator=generator) for _ in range(_DEALS)]
-        orders = torch.stack(deals)
-        latent = _by_positions(
-            tiles, codebook, latent, metric, lambda _, *known: best_signs(*known, orders)
-        )
+        latent = _by_positions(tiles, codebook, latent, metric, search)
         codebook = at_8_bits(_refit(tiles, codebook, latent, metric))
         value = _cost(tiles, codebook, latent, metric)
         if value < min(history):
@@ -284,7 +284,9 @@ def _cost(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> fl
 def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> Tensor:
     """Codebook of least cost, by conjugate gradients."""
     d = len(tiles)
-    scale = latent.square().sum(dim=1).clamp_min(1).rsqrt()  # Jacobi preconditioner, as a change of variables
+    scale = (
+        latent.square().sum(dim=1).clamp_min(1).rsqrt()
+    )  # Jacobi preconditioner, as a change of variables
     scaled = latent * scale[:, None]
 
     def gradient(tiles: Tensor) -> Tensor:

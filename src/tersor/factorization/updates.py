@@ -191,17 +191,24 @@ def exchange_signs(rounds: int, generator: Generator) -> Update:
     """
 
     def update(quadratic: Quadratic, x: Tensor) -> Tensor:
-        deals = [torch.randperm(len(x), generator=generator) for _ in range(rounds)]
-        return best_signs(quadratic.gram, quadratic.target, x, torch.stack(deals))
+        return best_signs(quadratic.gram, quadratic.target, x, rounds, generator)
 
     return update
 
 
-def best_signs(gram: Tensor, target: Tensor, x: Tensor, orders: Tensor) -> Tensor:
-    """Signs x (k, n) improved in so many orders of the rows (rounds, k): see `exchange_signs`."""
-    x = x.clone(memory_format=torch.contiguous_format)
-    arrays = [part.contiguous().numpy() for part in (target, gram, x, orders.to(torch.int32))]
-    _native.search_signs(*arrays, torch.get_num_threads())
+def best_signs(
+    gram: Tensor, target: Tensor, x: Tensor, rounds: int, generator: Generator
+) -> Tensor:
+    """Signs x (k, n) that lower ``x.T G x - 2 target.T x``: see `exchange_signs`."""
+    deals = [torch.randperm(len(x), generator=generator) for _ in range(rounds)]
+    orders, x = torch.stack(deals).to(torch.int32), x.clone(memory_format=torch.contiguous_format)
+    _native.search_signs(
+        target.contiguous().numpy(),
+        gram.contiguous().numpy(),
+        x.numpy(),
+        orders.numpy(),
+        torch.get_num_threads(),
+    )
     return x
 
 
