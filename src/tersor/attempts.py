@@ -17,7 +17,7 @@ from tersor import _native
 from tersor.calibration import Calibration
 from tersor.errors import InputError
 from tersor.factorization.weights import factorize_signs, factorize_weight
-from tersor.factors import Factors, decibels
+from tersor.factors import decibels
 from tersor.moments import energy
 from tersor.plan import tiles
 from tersor.plan.fill import Version
@@ -95,7 +95,7 @@ class Attempts:
         self._source, self._calibration, self._progress = source, calibration, progress
         self._journal = journal
         self._chosen: dict[str, _Chosen] = {}
-        self._signs: dict[tuple[str, int], Version[EncodedFactors]] = {}
+        self._signs: dict[tuple[str, str, int], Version[EncodedFactors]] = {}
         self._phases = 0
 
     def prepare(self, weights: Sequence[Weight], step: float) -> dict[str, SizeModel]:
@@ -130,26 +130,28 @@ class Attempts:
         key, make = ("tiles", weight.name, step), partial(tiles.choose, values, step * weight.scale)
         return _Chosen(recalled(self._journal, CHOICES, key, make), energy(values, moments))
 
-    def _recalled_version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
+    def _tile(self, step: float, weight: Weight) -> int:
         if weight.fast:
-            return self._version_of_signs(step, weight)
-        tile = self._chosen[weight.name].choice.tile
-        key = ("factors", weight.name, tile, step)
-        make = partial(factorize_weight, tile=tile, step=step * weight.scale)
-        return recalled(self._journal, VERSIONS, key, partial(self._version, weight, make))
+            variance = weight.variance / (step * weight.scale) ** 2
+            return tiles.tile_of_signs(weight.shape, variance)
+        return self._chosen[weight.name].choice.tile
 
-    def _version_of_signs(self, step: float, weight: Weight) -> Version[EncodedFactors]:
-        """As many signs as a weight has bits at a step; many steps have the same, made once."""
-        tile = tiles.tile_of_signs(weight.shape, weight.variance / (step * weight.scale) ** 2)
-        key = ("signs", weight.name, tile)
-        if key[1:] not in self._signs:
-            make = partial(self._version, weight, partial(factorize_signs, tile=tile))
-            self._signs[key[1:]] = recalled(self._journal, VERSIONS, key, make)
-        return self._signs[key[1:]]
+    def _recalled_version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
+        tile, make = self._tile(step, weight), partial(self._version, step, weight)
+        if not weight.fast:
+            return recalled(self._journal, VERSIONS, ("factors", weight.name, tile, step), make)
+        key = ("signs", weight.name, tile)  # the same at many steps
+        if key not in self._signs:
+            self._signs[key] = recalled(self._journal, VERSIONS, key, make)
+        return self._signs[key]
 
-    def _version(self, weight: Weight, make: Callable[..., Factors]) -> Version[EncodedFactors]:
+    def _version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
         values, moments = self._source.load(weight.name), self._moments(weight)
-        factors = make(values, moments=moments)
+        tile = self._tile(step, weight)
+        if weight.fast:
+            factors = factorize_signs(values, tile, moments=moments)
+        else:
+            factors = factorize_weight(values, tile, step * weight.scale, moments=moments)
         error = as_float32(values) - as_float32(factors.recompose())
         squares, signal = energy(error, None), energy(as_float32(values), None)
         encoded = records.encode(factors, decibels(signal, squares))

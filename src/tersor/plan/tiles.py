@@ -88,14 +88,18 @@ def choose(weight: Tensor, step: float) -> Choice:
 def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
     """Tile size at which `SIGNS` signs are as many bits as a weight has at a step.
 
+    The smallest of those with as many tiles in a row.
+
     Parameters
     ----------
     variance
         Of its elements, in units of the step squared.
     """
     bits = 0.5 * math.log2(1 + variance * 2 * math.log(2) / PRICE)
-    most = min(math.prod(shape[1:]), math.prod(shape) // SIGNS, _MOST_SEGMENT)
-    return max(1, round(SIGNS / max(bits, SIGNS / most)))
+    row = math.prod(shape[1:])
+    most = min(row, math.prod(shape) // SIGNS, _MOST_SEGMENT)
+    tile = max(1, round(SIGNS / max(bits, SIGNS / most)))
+    return math.ceil(row / math.ceil(row / tile))
 
 
 def _untried(sample: Tensor, size: int, repeat: float) -> Choice:
