@@ -49,8 +49,8 @@ def test_signs_take_a_bit_each_whatever_was_measured():
     model = SizeOfSigns((100, 50), 1.0)
     sizes = [model.bytes(step) for step in np.geomspace(0.01, 100, 200)]
     assert sizes == sorted(sizes, reverse=True)
-    # tiles of 1 to 50 elements, 16 signs each, and codebooks of 16 columns
-    assert sizes[0] > 2 * 100 * 25 and sizes[-1] == 2 * 100 + 16 * 50
+    # tiles of 2 to 17 elements, 16 signs each, and codebooks of 16 columns
+    assert sizes[0] == 2 * 100 * 25 + 16 * 2 and sizes[-1] == 2 * 100 * 3 + 16 * 17
     model.learn(0.1, 1e6)
     assert [model.bytes(step) for step in np.geomspace(0.01, 100, 200)] == sizes
     model.learn(0.1, 1e6, 7.0)

@@ -97,7 +97,8 @@ def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
     """
     bits = 0.5 * math.log2(1 + variance * 2 * math.log(2) / PRICE)
     row = math.prod(shape[1:])
-    most = min(row, math.prod(shape) // SIGNS, _MOST_SEGMENT)
+    # The codebook takes half of what the signs do, at most.
+    most = min(row, math.isqrt(math.prod(shape) // SIGNS), _MOST_SEGMENT)
     tile = max(1, round(SIGNS / max(bits, SIGNS / most)))
     return math.ceil(row / math.ceil(row / tile))
 
