@@ -1,8 +1,8 @@
 """What does ``fast`` cost in accuracy, at equal bytes?
 
-Matrices as sums of signs, as `tersor.compress` makes them of weights that are to be fast, at 1 and 2
-bits per weight; and what `tersor.factorize` makes of the same matrices in as many bytes. Costs are
-differences of the signal-to-noise ratios in dB; 6.02 dB are a bit per weight.
+Matrices as sums of signs, as `tersor.compress` makes them of weights that are to be fast, at 1 and
+2 bits per weight; and what `tersor.factorize` makes of the same matrices in as many bytes. Costs
+are differences of the signal-to-noise ratios in dB; 6.02 dB are a bit per weight.
 
     python benchmarks/fast.py [--sources gaussian minilm] [--only NAME...] [--no-file]
 """
@@ -51,7 +51,9 @@ def means(rows: list[Row]) -> list[Row]:
     found = []
     for source, asked in groups:
         costs = [r["cost"] for r in rows if (r["source"], r["asked"]) == (source, asked)]
-        found.append({"source": source, "asked": asked, "tensors": len(costs), "cost": fmean(costs)})
+        found.append(
+            {"source": source, "asked": asked, "tensors": len(costs), "cost": fmean(costs)}
+        )
         print(f"{source} at {asked} bits: {len(costs)} matrices, cost {fmean(costs):.2f} dB")
     return found
 

@@ -73,9 +73,10 @@ def compress(
     fast
         Patterns of names, such as ``"encoder.*"``, of matrices that are to be multiplied by fast:
         their latents are signs, which `tersor.optimize` looks up several at a time. That costs
-        accuracy: about as much as 0.1 to 0.3 bits per weight. Their bits come in steps (16 over
-        the whole numbers), so that of few such weights less of the size may be used. Convolutions
-        that match are factored as others are; `tersor.finetune` makes ordinary integers of signs.
+        about as much accuracy as 0.2 bits per weight less do at 1 bit, and 0.4 at 2. Their bits
+        come in steps (16 over the whole numbers), so that of few such weights less of the size may
+        be used. Convolutions that match are factored as others are; `tersor.finetune` makes
+        ordinary integers of signs.
 
     Returns
     -------
