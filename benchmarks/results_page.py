@@ -203,7 +203,8 @@ def opening_table(rows: list[Row]) -> str:
 
 
 def fast_table(fast: dict[str, Any]) -> str:
-    lines = ["| weights | bits | matrices | cost, dB | largest |", "| --- | ---: | ---: | ---: | ---: |"]
+    heads = ["weights", "bits", "matrices", "cost, dB", "largest"]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for mean in fast["means"]:
         group = mean["source"], mean["asked"]
         costs = [r["cost"] for r in fast["rows"] if (r["source"], r["asked"]) == group]
@@ -294,8 +295,8 @@ that was run. Tiles that are far from Gaussian, as of MiniLM's position embeddin
 
 ## Fast weights
 
-`python benchmarks/fast.py`: matrices as sums of signs, which are looked up several at a time, against
-what `tersor.factorize` makes of them in as many bytes.
+`python benchmarks/fast.py`: matrices as sums of signs, which are looked up several at a time,
+against what `tersor.factorize` makes of them in as many bytes.
 
 {fast_table(load("fast"))}
 
