@@ -1,8 +1,10 @@
 """How fast is a layer computed from its factors? Against torch in fp32, and low-bit kernels.
 
 Square layers with random factors: latents spread so that nearly all fit in 4 bits, or in 2 bits
-with few escapes. Each run times torch fp32, ours and the peers in turn, every time with another of
-so many copies of the weights that none is in the cache; ratios are medians of the runs' ratios.
+with few escapes ("integers"), and signs, 16 of each tile of 8 or 16 inputs, 2 or 1 bits per weight
+("look-up": weights that were compressed to be fast). Each run times torch fp32, ours and the peers
+in turn, every time with another of so many copies of the weights that none is in the cache; ratios
+are medians of the runs' ratios.
 Every product is checked against the dense one first;
 ``error`` is the Frobenius norm of the difference over that of the output.
 
@@ -25,8 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tersor.factorization.weights import SIGNS
 from tersor.factors import Factors
-from tersor.nn.frozen import PackedWeight
+from tersor.nn.frozen import LookupWeight, PackedWeight
 
 CACHE = 64_000_000
 """Bytes of weights to rotate among: more than the caches of common processors."""
@@ -34,25 +37,42 @@ CACHE = 64_000_000
 SPREADS = {4: 2.0, 2: 0.37}
 """Standard deviation of the latent before rounding, by bits of a code."""
 
+LAYERS: list[tuple[type[PackedWeight], int]] = [
+    *((PackedWeight, bits) for bits in SPREADS),
+    *((LookupWeight, bits) for bits in (2, 1)),
+]
+"""Forms of layers, and bits per weight."""
+
 Product = Callable[[Tensor], Tensor]
 
 
-def factors_of(size: int, bits: int) -> Factors:
-    tile = 32
-    latent = (torch.randn(tile, size * size // tile) * SPREADS[bits]).round().to(torch.int16)
-    codebook = torch.randint(-40, 41, (tile, tile)).to(torch.int16)
+def factors_of(form: type[PackedWeight], size: int, bits: int) -> Factors:
+    return signs_of(size, bits) if form is LookupWeight else integers_of(size, bits)
+
+
+def signs_of(size: int, bits: int) -> Factors:
+    tile = SIGNS // bits
+    latent = (torch.randint(0, 2, (SIGNS, size * -(-size // tile))) * 2 - 1).to(torch.int16)
+    codebook = torch.randint(-100, 101, (tile, SIGNS)).to(torch.int16)
     return Factors(codebook, latent, 1e-3, (size, size))
+
+
+def integers_of(size: int, bits: int) -> Factors:
+    tile = 32
+    latent = torch.randn(tile, size * -(-size // tile)) * SPREADS[bits]
+    codebook = torch.randint(-40, 41, (tile, tile)).to(torch.int16)
+    return Factors(codebook, latent.round().to(torch.int16), 1e-3, (size, size))
 
 
 def copies(nbytes: float) -> int:
     return max(2, min(200, round(CACHE / nbytes)))
 
 
-def ours(factors: Factors, weight: Tensor) -> list[Product]:
-    first = PackedWeight(factors, torch.float32)
+def ours(form: type[PackedWeight], factors: Factors) -> list[Product]:
+    first = form(factors, torch.float32)
     products = [first]
     for _ in range(copies(first.nbytes) - 1):
-        other = PackedWeight.__new__(PackedWeight)
+        other = form.__new__(form)
         nn.Module.__init__(other)
         other.__dict__.update({k: v for k, v in first.__dict__.items() if k != "_buffers"})
         other._buffers = {name: part.clone() for name, part in first._buffers.items()}
@@ -176,19 +196,19 @@ def ratio(times: dict[str, list[float]], name: str) -> float:
 
 
 def row(
-    kinds: dict[str, list[Product]], weight: Tensor, batch: int, bits: int
+    kinds: dict[str, list[Product]], weight: Tensor, batch: int, form: type[PackedWeight], bits: int
 ) -> dict[str, object]:
     size = weight.shape[0]
     x = torch.randn(batch, size)
     expected, got = F.linear(x, weight), kinds["tersor"][0](x)
     error = float((got - expected).norm() / expected.norm())
-    assert error < (0.01 if batch < 8 else 0.001), error
+    assert error < (0.01 if batch < form.way.MANY else 0.001), error
     times = compare(kinds, x, runs_for(size, batch))
     others = [name for name in kinds if name not in ("tersor", "torch fp32")]
     best = min(others, key=lambda name: ratio(times, name), default=None)
     found = {
         "op": "linear",
-        "kernel": "integers",
+        "kernel": "look-up" if form is LookupWeight else "integers",
         "shape": [size, size],
         "batch": batch,
         "bits": bits,
@@ -200,7 +220,7 @@ def row(
         "error": error,
     }
     print(
-        f"{size} batch {batch}, {bits} bits, {found['threads']} threads: "
+        f"{size} batch {batch}, {found['kernel']} of {bits} bits, {found['threads']} threads: "
         f"{found['seconds'] * 1e3:.3f} ms, {found['ratio_fp32']:.2f} x fp32, "
         + (f"{found['ratio_best_peer']:.2f} x {best}, " if best else "")
         + f"error {error:.5f}",
@@ -223,12 +243,12 @@ def main() -> None:
     for threads in options.threads:
         torch.set_num_threads(threads)
         for size in options.sizes:
-            for bits in SPREADS:
-                factors = factors_of(size, bits)
+            for form, bits in LAYERS:
+                factors = factors_of(form, size, bits)
                 weight = factors.recompose()
-                kinds = {"torch fp32": torch_fp32(factors, weight), "tersor": ours(factors, weight)}
+                kinds = {"torch fp32": torch_fp32(factors, weight), "tersor": ours(form, factors)}
                 kinds |= {} if options.no_peers else dict(peers(factors, weight))
-                rows += [row(kinds, weight, batch, bits) for batch in options.batches]
+                rows += [row(kinds, weight, batch, form, bits) for batch in options.batches]
     if not options.no_file:
         record.write("kernels", rows, seed=0)
 

@@ -202,6 +202,17 @@ def opening_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def fast_table(fast: dict[str, Any]) -> str:
+    heads = ["weights", "bits", "matrices", "cost, dB", "largest"]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for mean in fast["means"]:
+        group = mean["source"], mean["asked"]
+        costs = [r["cost"] for r in fast["rows"] if (r["source"], r["asked"]) == group]
+        cells = [*group, mean["tensors"], f"{mean['cost']:.2f}", f"{max(costs):.2f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def break_even(storage: dict[str, Any]) -> float:
     """MB/s of a disk or network below which our file is there sooner than the dense one."""
     seconds = {r["what"]: r["warm_best"] for r in storage["opening"] if r["threads"] == 1}
@@ -281,6 +292,13 @@ that was run. Tiles that are far from Gaussian, as of MiniLM's position embeddin
 {rate_table(rates["means"])}
 
 ![signal-to-noise ratio against bits](rate_distortion.png)
+
+## Fast weights
+
+`python benchmarks/fast.py`: matrices as sums of signs, which are looked up several at a time,
+against what `tersor.factorize` makes of them in as many bytes.
+
+{fast_table(load("fast"))}
 
 ## Calibration
 

@@ -9,12 +9,14 @@
 #endif
 
 #include "latents.hpp"
+#include "signs.hpp"
 
 namespace nb = nanobind;
 using namespace tersor;
 
 using Integers = nb::ndarray<int16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Orders = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using States = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <class Matrix>
@@ -131,5 +133,10 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         search(target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices,
                analysis.shape, offset, z.shape(1), states, price, threads);
+    });
+    m.def("search_signs", [](Floats target, Floats gram, Floats z, Orders orders, int threads) {
+        const int64_t k = z.shape(0), n = z.shape(1);
+        nb::gil_scoped_release release;
+        search_signs(target.data(), gram.data(), z.data(), k, n, orders.data(), orders.shape(0), threads);
     });
 }

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import tersor
-from tersor.nn import set_mode
 from tersor.nn.load import load_weights
 from tersor.storage.checkpoint import open_checkpoint
 
@@ -212,7 +211,7 @@ class Part:
 def evaluate(recipe: Recipe, options: argparse.Namespace, device: torch.device) -> float:
     """Accuracy in percent on the validation images, of what the file holds."""
     model = tersor.load(options.output, recipe.build().eval()).to(device)
-    set_mode(model, "dense")
+    tersor.optimize(model, "dense")
     images = Folder(options.data / "val", recipe, training=False)
     right = 0
     for inputs, labels in DataLoader(images, 64, num_workers=options.workers):

@@ -110,6 +110,15 @@ def test_single_weights_are_overridden(folder):
     assert tensors["head.weight"]["note"] == "exact: left dense"
 
 
+def test_matrices_are_made_fast(folder):
+    options = ("--ratio", 10, "--fast", "*")
+    assert run("compress", "model.safetensors", "-o", "fast.tersor", *options).exit_code == 0
+    with open_file(folder / "fast.tersor", max_bytes=10**9) as file:
+        matrices = [n for n in file if len(file.shapes[n]) == 2 and file.is_factored(n)]
+        assert matrices and all((file.factors(n).latent.abs() == 1).all() for n in matrices)
+        assert not (file.factors("conv.weight").latent.abs() == 1).all()
+
+
 def odd_state():
     """Tensors of every type, empty, without axes, tied, with NaN that tell something."""
     state = small_state() | {
@@ -320,7 +329,9 @@ BUDGETS = [
         "--ratio 6 --bits big*=99",
         "99 bits are asked for each weight of 'big.weight', which has only 32",
     ),
-    ("--lossless --keep head.*", "patterns of weights to keep, or of their bits, have no use"),
+    ("--lossless --keep head.*", "patterns of weights to keep, of their bits, or of those that"),
+    ("--lossless --fast *", "have no use; leave them out"),
+    ("--ratio 6 --fast conv*", "'conv*' of weights that are to be fast matches no matrix"),
     ("--target-size 100", "100 bytes are too few: the smallest possible file has"),
 ]
 

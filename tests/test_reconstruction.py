@@ -66,6 +66,21 @@ def test_outputs_come_closer_in_no_more_bytes(kind, ratio, tmp_path):
         assert torch.equal(back(inputs), model(inputs))
 
 
+def test_signs_stay_signs(tmp_path):
+    torch.manual_seed(0)
+    dense, inputs = linear().eval(), samples("linear")
+    model = copy.deepcopy(dense)
+    calibration = tersor.calibrate(model, [inputs])
+    tersor.compress(model, target_size="4kB", calibration=calibration, fast=["*"])
+    old, before = state(model), error(model, dense, inputs)
+    tersor.reconstruct(model, dense, [inputs], target_size="4kB")
+    new = state(model)
+    assert all((new[n].latent.abs() == 1).all() for n in ("0.weight", "2.weight", "4.weight"))
+    assert new["2.weight"] is not old["2.weight"]
+    assert error(model, dense, inputs) < before
+    assert tersor.save(model, tmp_path / "model.tersor").nbytes <= 4000
+
+
 def test_the_mode_of_the_model_stays():
     dense, model, inputs = pair("conv", 12)
     model.train()

@@ -21,7 +21,17 @@ from tersor.resume import CHOICES, VERSIONS, identity
 from tersor.storage.checkpoint import open_checkpoint
 
 TERSOR = Path(sys.executable).with_name("tersor")
-COMMAND = ("compress", "model.safetensors", "-o", "out.tersor", "--bits", "3*=3", "--ratio")
+COMMAND = (
+    "compress",
+    "model.safetensors",
+    "-o",
+    "out.tersor",
+    "--bits",
+    "3*=3",
+    "--fast",
+    "4*",
+    "--ratio",
+)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "integers.hpp"
+#include "lookup.hpp"
 #include "threads.hpp"
 
 namespace tersor {
@@ -62,5 +63,30 @@ inline void linear(const IntegerKernels& kernels, const Integers& w, const float
         linear_few(kernels, w, x + n * w.inputs, batch - n < FEW ? batch - n : FEW, bias, y + n * w.rows,
                    threads, workspace);
 }
+
+namespace lookup {
+
+// y (batch, rows) = x (batch, inputs) times the matrix, plus bias. From `many` inputs on by `many`.
+inline void linear(const Kernels& kernels, const Layer& w, const float* x, int64_t batch, const float* bias,
+                   float* y, int64_t threads, int64_t many, Workspace& workspace) {
+    const bool at_once = batch >= many;
+    const int64_t panels = w.panels(), jobs = worth(panels * w.panel_bytes() * (at_once ? batch : 1), threads);
+    const int64_t parts = jobs < panels ? jobs : panels, step = at_once ? LANES : FEW;
+    const int64_t bytes = aligned(w.blocks() * w.tables() * FEW * 16);
+    char* memory = workspace.of(at_once ? panels * PANEL * LANES * 4 : bytes + w.blocks() * FEW * 4);
+    auto* tables = reinterpret_cast<int8_t*>(memory);
+    auto* reals = reinterpret_cast<float*>(at_once ? memory : memory + bytes);
+    for (int64_t n = 0; n < batch; n += step, x += step * w.inputs, y += step * w.rows) {
+        const int64_t count = batch - n < step ? batch - n : step;
+        if (!at_once) kernels.tabulate(w, x, count, tables, reals);
+        parallel(parts, parts, [&](int64_t job, int64_t) {
+            const int64_t first = job * panels / parts, last = (job + 1) * panels / parts;
+            if (at_once) return kernels.many(w, x, count, bias, reals, y, first, last);
+            kernels.few(w, tables, reals, count, bias, y, first, last);
+        });
+    }
+}
+
+}  // namespace lookup
 
 }  // namespace tersor

@@ -171,7 +171,7 @@ static void few(const Integers& w, const Rounded* u, int64_t count, const float*
 // Cauchy-Schwarz that is at most the norm of the inputs times the reach of the weights.
 
 constexpr int TABLE = 256 + 4;  // the same sums of all tables would fall into one set of the cache
-using Sixteen = Vector<int16_t, MANY>;
+static_assert(MANY == 16, "lanes of Sixteen");
 
 // Real numbers of 16 vectors.
 struct Reals {

@@ -11,19 +11,21 @@ using namespace tersor;
 struct Target {
     const char* name;
     const IntegerKernels* integers;
+    const lookup::Kernels* lookup;
 };
 
 static Target choose() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw"))
-        return {"AVX-512 VNNI", &integers_avx512};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"AVX2", &integers_avx2};
-    return {"", nullptr};
+        return {"AVX-512 VNNI", &integers_avx512, &lookup::avx512};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return {"AVX2", &integers_avx2, &lookup::avx2};
+    return {"", nullptr, nullptr};
 #elif defined(__ARM_NEON)
-    return {"NEON", &integers_baseline};
+    return {"NEON", &integers_baseline, &lookup::baseline};
 #else
-    return {"", nullptr};
+    return {"", nullptr, nullptr};
 #endif
 }
 
@@ -49,5 +51,15 @@ NB_MODULE(_kernels, m) {
         nb::gil_scoped_release release;
         linear(*target.integers, w, at<const float>(x), batch, at<const float>(bias), at<float>(y), threads,
                many, workspace);
+    });
+    m.def("linear_lookup", [](uintptr_t x, int64_t batch, uintptr_t bias, uintptr_t y, int64_t threads,
+                              int64_t many, int64_t rows, int64_t inputs, int64_t tile, int64_t pairs,
+                              int64_t signs, uintptr_t codebook, uintptr_t codes) {
+        const lookup::Layer w{rows, inputs, tile, pairs, signs != 0, at<const float>(codebook),
+                              at<const uint8_t>(codes)};
+        static thread_local Workspace workspace;
+        nb::gil_scoped_release release;
+        lookup::linear(*target.lookup, w, at<const float>(x), batch, at<const float>(bias), at<float>(y),
+                       threads, many, workspace);
     });
 }

@@ -96,4 +96,118 @@ inline void multiply_add(Partial& sum, Bytes codes, Bytes x) {
 inline void flush(Ints& sum, Partial part) { sum += part; }
 #endif
 
+// ---- tables of 16 signed bytes ----
+
+// Sums of signs take registers of at most 32 bytes, a byte for each of 32 rows.
+constexpr int NARROW = WIDTH < 32 ? WIDTH : 32;
+using NarrowBytes = Vector<uint8_t, NARROW>;
+using NarrowWords = Vector<int16_t, NARROW / 2>;
+using Sixteen = Vector<int16_t, 16>;
+
+// Pairs of codes: the index of an entry in 4 bits, its magnitude in 3, its sign. Their products, added.
+// And `add_entries`: sums of two entries each, of the bytes' first half in each 16 and their second.
+#if TERSOR_WIDTH == 64
+struct Decoded {
+    Bytes index, magnitude;
+    __mmask64 negative;
+};
+inline Decoded decode(Bytes codes) { return {codes & 15, shifted<4>(codes) & 7, _mm512_movepi8_mask((__m512i)codes)}; }
+inline Bytes repeat16(const int8_t* table) {
+    return (Bytes)_mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128((const __m128i*)table));
+}
+inline Words products(Bytes table, const Decoded& codes) {
+    const __m512i entry = _mm512_shuffle_epi8((__m512i)table, (__m512i)codes.index);
+    const __m512i with_sign = _mm512_mask_sub_epi8(entry, codes.negative, __m512i{}, entry);
+    return (Words)_mm512_maddubs_epi16((__m512i)codes.magnitude, with_sign);
+}
+#elif TERSOR_WIDTH == 32
+struct Decoded {
+    Bytes index, magnitude, sign;
+};
+inline Decoded decode(Bytes codes) { return {codes & 15, shifted<4>(codes) & 7, codes}; }
+inline Bytes repeat16(const int8_t* table) {
+    return (Bytes)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+}
+inline Words products(Bytes table, const Decoded& codes) {
+    const __m256i entry = _mm256_shuffle_epi8((__m256i)table, (__m256i)codes.index);
+    // A code of zero has no sign, and makes the entry zero, which its magnitude would do too.
+    return (Words)_mm256_maddubs_epi16((__m256i)codes.magnitude, _mm256_sign_epi8(entry, (__m256i)codes.sign));
+}
+#else
+using SignedBytes = Vector<int8_t, WIDTH>;
+struct Decoded {
+    Bytes index;
+    SignedBytes value;
+};
+inline Decoded decode(Bytes codes) {
+    const SignedBytes magnitude = (SignedBytes)(codes >> 4 & 7), negative = (SignedBytes)codes >> 7;
+    return {codes & 15, (magnitude ^ negative) - negative};
+}
+inline Bytes repeat16(const int8_t* table) { return load<Bytes>(table); }
+inline SignedBytes picked(Bytes table, Bytes index) {
+#if defined(__aarch64__)
+    return (SignedBytes)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)index);
+#else
+    SignedBytes result{};
+    for (int i = 0; i < WIDTH; ++i) result[i] = static_cast<int8_t>(table[index[i]]);
+    return result;
+#endif
+}
+inline Words products(Bytes table, const Decoded& codes) {
+    const SignedBytes entry = picked(table, codes.index);
+#if defined(__aarch64__)
+    const int8x16_t a = (int8x16_t)entry, b = (int8x16_t)codes.value;
+    return (Words)vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
+#else
+    Words result{};
+    for (int i = 0; i < WIDTH / 2; ++i)
+        result[i] = static_cast<int16_t>(entry[2 * i] * codes.value[2 * i] +
+                                         entry[2 * i + 1] * codes.value[2 * i + 1]);
+    return result;
+#endif
+}
+#endif
+
+#if TERSOR_WIDTH >= 32
+inline void add_entries(NarrowWords& first, NarrowWords& second, const int8_t* low, const int8_t* high,
+                        NarrowBytes low_index, NarrowBytes high_index) {
+    const auto table = [](const int8_t* t) __attribute__((always_inline)) {
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)t));
+    };
+    const __m256i ones = _mm256_set1_epi8(1), a = _mm256_shuffle_epi8(table(low), (__m256i)low_index),
+                  b = _mm256_shuffle_epi8(table(high), (__m256i)high_index);
+    first += (NarrowWords)_mm256_maddubs_epi16(ones, _mm256_unpacklo_epi8(a, b));
+    second += (NarrowWords)_mm256_maddubs_epi16(ones, _mm256_unpackhi_epi8(a, b));
+}
+#else
+inline void add_entries(NarrowWords& first, NarrowWords& second, const int8_t* low, const int8_t* high,
+                        NarrowBytes low_index, NarrowBytes high_index) {
+    const SignedBytes a = picked(repeat16(low), low_index), b = picked(repeat16(high), high_index);
+#if defined(__aarch64__)
+    first += (Words)vaddl_s8(vget_low_s8((int8x16_t)a), vget_low_s8((int8x16_t)b));
+    second += (Words)vaddl_high_s8((int8x16_t)a, (int8x16_t)b);
+#else
+    for (int i = 0; i < 8; ++i) {
+        first[i] = static_cast<int16_t>(first[i] + a[i] + b[i]);
+        second[i] = static_cast<int16_t>(second[i] + a[8 + i] + b[8 + i]);
+    }
+#endif
+}
+#endif
+
+// round(words * number / 2**15), for products whose magnitude is below 2**30.
+inline Sixteen scaled(const Sixteen& words, int16_t number) {
+#if TERSOR_WIDTH >= 32
+    return (Sixteen)_mm256_mulhrs_epi16((__m256i)words, _mm256_set1_epi16(number));
+#elif defined(__aarch64__)
+    const auto half = [&](int i) { return vqrdmulhq_n_s16(load<int16x8_t>((const char*)&words + i), number); };
+    const int16x8_t halves[2] = {half(0), half(16)};
+    return load<Sixteen>(halves);
+#else
+    Sixteen result{};
+    for (int i = 0; i < 16; ++i) result[i] = static_cast<int16_t>((words[i] * number + (1 << 14)) >> 15);
+    return result;
+#endif
+}
+
 }  // namespace TERSOR_TARGET

@@ -19,3 +19,18 @@ def linear_integers(
     starts: int,
     escapes: int,
 ) -> None: ...
+def linear_lookup(
+    x: int,
+    batch: int,
+    bias: int,
+    y: int,
+    threads: int,
+    many: int,
+    rows: int,
+    inputs: int,
+    tile: int,
+    pairs: int,
+    signs: int,
+    codebook: int,
+    codes: int,
+) -> None: ...

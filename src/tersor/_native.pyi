@@ -54,3 +54,6 @@ def search_run(
     sweeps: int,
     /,
 ) -> None: ...
+def search_signs(
+    target: Reals, gram: Reals, z: Reals, orders: NDArray[np.int32], threads: int, /
+) -> None: ...

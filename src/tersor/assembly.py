@@ -56,7 +56,7 @@ def override(entries: dict[str, Entry], source: Source, overrides: Overrides) ->
     for alias, name in source.aliases.items():
         if name in names:
             names[name].append(alias)
-    resolved = overrides.resolve(names)
+    resolved = overrides.resolve(names, {n for n in factored if len(entries[n].shape) == 2})
     for name in resolved.keep:
         entries[name] = classify.keep(name, source.load(name), Kept.LEFT_DENSE)
     return resolved

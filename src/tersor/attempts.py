@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tersor import _native
 from tersor.calibration import Calibration
 from tersor.errors import InputError
-from tersor.factorization.weights import factorize_weight
+from tersor.factorization.weights import factorize_signs, factorize_weight
 from tersor.factors import decibels
 from tersor.moments import energy
 from tersor.plan import tiles
 from tersor.plan.fill import Version
 from tersor.plan.progress import Progress
-from tersor.plan.sizes import SizeModel
+from tersor.plan.sizes import SizeModel, SizeOfSigns
 from tersor.resume import CHOICES, VERSIONS, recalled
 from tersor.storage import records
 from tersor.storage.checkpoint import Source
@@ -44,7 +45,8 @@ class Weight:
     """What is known of a tensor that will be factored, without holding it.
 
     Its errors are weighed by the inverse square of ``scale``, and its steps multiplied by it: at a
-    common step a byte avoids about as much of any weight's error.
+    common step a byte avoids about as much of any weight's error. Those that are to be ``fast`` are
+    sums of signs.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Weight:
     dtype: torch.dtype
     variance: float
     scale: float = 1.0
+    fast: bool = False
 
     @property
     def numel(self) -> int:
@@ -92,13 +95,17 @@ class Attempts:
         self._source, self._calibration, self._progress = source, calibration, progress
         self._journal = journal
         self._chosen: dict[str, _Chosen] = {}
+        self._signs: dict[tuple[str, str, int], Version[EncodedFactors]] = {}
         self._phases = 0
 
     def prepare(self, weights: Sequence[Weight], step: float) -> dict[str, SizeModel]:
         """Choose the tile sizes that suit a step; returns the sizes to expect, by name."""
-        models = {}
+        models: dict[str, SizeModel] = {}
         for weight, chosen in self._each(partial(self._choose, step), weights, "choosing tiles"):
             self._chosen[weight.name] = chosen
+            if weight.fast:
+                models[weight.name] = SizeOfSigns(weight.shape, weight.variance / weight.scale**2)
+                continue
             models[weight.name] = SizeModel(chosen.choice.spectrum * step**2, chosen.choice.tiles)
             if chosen.choice.nbytes is not None:
                 models[weight.name].learn(step, chosen.choice.nbytes, provisional=True)
@@ -117,17 +124,34 @@ class Attempts:
 
     def _choose(self, step: float, weight: Weight) -> _Chosen:
         values, moments = as_float32(self._source.load(weight.name)), self._moments(weight)
+        if weight.fast:
+            spectrum = np.array([weight.variance / (step * weight.scale) ** 2])
+            return _Chosen(tiles.Choice(1, spectrum, weight.numel), energy(values, moments))
         key, make = ("tiles", weight.name, step), partial(tiles.choose, values, step * weight.scale)
         return _Chosen(recalled(self._journal, CHOICES, key, make), energy(values, moments))
 
+    def _tile(self, step: float, weight: Weight) -> int:
+        if weight.fast:
+            variance = weight.variance / (step * weight.scale) ** 2
+            return tiles.tile_of_signs(weight.shape, variance)
+        return self._chosen[weight.name].choice.tile
+
     def _recalled_version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
-        key = ("factors", weight.name, self._chosen[weight.name].choice.tile, step)
-        return recalled(self._journal, VERSIONS, key, partial(self._version, step, weight))
+        tile, make = self._tile(step, weight), partial(self._version, step, weight)
+        if not weight.fast:
+            return recalled(self._journal, VERSIONS, ("factors", weight.name, tile, step), make)
+        key = ("signs", weight.name, tile)  # the same at many steps
+        if key not in self._signs:
+            self._signs[key] = recalled(self._journal, VERSIONS, key, make)
+        return self._signs[key]
 
     def _version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
         values, moments = self._source.load(weight.name), self._moments(weight)
-        tile = self._chosen[weight.name].choice.tile
-        factors = factorize_weight(values, tile, step * weight.scale, moments=moments)
+        tile = self._tile(step, weight)
+        if weight.fast:
+            factors = factorize_signs(values, tile, moments=moments)
+        else:
+            factors = factorize_weight(values, tile, step * weight.scale, moments=moments)
         error = as_float32(values) - as_float32(factors.recompose())
         squares, signal = energy(error, None), energy(as_float32(values), None)
         encoded = records.encode(factors, decibels(signal, squares))

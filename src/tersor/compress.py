@@ -114,10 +114,10 @@ def check_lossless(
         )
     if calibration is not None:
         raise InputError("lossless changes no weight: calibration has no use; leave it out")
-    if overrides.keep or overrides.bits:
+    if overrides.keep or overrides.bits or overrides.fast:
         raise InputError(
-            "lossless changes no weight: patterns of weights to keep, or of their bits, have no "
-            "use; leave them out"
+            "lossless changes no weight: patterns of weights to keep, of their bits, or of those "
+            "that are to be fast, have no use; leave them out"
         )
 
 

@@ -63,8 +63,8 @@ class Compressor:
         self._source, self._calibration, self._journal = source, calibration, journal
         self._measured, self._progress = measured, progress
         self._entries, found = survey(source, progress)
-        weights = scaled(found, calibration)
         resolved = override(self._entries, source, overrides)
+        weights = [replace(w, fast=w.name in resolved.fast) for w in scaled(found, calibration)]
         self._weights = [w for w in weights if w.name not in resolved.keep | resolved.bits.keys()]
         self._own = [(w, bytes_of(w, resolved)) for w in weights if w.name in resolved.bits]
 

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 
 from tersor.errors import BudgetError, InputError
 from tersor.kernels import instructions
-from tersor.kernels.integers import packable
-from tersor.nn.frozen import DenseWeight, FrozenWeight, PackedWeight, RecomposedWeight
+from tersor.nn.frozen import (
+    DenseWeight,
+    FrozenWeight,
+    LookupWeight,
+    PackedWeight,
+    RecomposedWeight,
+)
 from tersor.nn.held import HeldWeight
 from tersor.nn.owner import FORWARDS, FactoredOwner, attach, forget
 from tersor.nn.sites import Site, find_sites
@@ -42,7 +47,7 @@ class Choice:
     name
         First of its names in the dense model's ``state_dict``.
     mode
-        "dense", "recompose" or "factored".
+        "dense", "recompose", "factored" or, where that is by look-up, "look-up".
     nbytes, dense_bytes
         Bytes in memory, and what the dense weight takes.
     seconds
@@ -84,9 +89,11 @@ def optimize(model: nn.Module, mode: Mode = "auto", memory: str | int | None = N
       so that the model can no longer be saved as a small file.
     - "recompose": small integers, multiplied out in each forward; any module.
     - "factored": integers of 2 or 4 bits, of matrices in `torch.nn.Linear` and
-      `torch.nn.Embedding`, that are never multiplied out. Linear layers round their inputs: see
-      `tersor.kernels.linear` for the error, about 0.6 % of a layer's output for fewer than 8
-      vectors and 0.1 % for more. Other weights are recomposed.
+      `torch.nn.Embedding`, that are never multiplied out; those that were compressed to be
+      ``fast`` are looked up, several signs at a time ("look-up"). Linear layers round their inputs:
+      see `tersor.kernels.linear` for the error, about 0.6 % of a layer's output for fewer than 8
+      vectors and 0.1 % for more; by look-up about 0.8 % for fewer than 5 and 0.05 % for more.
+      Other weights are recomposed.
 
     Parameters
     ----------
@@ -150,17 +157,24 @@ def _weights(model: nn.Module) -> list[_Named]:
 def _fixed(weight: _Named, mode: str) -> type[FrozenWeight]:
     if mode == "dense":
         return DenseWeight
-    return PackedWeight if mode == "factored" and _takes_packed(weight) else RecomposedWeight
+    packed = _packed(weight) if mode == "factored" else []
+    return packed[-1] if packed else RecomposedWeight
 
 
-def _takes_packed(weight: _Named) -> bool:
-    """Whether all modules that use a weight leave the product to it."""
+def _packed(weight: _Named) -> list[type[PackedWeight]]:
+    """Packed forms that a weight can take, the best last, if all its modules leave it the product.
+
+    Whatever can be looked up takes fewer bytes then, and less time.
+    """
     leave = all(
         isinstance(site.module, FactoredOwner)
         and getattr(site.module.dense_class, "forward", None) in FORWARDS
         for site in weight.sites
     )
-    return leave and not weight.is_read and packable(weight.holder.to_factors())
+    if weight.is_read or not leave:
+        return []
+    factors = weight.holder.to_factors()
+    return [form for form in (PackedWeight, LookupWeight) if form.way.packable(factors)]
 
 
 def _put(weight: _Named, form: type[FrozenWeight], seconds: float) -> Choice:
@@ -225,8 +239,8 @@ def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Op
 def _options(weight: _Named) -> list[_Option]:
     """The forms that a weight can take here, measured."""
     forms: list[type[FrozenWeight]] = [DenseWeight, RecomposedWeight]
-    if _takes_packed(weight) and (instructions() or _is_table(weight)):
-        forms.append(PackedWeight)
+    if instructions() or _is_table(weight):
+        forms += _packed(weight)
     return [_measured(weight, form) for form in forms]
 
 

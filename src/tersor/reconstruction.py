@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.calibration import ridge
 from tersor.errors import BudgetError, InputError
-from tersor.factorization.weights import factorize_weight
+from tersor.factorization.weights import factorize_signs, factorize_weight
 from tersor.factors import Factors
 from tersor.files import archive_of
 from tersor.models import dense
@@ -263,6 +263,9 @@ def _factorize(
 ) -> Factors | None:
     """Factors within so many bytes, with tiles as before; None if none were found."""
     tile = old.codebook.shape[0]
+    if bool((old.latent.abs() == 1).all()):
+        factors = factorize_signs(wanted, tile, moments=moments)
+        return factors if records.encode(factors).nbytes <= allowed else None
 
     def attempt(step: float) -> tuple[int, Factors]:
         factors = factorize_weight(wanted, tile, step, moments=moments)

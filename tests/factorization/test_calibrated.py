@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tersor.factorization.calibrated import Metric, solve_calibrated
 from tersor.factorization.rate_aware import Coder
-from tersor.factorization.weights import factorize_weight
+from tersor.factorization.weights import factorize_signs, factorize_weight
 from tersor.storage import entropy, records
 from tersor.tiling import Tiling, coding_order, natural_order
 
@@ -124,3 +124,18 @@ def test_zero_weights_need_no_latent():
 def test_a_step_too_coarse_leaves_nothing():
     weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(5))
     assert factorize_weight(weight, 4, 1e4, moments=torch.eye(16)).rank == 0
+
+
+@pytest.mark.parametrize("tile, inputs", [(8, 32), (7, 32), (16, 20)])
+def test_outputs_are_closer_with_signs_too(tile: int, inputs: int):
+    weight = torch.randn(96, inputs, generator=torch.Generator().manual_seed(2))
+    moments = correlated(inputs)
+    plain, better = factorize_signs(weight, tile), factorize_signs(weight, tile, moments=moments)
+    assert better.quantized and (better.latent.abs() == 1).all()
+    assert better.latent.shape == plain.latent.shape
+    errors = [output_error(weight, f.recompose(), moments) for f in (plain, better)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_zero_weights_need_no_signs():
+    assert factorize_signs(torch.zeros(9, 16), 4, moments=correlated(16)).rank == 0

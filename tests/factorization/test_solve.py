@@ -108,6 +108,40 @@ def test_exchanged_ones_are_locally_best(seed: int, count: int) -> None:
             assert error >= quadratic.errors(x)[column] - 1e-12
 
 
+@given(seed=seeds, rows=st.integers(1, 8), columns=st.integers(1, 11))
+def test_signs_of_up_to_eight_rows_are_the_best_of_all(seed: int, rows: int, columns: int) -> None:
+    quadratic = Quadratic(normal(seed, 5, rows).float(), normal(seed + 1, 5, columns).float())
+    start = normal(seed + 2, rows, columns).sign().float()
+    x = updates.exchange_signs(1, torch.Generator().manual_seed(seed))(quadratic, start)
+    every = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=rows))).T
+    errors = ((quadratic.wanted[:, None] - (quadratic.basis @ every)[:, :, None]) ** 2).sum(dim=0)
+    torch.testing.assert_close(quadratic.errors(x), errors.amin(dim=0), rtol=1e-4, atol=1e-5)
+
+
+@given(seed=seeds, rows=st.integers(9, 40))
+def test_exchanged_signs_are_never_worse(seed: int, rows: int) -> None:
+    quadratic = Quadratic(normal(seed, 6, rows).float(), normal(seed + 1, 6, 7).float())
+    x = normal(seed + 2, rows, 7).sign().float()
+    start, generator = x.clone(), torch.Generator().manual_seed(seed)
+    for _ in range(3):
+        better = updates.exchange_signs(2, generator)(quadratic, x)
+        assert (better.abs() == 1).all()
+        assert (quadratic.errors(better) <= quadratic.errors(x) * (1 + 1e-5) + 1e-4).all()
+        x = better
+    assert quadratic.errors(x).sum() < quadratic.errors(start).sum()
+
+
+def test_signs_do_not_depend_on_the_number_of_threads() -> None:
+    quadratic = Quadratic(normal(0, 6, 16).float(), normal(1, 6, 9000).float())
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        draw = torch.Generator().manual_seed(2)
+        results.append(updates.exchange_signs(1, draw)(quadratic, torch.ones(16, 9000)))
+    torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
 def best_of_all_supports(basis: Tensor, wanted: Tensor, count: int) -> Tensor:
     """Least squared error of each column with ``count`` nonzeros."""
     best = torch.full((wanted.shape[1],), torch.inf, dtype=torch.float64)

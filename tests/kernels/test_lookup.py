@@ -1,23 +1,26 @@
 """Look-up kernels against the product in plain PyTorch, within the bounds of their rounding."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
+from tersor import kernels
 from tersor.errors import InputError
 from tersor.factorization import methods
 from tersor.factorization.decompose import decompose
 from tersor.factors import Factors
 from tersor.kernels import lookup
-from tersor.kernels.lookup import FEW, Packed, linear, pack, reference
+from tersor.kernels.lookup import MANY, Layout, Packed, latent_of, pack, packable
+from tersor.kernels.product import recompose
 
-native = pytest.mark.skipif(lookup._lookup is None, reason="built without the native module")
+native = pytest.mark.skipif(not kernels.instructions(), reason="no native kernels here")
+
+Matrix = tuple[Packed, Layout]
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -39,6 +42,14 @@ def random_factors(
     return Factors(codebook.to(torch.int16), latent.to(torch.int16), 2.0**-10, shape)
 
 
+def packed(*args: object, **kwargs: object) -> Matrix:
+    return pack(random_factors(*args, **kwargs))[:2]  # type: ignore[arg-type]
+
+
+def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
+    return kernels.linear(x, matrix[0], bias, matrix[1])
+
+
 @st.composite
 def products(draw: st.DrawFn) -> tuple[Factors, Tensor]:
     shape = draw(st.integers(1, 70)), draw(st.integers(1, 300))
@@ -53,107 +64,93 @@ def products(draw: st.DrawFn) -> tuple[Factors, Tensor]:
     return factors, normal(draw(st.integers(0, 99)), batch, shape[1])
 
 
-def bound(x: Tensor, packed: Packed) -> Tensor:
+def bound(x: Tensor, matrix: Matrix) -> Tensor:
     """What rounding to the tables' grids can change, (batch, rows).
 
     The largest entry of a table becomes 127 in the one kernel, 4095 in the other, which first
     rounds the numbers that entries are made of so that the largest sum of them is 32767.
     """
-    rows, inputs = packed.shape
-    tile, columns = packed.codebook.shape
-    blocks = packed.codes.shape[1]
-    padded = torch.nn.functional.pad(x, (0, blocks * tile - inputs))
-    u = (padded.reshape(len(x), blocks, tile) @ packed.codebook).abs()
-    few = len(x) <= FEW
-    if packed.signs:
+    given, layout = matrix
+    padded = F.pad(x, (0, layout.tiles * layout.tile - layout.inputs))
+    u = (padded.reshape(len(x), layout.tiles, layout.tile) @ given.codebook).abs()
+    few = len(x) < MANY
+    if layout.signs:
         together = 4 if few else 8
         largest = u.unfold(2, together, together).sum(dim=3).flatten(1).amax(dim=1)
         steps = 0.5 / 127 if few else 0.5 / 4095 + 8 * 0.51 / 32763
-        return (largest * steps * blocks * columns / together)[:, None].expand(-1, rows)
-    largest, latent = u.flatten(1).amax(dim=1), packed.latent().flatten(0, 1)[:rows]
-    magnitudes, number = latent.abs().sum(dim=(1, 2)), (latent != 0).sum(dim=(1, 2))
+        number = layout.tiles * layout.columns / together
+        return (largest * steps * number)[:, None].expand(-1, layout.rows)
+    latent = latent_of(given, layout).reshape(layout.columns, layout.rows, -1).float()
+    largest = u.flatten(1).amax(dim=1)
+    magnitudes, number = latent.abs().sum(dim=(0, 2)), (latent != 0).sum(dim=(0, 2))
     if few:
         return largest[:, None] * magnitudes * 0.5 / 127
     return largest[:, None] * (number * 7 * 0.5 / 4095 + magnitudes * 0.51 / 32767)
 
 
-def assert_right(x: Tensor, packed: Packed) -> None:
-    y, expected = linear(x, packed), x.double() @ packed.recompose().double().T
-    assert y.shape == (x.shape[0], packed.shape[0])
+def assert_right(x: Tensor, matrix: Matrix) -> None:
+    weight = recompose(*matrix)
+    y, expected = linear(x, matrix), x.double() @ weight.double().T
+    assert y.shape == (x.shape[0], weight.shape[0])
     assert y.dtype == torch.float32
-    slack = 1e-5 * x.abs().sum(dim=1, keepdim=True) * packed.recompose().abs().amax()
-    assert ((y - expected).abs() <= bound(x, packed) + slack).all()
+    slack = 1e-5 * x.abs().sum(dim=1, keepdim=True) * weight.abs().amax()
+    assert ((y - expected).abs() <= bound(x, matrix) + slack).all()
 
 
 @given(product=products())
 def test_the_product_is_right(product: tuple[Factors, Tensor]) -> None:
     factors, x = product
-    packed = pack(factors)
-    assert torch.equal(packed.recompose(), factors.recompose())
-    assert_right(x, packed)
+    given, layout, order = pack(factors)
+    lookup.check(given, layout)
+    assert torch.equal(latent_of(given, layout)[: factors.rank], factors.latent)
+    assert torch.equal(order, torch.arange(factors.rank))
+    assert torch.equal(recompose(given, layout), factors.recompose())
+    assert_right(x, (given, layout))
 
 
 @pytest.mark.parametrize("method", [methods.few_integers(), methods.sign_sums()])
 @pytest.mark.parametrize("batch, most", [(1, 0.01), (4, 0.01), (8, 0.001), (40, 0.001)])
 def test_the_documented_error(method: methods.Method, batch: int, most: float) -> None:
     factors = decompose(normal(0, 64, 512), method, tile=8).factors
-    x, packed = normal(1, batch, 512), pack(factors)
-    expected = reference(x, packed)
-    assert (linear(x, packed) - expected).norm() <= most * expected.norm()
+    assert packable(factors)
+    x, matrix = normal(1, batch, 512), pack(factors)[:2]
+    expected = F.linear(x, factors.recompose())
+    assert (linear(x, matrix) - expected).norm() <= most * expected.norm()
 
 
 @native
-@given(product=products())
-def test_packing_without_the_native_module(product: tuple[Factors, Tensor]) -> None:
-    factors, x = product
-    packed = pack(factors)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lookup, "_lookup", None)
-        assert torch.equal(pack(factors).codes, packed.codes)
-        assert torch.equal(linear(x, packed), reference(x, packed))
+def test_few_vectors_are_rounded_more() -> None:
+    """So that bounds of both kernels are tested, not of one only."""
+    matrix, x = packed((64, 512), 8, 0, signs=True), normal(1, MANY, 512)
+    exact = F.linear(x, recompose(*matrix))[: MANY - 1]
+    few, many = linear(x[:-1], matrix), linear(x, matrix)[:-1]
+    assert (few - exact).norm() > 4 * (many - exact).norm() > 0
 
 
-@pytest.fixture
-def instruction_sets() -> Iterator[list[str]]:
-    in_use = lookup._lookup.in_use()
-    yield [name for name in ("avx512", "avx2", "portable") if lookup._lookup.use(name)]
-    lookup._lookup.use(in_use)
-
-
-@native
 @pytest.mark.parametrize("signs", [False, True])
-@pytest.mark.parametrize("batch", [1, 2, 3, 4, 16, 19])
-def test_all_instruction_sets_give_the_same(
-    signs: bool, batch: int, instruction_sets: list[str]
-) -> None:
-    packed, x = pack(random_factors((75, 131), 7, 3, signs=signs)), normal(4, batch, 131)
-    results = []
-    for name in instruction_sets:
-        lookup._lookup.use(name)
-        results.append(linear(x, packed))
-    assert all(torch.equal(result, results[0]) for result in results)
+@pytest.mark.parametrize("batch", [1, 4, 5, 33])
+def test_bias(signs: bool, batch: int) -> None:
+    matrix, x = packed((75, 131), 7, 3, signs=signs), normal(4, batch, 131)
+    bias = normal(5, 75)
+    torch.testing.assert_close(linear(x, matrix, bias), linear(x, matrix) + bias)
 
 
-@native
-def test_an_unknown_instruction_set_is_not_used() -> None:
-    in_use = lookup._lookup.in_use()
-    assert not lookup._lookup.use("none such")
-    assert lookup._lookup.in_use() == in_use
-
-
-LARGE = (2080, 512)
-"""So many codes that they are worth two threads."""
+@pytest.mark.parametrize("signs", [False, True])
+def test_without_native_kernels(signs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tersor.kernels.product._kernels", None)
+    factors, x = random_factors((75, 131), 7, 3, signs=signs), normal(4, 3, 131)
+    assert torch.equal(linear(x, pack(factors)[:2]), F.linear(x, factors.recompose()))
 
 
 @pytest.mark.parametrize("signs", [False, True])
 def test_the_number_of_threads_changes_nothing(signs: bool) -> None:
-    factors, threads = random_factors(LARGE, 8, 5, signs=signs), torch.get_num_threads()
+    # So many codes that they are worth two threads.
+    matrix, threads = packed((2080, 512), 4, 5, signs=signs), torch.get_num_threads()
     results = []
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
-            packed = pack(factors)
-            results.append((packed.codes, *(linear(normal(6, b, 512), packed) for b in (2, 20))))
+            results.append([linear(normal(6, b, 512), matrix) for b in (2, 20)])
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -161,29 +158,49 @@ def test_the_number_of_threads_changes_nothing(signs: bool) -> None:
 
 @pytest.mark.parametrize("signs", [False, True])
 def test_callers_side_by_side(signs: bool) -> None:
-    packed = pack(random_factors((100, 64), 8, 7, signs=signs))
+    matrix = packed((100, 64), 8, 7, signs=signs)
     inputs = [normal(seed, 1 + seed % 20, 64) for seed in range(40)]
-    expected = [linear(x, packed) for x in inputs]
+    expected = [linear(x, matrix) for x in inputs]
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda x: linear(x, packed), inputs))
+        results = list(pool.map(lambda x: linear(x, matrix), inputs))
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 @pytest.mark.parametrize("signs", [False, True])
 @pytest.mark.parametrize("batch", [3, 18])
 def test_misaligned_and_strided_memory(signs: bool, batch: int) -> None:
-    packed, x = pack(random_factors((45, 50), 8, 8, signs=signs)), normal(9, batch, 50)
-    expected = linear(x, packed)
-    codes = torch.empty(packed.codes.numel() + 1, dtype=torch.uint8)[1:].view(packed.codes.shape)
-    codebook = torch.empty(packed.codebook.numel() + 1)[1:].view(packed.codebook.shape)
-    moved = replace(packed, codes=codes.copy_(packed.codes), codebook=codebook)
-    moved.codebook.copy_(packed.codebook)
+    matrix, x = packed((45, 50), 8, 8, signs=signs), normal(9, batch, 50)
+    (codebook, codes), layout = matrix
+    expected = linear(x, matrix)
+    moved = Packed(
+        torch.empty(codebook.numel() + 1)[1:].view(codebook.shape).copy_(codebook),
+        torch.empty(codes.numel() + 1, dtype=torch.uint8)[1:].view(codes.shape).copy_(codes),
+    )
     offset = torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
-    assert torch.equal(linear(offset, moved), expected)
-    assert torch.equal(linear(x.T.contiguous().T, packed), expected)
-    assert torch.equal(linear(x.repeat(1, 2)[:, :50], packed), expected)
-    assert torch.equal(linear(x.repeat_interleave(2, dim=0)[::2], packed), expected)
-    assert_right(x[:1].expand(batch, -1), packed)
+    assert torch.equal(linear(offset, (moved, layout)), expected)
+    assert torch.equal(linear(x.T.contiguous().T, matrix), expected)
+    assert torch.equal(linear(x.repeat(1, 2)[:, :50], matrix), expected)
+    assert torch.equal(linear(x.repeat_interleave(2, dim=0)[::2], matrix), expected)
+    assert_right(x[:1].expand(batch, -1), matrix)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("shape", [(50,), (0, 50), (2, 0, 50), (1, 2, 3, 50), (5, 3, 50)])
+def test_leading_axes(signs: bool, shape: tuple[int, ...]) -> None:
+    matrix, x = packed((45, 50), 8, 8, signs=signs), normal(1, *shape)
+    y = linear(x, matrix)
+    assert y.shape == (*shape[:-1], 45)
+    assert torch.equal(y.reshape(-1, 45), linear(x.reshape(-1, 50), matrix))
+
+
+@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_data_types(signs: bool, dtype: torch.dtype) -> None:
+    matrix, x = packed((45, 50), 8, 8, signs=signs), normal(9, 9, 50).to(dtype)
+    y = linear(x, matrix)
+    assert y.dtype == dtype
+    expected = F.linear(x.float(), recompose(*matrix))
+    assert (y.float() - expected).norm() <= 0.01 * expected.norm()
 
 
 @native
@@ -191,10 +208,10 @@ def test_misaligned_and_strided_memory(signs: bool, batch: int) -> None:
 @pytest.mark.parametrize("batch", [3, 18])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_stays_in_its_item(signs: bool, batch: int, value: float) -> None:
-    packed, x = pack(random_factors((45, 50), 8, 10, signs=signs)), normal(11, batch, 50)
-    expected = linear(x, packed)
+    matrix, x = packed((45, 50), 8, 10, signs=signs), normal(11, batch, 50)
+    expected = linear(x, matrix)
     x[1, 20] = value
-    y = linear(x, packed)
+    y = linear(x, matrix)
     assert y[1].isnan().all()
     others = torch.arange(batch) != 1
     assert torch.equal(y[others], expected[others])
@@ -205,17 +222,43 @@ def test_what_is_not_finite_stays_in_its_item(signs: bool, batch: int, value: fl
 @pytest.mark.parametrize("batch", [2, 9])
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-30, 1e30])
 def test_any_magnitude(signs: bool, batch: int, scale: float) -> None:
-    packed, x = pack(random_factors((33, 40), 8, 12, signs=signs)), normal(13, batch, 40)
-    assert linear(x * scale, packed).isfinite().all()
+    matrix, x = packed((33, 40), 8, 12, signs=signs), normal(13, batch, 40)
+    assert linear(x * scale, matrix).isfinite().all()
     if scale in (0.0, 1e-38):
-        assert (linear(x * scale, packed) == 0).all()
+        assert (linear(x * scale, matrix) == 0).all()
     else:
-        torch.testing.assert_close(linear(x * scale, packed) / scale, linear(x, packed))
+        torch.testing.assert_close(linear(x * scale, matrix) / scale, linear(x, matrix))
 
 
 def test_a_weight_of_zeros() -> None:
     zero = decompose(torch.zeros(5, 24), methods.few_integers(), tile=8).factors
-    assert torch.equal(linear(normal(14, 2, 24), pack(zero)), torch.zeros(2, 5))
+    assert torch.equal(linear(normal(14, 2, 24), pack(zero)[:2]), torch.zeros(2, 5))
+    assert not packable(zero)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_the_operator_is_well_formed(signs: bool) -> None:
+    given, layout = packed((24, 50), 8, 8, signs=signs)
+    for batch, grad in ((1, True), (9, True), (3, False)):
+        x = torch.randn(batch, 50, requires_grad=grad)
+        bias = torch.randn(24, requires_grad=grad)
+        torch.library.opcheck(torch.ops.tersor.linear.default, (x, list(given), bias, list(layout)))
+    index = torch.tensor([23, 3, 3, 0])
+    torch.library.opcheck(torch.ops.tersor.rows.default, (index, list(given), list(layout)))
+    assert torch.equal(kernels.rows(index, given, layout), recompose(given, layout)[index])
+    for wrong in (-1, 24, 31, 32):
+        with pytest.raises(IndexError):
+            kernels.rows(torch.tensor([0, wrong]), given, layout)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_gradients_are_those_of_the_dense_matrix(signs: bool) -> None:
+    matrix = packed((24, 50), 8, 8, signs=signs)
+    x, bias = normal(1, 5, 50).requires_grad_(), normal(2, 24).requires_grad_()
+    grad = normal(3, 5, 24)
+    got = torch.autograd.grad(linear(x, matrix, bias), (x, bias), grad)
+    expected = torch.autograd.grad(F.linear(x, recompose(*matrix), bias), (x, bias), grad)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -231,12 +274,26 @@ def test_a_weight_of_zeros() -> None:
     ids=["nonzeros", "columns", "signs", "magnitude", "real", "convolution"],
 )
 def test_other_factors_are_refused(factors: Factors) -> None:
+    assert not packable(factors)
     with pytest.raises(InputError, match=r"cannot be looked up.*few_integers or"):
         pack(factors)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 7), torch.zeros(2, 24).double(), torch.zeros(24)])
-def test_inputs_that_do_not_fit_are_refused(x: Tensor) -> None:
-    packed = pack(random_factors((4, 24), 8, 0, signs=True))
-    with pytest.raises(InputError, match=r"\(batch, 24\) and type float32 are needed"):
-        linear(x, packed)
+def test_what_integers_of_2_bits_do_in_fewer_bytes_is_not_for_look_ups() -> None:
+    assert packable(random_factors((4, 24), 8, 0, signs=False, nonzeros=4))
+    assert not packable(random_factors((4, 24), 8, 0, signs=False, nonzeros=5))
+    assert not packable(random_factors((4, 24), 8, 0, signs=True, rank=7))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    given, layout = packed((4, 24), 8, 0, signs=True)
+    for x in (torch.zeros(2, 7), torch.zeros(2, 24).long(), torch.tensor(1.0)):
+        with pytest.raises(InputError, match="real numbers, 24 in the last axis"):
+            linear(x, (given, layout))
+    x = torch.zeros(2, 24)
+    with pytest.raises(InputError, match="'codes' is"):
+        linear(x, (given._replace(codes=given.codes[:, :2]), layout))
+    with pytest.raises(InputError, match="of no packed matrix"):
+        linear(x, (given, layout._replace(pairs=5)))
+    with pytest.raises(InputError, match="3 packed tensors"):
+        torch.ops.tersor.linear(x, [*given, given.codes], None, list(layout))

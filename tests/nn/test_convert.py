@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from toys import TOKENS, TiedModel, factors_of, output, pair, random_factors
 
 from tersor.errors import InputError
-from tersor.nn import FactoredWeight, convert, insert_factors, set_mode, state
+from tersor.nn import FactoredWeight, convert, insert_factors, state
 
 
 def small():
@@ -253,11 +253,3 @@ def test_tied_names_with_different_factors_are_refused():
     factors = {name: random_factors((11, 8)) for name in ("embed.weight", "head.weight")}
     with pytest.raises(InputError, match="tied"):
         insert_factors(TiedModel(), factors)
-
-
-def test_set_mode_reaches_every_holder():
-    _, model, _ = pair(small)
-    set_mode(model, "dense")
-    assert model[0].weight is model[0].weight
-    set_mode(model, "recompose")
-    assert model[0].weight is not model[0].weight

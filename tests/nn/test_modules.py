@@ -7,7 +7,8 @@ import pytest
 import torch
 from toys import CASES, factors_of, output, pair
 
-from tersor.nn import FactoredWeight, insert_factors, set_mode, state
+import tersor
+from tersor.nn import FactoredWeight, insert_factors, state
 
 every_case = pytest.mark.parametrize("make, inputs", CASES.values(), ids=CASES.keys())
 
@@ -25,11 +26,12 @@ def holders(model):
 
 
 @every_case
-@pytest.mark.parametrize("mode", ["recompose", "dense"])
+@pytest.mark.parametrize("mode", [None, "recompose", "dense"])
 @pytest.mark.parametrize("training", [True, False])
 def test_output_is_that_of_the_dense_model(make, inputs, mode, training):
     dense, factored, _ = pair(make)
-    set_mode(factored, mode)
+    if mode is not None:
+        tersor.optimize(factored, mode)
     close(output(factored.train(training), inputs), output(dense.train(training), inputs))
     with torch.no_grad():
         close(output(factored, inputs), output(dense, inputs))
@@ -66,12 +68,10 @@ def test_state_has_the_names_of_the_dense_model(make, inputs):
 
 
 @every_case
-@pytest.mark.parametrize("mode", ["recompose", "dense"])
-def test_state_dict_carries_everything(make, inputs, mode):
+def test_state_dict_carries_everything(make, inputs):
     _, factored, _ = pair(make)
     other = make()
     insert_factors(other, factors_of(other, seed=1))
-    set_mode(other, mode)
     output(other, inputs)
     assert other.load_state_dict(factored.state_dict()) == ([], [])
     close(output(other, inputs), output(factored, inputs))
@@ -94,10 +94,8 @@ def test_copy_and_pickle(make, inputs):
 
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("mode", ["recompose", "dense"])
-def test_data_type_follows_the_module(make, inputs, dtype, mode):
+def test_data_type_follows_the_module(make, inputs, dtype):
     dense, factored, factors = pair(make)
-    set_mode(factored, mode)
     for model in (dense, factored):
         model.to(dtype)
     for name, holder in holders(factored).items():

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from toys import CASES, TOKENS, SameConv, TiedModel, output, pair
 
 from tersor.errors import InputError
-from tersor.nn import insert_factors, set_mode
+from tersor.nn import insert_factors
 
 every_case = pytest.mark.parametrize("make, inputs", CASES.values(), ids=CASES.keys())
 
@@ -39,18 +39,6 @@ def test_compile(case):
     result.square().sum().backward()
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close([parameter.grad for parameter in factored.parameters()], grads)
-
-
-def test_compiled_model_sees_changed_factors_in_dense_mode():
-    _, factored, _ = pair(TiedModel)
-    set_mode(factored, "dense")
-    torch._dynamo.reset()
-    compiled = torch.compile(factored, backend="eager", fullgraph=True)
-    before = compiled(TOKENS)
-    factored.embed.weight_factors.scale.data.mul_(2)
-    set_mode(factored, "dense")
-    assert not torch.equal(compiled(TOKENS), before)
-    torch.testing.assert_close(compiled(TOKENS), factored(TOKENS))
 
 
 def test_exported_file(tmp_path):

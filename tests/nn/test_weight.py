@@ -1,17 +1,15 @@
 """The holder of factors and the operator below it."""
 
-import copy
 import math
 
 import pytest
 import torch
-from torch import nn
 from toys import random_factors
 
 from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.kernels import power_of_two, recompose
-from tersor.nn import FactoredWeight, insert_factors, set_mode
+from tersor.nn import FactoredWeight
 
 SHAPES = [(6, 20), (4, 3, 3, 3), (4, 1, 3, 3), (5, 4), (3, 2, 2, 2, 2)]
 
@@ -144,33 +142,3 @@ def test_the_factors_are_copied():
     assert torch.equal(factors.recompose(), expected)
     holder.to_factors().latent.zero_()
     assert holder.latent.any()
-
-
-def test_dense_mode_keeps_one_weight_that_never_goes_stale():
-    holder, other = (FactoredWeight(random_factors((6, 20), seed=seed)) for seed in (0, 1))
-    holder.set_mode("dense")
-    assert holder() is holder() and not holder().requires_grad
-    assert copy.deepcopy(holder)() is not holder()
-    assert list(holder.state_dict()) == ["codebook", "latent", "scale", "exponent"]
-    holder.load_state_dict(other.state_dict())
-    assert torch.equal(holder(), other())
-    holder.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
-    assert torch.equal(holder(), other())
-    assert torch.equal(holder.half()(), holder.to_factors().recompose())
-    holder.set_mode("recompose")
-    assert holder().requires_grad and holder() is not holder()
-
-
-def test_dense_weight_made_in_inference_mode_works_in_training():
-    model = nn.Linear(20, 6)
-    insert_factors(model, {"weight": random_factors((6, 20))})
-    with torch.inference_mode():
-        set_mode(model, "dense")
-    x = torch.ones(1, 20, requires_grad=True)
-    model(x).sum().backward()
-    assert x.grad.any()
-
-
-def test_unknown_mode():
-    with pytest.raises(InputError, match=r"'fast'.*recompose.*dense"):
-        set_mode(nn.Linear(2, 2), "fast")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.plan.sizes import SizeModel, step_of_size
+from tersor.plan.sizes import SizeModel, SizeOfSigns, step_of_size
 
 
 def test_a_halved_step_costs_a_bit_at_high_rates():
@@ -43,3 +43,15 @@ def test_errors_that_were_measured_are_given_back():
     model.learn(1.0, 500, 900.0)
     assert [model.error(s) for s in (0.1, 1.0)] == [pytest.approx(30.0), pytest.approx(900.0)]
     assert 30 < model.error(0.3) < 900
+
+
+def test_signs_take_a_bit_each_whatever_was_measured():
+    model = SizeOfSigns((100, 50), 1.0)
+    sizes = [model.bytes(step) for step in np.geomspace(0.01, 100, 200)]
+    assert sizes == sorted(sizes, reverse=True)
+    # tiles of 2 to 17 elements, 16 signs each, and codebooks of 16 columns
+    assert sizes[0] == 2 * 100 * 25 + 16 * 2 and sizes[-1] == 2 * 100 * 3 + 16 * 17
+    model.learn(0.1, 1e6)
+    assert [model.bytes(step) for step in np.geomspace(0.01, 100, 200)] == sizes
+    model.learn(0.1, 1e6, 7.0)
+    assert model.error(0.1) == pytest.approx(7)

@@ -75,6 +75,14 @@ def compress(
             help="Bits per weight, at most, of those that match: 'conv1*=4'. Repeatable.",
         ),
     ] = None,
+    fast: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="PATTERN",
+            help="Make matrices whose names match, such as 'encoder.*', sums of signs, which "
+            "compute faster than others but are less accurate. Repeatable.",
+        ),
+    ] = None,
     metadata: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -108,7 +116,7 @@ def compress(
         from tersor.storage.label import parse_metadata
 
         check_writable(output, model)
-        overrides = Overrides(keep or (), parse_bits(bits or ()))
+        overrides = Overrides(keep or (), parse_bits(bits or ()), fast or ())
         if lossless:
             budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
             check_lossless(budgets, calibrate or architecture, overrides)
@@ -119,7 +127,7 @@ def compress(
         mend = mending(module, batches, evaluate)
         quality = quality_of(source, module, evaluate, max_drop, mend)
         calibration = calibration_of(source, module, batches)
-        options = [ratio, target_size, bits_per_weight, max_drop, keep, bits]
+        options = [ratio, target_size, bits_per_weight, max_drop, keep, bits, fast]
         keeping = resuming(output, source, calibration, options)
         with nullcontext() if lossless else keeping as journal:
             with shown("compressing") as progress:

@@ -10,6 +10,7 @@ by ``-e U_tt^-1 U_t,later``. Within a position the search is that of `rate_aware
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +26,19 @@ from tersor.factorization.rate_aware import (
     ROW_BITS,
     STATES,
     Coder,
+    at_8_bits,
     round_codebook,
     spacing,
 )
-from tersor.factorization.solve import Result
+from tersor.factorization.solve import Result, Start
+from tersor.factorization.updates import best_signs
 from tersor.tiling import Tiling, coding_order, natural_order
 
 _SWEEPS = 2
 """Times that the rows of a position are gone through, from one set of prices."""
+
+_DEALS = 8
+"""Times that the signs of a position are gone through."""
 
 _REFIT_STEPS = 6
 """Steps of conjugate gradients in a codebook's refit; it starts close to the minimum."""
@@ -108,7 +114,8 @@ def solve_calibrated(
     latent = _sweep(tiles, codebook, None, metric, coder)
     best, history = (codebook, latent), [float("inf")]
     for _ in range(iterations):
-        codebook = _refit(tiles, codebook, latent, metric)
+        exact = _refit(tiles, codebook, latent, metric)
+        codebook = round_codebook(exact, latent.square().sum(dim=1))
         latent = _drop(tiles, codebook, latent, metric, coder)
         value = _cost(tiles, codebook, latent, metric) + coder.penalty(codebook, latent)
         if value < min(history):
@@ -119,6 +126,43 @@ def solve_calibrated(
         latent = _sweep(tiles, codebook, latent, metric, coder)
     codebook, latent = best
     return Result(codebook, coder.sliced(latent), tuple(history[1:]), "iteration limit")
+
+
+def solve_signs(
+    weight: Tensor, moments: Tensor, tile: int, start: Start, *, iterations: int = 4
+) -> Start:
+    """Sums of signs: codebook and latent, in natural order, better than those at the start.
+
+    Parameters
+    ----------
+    weight
+        In units of the codebook, float32, shape (rows, ...).
+    moments
+        Positive definite second moments of the inputs, (m, m).
+    tile
+        Tile size d.
+    start
+        Codebook (d, k) and signs (k, n) to start from.
+    iterations
+        Rounds of latent and codebook.
+    """
+    tiling, rows = Tiling(tuple(weight.shape), tile), weight.shape[0]
+    metric, tiles = Metric.of(moments, tile), coding_order(tiling.split(weight), rows)
+    codebook, latent = start[0], coding_order(start[1], rows)
+    generator = torch.Generator().manual_seed(0)
+
+    def search(_: int, gram: Tensor, target: Tensor, known: Tensor) -> Tensor:
+        return best_signs(gram, target, known, _DEALS, generator)
+
+    best, history = (codebook, latent), [_cost(tiles, codebook, latent, metric)]
+    for _ in range(iterations):
+        latent = _by_positions(tiles, codebook, latent, metric, search)
+        codebook = at_8_bits(_refit(tiles, codebook, latent, metric))
+        value = _cost(tiles, codebook, latent, metric)
+        if value < min(history):
+            best = codebook, latent
+        history.append(value)
+    return best[0], natural_order(best[1], rows)
 
 
 class _Coder(Coder):
@@ -155,44 +199,64 @@ def _sweep(
 ) -> Tensor:
     """A latent, position after position, each making up for the errors of those before."""
     (d, n), k, rows = tiles.shape, codebook.shape[1], sum(coder.rows)
-    wanted = tiles.reshape(d, n // rows, rows).transpose(0, 1).clone()  # (T, d, rows)
-    grams = codebook.T @ metric.local @ codebook
+    positions = n // rows
     if latent is None:
+        grams = codebook.T @ metric.local @ codebook
+        wanted = tiles.reshape(d, positions, rows).transpose(0, 1)
         rounded = [
             _rounded(codebook.T @ (h @ w), g)
             for h, w, g in zip(metric.local, wanted, grams, strict=True)
         ]
-        result = torch.stack(rounded, dim=1)
-        indices = result if coder.states == 1 else (result / 2).round()
-        analysis = analyse(coder.sliced(indices.reshape(k, n)), coder.rows)  # of plain rounding
+        latent = torch.stack(rounded, dim=1).reshape(k, n)
+        indices = latent if coder.states == 1 else (latent / 2).round()
+        analysis = analyse(coder.sliced(indices), coder.rows)  # of plain rounding
     else:
-        result = latent.reshape(k, -1, rows).clone()
         analysis = coder.analyse(latent)
     carried = np.zeros((len(coder.rows), k), np.int32)
-    for t in range(len(wanted)):
-        target = codebook.T @ (metric.local[t] @ wanted[t])
-        first = 0
+
+    def search(t: int, gram: Tensor, target: Tensor, known: Tensor) -> Tensor:
+        first, found = 0, []
         for length, states in zip(coder.rows, carried, strict=True):
             run = slice(first, first + length)
-            own = result[:, t, run].contiguous()
+            own = known[:, run].contiguous()
             _native.search_run(
                 target[:, run].contiguous().numpy(),
-                grams[t].numpy(),
+                gram.numpy(),
                 own.numpy(),
                 analysis,
-                first * len(wanted) + t * length,
+                first * positions + t * length,
                 states,
                 coder.states,
                 PRICE,
                 _SWEEPS,
             )
-            result[:, t, run] = own
+            found.append(own)
             first += length
+        return torch.cat(found, dim=1)
+
+    return _by_positions(tiles, codebook, latent, metric, search)
+
+
+def _by_positions(
+    tiles: Tensor,
+    codebook: Tensor,
+    latent: Tensor,
+    metric: Metric,
+    search: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """A latent, position after position, from its own of a position, its Gram matrix and target."""
+    d, n = tiles.shape
+    grams = codebook.T @ metric.local @ codebook
+    wanted = tiles.reshape(d, len(grams), -1).transpose(0, 1).clone()  # (T, d, rows)
+    result = latent.reshape(len(latent), *wanted.shape[::2]).clone()
+    for t, gram in enumerate(grams):
+        target = codebook.T @ (metric.local[t] @ wanted[t])
+        result[:, t] = search(t, gram, target, result[:, t])
         error = wanted[t] - codebook @ result[:, t]
         later = metric.feedback[t][:, (t + 1) * d :]
         if later.shape[1]:
-            wanted[t + 1 :] -= (later.T @ error).reshape(-1, d, rows)
-    return result.reshape(k, n)
+            wanted[t + 1 :] -= (later.T @ error).reshape(-1, d, wanted.shape[2])
+    return result.reshape(-1, n)
 
 
 def _rounded(target: Tensor, gram: Tensor) -> Tensor:
@@ -218,10 +282,11 @@ def _cost(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> fl
 
 
 def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> Tensor:
-    """Codebook of least cost, by conjugate gradients, rounded."""
+    """Codebook of least cost, by conjugate gradients."""
     d = len(tiles)
-    energy = latent.square().sum(dim=1)
-    scale = energy.clamp_min(1).rsqrt()  # Jacobi preconditioner, as a change of variables
+    scale = (
+        latent.square().sum(dim=1).clamp_min(1).rsqrt()
+    )  # Jacobi preconditioner, as a change of variables
     scaled = latent * scale[:, None]
 
     def gradient(tiles: Tensor) -> Tensor:
@@ -239,7 +304,7 @@ def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> T
         residual = residual - step.float() * image
         before, norm = norm, residual.square().sum(dtype=torch.float64)
         direction = residual + (norm / before).float() * direction
-    return round_codebook(x * scale, energy)
+    return x * scale
 
 
 def _drop(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder: _Coder) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from tersor import _native
 from tersor.factorization.products import blocks
 from tersor.factorization.projections import Projection
 from tersor.factorization.solve import Quadratic, Update
@@ -186,31 +187,29 @@ def exchange_signs(rounds: int, generator: Generator) -> Update:
     """Signs of eight rows at a time, the best of all 256, so that the error never rises.
 
     In each round the rows are dealt into eights anew, which matters: the same ones all the time
-    cost 0.6 dB at 2 bits per weight.
+    cost 0.6 dB at 2 bits per weight. For float32 on the CPU.
     """
 
     def update(quadratic: Quadratic, x: Tensor) -> Tensor:
-        x = x.clone()
-        deals = [torch.randperm(len(x), generator=generator) for _ in range(rounds)]
-        eights = [eight.to(x.device) for deal in deals for eight in torch.split(deal, 8)]
-        for start in range(0, x.shape[1], _COLUMNS_AT_ONCE):
-            columns = slice(start, start + _COLUMNS_AT_ONCE)
-            target, part = quadratic.targets(columns), x[:, columns]
-            for eight in eights:
-                part[eight] = _best_signs(quadratic.gram, target, part, eight)
-        return x
+        return best_signs(quadratic.gram, quadratic.target, x, rounds, generator)
 
     return update
 
 
-def _best_signs(gram: Tensor, target: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    """Signs of a few rows that are best while the others stay."""
-    places = torch.arange(2 ** len(rows), device=x.device)[:, None]
-    signs = (places >> torch.arange(len(rows), device=x.device) & 1).to(x) * 2 - 1
-    own = gram[rows][:, rows]
-    left = target[rows] - gram[rows] @ x + own @ x[rows]
-    energy = ((signs @ own) * signs).sum(dim=1, keepdim=True)
-    return signs[torch.addmm(energy, signs, left, alpha=-2).argmin(dim=0)].T
+def best_signs(
+    gram: Tensor, target: Tensor, x: Tensor, rounds: int, generator: Generator
+) -> Tensor:
+    """Signs x (k, n) that lower ``x.T G x - 2 target.T x``: see `exchange_signs`."""
+    deals = [torch.randperm(len(x), generator=generator) for _ in range(rounds)]
+    orders, x = torch.stack(deals).to(torch.int32), x.clone(memory_format=torch.contiguous_format)
+    _native.search_signs(
+        target.contiguous().numpy(),
+        gram.contiguous().numpy(),
+        x.numpy(),
+        orders.numpy(),
+        torch.get_num_threads(),
+    )
+    return x
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tersor.factorization.calibrated import solve_calibrated
+from tersor.factorization.calibrated import solve_calibrated, solve_signs
+from tersor.factorization.decompose import decompose
+from tersor.factorization.methods import sign_sums
 from tersor.factorization.rate import LARGEST
 from tersor.factorization.rate_aware import STATES, codebook_exponent, solve_rate_aware
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
@@ -13,6 +15,9 @@ from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
 _SMALLEST_STEP = 2.0**-110
 """Scales, which are smaller than the step by the codebook's 8 bits, must be normal in float32."""
+
+SIGNS = 16
+"""Signs of a tile, as many as two bytes of the look-up kernels have."""
 
 
 def factorize_weight(
@@ -63,6 +68,27 @@ def factorize_weight(
             latent = natural_order(latent.to(torch.int16), tiling.slices)
             return _factors(codebook, latent, step * 2.0**exponent, weight)
         step *= 1.5
+
+
+def factorize_signs(weight: Tensor, tile: int, *, moments: Tensor | None = None) -> Factors:
+    """Factors of which the latent is signs, 16 of each tile: 16 / tile bits per weight.
+
+    Parameters
+    ----------
+    weight
+        Finite, of a floating-point type and at least one axis.
+    tile
+        Tile size d; there are to be 16 tiles or more.
+    moments
+        As in `factorize_weight`.
+    """
+    factors = decompose(weight, sign_sums(SIGNS), tile=tile).factors
+    if moments is None or not factors.rank:
+        return factors
+    start = factors.codebook.float(), factors.latent.float()
+    codebook, latent = solve_signs(as_float32(weight) / factors.scale, moments, tile, start)
+    exponent = codebook_exponent(codebook)
+    return _factors(codebook * 2.0**-exponent, latent, factors.scale * 2.0**exponent, weight)
 
 
 def _can_be_coded(latent: Tensor) -> bool:

@@ -1,21 +1,20 @@
-"""Products with factors that are coded in bytes, by tables of 16 entries.
+"""Factors with few small integers in a tile, or only signs, in bytes that are looked up.
 
-With tiles along the inputs, y = Z (C.T x): a block of inputs becomes a few numbers, one for each
-column of the codebook, and what a row of the weight does with them is coded in bytes. Two sets of
-latents can be, see `tersor.factorization.methods`:
+With tiles along the input, ``y = Z @ (C.T @ x)``: a tile of inputs becomes a few numbers, one for
+each column of the codebook, and what a row of the matrix does with them is coded in bytes. Two sets
+of latents can be, see `tersor.factorization.methods`:
 
 - ``few_integers``: up to 8 nonzeros in a column, of magnitude up to 7 and in up to 16 rows; a byte
   has a row's number and a value.
-- ``sign_sums``: all entries are -1 or 1; a byte has the signs of eight rows.
+- ``sign_sums``: all entries are -1 or 1, in up to 64 rows; a byte has the signs of eight.
 
-``csrc/kernels/lookup.hpp`` says how they are computed with. Up to `FEW` batch items are computed
-with 8-bit tables, to a relative error of about 0.8 % (the Frobenius norm of the difference over
-that of the output, for inputs and weights that are about normal); more with 16-bit ones, to 0.05 %.
+``csrc/kernels/lookup.hpp`` says how they are computed with. `latent_of` gives exactly the latent
+that was packed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +23,10 @@ from torch.nn import functional as F
 from tersor.errors import InputError
 from tersor.factors import Factors
 
-try:
-    from tersor import _lookup
-except ImportError:  # built without a compiler: the reference runs
-    _lookup = None  # type: ignore[assignment]
+MANY = 5
+"""Vectors from which on they are computed with 16-bit tables, not with 8-bit ones."""
 
-FEW = 4
-"""Batch items that are computed with 8-bit tables."""
+KERNEL = "linear_lookup"
 
 _COLUMNS, _LARGEST, _MOST_PAIRS = 16, 7, 4
 """Columns that a pair of bytes is about, largest magnitude of an integer, pairs of a tile."""
@@ -39,53 +35,133 @@ _PANEL = 32
 """Rows whose bytes are side by side."""
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """A weight matrix in bytes, in the order in which they are needed.
+class Layout(NamedTuple):
+    """Sizes of a packed matrix: what its tensors do not tell."""
+
+    rows: int
+    inputs: int
+    tile: int
+    pairs: int
+    signs: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a row."""
+        return -(-self.inputs // self.tile)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the codebook, those of zeros at its end included."""
+        return _COLUMNS * (self.pairs if self.signs else 1)
+
+    @property
+    def panels(self) -> int:
+        """Sets of rows whose bytes are side by side."""
+        return -(-self.rows // _PANEL)
+
+
+class Packed(NamedTuple):
+    """Packed factors of a matrix: tensors, as ``tersor::linear`` takes them.
 
     Parameters
     ----------
-    codes
-        uint8. Of 32 rows side by side, for each block of inputs, the bytes two by two. Of integers,
-        (panels, blocks, pairs, 32, 2): a sign, three bits of magnitude and four of a column, or 0.
-        Of signs, (panels, blocks, pairs, 2, 32): a bit for each of eight columns, set for -1.
     codebook
         C times the scale, float32, with columns of zeros appended: (d, 16) for integers, else
         (d, 16 * pairs).
-    shape
-        Rows and inputs of the weight.
-    signs
-        Which of the two.
+    codes
+        uint8. Of 32 rows side by side, for each tile of inputs, the bytes two by two. Of integers,
+        (panels, tiles, pairs, 32, 2): a sign, three bits of magnitude and four of a column, or 0.
+        Of signs, (panels, tiles, pairs, 2, 32): a bit for each of eight columns, set for -1.
     """
 
-    codes: Tensor
     codebook: Tensor
-    shape: tuple[int, int]
-    signs: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        return self.codes.nbytes + self.codebook.nbytes
-
-    def latent(self) -> Tensor:
-        """Z, float32, (panels, 32, blocks, columns), those of the padding included."""
-        codes = self.codes.long()
-        if self.signs:
-            bits = codes[..., None] >> torch.arange(8) & 1
-            return (1 - 2 * bits.float()).permute(0, 4, 1, 2, 3, 5).flatten(3)
-        values = (codes >> 4 & _LARGEST) * (1 - 2 * (codes >> 7))
-        each = F.one_hot(codes & 15, _COLUMNS) * values[..., None]
-        return each.sum(dim=(2, 4)).transpose(1, 2).float()
-
-    def recompose(self) -> Tensor:
-        """The dense weight, float32."""
-        rows, inputs = self.shape
-        tiles = self.latent() @ self.codebook.T
-        return tiles.flatten(0, 1).flatten(1)[:rows, :inputs]
+    codes: Tensor
 
 
-def pairs_of_bytes(factors: Factors) -> tuple[int, bool] | None:
+def packable(factors: Factors) -> bool:
+    """Whether these factors can be packed, in no more bytes than as integers of 2 bits."""
+    found = _pairs_of_bytes(factors)
+    return found is not None and 8 * found[0] <= factors.rank
+
+
+def pack(factors: Factors) -> tuple[Packed, Layout, Tensor]:
+    """Factors in the layout of the kernels, and the order of their positions, which is theirs.
+
+    Raises
+    ------
+    InputError
+        If the factors are not of a matrix, or not of one of the two sets.
+    """
+    found = _pairs_of_bytes(factors)
+    if found is None:
+        raise InputError(
+            f"these factors of shape {factors.shape} and rank {factors.rank} cannot be looked up: "
+            "a matrix by methods.few_integers or methods.sign_sums is needed"
+        )
+    (pairs, signs), tiling = found, factors.tiling
+    layout = Layout(tiling.shape[0], tiling.row_length, tiling.size, pairs, int(signs))
+    codebook = factors.codebook.to(torch.float32) * factors.scale
+    codebook = F.pad(codebook, (0, layout.columns - factors.rank)).contiguous()
+    codes = (_signs if signs else _integers)(factors.latent, 2 * pairs)
+    padding = (0, 0, 0, layout.panels * _PANEL - layout.rows)
+    codes = F.pad(codes.reshape(2 * pairs, layout.rows, layout.tiles), padding)
+    order = (2, 4, 0, 1, 3) if signs else (2, 4, 0, 3, 1)
+    codes = codes.reshape(pairs, 2, layout.panels, _PANEL, layout.tiles).permute(order)
+    return Packed(codebook, codes.contiguous()), layout, torch.arange(factors.rank)
+
+
+def check(packed: Packed, layout: Layout) -> None:
+    """Refuse tensors that are not of the sizes and types of this layout: kernels do not look."""
+    if min(layout[:4]) < 1 or layout.pairs > _MOST_PAIRS or layout.signs not in (0, 1):
+        raise InputError(f"{layout} is of no packed matrix; take it from `pack`")
+    last = (2, _PANEL) if layout.signs else (_PANEL, 2)
+    expected = {
+        "codebook": ((layout.tile, layout.columns), torch.float32),
+        "codes": ((layout.panels, layout.tiles, layout.pairs, *last), torch.uint8),
+    }
+    for name, tensor in packed._asdict().items():
+        shape, dtype = expected[name]
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise InputError(
+                f"packed tensor {name!r} is {tuple(tensor.shape)} of {tensor.dtype}, needed is "
+                f"{shape} of {dtype}, contiguous; take it from `pack`, with its layout"
+            )
+
+
+def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
+    """Integers of some rows, exactly: int16, shape (len(rows), tiles, columns).
+
+    Parameters
+    ----------
+    rows
+        Numbers of rows, int64, one axis.
+    """
+    panel, place = rows // _PANEL, rows % _PANEL
+    if layout.signs:
+        codes = packed.codes[panel, :, :, :, place]
+        bits = codes[..., None] >> torch.arange(8, dtype=torch.uint8, device=rows.device) & 1
+        return 1 - 2 * bits.flatten(2).to(torch.int16)
+    codes = packed.codes[panel, :, :, place].flatten(2)
+    values = (codes >> 4 & _LARGEST).to(torch.int16) * (1 - 2 * (codes >> 7).to(torch.int16))
+    latent = values.new_zeros(*codes.shape[:2], _COLUMNS)
+    # A byte of 0 adds nothing to column 0.
+    return latent.scatter_add_(2, (codes & 15).long(), values)
+
+
+def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
+    """Some rows of the matrix, float32, shape (len(rows), inputs); no other is touched."""
+    tiles = unpack(packed, layout, rows).to(torch.float32) @ packed.codebook.T
+    return tiles.flatten(1)[:, : layout.inputs]
+
+
+def latent_of(packed: Packed, layout: Layout) -> Tensor:
+    """The latent that was packed, int16, (columns, rows * tiles); below it what was appended."""
+    rows = torch.arange(layout.rows, device=packed.codes.device)
+    latent = unpack(packed, layout, rows).permute(2, 0, 1)
+    return latent.reshape(layout.columns, layout.rows * layout.tiles)
+
+
+def _pairs_of_bytes(factors: Factors) -> tuple[int, bool] | None:
     """Pairs of bytes that each tile takes, and whether they are signs; None if it cannot be."""
     latent, rank = factors.latent, factors.rank
     if not factors.quantized or len(factors.shape) != 2:
@@ -93,111 +169,31 @@ def pairs_of_bytes(factors: Factors) -> tuple[int, bool] | None:
     if not latent.numel():
         return 1, False
     if bool((latent.abs() == 1).all()):
-        pairs, fits = -(-rank // _COLUMNS), True
+        pairs = -(-rank // _COLUMNS)
         return (pairs, True) if pairs <= _MOST_PAIRS else None
+    if rank > _COLUMNS or int(latent.abs().amax()) > _LARGEST:
+        return None
     pairs = -(-int((latent != 0).sum(dim=0).amax()) // 2)
-    fits = rank <= _COLUMNS and int(latent.abs().amax()) <= _LARGEST and pairs <= _MOST_PAIRS
-    return (max(pairs, 1), False) if fits else None
-
-
-def pack(factors: Factors) -> Packed:
-    """The layout that the kernels work on.
-
-    Raises
-    ------
-    InputError
-        If the factors are not of a matrix, or not of one of the two sets.
-    """
-    found = pairs_of_bytes(factors)
-    if found is None:
-        raise InputError(
-            f"these factors of shape {factors.shape} and rank {factors.rank} cannot be looked up: "
-            "a matrix by methods.few_integers or methods.sign_sums is needed"
-        )
-    (pairs, signs), tiling = found, factors.tiling
-    last = (2, _PANEL) if signs else (_PANEL, 2)
-    panels = -(-tiling.shape[0] // _PANEL)
-    codes = torch.empty(panels, tiling.tiles_per_row, pairs, *last, dtype=torch.uint8)
-    columns = _COLUMNS * pairs if signs else _COLUMNS
-    codebook = factors.codebook.cpu().float() * factors.scale
-    codebook = F.pad(codebook, (0, columns - factors.rank)).contiguous()
-    packed = Packed(codes, codebook, (tiling.shape[0], tiling.row_length), signs)
-    _fill(packed, factors.latent.cpu().contiguous())
-    return packed
-
-
-def _fill(packed: Packed, latent: Tensor) -> None:
-    codes, tile = packed.codes, packed.codebook.shape[0]
-    if _lookup is not None:
-        threads = torch.get_num_threads()
-        rows, inputs = packed.shape
-        _lookup.pack(latent.numpy(), codes.numpy(), rows, inputs, tile, packed.signs, threads)
-        return
-    panels, blocks, pairs = codes.shape[:3]
-    each = _signs(latent, 2 * pairs) if packed.signs else _integers(latent, 2 * pairs)
-    rows = each.reshape(2 * pairs, -1, blocks)
-    rows = F.pad(rows, (0, 0, 0, panels * _PANEL - rows.shape[1]))
-    order = (2, 4, 0, 1, 3) if packed.signs else (2, 4, 0, 3, 1)
-    codes.copy_(rows.reshape(pairs, 2, panels, _PANEL, blocks).permute(order))
+    return (max(pairs, 1), False) if pairs <= _MOST_PAIRS else None
 
 
 def _signs(latent: Tensor, number: int) -> Tensor:
     """Bytes (number, n) of signs (k, n)."""
-    bits = F.pad((latent < 0).long(), (0, 0, 0, 8 * number - len(latent)))
-    return (bits.reshape(number, 8, -1) << torch.arange(8)[:, None]).sum(dim=1).to(torch.uint8)
+    padded = F.pad(latent, (0, 0, 0, 8 * number - len(latent)))
+    codes = padded.new_zeros(number, latent.shape[1], dtype=torch.uint8)
+    for bit in range(8):
+        codes |= (padded[bit::8] < 0).to(torch.uint8) << bit
+    return codes
 
 
 def _integers(latent: Tensor, number: int) -> Tensor:
     """Bytes (number, n) of few integers (k, n), in the order of their rows."""
-    places = (latent == 0).to(torch.uint8).sort(dim=0, stable=True).indices[:number]
-    values = latent.gather(0, places).long()
-    each = torch.where(values == 0, 0, (values < 0) * 128 + values.abs() * 16 + places)
-    return F.pad(each, (0, 0, 0, number - len(each))).to(torch.uint8)
-
-
-def reference(x: Tensor, packed: Packed) -> Tensor:
-    """The product in plain PyTorch, exact but for float32: the definition of correct."""
-    return F.linear(x, packed.recompose())
-
-
-def linear(x: Tensor, packed: Packed) -> Tensor:
-    """``F.linear(x, weight)`` of a packed weight.
-
-    Parameters
-    ----------
-    x
-        (batch, inputs), float32 on the CPU, of any strides. A batch item with an element that is
-        not finite gives NaN only.
-
-    Returns
-    -------
-    Tensor
-        (batch, rows), float32.
-    """
-    rows, inputs = packed.shape
-    if x.dim() != 2 or x.shape[1] != inputs or x.dtype != torch.float32:
-        raise InputError(
-            f"inputs of shape (batch, {inputs}) and type float32 are needed, got "
-            f"{tuple(x.shape)} and {x.dtype}"
-        )
-    if _lookup is None:
-        return reference(x, packed)
-    batch = x.shape[0]
-    y = x.new_empty(batch, rows)
-    _lookup.linear(
-        x.data_ptr(),
-        x.stride(0),
-        x.stride(1),
-        packed.codes.data_ptr(),
-        packed.codebook.data_ptr(),
-        rows,
-        inputs,
-        packed.codebook.shape[0],
-        packed.codes.shape[2],
-        packed.signs,
-        y.data_ptr(),
-        batch,
-        batch > FEW,
-        torch.get_num_threads(),
-    )
-    return y
+    codes = latent.new_zeros(number + 1, latent.shape[1], dtype=torch.uint8)
+    free = latent.new_zeros(1, latent.shape[1], dtype=torch.int64)
+    for row, values in enumerate(latent[:, None]):
+        some = values != 0
+        each = (values < 0) * 128 + values.abs() * 16 + row
+        # What is not there is 0, and its place stays free.
+        codes.scatter_(0, free, torch.where(some, each, 0).to(torch.uint8))
+        free += some
+    return codes[:number]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,16 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.errors import InputError
-from tersor.kernels import integers
-from tersor.kernels.integers import Layout, Packed
+from tersor.kernels import integers, lookup
 
 try:
     from tersor import _kernels
 except ImportError:  # built without a compiler
     _kernels = None  # type: ignore[assignment]
 
-MANY = 8
-"""Vectors from which on tables of sums are faster than products of bytes: measured, 384 to 4096."""
+Packed = integers.Packed | lookup.Packed
+Layout = integers.Layout | lookup.Layout
+Known = tuple[Callable[..., None], tuple[int, ...]]
+
+_WAYS = {len(way.Layout._fields): way for way in (integers, lookup)}
+"""Modules of the ways of packing, told apart by the number of sizes that they need."""
+
+_NOWHERE = 1 << 40
+"""Number of a row that no matrix has."""
 
 torch.library.define(
     "tersor::linear", "(Tensor x, Tensor[] packed, Tensor? bias, int[] layout) -> Tensor"
@@ -35,17 +41,19 @@ def instructions() -> str:
 def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Tensor:
     """``x @ W.T + bias`` with a packed matrix W, without ever making it.
 
-    Native kernels compute in float32 with inputs rounded to 8 bits (fewer than `MANY` vectors) or
-    to about 12 bits (more): for inputs without outliers the relative error of the output, in the
-    Frobenius norm, is below 1 % and 0.1 %. Threads are as many as torch's. The reference, which is
-    exact but for rounding in float32, runs where there are no native kernels.
+    Native kernels compute in float32 with inputs, or sums of them, rounded to 8 bits (fewer than
+    ``MANY`` vectors, which each way of packing has its own of) or to about 12 bits (more): for
+    inputs without outliers the relative error of the output, in the Frobenius norm, is below 1 %
+    and 0.1 %. Threads are as many as torch's. The reference, which is exact but for rounding in
+    float32, runs where there are no native kernels.
 
     Parameters
     ----------
     x
         Floating-point, shape (..., inputs); any strides, also empty.
     packed, layout
-        From `tersor.kernels.integers.pack`; on the device of x. They have no gradient.
+        From ``pack`` of `tersor.kernels.integers` or `tersor.kernels.lookup`; on the device of x.
+        They have no gradient.
     bias
         Shape (rows,), or None.
 
@@ -78,15 +86,23 @@ def rows(index: Tensor, packed: Packed, layout: Layout) -> Tensor:
 def reference(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Tensor:
     """What `linear` is to compute, in plain torch: by the dense matrix."""
     bias = None if bias is None else bias.to(torch.float32)
-    return F.linear(x.to(torch.float32), integers.recompose(packed, layout), bias).to(x.dtype)
+    return F.linear(x.to(torch.float32), recompose(packed, layout), bias).to(x.dtype)
 
 
-def addresses(packed: Packed, layout: Layout) -> tuple[int, ...]:
+def recompose(packed: Packed, layout: Layout) -> Tensor:
+    """The dense matrix, float32, shape (rows, inputs)."""
+    every = torch.arange(layout.rows, device=packed.codes.device)
+    matrix: Tensor = _WAYS[len(layout)].rows_of(packed, layout, every)
+    return matrix
+
+
+def addresses(packed: Packed, layout: Layout) -> Known:
     """What `native` needs to know of a packed matrix, which must stay where it is."""
-    return (MANY, *layout, *(tensor.data_ptr() for tensor in packed))
+    way = _WAYS[len(layout)]
+    return getattr(_kernels, way.KERNEL), (way.MANY, *layout, *(t.data_ptr() for t in packed))
 
 
-def native(x: Tensor, bias: Tensor | None, rows: int, known: tuple[int, ...]) -> Tensor:
+def native(x: Tensor, bias: Tensor | None, rows: int, known: Known) -> Tensor:
     """`linear` by the native kernels, on the CPU, of tensors that are known to fit.
 
     Of a small layer the look-ups in Python take as long as the product, so there are few.
@@ -98,13 +114,14 @@ def native(x: Tensor, bias: Tensor | None, rows: int, known: tuple[int, ...]) ->
         bias = bias.to(torch.float32).contiguous()
     shape = x.shape
     y = torch.empty((*shape[:-1], rows))
-    _kernels.linear_integers(
+    kernel, matrix = known
+    kernel(
         real.data_ptr(),
         real.numel() // shape[-1],
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         torch.get_num_threads(),
-        *known,
+        *matrix,
     )
     return y if x.dtype is torch.float32 else y.to(x.dtype)
 
@@ -126,7 +143,20 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
-def _check(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> None:
+def _given(packed: Sequence[Tensor], layout: Sequence[int]) -> tuple[Any, Any, Any]:
+    """The way of packing, and its tensors and sizes, which fit each other."""
+    way = _WAYS.get(len(layout))
+    if way is None or len(packed) != len(way.Packed._fields):
+        raise InputError(
+            f"{len(packed)} packed tensors and {len(layout)} sizes are of no packed matrix; take "
+            "both from `pack`"
+        )
+    given = way, way.Packed(*packed), way.Layout(*layout)
+    way.check(*given[1:])
+    return given
+
+
+def _check(x: Tensor, bias: Tensor | None, layout: Layout) -> None:
     if x.dim() == 0 or x.shape[-1] != layout.inputs or not x.is_floating_point():
         raise InputError(
             f"a matrix of shape {(layout.rows, layout.inputs)} got an input of shape "
@@ -135,32 +165,24 @@ def _check(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> No
         )
     if bias is not None and tuple(bias.shape) != (layout.rows,):
         raise InputError(f"the bias has shape {tuple(bias.shape)}, needed is {(layout.rows,)}")
-    integers.check(packed, layout)
 
 
-@torch.library.impl("tersor::linear", "CPU")
-def _cpu(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int]) -> Tensor:
-    given, sizes = Packed(*packed), Layout(*layout)
-    _check(x, given, bias, sizes)
-    if not instructions():
+@torch.library.impl("tersor::linear", ("CPU", "CUDA"))
+def _linear(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int]) -> Tensor:
+    _, given, sizes = _given(packed, layout)
+    _check(x, bias, sizes)
+    if not instructions() or x.device.type != "cpu":
         return reference(x, given, bias, sizes)
     return native(x, bias, sizes.rows, addresses(given, sizes))
 
 
-@torch.library.impl("tersor::linear", "CUDA")
-def _cuda(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int]) -> Tensor:
-    given, sizes = Packed(*packed), Layout(*layout)
-    _check(x, given, bias, sizes)
-    return reference(x, given, bias, sizes)
-
-
 @torch.library.impl("tersor::rows", ("CPU", "CUDA"))
 def _rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
-    given, sizes = Packed(*packed), Layout(*layout)
-    integers.check(given, sizes)
-    # Rows that are not there are refused by the look-up, but for negative ones.
-    wanted = torch.where(index < 0, sizes.rows, index)
-    return integers.rows_of(given, sizes, wanted)
+    way, given, sizes = _given(packed, layout)
+    # Else negative ones would be taken, and padding.
+    wanted = torch.where((index < 0) | (index >= sizes.rows), _NOWHERE, index)
+    result: Tensor = way.rows_of(given, sizes, wanted)
+    return result.contiguous()
 
 
 @torch.library.register_fake("tersor::rows")  # type: ignore[untyped-decorator]
@@ -176,18 +198,18 @@ def _fake(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, packed, bias, layout = inputs
     ctx.save_for_backward(*packed)
-    ctx.layout, ctx.bias_type = layout, None if bias is None else bias.dtype
+    ctx.layout, ctx.bias_type = list(layout), None if bias is None else bias.dtype
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[None], Tensor | None, None]:
     of_x = of_bias = None
     if ctx.needs_input_grad[0]:
         all_rows = torch.arange(ctx.layout[0], device=grad.device)
-        weight = rows(all_rows, Packed(*ctx.saved_tensors), Layout(*ctx.layout))
+        weight = torch.ops.tersor.rows(all_rows, list(ctx.saved_tensors), ctx.layout)
         of_x = (grad.to(torch.float32) @ weight).to(grad.dtype)
     if ctx.bias_type is not None and ctx.needs_input_grad[2]:
         of_bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_type)
-    return of_x, [None] * len(Packed._fields), of_bias, None
+    return of_x, [None] * len(ctx.saved_tensors), of_bias, None
 
 
 torch.library.register_autograd("tersor::linear", _gradients, setup_context=_save)

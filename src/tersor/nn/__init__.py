@@ -1,7 +1,7 @@
 """Models that hold factors instead of dense weights: dense model <-> factored model."""
 
-from tersor.nn.convert import insert_factors, set_mode, state
+from tersor.nn.convert import insert_factors, state
 from tersor.nn.held import HeldWeight
-from tersor.nn.weight import FactoredWeight, Mode
+from tersor.nn.weight import FactoredWeight
 
-__all__ = ["FactoredWeight", "HeldWeight", "Mode", "insert_factors", "set_mode", "state"]
+__all__ = ["FactoredWeight", "HeldWeight", "insert_factors", "state"]

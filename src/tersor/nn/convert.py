@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from tersor.nn.checks import check_model, check_module, check_weight, explain_un
 from tersor.nn.held import HeldWeight
 from tersor.nn.owner import attach, forget
 from tersor.nn.sites import Site, Weight, find_sites, join_names, weights_of
-from tersor.nn.weight import FactoredWeight, Mode
+from tersor.nn.weight import FactoredWeight
 
 
 def insert_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
@@ -127,25 +127,6 @@ def state(model: nn.Module) -> dict[str, HeldWeight | Tensor]:
             elif full in tensors:
                 entries[full] = tensors.pop(full)
     return entries | only_tensors(tensors)
-
-
-def set_mode(model: nn.Module, mode: Mode) -> None:
-    """Choose when dense weights are computed from their factors.
-
-    Parameters
-    ----------
-    model
-        Model with factors.
-    mode
-        "recompose": in each forward; gradients reach the factors. "dense": now, once; as fast and
-        as large as the dense model, for inference only. Dense weights are no part of the
-        ``state_dict``, and are computed anew by ``load_state_dict`` and ``to``.
-    """
-    if mode not in get_args(Mode):
-        raise InputError(f"unknown mode {mode!r}, choose one of {get_args(Mode)}")
-    for module in model.modules():
-        if isinstance(module, FactoredWeight):
-            module.set_mode(mode)
 
 
 def only_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ Each holds what it computes with, and nothing for training: there are no paramet
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from types import ModuleType
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from tersor import kernels
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.kernels import integers
-from tersor.kernels.integers import Packed
+from tersor.kernels import integers, lookup
+from tersor.kernels.product import Known, Packed
 from tersor.nn.held import HeldWeight
 from tersor.nn.weight import split_scale
 
@@ -114,20 +115,22 @@ class PackedWeight(FrozenWeight):
 
     mode = "factored"
     by_rows = True
+    way: ClassVar[ModuleType] = integers
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
-        packed, self.layout, order = integers.pack(factors)
+        packed, self.layout, order = self.way.pack(factors)
         for name, part in packed._asdict().items():
             self.register_buffer(name, part)
         self.register_buffer("exact_codebook", factors.codebook[:, order].clone())
         self.scale = factors.scale
-        self._known: tuple[tuple[int, ...], Packed] | None = None
+        self._known: tuple[Known, Packed] | None = None
 
     @property
     def packed(self) -> Packed:
         """The tensors of the kernels."""
-        return Packed(*(getattr(self, name) for name in Packed._fields))
+        kind = self.way.Packed
+        return cast(Packed, kind(*(getattr(self, name) for name in kind._fields)))
 
     def forward(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
@@ -135,8 +138,8 @@ class PackedWeight(FrozenWeight):
 
     def to_factors(self) -> Factors:
         """Factors that recompose to exactly what `forward` returns."""
-        latent = integers.latent_of(self.packed, self.layout)
         codebook = cast(Tensor, self.exact_codebook)
+        latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
         return Factors(codebook, latent, self.scale, self.shape, self.dtype)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -163,6 +166,13 @@ class PackedWeight(FrozenWeight):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": None}
+
+
+class LookupWeight(PackedWeight):
+    """Signs or few integers of a matrix, packed for the kernels that look them up."""
+
+    mode = "look-up"
+    way: ClassVar[ModuleType] = lookup
 
 
 def _bits(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,6 @@ from tersor.kernels import power_of_two, recompose
 from tersor.nn.held import HeldWeight
 from tersor.storage.entropy import reachable, trellis_of
 from tersor.tiling import coding_order
-
-Mode = Literal["recompose", "dense"]
 
 INT16_MAX = 2**15 - 1
 
@@ -94,19 +92,15 @@ class FactoredWeight(HeldWeight):
         lengths = self.codebook.detach().double().norm(dim=0)
         self.unit = factors.scale * float(lengths.mean()) if factors.rank else factors.scale
         self.states = trellis(factors) if self.integer_latent else 1
-        self._dense: Tensor | None = None
 
     def forward(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``."""
-        return self._recompose() if self._dense is None else self._dense
-
-    def set_mode(self, mode: Mode) -> None:
-        """Recompose the weight in each forward, or once and keep it."""
-        self._dense = None
-        if mode == "dense":
-            # A tensor made in inference mode could not be used in autograd later.
-            with torch.inference_mode(False), torch.no_grad():
-                self._dense = self._recompose()
+        codebook = round_through(self.codebook) if self.integer_codebook else self.codebook
+        latent: Tensor = self.latent
+        if self.integer_latent:
+            latent = round_through(latent) if self.coded is None else through(latent, self.coded)
+        tiles = cast(Tensor, recompose(codebook, latent, self.scale, self.exponent))
+        return self.tiling.join(tiles).to(self.dtype)
 
     def to_factors(self) -> Factors:
         """Factors that recompose to exactly what `forward` returns, rows of zeros left out."""
@@ -129,7 +123,6 @@ class FactoredWeight(HeldWeight):
         None: with the latent itself again, rounded.
         """
         self.coded = None if coded is None else coded.to(self.latent.device, torch.int32)
-        self._refresh()
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -142,21 +135,9 @@ class FactoredWeight(HeldWeight):
         """What `repr` tells about this module."""
         return f"shape={self.shape}, tile={self.tiling.size}, rank={self.codebook.shape[1]}"
 
-    def _recompose(self) -> Tensor:
-        codebook = round_through(self.codebook) if self.integer_codebook else self.codebook
-        latent: Tensor = self.latent
-        if self.integer_latent:
-            latent = round_through(latent) if self.coded is None else through(latent, self.coded)
-        tiles = cast(Tensor, recompose(codebook, latent, self.scale, self.exponent))
-        return self.tiling.join(tiles).to(self.dtype)
-
-    def _refresh(self) -> None:
-        self.set_mode("recompose" if self._dense is None else "dense")
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FactoredWeight:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.exponent.device)).dtype
-        self._refresh()
         return self
 
     def _load_from_state_dict(
@@ -167,7 +148,6 @@ class FactoredWeight(HeldWeight):
         if prefix + "coded" not in state_dict:
             self.coded = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._refresh()
 
 
 class Through(torch.autograd.Function):

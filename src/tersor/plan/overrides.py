@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -28,6 +28,8 @@ class Overrides:
         Patterns of the weights that are not factored, but kept exactly.
     bits
         Bits per weight, at most, of the weights that a pattern matches.
+    fast
+        Patterns of the matrices that are to be sums of signs, which kernels look up.
 
     Raises
     ------
@@ -37,10 +39,12 @@ class Overrides:
 
     keep: Sequence[str] = ()
     bits: Mapping[str, float] = field(default_factory=dict)
+    fast: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, str) or not all(isinstance(p, str) for p in self.keep):
-            raise InputError(f"keep must be a list of patterns of names, got {self.keep!r}")
+        for option, patterns in (("keep", self.keep), ("fast", self.fast)):
+            if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+                raise InputError(f"{option} must be a list of patterns of names, got {patterns!r}")
         if not isinstance(self.bits, Mapping) or not all(isinstance(p, str) for p in self.bits):
             raise InputError(f"bits must be a dict of patterns to numbers, got {self.bits!r}")
         for pattern, bits in self.bits.items():
@@ -50,18 +54,23 @@ class Overrides:
                     "weights that are not to be changed"
                 )
 
-    def resolve(self, names: Mapping[str, Sequence[str]]) -> Resolved:
+    def resolve(
+        self, names: Mapping[str, Sequence[str]], matrices: Collection[str] = ()
+    ) -> Resolved:
         """What the patterns mean for some weights.
 
         Parameters
         ----------
         names
             All names of each weight that would be factored (tied ones have several), by its first.
+        matrices
+            First names of those that are matrices.
 
         Raises
         ------
         InputError
-            If a pattern matches none of them, or patterns contradict each other.
+            If a pattern matches none of them, or no matrix for ``fast``, or patterns contradict
+            each other.
         """
         keep = {name for pattern in self.keep for name in _matches(pattern, names)}
         bits: dict[str, float] = {}
@@ -73,15 +82,17 @@ class Overrides:
                         f"{name!r} is {other} by one pattern, and given {number:g} bits by "
                         f"{pattern!r}; change one of them"
                     )
-        return Resolved(frozenset(keep), bits)
+        fast = {n for pattern in self.fast for n in _matrices(pattern, names, matrices)}
+        return Resolved(frozenset(keep), bits, frozenset(fast - keep))
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Names of weights that are kept, and bits per weight of others."""
+    """Names of weights that are kept, bits per weight of others, and which are to be fast."""
 
     keep: frozenset[str]
     bits: Mapping[str, float]
+    fast: frozenset[str]
 
 
 def parse_bits(options: Iterable[str]) -> dict[str, float]:
@@ -119,4 +130,16 @@ def _matches(pattern: str, names: Mapping[str, Sequence[str]]) -> list[str]:
     raise InputError(
         f"the pattern {pattern!r} matches none of the {len(names)} weights that are to be factored"
         + (f"; similar names: {', '.join(similar)}" if similar else "")
+    )
+
+
+def _matrices(
+    pattern: str, names: Mapping[str, Sequence[str]], matrices: Collection[str]
+) -> list[str]:
+    found = _matches(pattern, names)
+    if fitting := [name for name in found if name in matrices]:
+        return fitting
+    raise InputError(
+        f"the pattern {pattern!r} of weights that are to be fast matches no matrix, but "
+        f"{', '.join(found[:_SIMILAR])}; only weights of two axes, as of torch.nn.Linear, can be"
     )

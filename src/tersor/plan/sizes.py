@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersor.factorization.rate_aware import PRICE
+from tersor.factorization.weights import SIGNS
+from tersor.plan.tiles import tile_of_signs
+from tersor.tiling import Tiling
 
 _LEVEL = PRICE / (2 * math.log(2))
 """Error that an axis keeps, in units of the step squared, at the price of a bit."""
@@ -111,6 +114,39 @@ class SizeModel:
     def _error(self, step: float) -> float:
         level = _LEVEL * step**2
         return self._tiles * float((self._spectrum / (1 + self._spectrum / level)).sum())
+
+
+class SizeOfSigns(SizeModel):
+    """The same of sums of signs, whose bytes are known.
+
+    Parameters
+    ----------
+    shape
+        Of the weight.
+    variance
+        Of its elements, in units of the weight squared.
+    """
+
+    def __init__(self, shape: tuple[int, ...], variance: float) -> None:
+        super().__init__(np.array([variance]), math.prod(shape))
+        self._shape, self._variance = shape, variance
+
+    def learn(
+        self,
+        step: float,
+        nbytes: float,
+        error: float | None = None,
+        *,
+        provisional: bool = False,
+    ) -> None:
+        """Take in an error that was measured."""
+        if error is not None:
+            self._distortion.learn(step, error, provisional)
+
+    def bytes(self, step: float) -> float:
+        """Bytes at a step: a bit for each sign, and 8 for each element of the codebook."""
+        tile = tile_of_signs(self._shape, self._variance / step**2)
+        return SIGNS * (Tiling(self._shape, tile).count / 8 + tile)
 
 
 _STEEPEST = 0.7  # sizes still fall as the step grows

@@ -13,6 +13,7 @@ from torch import Tensor
 from tersor.factorization.products import inner
 from tersor.factorization.rate_aware import PRICE, Coder, codebook_bits, solve_rate_aware
 from tersor.factorization.solve import distortion
+from tersor.factorization.weights import SIGNS
 from tersor.tiling import Tiling, coding_order, evenly_spaced_rows, window_size
 
 _SAMPLE = 1 << 15
@@ -20,6 +21,9 @@ _SAMPLE = 1 << 15
 
 _SEGMENTS = (8, 32, 128)
 """Input segments that are tried for matrices."""
+
+_MOST_SEGMENT = 64
+"""Largest tile of signs: a quarter of a bit per weight."""
 
 _LARGEST = 1024
 """Largest tile: the codebook of d columns has up to d squared elements."""
@@ -79,6 +83,24 @@ def choose(weight: Tensor, step: float) -> Choice:
         return choices[0]
     tried = [_tried(sample, choice, repeat) for choice in likely]
     return min(tried, key=lambda pair: (pair[0], pair[1].tile))[1]
+
+
+def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
+    """Tile size at which `SIGNS` signs are as many bits as a weight has at a step.
+
+    The smallest of those with as many tiles in a row.
+
+    Parameters
+    ----------
+    variance
+        Of its elements, in units of the step squared.
+    """
+    bits = 0.5 * math.log2(1 + variance * 2 * math.log(2) / PRICE)
+    row = math.prod(shape[1:])
+    # The codebook takes half of what the signs do, at most.
+    most = min(row, math.isqrt(math.prod(shape) // SIGNS), _MOST_SEGMENT)
+    tile = max(1, round(SIGNS / max(bits, SIGNS / most)))
+    return math.ceil(row / math.ceil(row / tile))
 
 
 def _untried(sample: Tensor, size: int, repeat: float) -> Choice:
