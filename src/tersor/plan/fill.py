@@ -13,13 +13,16 @@ from tersor.plan.sizes import SizeModel, step_of_size
 FILL = 0.997
 """Share of the budget that is enough to stop."""
 
-MOST_PASSES = 8
+MOST_PASSES = 12
 """Passes over all weights."""
 
 _AIM = (1 + FILL) / 2
 
 _CLOSE, _SEVERAL = 0.05, 8
 """A pass this close to the budget, of so many weights, is mixed with one on its other side."""
+
+_STIFFEST = 8
+"""Most that the logarithm of a step changes for that of its bytes: weights of 12 bits do."""
 
 _BARREN = 3
 """Passes that come no closer to the budget, after which no more are made."""
@@ -65,6 +68,32 @@ Solve = Callable[[Sequence[W], float, str], Iterable[tuple[W, Version[Content]]]
 
 
 @dataclass
+class _Trusted:
+    """Steps that may be tried next; what sizes are expected may lead too far, or nowhere."""
+
+    below: float = 0.0
+    above: float = math.inf
+    farthest: float = math.inf
+    slow: bool = False
+
+    def nearest(self, expected: float, last: float) -> float:
+        """The step to try, where one is expected to have the size wanted."""
+        if self.slow and 0 < self.below < self.above < math.inf:
+            return math.sqrt(self.below * self.above)
+        return min(max(expected, last / self.farthest), last * self.farthest)
+
+    def learn(self, step: float, taken: float, aim: float, *, slow: bool) -> None:
+        """A step took so many bytes; ``slow`` if that is hardly closer than the one before."""
+        self.slow = slow
+        if taken > aim:
+            self.below = max(self.below, step)
+        else:
+            self.above = min(self.above, step)
+        known = taken > 0 and aim > 0
+        self.farthest = max(taken / aim, aim / taken) ** _STIFFEST if known else math.inf
+
+
+@dataclass
 class Filling(Generic[W, Content]):
     """The search for the versions of least error that fit a budget.
 
@@ -96,12 +125,13 @@ class Filling(Generic[W, Content]):
         pass that comes close to the budget is followed by one that aims as far on its other side,
         so that the budget is full when half of the weights are done. From then on earlier passes
         do not count: what they could fill the budget with would be much finer, or coarser, than
-        the rest.
+        the rest. Where the expected sizes lead slowly to the budget, steps are bisected.
         """
         budget, best = target - self.size(self.nothing), self.nothing
-        aim, barren, gap = _AIM * budget, 0, math.inf
+        aim, barren, gap, trusted = _AIM * budget, 0, math.inf, _Trusted()
         for number in range(MOST_PASSES):
-            step = step_of_size([m.bytes for m in self.models.values()], aim, step)
+            expected = step_of_size([m.bytes for m in self.models.values()], aim, step)
+            step = trusted.nearest(expected, step)
             latest: dict[str, Version[Content]] = {}
             self.passes.append(latest)
             for weight, version in self.solve(self.weights, step, f"pass {number + 1}"):
@@ -122,6 +152,7 @@ class Filling(Generic[W, Content]):
             if (full and gap < _CLOSE * budget) or barren == _BARREN:
                 break
             aim = _next_aim(budget, taken, len(self.weights))
+            trusted.learn(step, taken, aim, slow=gap > max(before / 2, _CLOSE * budget))
         return best
 
     def _may_fill(self, budget: int) -> bool:
