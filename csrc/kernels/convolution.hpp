@@ -1,0 +1,50 @@
+// Convolution with factors whose latent is integers, and depthwise convolution with a dense weight.
+#pragma once
+
+#include <cstdint>
+
+namespace tersor {
+
+// Sizes of a convolution of n images of c channels. Outputs are oh x ow; padding is on top and left, what
+// is needed below and on the right follows from these.
+struct Window {
+    int64_t n, c, h, w, kernel_h, kernel_w, stride_h, stride_w, top, left, dilation_h, dilation_w, oh, ow;
+
+    int64_t pixels() const { return n * oh * ow; }
+    bool is_padded() const { return top || left || padded_h() > h || padded_w() > w; }
+    int64_t padded_h() const { return most((oh - 1) * stride_h + (kernel_h - 1) * dilation_h + 1, top + h); }
+    int64_t padded_w() const { return most((ow - 1) * stride_w + (kernel_w - 1) * dilation_w + 1, left + w); }
+    static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+};
+
+// A matrix of `rows` rows over inputs (channel, y, x), cut into tiles of d: the codebook (d, rank), scaled,
+// times integers, whose columns are numbered by tile, then position. Blocks of columns share a table of
+// integer multiples of inputs; of a row the indices of those are listed that add up to its sum.
+struct Listed {
+    int64_t rows, inputs, d, rank, blocks;
+    const float* codebook;
+    const int32_t* block;    // of each: first, middle and last column, first entry, run and code
+    const float* needs;      // of both halves of each block: what a norm of 1 takes of a sum's 16 bits
+    const int16_t* entries;  // column in the block, multiple; the first of a block is zero
+    const int32_t* runs;     // of rows with lists of the same lengths: both lengths, number of rows
+    const uint16_t* order;   // of each block: its rows in the order of the runs
+    const uint8_t* codes;    // lists of both halves of a row, one after the other
+};
+
+constexpr int64_t LANES = 32;    // pixels that are computed with at once
+constexpr int64_t FIELDS = 6;    // numbers of a block; one more block says where the last ends
+constexpr int64_t MOST_ENTRIES = 256;
+
+struct ConvolutionKernels {
+    // Sums of `size` pixels from `first` on, into y. `x` is padded, `powers` scale each image to about 1.
+    void (*listed)(const Listed&, const Window&, const float* x, const float* powers, int64_t first,
+                   const float* bias, float* y, char* workspace);
+    // The largest finite magnitude.
+    float (*largest)(const float* x, int64_t size);
+    // One channel of one image, padded, with a window of its own.
+    void (*depthwise)(const Window&, const float* x, const float* weight, float bias, float* y);
+};
+
+extern const ConvolutionKernels convolutions_baseline, convolutions_avx2, convolutions_avx512;
+
+}  // namespace tersor
