@@ -4,12 +4,10 @@
 
 #include <cmath>
 
-#include "simd.hpp"
+#include "lanes.hpp"
 
 namespace TERSOR_TARGET {
-using namespace tersor;
 
-using Eight = Vector<float, 8>;
 using Wholes = Vector<int32_t, 8>;
 using Sixteen = Vector<int16_t, 16>;
 constexpr float MAGIC = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
@@ -73,80 +71,17 @@ static float largest(const float* x, int64_t size) {
     return found;
 }
 
-// ---- where the pixels of a block are ----
-
-// Lanes whose inputs, or outputs, are neighbours.
-struct Stretch {
-    int lane, count;
-    int64_t from;
-};
-
-struct Lanes {
-    Stretch in[LANES], out[LANES];
-    int ins = 0, outs = 0, count = 0;
-    Reals powers, inverses;
-};
-
-static void extend(Stretch* stretches, int& count, int lane, int64_t from) {
-    if (count) {
-        Stretch& last = stretches[count - 1];
-        if (last.from + last.count == from) {
-            ++last.count;
-            return;
-        }
-    }
-    stretches[count++] = {lane, 1, from};
-}
-
-static void find(const Window& s, int64_t rows, const float* powers, int64_t first, Lanes& lanes) {
-    const int64_t w = s.padded_w(), size = s.oh * s.ow, image = s.c * s.padded_h() * w;
-    float power[LANES] = {}, inverse[LANES] = {};
-    int64_t n = first / size, pixel = first % size, y = pixel / s.ow, x = pixel % s.ow;
-    for (int lane = 0; lane < LANES && n < s.n; ++lane, ++lanes.count) {
-        extend(lanes.in, lanes.ins, lane, n * image + y * s.stride_h * w + x * s.stride_w);
-        extend(lanes.out, lanes.outs, lane, n * rows * size + y * s.ow + x);
-        power[lane] = powers[n];
-        inverse[lane] = 1 / powers[n];
-        if (++x == s.ow) x = 0, ++y;
-        if (y == s.oh) y = 0, ++n;
-    }
-    std::memcpy(&lanes.powers, power, sizeof power);
-    std::memcpy(&lanes.inverses, inverse, sizeof inverse);
-}
-
-// One input of all lanes, scaled.
-static inline void gather(const Lanes& lanes, const float* x, Reals& to) {
-    float found[LANES];
-    if (lanes.ins == 1 && lanes.count == LANES) {
-        std::memcpy(found, x + lanes.in[0].from, sizeof to);
-    } else {
-        for (int i = 0; i < lanes.ins; ++i) {
-            const Stretch& s = lanes.in[i];
-            const float* from = x + s.from;
-            if (s.count < 8) {
-                for (int lane = 0; lane < s.count; ++lane) found[s.lane + lane] = from[lane];
-                continue;
-            }
-            for (int lane = 0; lane + 8 < s.count; lane += 8)
-                store(found + s.lane + lane, load<Eight>(from + lane));
-            store(found + s.lane + s.count - 8, load<Eight>(from + s.count - 8));
-        }
-        for (int lane = lanes.count; lane < LANES; ++lane) found[lane] = 0;
-    }
-    for (int i = 0; i < REALS; ++i) to.of[i] = load<Eight>(found + 8 * i) * lanes.powers.of[i];
-}
-
 // ---- inputs of the latent ----
 
-static void gather_tile(const Listed& w, const Window& s, const Lanes& lanes, const float* x, int64_t tile,
-                        Reals* to) {
+// The inputs of a tile, scaled.
+static void gather_tile(const Listed& w, const Window& s, const Lanes<LANES>& lanes, const Reals& powers,
+                        const float* x, int64_t tile, Reals* to) {
     const int64_t first = tile * w.d, last = first + w.d < w.inputs ? first + w.d : w.inputs;
-    const int64_t plane = s.padded_h() * s.padded_w(), window = s.kernel_h * s.kernel_w;
-    int64_t c = first / window, ky = first % window / s.kernel_w, kx = first % s.kernel_w;
-    for (int64_t i = first; i < last; ++i) {
-        gather(lanes, x + c * plane + ky * s.dilation_h * s.padded_w() + kx * s.dilation_w, to[i - first]);
-        if (++kx == s.kernel_w) kx = 0, ++ky;
-        if (ky == s.kernel_h) ky = 0, ++c;
+    Input input(s, first);
+    for (int64_t i = 0; i < last - first; ++i, input.next(s)) {
+        float found[LANES];
+        gather(lanes, x + input.at(s), found);
+        for (int r = 0; r < REALS; ++r) to[i].of[r] = load<Eight>(found + 8 * r) * powers.of[r];
     }
     for (int64_t i = last; i < first + w.d; ++i) to[i - first] = {};
 }
@@ -161,11 +96,11 @@ static void transform(const Listed& w, const Reals* tile, int64_t p, Reals* u) {
 }
 
 // Columns first to last of the transformed input.
-static void columns(const Listed& w, const Window& s, const Lanes& lanes, const float* x, int64_t first,
-                    int64_t last, Reals* tile, Reals* u) {
+static void columns(const Listed& w, const Window& s, const Lanes<LANES>& lanes, const Reals& powers,
+                    const float* x, int64_t first, int64_t last, Reals* tile, Reals* u) {
     for (int64_t column = first; column < last;) {
         const int64_t t = column / w.rank, end = (t + 1) * w.rank < last ? (t + 1) * w.rank : last;
-        gather_tile(w, s, lanes, x, t, tile);
+        gather_tile(w, s, lanes, powers, x, t, tile);
         for (; column + 2 <= end; column += 2, u += 2) transform<2>(w, tile, column - t * w.rank, u);
         if (column < end) transform<1>(w, tile, column++ - t * w.rank, u++);
     }
@@ -265,15 +200,18 @@ static void add_rows(const Listed& w, int64_t b, const Numbers* table, const Rea
 
 static void listed(const Listed& w, const Window& s, const float* x, const float* powers, int64_t first,
                    const float* bias, float* y, char* workspace) {
-    Lanes lanes;
-    find(s, w.rows, powers, first, lanes);
+    Lanes<LANES> lanes;
+    find(s, s.c * s.padded_h() * s.padded_w(), s.padded_w(), w.rows, first, lanes);
+    float up[LANES], down[LANES];
+    for (int lane = 0; lane < LANES; ++lane) up[lane] = powers[lanes.image[lane]], down[lane] = 1 / up[lane];
+    const Reals scaled = load<Reals>(up), back = load<Reals>(down);
     auto* table = reinterpret_cast<Numbers*>(workspace);
     auto* sums = reinterpret_cast<Reals*>(table + MOST_ENTRIES);
     Reals *tile = sums + w.rows, *u = tile + w.d;
     std::memset(sums, 0, w.rows * sizeof *sums);
     for (int64_t b = 0; b < w.blocks; ++b) {
         const int32_t* block = w.block + b * FIELDS;
-        columns(w, s, lanes, x, block[0], block[2], tile, u);
+        columns(w, s, lanes, scaled, x, block[0], block[2], tile, u);
         Reals squares{}, inverse;
         add_squares(u, block[1] - block[0], w.needs[2 * b], squares);
         add_squares(u + block[1] - block[0], block[2] - block[1], w.needs[2 * b + 1], squares);
@@ -283,7 +221,7 @@ static void listed(const Listed& w, const Window& s, const float* x, const float
     }
     for (int64_t row = 0; row < w.rows; ++row) {
         const Eight more = splat(bias ? bias[row] : 0);
-        for (int r = 0; r < REALS; ++r) sums[row].of[r] = sums[row].of[r] * lanes.inverses.of[r] + more;
+        for (int r = 0; r < REALS; ++r) sums[row].of[r] = sums[row].of[r] * back.of[r] + more;
         const auto* sum = reinterpret_cast<const float*>(sums + row);
         for (int i = 0; i < lanes.outs; ++i)
             std::memcpy(y + lanes.out[i].from + row * s.oh * s.ow, sum + lanes.out[i].lane,
@@ -291,24 +229,9 @@ static void listed(const Listed& w, const Window& s, const float* x, const float
     }
 }
 
-// ---- depthwise ----
-
-static void depthwise(const Window& s, const float* x, const float* weight, float bias, float* y) {
-    const int64_t w = s.padded_w();
-    for (int64_t oy = 0; oy < s.oh; ++oy)
-        for (int64_t ox = 0; ox < s.ow; ++ox) {
-            float sum = bias;
-            for (int64_t ky = 0; ky < s.kernel_h; ++ky)
-                for (int64_t kx = 0; kx < s.kernel_w; ++kx)
-                    sum += weight[ky * s.kernel_w + kx] *
-                           x[(oy * s.stride_h + ky * s.dilation_h) * w + ox * s.stride_w + kx * s.dilation_w];
-            y[oy * s.ow + ox] = sum;
-        }
-}
-
 }  // namespace TERSOR_TARGET
 
 #define JOIN(a, b) a##b
 #define NAMED(target) JOIN(convolutions_, target)
 const tersor::ConvolutionKernels tersor::NAMED(TERSOR_TARGET) = {
-    TERSOR_TARGET::listed, TERSOR_TARGET::largest, TERSOR_TARGET::depthwise};
+    TERSOR_TARGET::listed, TERSOR_TARGET::largest};

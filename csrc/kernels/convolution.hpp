@@ -1,4 +1,4 @@
-// Convolution with factors whose latent is integers, and depthwise convolution with a dense weight.
+// Convolutions: with factors whose latent is integers, and with a dense weight.
 #pragma once
 
 #include <cstdint>
@@ -41,10 +41,28 @@ struct ConvolutionKernels {
                    const float* bias, float* y, char* workspace);
     // The largest finite magnitude.
     float (*largest)(const float* x, int64_t size);
-    // One channel of one image, padded, with a window of its own.
+};
+
+// Dense weights. A panel is PANEL rows of a matrix, side by side: [inputs][PANEL].
+constexpr int64_t PANEL = 6, STRIP = 16;  // rows, and pixels, that are computed with at once
+constexpr int64_t LANES_BYTES = 1024;     // at least what is kept about the pixels of a strip
+
+struct DirectKernels {
+    // Rows of a matrix (rows, inputs) as panels; rows that are not there are zero.
+    void (*pack)(const float* weight, int64_t rows, int64_t inputs, float* panels);
+    // y of `strips` strips of pixels from `first` on, by panels, of a convolution with one group.
+    void (*matrix)(const Window&, int64_t rows, const float* panels, const float* x, int64_t first,
+                   int64_t strips, const float* bias, float* y, float* workspace);
+    // Windows of 3 x 3 and stride 1: 2 x 2 pixels of each of `STRIP` from `first` on. The window counts
+    // these as pixels, with stride 1 over columns that are sorted: those of even number first. The panels
+    // are those of 16 matrices, one for each number of a transformed window.
+    void (*winograd)(const Window&, int64_t rows, const float* panels, const float* x, int64_t first,
+                     const float* bias, float* y, int64_t oh, int64_t ow, float* workspace);
+    // One channel of one image.
     void (*depthwise)(const Window&, const float* x, const float* weight, float bias, float* y);
 };
 
 extern const ConvolutionKernels convolutions_baseline, convolutions_avx2, convolutions_avx512;
+extern const DirectKernels direct_baseline, direct_avx2, direct_avx512;
 
 }  // namespace tersor

@@ -53,7 +53,68 @@ inline void convolve(const ConvolutionKernels& kernels, const Listed& w, const W
     });
 }
 
-inline void convolve_depthwise(const ConvolutionKernels& kernels, const Window& s, const float* x,
+// x with zeros around, and of each row the columns of even number first; rows and columns are even.
+inline const float* sorted(const Window& s, const float* x, int64_t h, int64_t w, Workspace& workspace) {
+    auto* to = reinterpret_cast<float*>(workspace.of(s.n * s.c * h * w * sizeof(float)));
+    std::memset(to, 0, s.n * s.c * h * w * sizeof(float));
+    for (int64_t plane = 0; plane < s.n * s.c; ++plane)
+        for (int64_t row = 0; row < s.h; ++row) {
+            float* out = to + (plane * h + s.top + row) * w;
+            const float* in = x + (plane * s.h + row) * s.w;
+            float *even = out + (s.left + 1) / 2, *odd = out + w / 2 + s.left / 2;
+            if (s.left % 2) {
+                float* other = even;
+                even = odd, odd = other;
+            }
+            int64_t i = 0;
+            for (; i + 1 < s.w; i += 2) even[i / 2] = in[i], odd[i / 2] = in[i + 1];
+            if (i < s.w) even[i / 2] = in[i];
+        }
+    return to;
+}
+
+// Panels of 16 matrices, as torch computed them: (16, rows, channels).
+inline void convolve_winograd(const DirectKernels& kernels, const Window& s, int64_t rows, const float* x,
+                              const float* panels, const float* bias, float* y, int64_t threads,
+                              Workspace& around, Workspace& workspace) {
+    Window tiles = s;
+    tiles.oh = (s.oh + 1) / 2, tiles.ow = (s.ow + 1) / 2;
+    const int64_t h = 2 * tiles.oh + 2, w = 2 * tiles.ow + 2;
+    const float* in = sorted(s, x, h, w, around);
+    tiles.top = tiles.left = 0, tiles.h = h, tiles.w = w;
+    tiles.stride_h = 2;  // tiles side by side are neighbours among sorted columns
+    const int64_t strips = (tiles.pixels() + STRIP - 1) / STRIP, size = aligned(16 * s.c * STRIP * 4);
+    threads = worth(rows * s.c * tiles.pixels() * 2, threads);
+    char* memory = workspace.of(threads * size);
+    parallel(strips, threads, [&](int64_t job, int64_t slot) {
+        kernels.winograd(tiles, rows, panels, in, job * STRIP, bias, y, s.oh, s.ow,
+                         reinterpret_cast<float*>(memory + slot * size));
+    });
+}
+
+inline void convolve_matrix(const DirectKernels& kernels, const Window& s, int64_t rows, const float* x,
+                            const float* weight, const float* bias, float* y, int64_t threads,
+                            Workspace& around, Workspace& workspace) {
+    const int64_t inputs = s.c * s.kernel_h * s.kernel_w, strips = (s.pixels() + STRIP - 1) / STRIP;
+    threads = worth(rows * inputs * s.pixels() / 8, threads);
+    // So many strips at once that they stay in the cache, and that there is work for all threads.
+    int64_t most = 32000 / (inputs * STRIP);
+    most = most < 1 ? 1 : most > 8 ? 8 : most;
+    while (most > 1 && (strips + most - 1) / most < 2 * threads) most /= 2;
+    const int64_t size = aligned(most * (inputs * STRIP * sizeof(float) + LANES_BYTES));
+    const int64_t panels = aligned((rows + PANEL - 1) / PANEL * PANEL * inputs * sizeof(float));
+    char* memory = workspace.of(panels + threads * size);
+    kernels.pack(weight, rows, inputs, reinterpret_cast<float*>(memory));
+    const float* in = padded(s, x, around);
+    parallel((strips + most - 1) / most, threads, [&](int64_t job, int64_t slot) {
+        const int64_t left = strips - job * most;
+        kernels.matrix(s, rows, reinterpret_cast<float*>(memory), in, job * most * STRIP,
+                       left < most ? left : most, bias, y,
+                       reinterpret_cast<float*>(memory + panels + slot * size));
+    });
+}
+
+inline void convolve_depthwise(const DirectKernels& kernels, const Window& s, const float* x,
                                const float* weight, const float* bias, float* y, int64_t threads,
                                Workspace& around) {
     const float* in = padded(s, x, around);

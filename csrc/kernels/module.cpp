@@ -14,20 +14,21 @@ struct Target {
     const char* name;
     const IntegerKernels* integers;
     const ConvolutionKernels* convolutions;
+    const DirectKernels* direct;
 };
 
 static Target choose() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw"))
-        return {"AVX-512 VNNI", &integers_avx512, &convolutions_avx512};
+        return {"AVX-512 VNNI", &integers_avx512, &convolutions_avx512, &direct_avx512};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return {"AVX2", &integers_avx2, &convolutions_avx2};
-    return {"", nullptr, nullptr};
+        return {"AVX2", &integers_avx2, &convolutions_avx2, &direct_avx2};
+    return {"", nullptr, nullptr, nullptr};
 #elif defined(__ARM_NEON)
-    return {"NEON", &integers_baseline, &convolutions_baseline};
+    return {"NEON", &integers_baseline, &convolutions_baseline, &direct_baseline};
 #else
-    return {"", nullptr, nullptr};
+    return {"", nullptr, nullptr, nullptr};
 #endif
 }
 
@@ -72,11 +73,18 @@ NB_MODULE(_kernels, m) {
         convolve(*target.convolutions, w, window_of(window), at<const float>(x), at<const float>(bias),
                  at<float>(y), threads, around, workspace);
     });
-    m.def("convolve_depthwise", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
-                                   const std::vector<int64_t>& window, uintptr_t weight) {
-        static thread_local Workspace around;
+    // Dense weights: 0 depthwise, 1 one group, 2 one group by Winograd's algorithm.
+    m.def("convolve_direct", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
+                                const std::vector<int64_t>& window, int64_t rows, int64_t way,
+                                uintptr_t weight) {
+        static thread_local Workspace around, workspace;
+        const Window s = window_of(window);
+        const DirectKernels& kernels = *target.direct;
+        const auto *in = at<const float>(x), *w = at<const float>(weight), *b = at<const float>(bias);
+        auto* out = at<float>(y);
         nb::gil_scoped_release release;
-        convolve_depthwise(*target.convolutions, window_of(window), at<const float>(x),
-                           at<const float>(weight), at<const float>(bias), at<float>(y), threads, around);
+        if (way == 0) return convolve_depthwise(kernels, s, in, w, b, out, threads, around);
+        const auto convolve = way == 1 ? convolve_matrix : convolve_winograd;
+        convolve(kernels, s, rows, in, w, b, out, threads, around, workspace);
     });
 }
