@@ -45,14 +45,10 @@ struct ConvolutionKernels {
 
 // Dense weights. A panel is PANEL rows of a matrix, side by side: [inputs][PANEL].
 constexpr int64_t PANEL = 6, STRIP = 16;  // rows, and pixels, that are computed with at once
-constexpr int64_t LANES_BYTES = 1024;     // at least what is kept about the pixels of a strip
+// Numbers from one matrix of transformed windows to the next: not all in one set of the cache.
+inline int64_t winograd_step(int64_t channels) { return (channels + 1) * STRIP; }
 
 struct DirectKernels {
-    // Rows of a matrix (rows, inputs) as panels; rows that are not there are zero.
-    void (*pack)(const float* weight, int64_t rows, int64_t inputs, float* panels);
-    // y of `strips` strips of pixels from `first` on, by panels, of a convolution with one group.
-    void (*matrix)(const Window&, int64_t rows, const float* panels, const float* x, int64_t first,
-                   int64_t strips, const float* bias, float* y, float* workspace);
     // Windows of 3 x 3 and stride 1: 2 x 2 pixels of each of `STRIP` from `first` on. The window counts
     // these as pixels, with stride 1 over columns that are sorted: those of even number first. The panels
     // are those of 16 matrices, one for each number of a transformed window.

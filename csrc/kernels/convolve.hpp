@@ -83,34 +83,12 @@ inline void convolve_winograd(const DirectKernels& kernels, const Window& s, int
     const float* in = sorted(s, x, h, w, around);
     tiles.top = tiles.left = 0, tiles.h = h, tiles.w = w;
     tiles.stride_h = 2;  // tiles side by side are neighbours among sorted columns
-    const int64_t strips = (tiles.pixels() + STRIP - 1) / STRIP, size = aligned(16 * s.c * STRIP * 4);
+    const int64_t strips = (tiles.pixels() + STRIP - 1) / STRIP, size = aligned(16 * winograd_step(s.c) * 4);
     threads = worth(rows * s.c * tiles.pixels() * 2, threads);
     char* memory = workspace.of(threads * size);
     parallel(strips, threads, [&](int64_t job, int64_t slot) {
         kernels.winograd(tiles, rows, panels, in, job * STRIP, bias, y, s.oh, s.ow,
                          reinterpret_cast<float*>(memory + slot * size));
-    });
-}
-
-inline void convolve_matrix(const DirectKernels& kernels, const Window& s, int64_t rows, const float* x,
-                            const float* weight, const float* bias, float* y, int64_t threads,
-                            Workspace& around, Workspace& workspace) {
-    const int64_t inputs = s.c * s.kernel_h * s.kernel_w, strips = (s.pixels() + STRIP - 1) / STRIP;
-    threads = worth(rows * inputs * s.pixels() / 8, threads);
-    // So many strips at once that they stay in the cache, and that there is work for all threads.
-    int64_t most = 32000 / (inputs * STRIP);
-    most = most < 1 ? 1 : most > 8 ? 8 : most;
-    while (most > 1 && (strips + most - 1) / most < 2 * threads) most /= 2;
-    const int64_t size = aligned(most * (inputs * STRIP * sizeof(float) + LANES_BYTES));
-    const int64_t panels = aligned((rows + PANEL - 1) / PANEL * PANEL * inputs * sizeof(float));
-    char* memory = workspace.of(panels + threads * size);
-    kernels.pack(weight, rows, inputs, reinterpret_cast<float*>(memory));
-    const float* in = padded(s, x, around);
-    parallel((strips + most - 1) / most, threads, [&](int64_t job, int64_t slot) {
-        const int64_t left = strips - job * most;
-        kernels.matrix(s, rows, reinterpret_cast<float*>(memory), in, job * most * STRIP,
-                       left < most ? left : most, bias, y,
-                       reinterpret_cast<float*>(memory + panels + slot * size));
     });
 }
 

@@ -5,14 +5,6 @@
 namespace TERSOR_TARGET {
 
 constexpr int P = PANEL;
-static_assert(sizeof(Lanes<STRIP>) <= LANES_BYTES, "memory of matrix");
-
-static void pack(const float* weight, int64_t rows, int64_t inputs, float* panels) {
-    for (int64_t row = 0; row < rows; row += P, panels += P * inputs)
-        for (int r = 0; r < P; ++r)
-            for (int64_t i = 0; i < inputs; ++i)
-                panels[i * P + r] = row + r < rows ? weight[(row + r) * inputs + i] : 0;
-}
 
 // A panel times a strip (inputs, STRIP).
 struct Product {
@@ -30,34 +22,6 @@ static inline Product multiply(const float* panel, const float* strip, int64_t i
     return sum;
 }
 
-static void matrix(const Window& s, int64_t rows, const float* panels, const float* x, int64_t first,
-                   int64_t strips, const float* bias, float* y, float* workspace) {
-    const int64_t inputs = s.c * s.kernel_h * s.kernel_w;
-    auto* lanes = reinterpret_cast<Lanes<STRIP>*>(workspace + strips * inputs * STRIP);
-    for (int64_t strip = 0; strip < strips; ++strip) {
-        lanes[strip] = {};
-        find(s, s.c * s.padded_h() * s.padded_w(), s.padded_w(), rows, first + strip * STRIP, lanes[strip]);
-        float* to = workspace + strip * inputs * STRIP;
-        Input input(s, 0);
-        for (int64_t i = 0; i < inputs; ++i, input.next(s))
-            gather(lanes[strip], x + input.at(s), to + i * STRIP);
-    }
-    for (int64_t row = 0; row < rows; row += P, panels += P * inputs)
-        for (int64_t strip = 0; strip < strips; ++strip) {
-            const Product sum = multiply(panels, workspace + strip * inputs * STRIP, inputs);
-            for (int r = 0; r < P && row + r < rows; ++r) {
-                float out[STRIP];
-                const float more = bias ? bias[row + r] : 0;
-                store(out, sum.of[r][0] + more);
-                store(out + 8, sum.of[r][1] + more);
-                for (int i = 0; i < lanes[strip].outs; ++i) {
-                    const Stretch& o = lanes[strip].out[i];
-                    copy(out + o.lane, o.count, y + o.from + (row + r) * s.oh * s.ow);
-                }
-            }
-        }
-}
-
 // ---- Winograd's algorithm (Lavin and Gray, 2016, arXiv 1509.09308): 16 products for 4 pixels ----
 
 struct Pixels {
@@ -66,15 +30,20 @@ struct Pixels {
 static inline Pixels operator+(const Pixels& a, const Pixels& b) { return {a.low + b.low, a.high + b.high}; }
 static inline Pixels operator-(const Pixels& a, const Pixels& b) { return {a.low - b.low, a.high - b.high}; }
 
+static inline Pixels gathered(const Lanes<STRIP>& lanes, const float* x) {
+    if (lanes.ins == 1 && lanes.count == STRIP) return load<Pixels>(x + lanes.in[0].from);
+    float found[STRIP];
+    gather(lanes, x, found);
+    return load<Pixels>(found);
+}
+
 // Windows of 4 x 4 of a channel, transformed: to + i * step is the i-th number of all.
 static void transform(const Lanes<STRIP>& lanes, const float* x, int64_t row, float* to, int64_t step) {
     const int64_t odd = row / 2, column[4] = {0, odd, 1, odd + 1};
     Pixels d[4][4], t[4][4];
     for (int i = 0; i < 4; ++i)
         for (int j = 0; j < 4; ++j) {
-            float found[STRIP];
-            gather(lanes, x + i * row + column[j], found);
-            d[i][j] = load<Pixels>(found);
+            d[i][j] = gathered(lanes, x + i * row + column[j]);
         }
     for (int j = 0; j < 4; ++j) {
         t[0][j] = d[0][j] - d[2][j];
@@ -106,7 +75,7 @@ static inline void back(const Pixels m[16], float bias, float out[2][2][STRIP]) 
 
 static void winograd(const Window& s, int64_t rows, const float* panels, const float* x, int64_t first,
                      const float* bias, float* y, int64_t oh, int64_t ow, float* workspace) {
-    const int64_t row = s.padded_w(), step = s.c * STRIP, all = (rows + P - 1) / P * P * s.c;
+    const int64_t row = s.padded_w(), step = winograd_step(s.c), all = (rows + P - 1) / P * P * s.c;
     Lanes<STRIP> lanes;
     find(s, s.c * s.padded_h() * row, row, rows, first, lanes);
     for (int64_t c = 0; c < s.c; ++c)
@@ -142,23 +111,11 @@ static void winograd(const Window& s, int64_t rows, const float* panels, const f
 
 // ---- one channel alone ----
 
-// Sums of eight neighbours of a row.
 template <int STRIDE>
-static inline Eight neighbours(const Window& s, const float* x, const float* weight) {
-    Eight sum{};
-    for (int64_t ky = 0; ky < s.kernel_h; ++ky)
-        for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
-            const float* from = x + ky * s.dilation_h * s.padded_w() + kx * s.dilation_w;
-            Eight in;
-            if (STRIDE == 1) {
-                in = load<Eight>(from);
-            } else {
-                const Eight a = load<Eight>(from), b = load<Eight>(from + 7);
-                in = __builtin_shufflevector(a, b, 0, 2, 4, 6, 9, 11, 13, 15);
-            }
-            sum += in * weight[ky * s.kernel_w + kx];
-        }
-    return sum;
+static inline Eight every(const float* from) {
+    const Eight a = load<Eight>(from);
+    if (STRIDE == 1) return a;
+    return __builtin_shufflevector(a, load<Eight>(from + 7), 0, 2, 4, 6, 9, 11, 13, 15);
 }
 
 static float alone(const Window& s, const float* x, const float* weight) {
@@ -169,25 +126,48 @@ static float alone(const Window& s, const float* x, const float* weight) {
     return sum;
 }
 
-template <int STRIDE>
-static void rows_of(const Window& s, const float* x, const float* weight, float bias, float* y) {
-    for (int64_t oy = 0; oy < s.oh; ++oy, y += s.ow) {
-        const float* row = x + oy * s.stride_h * s.padded_w();
-        int64_t ox = 0;
-        for (; ox + 8 <= s.ow; ox += 8)
-            store(y + ox, neighbours<STRIDE>(s, row + ox * STRIDE, weight) + bias);
-        if (ox < s.ow && s.ow >= 8) {  // some again
-            ox = s.ow - 8;
-            store(y + ox, neighbours<STRIDE>(s, row + ox * STRIDE, weight) + bias);
-        } else {
-            for (; ox < s.ow; ++ox) y[ox] = alone(s, row + ox * STRIDE, weight) + bias;
+// Eight pixels at once of ROWS rows; SIZE is that of the window, stored row after row.
+template <int STRIDE, int SIZE, int ROWS>
+static inline void block(const float* x, int64_t row, const Eight* weight, float bias, float* y, int64_t ow) {
+    Eight sums[ROWS];
+    for (int r = 0; r < ROWS; ++r) sums[r] = bias - Eight{};
+    for (int i = 0; i < (ROWS - 1) * STRIDE + SIZE; ++i)
+        for (int kx = 0; kx < SIZE; ++kx) {
+            const Eight in = every<STRIDE>(x + i * row + kx);
+            for (int r = 0; r < ROWS; ++r)
+                if (i - r * STRIDE >= 0 && i - r * STRIDE < SIZE)
+                    sums[r] += in * weight[(i - r * STRIDE) * SIZE + kx];
         }
+    for (int r = 0; r < ROWS; ++r) store(y + r * ow, sums[r]);
+}
+
+template <int STRIDE, int SIZE, int ROWS>
+static void rows_of(const Window& s, const float* x, const Eight* weight, float bias, float* y) {
+    const int64_t row = s.padded_w();
+    for (int64_t ox = 0; ox < s.ow; ox += 8) {
+        const int64_t at = ox + 8 <= s.ow ? ox : s.ow - 8;  // some again, at the end
+        block<STRIDE, SIZE, ROWS>(x + at * STRIDE, row, weight, bias, y + at, s.ow);
     }
 }
 
+template <int STRIDE, int SIZE>
+static void squares(const Window& s, const float* x, const float* weight, float bias, float* y) {
+    Eight splat[SIZE * SIZE];
+    for (int i = 0; i < SIZE * SIZE; ++i) splat[i] = weight[i] - Eight{};
+    const int64_t row = s.padded_w() * STRIDE;
+    int64_t oy = 0;
+    for (; oy + 2 <= s.oh; oy += 2) rows_of<STRIDE, SIZE, 2>(s, x + oy * row, splat, bias, y + oy * s.ow);
+    if (oy < s.oh) rows_of<STRIDE, SIZE, 1>(s, x + oy * row, splat, bias, y + oy * s.ow);
+}
+
 static void depthwise(const Window& s, const float* x, const float* weight, float bias, float* y) {
-    if (s.stride_w == 1) return rows_of<1>(s, x, weight, bias, y);
-    if (s.stride_w == 2) return rows_of<2>(s, x, weight, bias, y);
+    const bool square = s.kernel_h == s.kernel_w && s.stride_h == s.stride_w && s.ow >= 8;
+    if (square && s.dilation_h == 1 && s.dilation_w == 1) {
+        if (s.kernel_h == 3 && s.stride_h == 1) return squares<1, 3>(s, x, weight, bias, y);
+        if (s.kernel_h == 3 && s.stride_h == 2) return squares<2, 3>(s, x, weight, bias, y);
+        if (s.kernel_h == 5 && s.stride_h == 1) return squares<1, 5>(s, x, weight, bias, y);
+        if (s.kernel_h == 5 && s.stride_h == 2) return squares<2, 5>(s, x, weight, bias, y);
+    }
     for (int64_t oy = 0; oy < s.oh; ++oy)
         for (int64_t ox = 0; ox < s.ow; ++ox)
             *y++ = alone(s, x + oy * s.stride_h * s.padded_w() + ox * s.stride_w, weight) + bias;
@@ -197,5 +177,4 @@ static void depthwise(const Window& s, const float* x, const float* weight, floa
 
 #define JOIN(a, b) a##b
 #define NAMED(target) JOIN(direct_, target)
-const tersor::DirectKernels tersor::NAMED(TERSOR_TARGET) = {TERSOR_TARGET::pack, TERSOR_TARGET::matrix,
-                                                            TERSOR_TARGET::winograd, TERSOR_TARGET::depthwise};
+const tersor::DirectKernels tersor::NAMED(TERSOR_TARGET) = {TERSOR_TARGET::winograd, TERSOR_TARGET::depthwise};

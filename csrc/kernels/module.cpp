@@ -73,9 +73,9 @@ NB_MODULE(_kernels, m) {
         convolve(*target.convolutions, w, window_of(window), at<const float>(x), at<const float>(bias),
                  at<float>(y), threads, around, workspace);
     });
-    // Dense weights: 0 depthwise, 1 one group, 2 one group by Winograd's algorithm.
+    // Dense weights: panels for Winograd's algorithm, or depthwise.
     m.def("convolve_direct", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
-                                const std::vector<int64_t>& window, int64_t rows, int64_t way,
+                                const std::vector<int64_t>& window, int64_t rows, bool panels,
                                 uintptr_t weight) {
         static thread_local Workspace around, workspace;
         const Window s = window_of(window);
@@ -83,8 +83,7 @@ NB_MODULE(_kernels, m) {
         const auto *in = at<const float>(x), *w = at<const float>(weight), *b = at<const float>(bias);
         auto* out = at<float>(y);
         nb::gil_scoped_release release;
-        if (way == 0) return convolve_depthwise(kernels, s, in, w, b, out, threads, around);
-        const auto convolve = way == 1 ? convolve_matrix : convolve_winograd;
-        convolve(kernels, s, rows, in, w, b, out, threads, around, workspace);
+        if (panels) return convolve_winograd(kernels, s, rows, in, w, b, out, threads, around, workspace);
+        convolve_depthwise(kernels, s, in, w, b, out, threads, around);
     });
 }
