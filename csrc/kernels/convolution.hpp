@@ -18,22 +18,24 @@ struct Window {
 };
 
 // A matrix of `rows` rows over inputs (channel, y, x), cut into tiles of d: the codebook (d, rank), scaled,
-// times integers, whose columns are numbered by tile, then position. Blocks of columns share a table of
-// integer multiples of inputs; of a row the indices of those are listed that add up to its sum.
+// times integers, whose columns are numbered by tile, then position. Blocks of columns have two tables of
+// integer multiples of inputs, and each row a list of quads of indices: two into each table. `parts`
+// accumulators of 16 bits, two or four, add them up, each for its part of the columns.
 struct Listed {
-    int64_t rows, inputs, d, rank, blocks;
+    int64_t rows, inputs, d, rank, blocks, parts;
     const float* codebook;
-    const int32_t* block;    // of each: first, middle and last column, first entry, run and code
-    const float* needs;      // of both halves of each block: what a norm of 1 takes of a sum's 16 bits
-    const int16_t* entries;  // column in the block, multiple; the first of a block is zero
-    const int32_t* runs;     // of rows with lists of the same lengths: both lengths, number of rows
+    const int32_t* block;    // of each: FIELDS numbers, see below; one more says where the last ends
+    const float* needs;      // of each part of each block: what a norm of 1 takes of a sum's 16 bits
+    const int16_t* entries;  // column in the block, multiple; the first of a table is zero
+    const int32_t* runs;     // of rows with lists of the same length: quads of a row, number of rows
     const uint16_t* order;   // of each block: its rows in the order of the runs
-    const uint8_t* codes;    // lists of both halves of a row, one after the other
+    const uint8_t* codes;    // the quads
 };
 
-constexpr int64_t LANES = 32;    // pixels that are computed with at once
-constexpr int64_t FIELDS = 6;    // numbers of a block; one more block says where the last ends
-constexpr int64_t MOST_ENTRIES = 256;
+enum Field { COLUMN, SECOND_PART, THIRD_PART, FOURTH_PART, ENTRY, SECOND_ENTRY, RUN, CODE, FIELDS };
+
+constexpr int64_t LANES = 32;   // pixels that are computed with at once; half of them where fewer are left
+constexpr int64_t TABLE = 128;  // entries of each of the two tables of a block
 
 struct ConvolutionKernels {
     // Sums of `size` pixels from `first` on, into y. `x` is padded, `powers` scale each image to about 1.

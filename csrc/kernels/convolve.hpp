@@ -38,10 +38,10 @@ inline void convolve(const ConvolutionKernels& kernels, const Listed& w, const W
     const int64_t blocks = (s.pixels() + LANES - 1) / LANES;
     int64_t most = 0;
     for (int64_t b = 0; b < w.blocks; ++b) {
-        const int64_t columns = w.block[b * FIELDS + 2] - w.block[b * FIELDS];
+        const int64_t columns = w.block[(b + 1) * FIELDS + COLUMN] - w.block[b * FIELDS + COLUMN];
         most = most > columns ? most : columns;
     }
-    const int64_t bytes = aligned(MOST_ENTRIES * LANES * 2 + (w.rows + w.d + most) * LANES * 4);
+    const int64_t bytes = aligned(2 * TABLE * LANES * 2 + (w.rows + w.d + most) * LANES * 4);
     threads = worth(w.rows * w.inputs * s.pixels() / 16, threads);
     char* memory = workspace.of(aligned(s.n * sizeof(float)) + threads * bytes);
     auto* powers = reinterpret_cast<float*>(memory);

@@ -62,10 +62,10 @@ NB_MODULE(_kernels, m) {
     });
     m.def("convolve_listed", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
                                 const std::vector<int64_t>& window, int64_t rows, int64_t inputs, int64_t d,
-                                int64_t rank, int64_t blocks, uintptr_t codebook, uintptr_t block,
+                                int64_t rank, int64_t blocks, int64_t parts, uintptr_t codebook, uintptr_t block,
                                 uintptr_t needs, uintptr_t entries, uintptr_t runs, uintptr_t order,
                                 uintptr_t codes) {
-        const Listed w{rows, inputs, d, rank, blocks, at<const float>(codebook), at<const int32_t>(block),
+        const Listed w{rows, inputs, d, rank, blocks, parts, at<const float>(codebook), at<const int32_t>(block),
                        at<const float>(needs), at<const int16_t>(entries), at<const int32_t>(runs),
                        at<const uint16_t>(order), at<const uint8_t>(codes)};
         static thread_local Workspace around, workspace;

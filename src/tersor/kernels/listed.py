@@ -2,10 +2,11 @@
 
 With tiles along the input, ``y = Z @ (C.T @ x)``: a window of the input, x, is transformed tile by
 tile, and what is left is a sum of integer multiples of transformed inputs: columns. They are taken
-a block of columns at a time. A block has a table of up to 255 multiples, computed once for all
+a block of columns at a time. A block has two tables of up to 127 multiples, computed once for all
 rows, and each row a list of the entries that it adds, in 8 bits each: for a latent that is mostly
-zero or of few values these are few. Sums are integers of 16 bits; a block has two halves, so short
-that rounding costs no more than `LOSS`. `latent_of` gives exactly the latent that was packed.
+zero or of few values these are few. Sums are integers of 16 bits, of so few columns, a part of the
+block, that rounding costs no more than `LOSS`. `latent_of` gives exactly the latent that was
+packed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tersor.errors import InputError
 from tersor.factors import Factors
@@ -25,8 +27,8 @@ LOSS = 6e-4
 _CAPACITY = 32766
 """Largest sum of 16 bits, but for rounding."""
 
-_HALF = 127
-"""Entries of a half of a block: with those of the other, and zero, 8 bits tell them apart."""
+_TABLE = 128
+"""Entries of each of the two tables of a block, which are to stay in the fastest cache."""
 
 _LARGEST = 8000
 """Largest magnitude of a latent: a multiple must not be lost in 16 bits."""
@@ -44,6 +46,7 @@ class Layout(NamedTuple):
     tile: int
     rank: int
     blocks: int
+    parts: int
 
     @property
     def inputs(self) -> int:
@@ -64,18 +67,18 @@ class Packed(NamedTuple):
     codebook
         float32, shape (d, k): the codebook times the scale.
     block
-        int32, shape (blocks + 1, 6): first, middle and last column, first entry, run and code; the
-        last says where the one before ends.
+        int32, shape (blocks + 1, 8): first column of each of four parts, where both tables begin,
+        first run and first code; the last says where the one before ends.
     needs
-        float32, shape (blocks, 2): of both halves, the scale of sums for inputs of norm 1.
+        float32, shape (blocks, 4): of each part, the scale of sums for inputs of norm 1.
     entries
-        int16, shape (entries, 2): column in the block and multiple; the first of a block is zero.
+        int16, shape (entries, 2): column in the block and multiple; the first of a table is zero.
     runs
-        int32, shape (runs, 3): indices in both halves of each row, and number of rows.
+        int32, shape (runs, 2): quads of each row, and number of rows.
     order
         uint16, shape (blocks, rows): the rows in the order of the runs.
     codes
-        uint8: indices of entries, row after row, those of the first half first.
+        uint8: quads of indices of entries, row after row, two into each table.
     """
 
     codebook: Tensor
@@ -111,48 +114,55 @@ def pack(factors: Factors) -> tuple[Packed, Layout]:
         Factors that are `packable`.
     """
     rows, rank, tiling = factors.shape[0], factors.rank, factors.tiling
-    latent = factors.latent.reshape(rank, rows, tiling.tiles_per_row).permute(1, 2, 0)
-    latent = latent.reshape(rows, rank * tiling.tiles_per_row).cpu()
-    multiples, lists = _entries(latent)
-    bounds, needs = _halves(latent, [len(of_column) for of_column in multiples])
-    bounds += bounds[-1:] * (len(bounds) % 2 == 0)  # the last block may have one half only
-    blocks = (len(bounds) - 1) // 2
-    needs = torch.tensor(needs + [0.0] * (2 * blocks - len(needs))).reshape(blocks, 2)
-    fields, entries, runs, orders, codes = [], [], [], [], []
-    sizes = [0, 0, 0]
-    for b in range(blocks):
-        first, middle, last = bounds[2 * b : 2 * b + 3]
-        fields.append([first, middle, last, *sizes])
-        of_block = [(0, 0)] + [
-            (c - first, value) for c in range(first, last) for value in multiples[c]
-        ]
-        found = _rows_of(lists, multiples, (first, middle, last))
-        for kept, part in zip((runs, orders, codes), found, strict=True):
-            kept.append(part)
-        entries += of_block
-        sizes = [len(entries), sizes[1] + len(found[0]), sizes[2] + len(found[2])]
-    fields.append([bounds[-1]] * 3 + sizes)
+    latent = factors.latent.cpu().reshape(rank, rows, tiling.tiles_per_row).permute(1, 2, 0)
+    latent = latent.reshape(rows, rank * tiling.tiles_per_row)
+    multiples, pairs = _entries(latent)
+    # Fewer parts need less padding, more parts less often real numbers: about as much as 8 quads.
+    found = [_pack_parts(latent, multiples, pairs, parts) for parts in (2, 4)]
+    parts = min((0, 1), key=lambda i: found[i]["codes"].numel() + 32 * found[i]["order"].numel())
+    tensors = found[parts]
     codebook = (factors.codebook.to(torch.float32) * factors.scale).cpu().contiguous()
-    packed = Packed(
-        codebook,
-        torch.tensor(fields, dtype=torch.int32),
-        needs.to(torch.float32),
-        torch.tensor(entries, dtype=torch.int16),
-        torch.cat(runs).to(torch.int32),
-        torch.stack(orders).to(torch.int32).to(torch.uint16),
-        torch.cat([*codes, torch.zeros(4, dtype=torch.uint8)]),  # read four at once
-    )
     kernel = (1,) * (4 - len(factors.shape)) + factors.shape[2:]
-    layout = Layout(rows, factors.shape[1], *kernel, tiling.size, rank, blocks)
-    return packed, layout
+    sizes = (rows, factors.shape[1], *kernel, tiling.size, rank, len(tensors["order"]), 2 + 2 * parts)
+    return Packed(codebook, **tensors), Layout(*sizes)
+
+
+def _pack_parts(
+    latent: Tensor, multiples: list[list[int]], pairs: Tensor, parts: int
+) -> dict[str, Tensor]:
+    """Tensors of the columns, with so many accumulators."""
+    bounds, needs = _bounds(latent, [len(m) for m in multiples], parts)
+    fields, entries, runs, orders, codes = [], [], [], [], []
+    run = code = 0
+    for start in range(0, len(bounds) - 1, parts):
+        block = bounds[start : start + parts + 1]
+        first, middle, last = block[0], block[parts // 2], block[-1]
+        inner = [*block[1:-1], last, last][:3]
+        starts = [len(entries), len(entries) + 1 + sum(len(m) for m in multiples[first:middle])]
+        fields.append([first, *inner, *starts, run, code])
+        for part in (range(first, middle), range(middle, last)):
+            entries += [(0, 0), *((c - first, m) for c in part for m in multiples[c])]
+        found = _lists(pairs, multiples, block)
+        for kept, tensor in zip((runs, orders, codes), found, strict=True):
+            kept.append(tensor)
+        run, code = run + len(found[0]), code + found[2].numel()
+    fields.append([bounds[-1]] * 4 + [len(entries)] * 2 + [run, code])
+    return {
+        "block": torch.tensor(fields, dtype=torch.int32),
+        "needs": F.pad(torch.tensor(needs).reshape(-1, parts), (0, 4 - parts)).contiguous(),
+        "entries": torch.tensor(entries, dtype=torch.int16),
+        "runs": torch.cat(runs).to(torch.int32),
+        "order": torch.stack(orders).to(torch.int32).to(torch.uint16),
+        "codes": torch.cat(codes),
+    }
 
 
 def check(packed: Packed, layout: Layout) -> None:
     """Refuse tensors that are not of the sizes and types of this layout: kernels do not look."""
     sizes = {
         "codebook": layout.tile * layout.rank,
-        "block": 6 * (layout.blocks + 1),
-        "needs": 2 * layout.blocks,
+        "block": 8 * (layout.blocks + 1),
+        "needs": 4 * layout.blocks,
         "order": layout.blocks * layout.rows,
     }
     for (name, tensor), dtype in zip(packed._asdict().items(), _TYPES, strict=True):
@@ -167,15 +177,17 @@ def check(packed: Packed, layout: Layout) -> None:
 def latent_of(packed: Packed, layout: Layout) -> Tensor:
     """The latent that was packed: int16, (rank, rows * tiles)."""
     block, runs = packed.block.long(), packed.runs.long()
-    device = block.device
-    of_run = torch.repeat_interleave(torch.arange(layout.blocks, device=device), block.diff(dim=0)[:, 4])
-    lengths = torch.repeat_interleave(runs[:, :2].sum(1), runs[:, 2])
-    blocks = torch.repeat_interleave(of_run, runs[:, 2])
-    row = torch.repeat_interleave(packed.order.long().flatten(), lengths)
-    b = torch.repeat_interleave(blocks, lengths)
-    entry = packed.entries.long()[packed.codes[: len(b)].long() + block[b, 3]]
-    latent = torch.zeros(layout.rows, layout.columns, dtype=torch.int16, device=device)
-    latent.index_put_((row, entry[:, 0] + block[b, 0]), entry[:, 1].to(torch.int16), accumulate=True)
+    numbers = torch.arange(layout.blocks, device=block.device)
+    of_run = torch.repeat_interleave(numbers, block[:, 6].diff())
+    quads = torch.repeat_interleave(runs[:, 0], runs[:, 1])
+    row = torch.repeat_interleave(packed.order.long().flatten(), quads)
+    b = torch.repeat_interleave(torch.repeat_interleave(of_run, runs[:, 1]), quads)
+    tables = block[b, 4:6].repeat_interleave(2, dim=1)
+    entry = packed.entries.long()[packed.codes.long().reshape(-1, 4) + tables]
+    column = (entry[:, :, 0] + block[b, :1]).flatten().clamp(max=layout.columns - 1)
+    latent = torch.zeros(layout.rows, layout.columns, dtype=torch.int16, device=block.device)
+    multiple = entry[:, :, 1].flatten().to(torch.int16)
+    latent.index_put_((row.repeat_interleave(4), column), multiple, accumulate=True)
     tiled = latent.reshape(layout.rows, layout.columns // layout.rank, layout.rank)
     return tiled.permute(2, 0, 1).reshape(layout.rank, -1)
 
@@ -227,47 +239,59 @@ def _choose(counts: dict[int, int], often: int) -> tuple[list[int], dict[int, tu
     return sorted(multiples), {v: (number[a], number[b]) for v, (a, b) in parts.items()}
 
 
-def _halves(latent: Tensor, entries: list[int]) -> tuple[list[int], list[float]]:
-    """Bounds of the halves of blocks, by columns, and what each needs."""
+def _bounds(latent: Tensor, entries: list[int], parts: int) -> tuple[list[int], list[float]]:
+    """Columns between parts of blocks, and what each part needs; the last ones may be empty."""
     squares, sums = latent.double() ** 2, latent.abs().double()
+    most = (_TABLE - 1) * 2 // parts
     bounds, needs, start = [0], [], 0
     energy = total = torch.zeros(len(latent), dtype=torch.float64)
     need = count = 0.0
     for column in range(latent.shape[1]):
         more, longer = energy + squares[:, column], total + sums[:, column]
-        # Of a sum's 16 bits, half a step is lost with each input, at most.
-        wanted = float(more.max()) ** 0.5 / (_CAPACITY - 0.51 * float(longer.max()))
+        wanted = _need(more, longer)
         error = wanted * math.sqrt((column - start + 1) / 12)
-        if column > start and (error > LOSS or count + entries[column] > _HALF):
+        if column > start and (error > LOSS or count + entries[column] > most):
             bounds.append(column)
             needs.append(need)
-            start, count = column, 0
-            more, longer = squares[:, column], sums[:, column]
-            wanted = float(more.max()) ** 0.5 / (_CAPACITY - 0.51 * float(longer.max()))
+            start, count, more, longer = column, 0, squares[:, column], sums[:, column]
+            wanted = _need(more, longer)
         energy, total, need, count = more, longer, wanted, count + entries[column]
-    return [*bounds, latent.shape[1]], [*needs, need]
+    bounds.append(latent.shape[1])
+    needs.append(need)
+    missing = -len(needs) % parts
+    return bounds + bounds[-1:] * missing, needs + [0.0] * missing
 
 
-def _rows_of(
-    lists: Tensor, multiples: list[list[int]], bounds: tuple[int, int, int]
+def _need(squares: Tensor, sums: Tensor) -> float:
+    """Scale of sums for inputs of norm 1: of their 16 bits, rounding takes half a step for each."""
+    return float(squares.max()) ** 0.5 / (_CAPACITY - 0.51 * float(sums.max()))
+
+
+def _lists(
+    pairs: Tensor, multiples: list[list[int]], block: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs, order and codes of a block."""
-    first, middle, last = bounds
-    before = torch.tensor([0] + [len(multiples[c]) for c in range(first, last)]).cumsum(0)[:-1]
-    indices = lists[:, :, first:last].long()
-    indices = torch.where(indices > 0, indices + before, 0)
-    halves = []
-    for part in (slice(0, middle - first), slice(middle - first, last - first)):
-        codes = indices[:, :, part].permute(1, 2, 0).flatten(1)
-        used = codes > 0
-        codes = codes.gather(1, (~used).to(torch.uint8).argsort(dim=1, stable=True))
-        halves.append((codes, (used.sum(1) + 1) // 2 * 2))
-    order = (halves[0][1] * 1024 + halves[1][1]).argsort(stable=True)
-    lengths = torch.stack([length[order] for _, length in halves], dim=1)
-    pairs, counts = torch.unique_consecutive(lengths, dim=0, return_counts=True)
-    kept = [
-        torch.arange(codes.shape[1]) < length[:, None] for codes, length in halves
+    parts = len(block) - 1
+    slots, longest = [], torch.zeros(pairs.shape[1], dtype=torch.int64)
+    for i in range(parts):
+        # indices into the table, which two or four parts share
+        start = block[0] if i < parts // 2 else block[parts // 2]
+        lengths = torch.tensor([0, *(len(multiples[c]) for c in range(start, block[i + 1]))])
+        before = lengths.cumsum(0)[block[i] - start : -1]
+        indices = pairs[:, :, block[i] : block[i + 1]].long()
+        indices = torch.where(indices > 0, indices + before, 0).permute(1, 2, 0).flatten(1)
+        used = indices > 0
+        indices = indices.gather(1, (~used).to(torch.uint8).argsort(dim=1, stable=True))
+        each = 4 // parts  # indices of a quad
+        longest = torch.maximum(longest, -(-used.sum(1) // each))
+        slots.append((indices, each))
+    quads = int(longest.max())
+    padded = [
+        F.pad(indices, (0, max(0, quads * each - indices.shape[1])))[:, : quads * each]
+        for indices, each in slots
     ]
-    both = torch.cat([codes for codes, _ in halves], dim=1)[order]
-    mask = torch.cat(kept, dim=1)[order]
-    return torch.cat([pairs, counts[:, None]], dim=1), order, both[mask].to(torch.uint8)
+    codes = torch.cat([p.reshape(len(p), quads, -1) for p in padded], dim=2)
+    order = longest.argsort(stable=True)
+    lengths, counts = torch.unique_consecutive(longest[order], return_counts=True)
+    kept = torch.arange(quads) < longest[order][:, None]
+    return torch.stack([lengths, counts], dim=1), order, codes[order][kept].flatten().to(torch.uint8)
