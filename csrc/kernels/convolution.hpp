@@ -46,16 +46,17 @@ struct ConvolutionKernels {
 };
 
 // Dense weights. A panel is PANEL rows of a matrix, side by side: [inputs][PANEL].
-constexpr int64_t PANEL = 6, STRIP = 16;  // rows, and pixels, that are computed with at once
-// Numbers from one matrix of transformed windows to the next: not all in one set of the cache.
-inline int64_t winograd_step(int64_t channels) { return (channels + 1) * STRIP; }
+constexpr int64_t PANEL = 6, STRIP = 16;  // rows, and tiles, that are computed with at once
+
+// Numbers from one matrix of transformed tiles to the next: not all in one set of the cache.
+inline int64_t winograd_step(int64_t channels, int64_t strip) { return (channels + 1) * strip; }
 
 struct DirectKernels {
-    // Windows of 3 x 3 and stride 1: 2 x 2 pixels of each of `STRIP` from `first` on. The window counts
-    // these as pixels, with stride 1 over columns that are sorted: those of even number first. The panels
-    // are those of 16 matrices, one for each number of a transformed window.
-    void (*winograd)(const Window&, int64_t rows, const float* panels, const float* x, int64_t first,
-                     const float* bias, float* y, int64_t oh, int64_t ow, float* workspace);
+    // Windows of 3 x 3 and stride 1: size x size pixels, size 2 or 4, of each of up to STRIP tiles from
+    // `first` on, of images oh x ow. The window counts tiles as pixels, and has the columns of x sorted by
+    // their remainder modulo size. Panels of (size + 2)^2 matrices.
+    void (*winograd)(const Window&, int64_t size, int64_t rows, const float* panels, const float* x,
+                     int64_t first, const float* bias, float* y, int64_t oh, int64_t ow, float* workspace);
     // One channel of one image.
     void (*depthwise)(const Window&, const float* x, const float* weight, float bias, float* y);
 };

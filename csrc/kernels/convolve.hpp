@@ -53,42 +53,40 @@ inline void convolve(const ConvolutionKernels& kernels, const Listed& w, const W
     });
 }
 
-// x with zeros around, and of each row the columns of even number first; rows and columns are even.
-inline const float* sorted(const Window& s, const float* x, int64_t h, int64_t w, Workspace& workspace) {
+// x with zeros around, and the columns sorted by their remainder modulo `size`, which divides w.
+inline const float* sorted(const Window& s, const float* x, int64_t h, int64_t w, int64_t size,
+                           Workspace& workspace) {
     auto* to = reinterpret_cast<float*>(workspace.of(s.n * s.c * h * w * sizeof(float)));
     std::memset(to, 0, s.n * s.c * h * w * sizeof(float));
     for (int64_t plane = 0; plane < s.n * s.c; ++plane)
         for (int64_t row = 0; row < s.h; ++row) {
-            float* out = to + (plane * h + s.top + row) * w;
             const float* in = x + (plane * s.h + row) * s.w;
-            float *even = out + (s.left + 1) / 2, *odd = out + w / 2 + s.left / 2;
-            if (s.left % 2) {
-                float* other = even;
-                even = odd, odd = other;
+            for (int64_t phase = 0; phase < size && phase < s.w; ++phase) {
+                const int64_t column = s.left + phase;
+                float* out = to + (plane * h + s.top + row) * w + column % size * (w / size) + column / size;
+                for (int64_t i = phase; i < s.w; i += size) *out++ = in[i];
             }
-            int64_t i = 0;
-            for (; i + 1 < s.w; i += 2) even[i / 2] = in[i], odd[i / 2] = in[i + 1];
-            if (i < s.w) even[i / 2] = in[i];
         }
     return to;
 }
 
-// Panels of 16 matrices, as torch computed them: (16, rows, channels).
-inline void convolve_winograd(const DirectKernels& kernels, const Window& s, int64_t rows, const float* x,
-                              const float* panels, const float* bias, float* y, int64_t threads,
-                              Workspace& around, Workspace& workspace) {
+// Panels of (size + 2)^2 matrices (rows, channels).
+inline void convolve_winograd(const DirectKernels& kernels, const Window& s, int64_t size, int64_t rows,
+                              const float* x, const float* panels, const float* bias, float* y,
+                              int64_t threads, Workspace& around, Workspace& workspace) {
     Window tiles = s;
-    tiles.oh = (s.oh + 1) / 2, tiles.ow = (s.ow + 1) / 2;
-    const int64_t h = 2 * tiles.oh + 2, w = 2 * tiles.ow + 2;
-    const float* in = sorted(s, x, h, w, around);
-    tiles.top = tiles.left = 0, tiles.h = h, tiles.w = w;
-    tiles.stride_h = 2;  // tiles side by side are neighbours among sorted columns
-    const int64_t strips = (tiles.pixels() + STRIP - 1) / STRIP, size = aligned(16 * winograd_step(s.c) * 4);
-    threads = worth(rows * s.c * tiles.pixels() * 2, threads);
-    char* memory = workspace.of(threads * size);
+    tiles.oh = (s.oh + size - 1) / size, tiles.ow = (s.ow + size - 1) / size;
+    tiles.h = size * tiles.oh + 2, tiles.w = size * (tiles.ow + 1);
+    tiles.top = tiles.left = 0;
+    tiles.stride_h = size;  // tiles side by side are neighbours among sorted columns
+    const float* in = sorted(s, x, tiles.h, tiles.w, size, around);
+    const int64_t strips = (tiles.pixels() + STRIP - 1) / STRIP, numbers = (size + 2) * (size + 2);
+    const int64_t bytes = aligned(numbers * winograd_step(s.c, STRIP) * sizeof(float));
+    threads = worth(rows * s.c * tiles.pixels() * numbers / 8, threads);
+    char* memory = workspace.of(threads * bytes);
     parallel(strips, threads, [&](int64_t job, int64_t slot) {
-        kernels.winograd(tiles, rows, panels, in, job * STRIP, bias, y, s.oh, s.ow,
-                         reinterpret_cast<float*>(memory + slot * size));
+        kernels.winograd(tiles, size, rows, panels, in, job * STRIP, bias, y, s.oh, s.ow,
+                         reinterpret_cast<float*>(memory + slot * bytes));
     });
 }
 

@@ -4,109 +4,162 @@
 
 namespace TERSOR_TARGET {
 
+// ---- Winograd's algorithm (Lavin and Gray, 2016, arXiv 1509.09308) ----
+// SIZE x SIZE pixels of a 3 x 3 window at once, from (SIZE + 2)^2 inputs, transformed, by as many products.
+
 constexpr int P = PANEL;
 
-// A panel times a strip (inputs, STRIP).
-struct Product {
-    Eight of[P][2];
-};
-static inline Product multiply(const float* panel, const float* strip, int64_t inputs) {
-    Product sum = {};
-    for (int64_t i = 0; i < inputs; ++i, panel += P, strip += STRIP) {
-        const Eight low = load<Eight>(strip), high = load<Eight>(strip + 8);
-        for (int r = 0; r < P; ++r) {
-            sum.of[r][0] += low * panel[r];
-            sum.of[r][1] += high * panel[r];
-        }
-    }
-    return sum;
-}
-
-// ---- Winograd's algorithm (Lavin and Gray, 2016, arXiv 1509.09308): 16 products for 4 pixels ----
-
+// Pixels of 8 N tiles.
+template <int N>
 struct Pixels {
-    Eight low, high;
+    Eight of[N];
 };
-static inline Pixels operator+(const Pixels& a, const Pixels& b) { return {a.low + b.low, a.high + b.high}; }
-static inline Pixels operator-(const Pixels& a, const Pixels& b) { return {a.low - b.low, a.high - b.high}; }
+template <int N>
+static inline Pixels<N> operator+(Pixels<N> a, const Pixels<N>& b) {
+    for (int i = 0; i < N; ++i) a.of[i] += b.of[i];
+    return a;
+}
+template <int N>
+static inline Pixels<N> operator-(Pixels<N> a, const Pixels<N>& b) {
+    for (int i = 0; i < N; ++i) a.of[i] -= b.of[i];
+    return a;
+}
+template <int N>
+static inline Pixels<N> operator*(float a, Pixels<N> b) {
+    for (int i = 0; i < N; ++i) b.of[i] *= a;
+    return b;
+}
 
-static inline Pixels gathered(const Lanes<STRIP>& lanes, const float* x) {
-    if (lanes.ins == 1 && lanes.count == STRIP) return load<Pixels>(x + lanes.in[0].from);
-    float found[STRIP];
+// Of a row of inputs.
+template <int N>
+static inline void forth(const Pixels<N>* d, Pixels<N>* t, int step, Vector<int, 4>*) {
+    t[0] = d[0] - d[2];
+    t[step] = d[1] + d[2];
+    t[2 * step] = d[2] - d[1];
+    t[3 * step] = d[1] - d[3];
+}
+template <int N>
+static inline void forth(const Pixels<N>* d, Pixels<N>* t, int step, Vector<int, 8>*) {
+    const auto even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1];
+    const auto near = d[4] - d[2], far = 2 * (d[3] - d[1]);
+    t[0] = 4 * d[0] - 5 * d[2] + d[4];
+    t[step] = even + odd;
+    t[2 * step] = even - odd;
+    t[3 * step] = near + far;
+    t[4 * step] = near - far;
+    t[5 * step] = 4 * d[1] - 5 * d[3] + d[5];
+}
+
+// Of a row of products.
+template <int N>
+static inline void back(const Pixels<N>* m, Pixels<N>* t, int step, Vector<int, 4>*) {
+    t[0] = m[0] + m[1] + m[2];
+    t[step] = m[1] - m[2] - m[3];
+}
+template <int N>
+static inline void back(const Pixels<N>* m, Pixels<N>* t, int step, Vector<int, 8>*) {
+    const auto near = m[1] + m[2], far = m[3] + m[4], less = m[1] - m[2], more = m[3] - m[4];
+    t[0] = m[0] + near + far;
+    t[step] = less + 2 * more;
+    t[2 * step] = near + 4 * far;
+    t[3 * step] = less + 8 * more + m[5];
+}
+template <int SIZE>
+using Of = Vector<int, SIZE == 2 ? 4 : 8>*;  // tells the above apart
+
+template <int N>
+static inline Pixels<N> gathered(const Lanes<8 * N>& lanes, const float* x) {
+    if (lanes.ins == 1 && lanes.count == 8 * N) return load<Pixels<N>>(x + lanes.in[0].from);
+    float found[8 * N];
     gather(lanes, x, found);
-    return load<Pixels>(found);
+    return load<Pixels<N>>(found);
 }
 
-// Windows of 4 x 4 of a channel, transformed: to + i * step is the i-th number of all.
-static void transform(const Lanes<STRIP>& lanes, const float* x, int64_t row, float* to, int64_t step) {
-    const int64_t odd = row / 2, column[4] = {0, odd, 1, odd + 1};
-    Pixels d[4][4], t[4][4];
-    for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < 4; ++j) {
-            d[i][j] = gathered(lanes, x + i * row + column[j]);
-        }
-    for (int j = 0; j < 4; ++j) {
-        t[0][j] = d[0][j] - d[2][j];
-        t[1][j] = d[1][j] + d[2][j];
-        t[2][j] = d[2][j] - d[1][j];
-        t[3][j] = d[1][j] - d[3][j];
+// All tiles of a channel: to + i * step is the i-th number of each.
+template <int SIZE, int N>
+static void transform(const Lanes<8 * N>& lanes, const float* x, int64_t row, float* to, int64_t step) {
+    constexpr int ALL = SIZE + 2;
+    Pixels<N> t[ALL][ALL], d[ALL], u[ALL];
+    for (int i = 0; i < ALL; ++i) {
+        for (int j = 0; j < ALL; ++j)
+            d[j] = gathered<N>(lanes, x + i * row + j % SIZE * (row / SIZE) + j / SIZE);
+        forth(d, t[i], 1, Of<SIZE>{});
     }
-    for (int i = 0; i < 4; ++i, to += 4 * step) {
-        store(to, t[i][0] - t[i][2]);
-        store(to + step, t[i][1] + t[i][2]);
-        store(to + 2 * step, t[i][2] - t[i][1]);
-        store(to + 3 * step, t[i][1] - t[i][3]);
+    for (int j = 0; j < ALL; ++j) {
+        for (int i = 0; i < ALL; ++i) d[i] = t[i][j];
+        forth(d, u, 1, Of<SIZE>{});
+        for (int i = 0; i < ALL; ++i) store(to + (i * ALL + j) * step, u[i]);
     }
 }
 
-// The 2 x 2 pixels that 16 products make.
-static inline void back(const Pixels m[16], float bias, float out[2][2][STRIP]) {
-    Pixels t[2][4];
-    for (int j = 0; j < 4; ++j) {
-        t[0][j] = m[j] + m[4 + j] + m[8 + j];
-        t[1][j] = m[4 + j] - m[8 + j] - m[12 + j];
+template <int SIZE, int N>
+static inline void back(const Pixels<N>* m, float bias, float* out) {
+    constexpr int ALL = SIZE + 2;
+    Pixels<N> t[SIZE][ALL], column[ALL], o[SIZE];
+    for (int j = 0; j < ALL; ++j) {
+        for (int i = 0; i < ALL; ++i) column[i] = m[i * ALL + j];
+        back(column, o, 1, Of<SIZE>{});
+        for (int i = 0; i < SIZE; ++i) t[i][j] = o[i];
     }
-    for (int i = 0; i < 2; ++i) {
-        const Pixels left = t[i][0] + t[i][1] + t[i][2], right = t[i][1] - t[i][2] - t[i][3];
-        store(out[i][0], Pixels{left.low + bias, left.high + bias});
-        store(out[i][1], Pixels{right.low + bias, right.high + bias});
+    for (int i = 0; i < SIZE; ++i) {
+        back(t[i], o, 1, Of<SIZE>{});
+        for (int j = 0; j < SIZE; ++j, out += 8 * N)
+            for (int n = 0; n < N; ++n) store(out + 8 * n, o[j].of[n] + bias);
     }
 }
 
-static void winograd(const Window& s, int64_t rows, const float* panels, const float* x, int64_t first,
+// A panel times (inputs, 8 N), to rows of a product that are `step` apart.
+template <int N>
+static inline void multiply(const float* panel, const float* strip, int64_t inputs, Pixels<N>* to, int step) {
+    Pixels<N> sums[P] = {};
+    for (int64_t i = 0; i < inputs; ++i, panel += P, strip += 8 * N) {
+        Eight in[N];
+        for (int n = 0; n < N; ++n) in[n] = load<Eight>(strip + 8 * n);
+        for (int r = 0; r < P; ++r)
+            for (int n = 0; n < N; ++n) sums[r].of[n] += in[n] * panel[r];
+    }
+    for (int r = 0; r < P; ++r) to[r * step] = sums[r];
+}
+
+template <int SIZE, int N>
+static void tiles_of(const Window& s, int64_t rows, const float* panels, const float* x, int64_t first,
                      const float* bias, float* y, int64_t oh, int64_t ow, float* workspace) {
-    const int64_t row = s.padded_w(), step = winograd_step(s.c), all = (rows + P - 1) / P * P * s.c;
+    constexpr int ALL = (SIZE + 2) * (SIZE + 2), STRIP = 8 * N;
+    const int64_t row = s.padded_w(), step = winograd_step(s.c, STRIP), all = (rows + P - 1) / P * P * s.c;
     Lanes<STRIP> lanes;
     find(s, s.c * s.padded_h() * row, row, rows, first, lanes);
     for (int64_t c = 0; c < s.c; ++c)
-        transform(lanes, x + c * s.padded_h() * row, row, workspace + c * STRIP, step);
+        transform<SIZE, N>(lanes, x + c * s.padded_h() * row, row, workspace + c * STRIP, step);
     int64_t to[STRIP];
     int wide[STRIP], high[STRIP];
     for (int lane = 0; lane < lanes.count; ++lane) {
-        const int64_t tile = (first + lane) % (s.oh * s.ow), ty = tile / s.ow * 2, tx = tile % s.ow * 2;
+        const int64_t tile = (first + lane) % (s.oh * s.ow);
+        const int64_t ty = tile / s.ow * SIZE, tx = tile % s.ow * SIZE;
         to[lane] = lanes.image[lane] * rows * oh * ow + ty * ow + tx;
-        wide[lane] = tx + 1 < ow;
-        high[lane] = ty + 1 < oh;
+        wide[lane] = ow - tx < SIZE ? ow - tx : SIZE;
+        high[lane] = oh - ty < SIZE ? oh - ty : SIZE;
     }
     for (int64_t r0 = 0; r0 < rows; r0 += P, panels += P * s.c) {
-        Product sums[16];
-        for (int i = 0; i < 16; ++i) sums[i] = multiply(panels + i * all, workspace + i * step, s.c);
+        Pixels<N> sums[P][ALL];
+        for (int i = 0; i < ALL; ++i)
+            multiply(panels + i * all, workspace + i * step, s.c, &sums[0][i], ALL);
         for (int r = 0; r < P && r0 + r < rows; ++r) {
-            Pixels m[16];
-            for (int i = 0; i < 16; ++i) m[i] = {sums[i].of[r][0], sums[i].of[r][1]};
-            float out[2][2][STRIP];
-            back(m, bias ? bias[r0 + r] : 0, out);
-            float* of_row = y + (r0 + r) * oh * ow;
+            float out[SIZE * SIZE * STRIP];
+            back<SIZE, N>(sums[r], bias ? bias[r0 + r] : 0, out);
             for (int lane = 0; lane < lanes.count; ++lane) {
-                float* pixel = of_row + to[lane];
-                pixel[0] = out[0][0][lane];
-                if (wide[lane]) pixel[1] = out[0][1][lane];
-                if (!high[lane]) continue;
-                pixel[ow] = out[1][0][lane];
-                if (wide[lane]) pixel[ow + 1] = out[1][1][lane];
+                float* pixel = y + (r0 + r) * oh * ow + to[lane];
+                for (int i = 0; i < high[lane]; ++i, pixel += ow)
+                    for (int j = 0; j < wide[lane]; ++j) pixel[j] = out[(i * SIZE + j) * STRIP + lane];
             }
         }
     }
+}
+
+static void winograd(const Window& s, int64_t size, int64_t rows, const float* panels, const float* x,
+                     int64_t first, const float* bias, float* y, int64_t oh, int64_t ow, float* workspace) {
+    const bool few = s.pixels() - first <= 8;
+    const auto of = size == 2 ? (few ? tiles_of<2, 1> : tiles_of<2, 2>) : few ? tiles_of<4, 1> : tiles_of<4, 2>;
+    of(s, rows, panels, x, first, bias, y, oh, ow, workspace);
 }
 
 // ---- one channel alone ----
