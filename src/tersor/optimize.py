@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tersor.errors import BudgetError, InputError
 from tersor.kernels import instructions
 from tersor.kernels.integers import packable
-from tersor.nn.convolution import FORMS
+from tersor.nn.convolution import FORMS, ListedWeight
 from tersor.nn.frozen import DenseWeight, FrozenWeight, PackedWeight, RecomposedWeight
 from tersor.nn.held import HeldWeight
 from tersor.nn.owner import FORWARDS, FactoredOwner, attach, forget
@@ -32,6 +32,9 @@ PIXELS = 14
 
 SLOWER = 0.05
 """Share of the fastest time that "auto" gives for memory."""
+
+LISTED = 0.6
+"""Share of nonzero integers up to which lists can be faster than dense weights: measured."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
@@ -281,8 +284,14 @@ def _options(weight: _Named) -> list[_Option]:
     """The forms that a weight can take here, measured."""
     forms: list[type[FrozenWeight]] = [DenseWeight, RecomposedWeight]
     if instructions() or _is_table(weight):
-        forms += _own_forms(weight)
+        forms += [form for form in _own_forms(weight) if not _is_hopeless(form, weight)]
     return [_measured(weight, form) for form in forms]
+
+
+def _is_hopeless(form: type[FrozenWeight], weight: _Named) -> bool:
+    """Whether a form is not worth its packing: lists of nearly everything are slow."""
+    latent = weight.holder.to_factors().latent
+    return form is ListedWeight and int(latent.count_nonzero()) > LISTED * latent.numel()
 
 
 def _is_table(weight: _Named) -> bool:

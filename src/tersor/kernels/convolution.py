@@ -8,7 +8,7 @@ convolution in one dimension is one of images of one row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -93,27 +93,53 @@ def reference(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> T
     return y.to(x.dtype).contiguous()
 
 
-def native(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tensor:
-    """`conv2d` by the native kernels, on the CPU, of tensors that are known to fit."""
+class Plan(NamedTuple):
+    """A call of a native kernel but for its input: sizes and addresses, which must stay valid."""
+
+    kernel: Callable[..., None]
+    shape: tuple[int, ...]
+    """Of the output."""
+    sizes: tuple[Any, ...]
+    tensors: tuple[Tensor, ...]
+
+
+def plan(shape: Sequence[int], weight: Weight, place: Place, result: tuple[int, ...]) -> Plan:
+    """The call for images of a shape, (n, channels, height, width), to an output of another."""
     way, packed, layout = weight
     rows, _, *kernel, _ = _sizes(weight)
-    real = x.to(torch.float32).contiguous()
-    bias = None if bias is None else bias.to(torch.float32).contiguous()
-    n, c, h, w = x.shape
-    oh, ow = place.output((h, w), kernel)
-    y = torch.empty((n, rows, oh, ow))
-    window = [n, c, h, w, *kernel, *place[:2], place.top, place.left, *place[6:], oh, ow]
-    ends = (real.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr())
-    threads = torch.get_num_threads()
+    ends = place.output(shape[2:], kernel)
+    window = (*shape, *kernel, *place[:2], place.top, place.left, *place[6:], *ends)
     if way == LISTED:
-        sizes = listed.Layout(*layout)
-        product._kernels.convolve_listed(
-            *ends, threads, window, rows, sizes.inputs, *sizes[4:], *(t.data_ptr() for t in packed)
-        )
-    else:
-        size = direct.Layout(*layout).size
-        product._kernels.convolve_direct(*ends, threads, window, rows, size, packed[-1].data_ptr())
-    return y.to(x.dtype)
+        inputs = listed.Layout(*layout).inputs
+        sizes = (rows, inputs, *layout[4:], *(t.data_ptr() for t in packed))
+        return Plan(product._kernels.convolve_listed, result, (window, *sizes), tuple(packed))
+    sizes = (rows, direct.Layout(*layout).size, packed[-1].data_ptr())
+    return Plan(product._kernels.convolve_direct, result, (window, *sizes), tuple(packed))
+
+
+def run(x: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """`conv2d` by a native kernel, on the CPU, of tensors that are known to fit."""
+    real = x if x.dtype is torch.float32 else x.to(torch.float32)
+    if not real.is_contiguous():
+        real = real.contiguous()
+    if bias is not None:
+        bias = bias.to(torch.float32).contiguous()
+    y = torch.empty(plan.shape)
+    plan.kernel(
+        real.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        torch.get_num_threads(),
+        *plan.sizes,
+    )
+    return y if x.dtype is torch.float32 else y.to(x.dtype)
+
+
+def native(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tensor:
+    """`conv2d` by the native kernels, on the CPU, of tensors that are known to fit."""
+    rows, _, *kernel, _ = _sizes(weight)
+    shape = (x.shape[0], rows, *place.output(x.shape[2:], kernel))
+    return run(x, bias, plan(x.shape, weight, place, shape))
 
 
 def _sizes(weight: Weight) -> tuple[int, int, int, int, int]:

@@ -272,6 +272,7 @@ def _lists(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs, order and codes of a block."""
     parts = len(block) - 1
+    each = 4 // parts  # indices of a quad
     slots, longest = [], torch.zeros(pairs.shape[1], dtype=torch.int64)
     for i in range(parts):
         # indices into the table, which two or four parts share
@@ -282,15 +283,11 @@ def _lists(
         indices = torch.where(indices > 0, indices + before, 0).permute(1, 2, 0).flatten(1)
         used = indices > 0
         indices = indices.gather(1, (~used).to(torch.uint8).argsort(dim=1, stable=True))
-        each = 4 // parts  # indices of a quad
         longest = torch.maximum(longest, -(-used.sum(1) // each))
-        slots.append((indices, each))
+        slots.append(indices)
     quads = int(longest.max())
-    padded = [
-        F.pad(indices, (0, max(0, quads * each - indices.shape[1])))[:, : quads * each]
-        for indices, each in slots
-    ]
-    codes = torch.cat([p.reshape(len(p), quads, -1) for p in padded], dim=2)
+    padded = [F.pad(indices, (0, quads * each - indices.shape[1])) for indices in slots]
+    codes = torch.cat([p.unflatten(1, (quads, each)) for p in padded], dim=2)
     order = longest.argsort(stable=True)
     lengths, counts = torch.unique_consecutive(longest[order], return_counts=True)
     kept = torch.arange(quads) < longest[order][:, None]

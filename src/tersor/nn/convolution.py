@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from tersor.factors import Factors
@@ -12,6 +14,10 @@ from tersor.kernels.convolution import DIRECT, LISTED, Place, Weight
 from tersor.nn.frozen import DenseWeight, FrozenWeight
 
 Convolution = nn.Conv1d | nn.Conv2d
+
+
+_MOST_PLANS = 64
+"""Shapes of inputs that are remembered."""
 
 
 def place_of(module: Convolution) -> Place:
@@ -36,24 +42,53 @@ class PackedConvolution(FrozenWeight):
     _layout: tuple[int, ...]
     _way: int
 
+    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
+        super().__init__(factors, dtype)
+        self._plans: dict[tuple[nn.Module, torch.Size], convolution.Plan] = {}
+
     @property
     def packed(self) -> Weight:
         """What the kernels take."""
         return self._way, [getattr(self, name) for name in self._names], self._layout
 
     def convolve(self, module: Convolution, x: Tensor) -> Tensor:
-        """What `nn.Conv1d` and `nn.Conv2d` compute with this weight, by ``tersor::conv2d``."""
+        """What `nn.Conv1d` and `nn.Conv2d` compute with this weight, by ``tersor::conv2d``.
+
+        Of a small layer the look-ups in Python take as long as the kernel: what is known of an
+        input's shape is kept.
+        """
+        if product.is_plain(x):
+            plan = self._plans.get((module, x.shape))
+            if plan is not None:
+                return convolution.run(x, module._parameters["bias"], plan)
         spatial = 1 if isinstance(module, nn.Conv1d) else 2
-        place = place_of(module)
-        size = (1,) * (2 - spatial) + tuple(x.shape[-spatial:])
-        kernel = (1,) * (2 - spatial) + module.kernel_size
+        place, alone = place_of(module), (1,) * (2 - spatial)
+        size, kernel = alone + x.shape[-spatial:], alone + module.kernel_size
         fits = x.dim() - spatial in (1, 2) and x.shape[-spatial - 1] == module.in_channels
         if not fits or not x.is_floating_point() or min(place.output(size, kernel)) < 1:
             return super().convolve(module, x)  # torch says what is wrong
-        images = x.reshape(x.shape[0] if x.dim() == spatial + 2 else 1, module.in_channels, *size)
-        compute = convolution.native if product.is_plain(x) else convolution.conv2d
-        y = compute(images, self.packed, module.bias, place)
-        return y.reshape(*x.shape[: -spatial - 1], y.shape[1], *y.shape[4 - spatial :])
+        batch = x.shape[0] if x.dim() == spatial + 2 else 1
+        shape = (batch, module.in_channels, *size)
+        result = x.shape[: -spatial - 1] + (module.out_channels,)
+        result += place.output(size, kernel)[2 - spatial :]
+        if product.is_plain(x):
+            plan = convolution.plan(shape, self.packed, place, result)
+            if len(self._plans) < _MOST_PLANS:
+                self._plans[module, x.shape] = plan
+            return convolution.run(x, module.bias, plan)
+        y = convolution.conv2d(x.reshape(shape), self.packed, module.bias, place)
+        return y.reshape(result)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
+        self._plans.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._plans.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}
 
 
 class ListedWeight(PackedConvolution):
@@ -106,7 +141,8 @@ class DirectWeight(PackedConvolution, DenseWeight):
         """The dense weight, of shape ``shape`` and type ``dtype``."""
         return self.weight.to(self.dtype)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> FrozenWeight:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
+        self._plans.clear()
         return FrozenWeight._apply(self, fn, recurse)
 
 
