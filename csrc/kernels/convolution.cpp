@@ -131,7 +131,7 @@ static void add_squares(const Reals<N>* u, int64_t count, float need, const Real
         }
     for (int r = 0; r < 2 * N; ++r) {
         const Eight v = squares.of[r] * (need * need);
-        most.of[r] = v <= most.of[r] ? most.of[r] : v;  // NaN stays
+        most.of[r] = (v > most.of[r]) | (v != v) ? v : most.of[r];  // NaN stays
     }
 }
 

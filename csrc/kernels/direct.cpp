@@ -7,6 +7,8 @@ namespace TERSOR_TARGET {
 // ---- Winograd's algorithm (Lavin and Gray, 2016, arXiv 1509.09308) ----
 // SIZE x SIZE pixels of a 3 x 3 window at once, from (SIZE + 2)^2 inputs, transformed, by as many products.
 
+#define ALWAYS inline __attribute__((always_inline))
+
 constexpr int P = PANEL;
 
 // Pixels of 8 N tiles.
@@ -32,14 +34,14 @@ static inline Pixels<N> operator*(float a, Pixels<N> b) {
 
 // Of a row of inputs.
 template <int N>
-static inline void forth(const Pixels<N>* d, Pixels<N>* t, int step, Vector<int, 4>*) {
+static ALWAYS void forth(const Pixels<N>* d, Pixels<N>* t, int step, Vector<int, 4>*) {
     t[0] = d[0] - d[2];
     t[step] = d[1] + d[2];
     t[2 * step] = d[2] - d[1];
     t[3 * step] = d[1] - d[3];
 }
 template <int N>
-static inline void forth(const Pixels<N>* d, Pixels<N>* t, int step, Vector<int, 8>*) {
+static ALWAYS void forth(const Pixels<N>* d, Pixels<N>* t, int step, Vector<int, 8>*) {
     const auto even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1];
     const auto near = d[4] - d[2], far = 2 * (d[3] - d[1]);
     t[0] = 4 * d[0] - 5 * d[2] + d[4];
@@ -52,12 +54,12 @@ static inline void forth(const Pixels<N>* d, Pixels<N>* t, int step, Vector<int,
 
 // Of a row of products.
 template <int N>
-static inline void back(const Pixels<N>* m, Pixels<N>* t, int step, Vector<int, 4>*) {
+static ALWAYS void back(const Pixels<N>* m, Pixels<N>* t, int step, Vector<int, 4>*) {
     t[0] = m[0] + m[1] + m[2];
     t[step] = m[1] - m[2] - m[3];
 }
 template <int N>
-static inline void back(const Pixels<N>* m, Pixels<N>* t, int step, Vector<int, 8>*) {
+static ALWAYS void back(const Pixels<N>* m, Pixels<N>* t, int step, Vector<int, 8>*) {
     const auto near = m[1] + m[2], far = m[3] + m[4], less = m[1] - m[2], more = m[3] - m[4];
     t[0] = m[0] + near + far;
     t[step] = less + 2 * more;
@@ -67,22 +69,22 @@ static inline void back(const Pixels<N>* m, Pixels<N>* t, int step, Vector<int, 
 template <int SIZE>
 using Of = Vector<int, SIZE == 2 ? 4 : 8>*;  // tells the above apart
 
-template <int N>
-static inline Pixels<N> gathered(const Lanes<8 * N>& lanes, const float* x) {
-    if (lanes.ins == 1 && lanes.count == 8 * N) return load<Pixels<N>>(x + lanes.in[0].from);
-    float found[8 * N];
-    gather(lanes, x, found);
-    return load<Pixels<N>>(found);
-}
-
 // All tiles of a channel: to + i * step is the i-th number of each.
-template <int SIZE, int N>
+template <int SIZE, int N, bool SIMPLE>
 static void transform(const Lanes<8 * N>& lanes, const float* x, int64_t row, float* to, int64_t step) {
     constexpr int ALL = SIZE + 2;
     Pixels<N> t[ALL][ALL], d[ALL], u[ALL];
     for (int i = 0; i < ALL; ++i) {
-        for (int j = 0; j < ALL; ++j)
-            d[j] = gathered<N>(lanes, x + i * row + j % SIZE * (row / SIZE) + j / SIZE);
+        for (int j = 0; j < ALL; ++j) {
+            const float* from = x + i * row + j % SIZE * (row / SIZE) + j / SIZE;
+            if (SIMPLE) {
+                d[j] = load<Pixels<N>>(from + lanes.in[0].from);
+            } else {
+                float found[8 * N];
+                gather(lanes, from, found);
+                d[j] = load<Pixels<N>>(found);
+            }
+        }
         forth(d, t[i], 1, Of<SIZE>{});
     }
     for (int j = 0; j < ALL; ++j) {
@@ -93,7 +95,7 @@ static void transform(const Lanes<8 * N>& lanes, const float* x, int64_t row, fl
 }
 
 template <int SIZE, int N>
-static inline void back(const Pixels<N>* m, float bias, float* out) {
+static ALWAYS void back(const Pixels<N>* m, float bias, float* out) {
     constexpr int ALL = SIZE + 2;
     Pixels<N> t[SIZE][ALL], column[ALL], o[SIZE];
     for (int j = 0; j < ALL; ++j) {
@@ -128,8 +130,10 @@ static void tiles_of(const Window& s, int64_t rows, const float* panels, const f
     const int64_t row = s.padded_w(), step = winograd_step(s.c, STRIP), all = (rows + P - 1) / P * P * s.c;
     Lanes<STRIP> lanes;
     find(s, s.c * s.padded_h() * row, row, rows, first, lanes);
+    const bool simple = lanes.ins == 1 && lanes.count == STRIP;
+    const auto transformed = simple ? transform<SIZE, N, true> : transform<SIZE, N, false>;
     for (int64_t c = 0; c < s.c; ++c)
-        transform<SIZE, N>(lanes, x + c * s.padded_h() * row, row, workspace + c * STRIP, step);
+        transformed(lanes, x + c * s.padded_h() * row, row, workspace + c * STRIP, step);
     int64_t to[STRIP];
     int wide[STRIP], high[STRIP];
     for (int lane = 0; lane < lanes.count; ++lane) {
@@ -148,6 +152,11 @@ static void tiles_of(const Window& s, int64_t rows, const float* panels, const f
             back<SIZE, N>(sums[r], bias ? bias[r0 + r] : 0, out);
             for (int lane = 0; lane < lanes.count; ++lane) {
                 float* pixel = y + (r0 + r) * oh * ow + to[lane];
+                if (high[lane] == SIZE && wide[lane] == SIZE) {
+                    for (int i = 0; i < SIZE; ++i, pixel += ow)
+                        for (int j = 0; j < SIZE; ++j) pixel[j] = out[(i * SIZE + j) * STRIP + lane];
+                    continue;
+                }
                 for (int i = 0; i < high[lane]; ++i, pixel += ow)
                     for (int j = 0; j < wide[lane]; ++j) pixel[j] = out[(i * SIZE + j) * STRIP + lane];
             }

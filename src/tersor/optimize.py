@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -322,10 +321,10 @@ def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
     return frozen
 
 
-def _seconds(function: Callable[[], object], runs: int = 3) -> float:
-    """Median time of a function, after a first call."""
+def _seconds(function: Callable[[], object], runs: int = 5) -> float:
+    """Least time of a function, after a first call: what disturbs it only adds to it."""
     function()
-    return statistics.median(_timed(function) for _ in range(runs))
+    return min(_timed(function) for _ in range(runs))
 
 
 def _timed(function: Callable[[], object]) -> float:

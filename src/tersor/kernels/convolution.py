@@ -233,9 +233,7 @@ def _gradients(
         shape = (n, c, h + place.top + place.bottom, w + place.left + place.right)
         groups = _sizes(_given(packed, ctx.layout))[4]
         real = grad.to(torch.float32)
-        of_padded = torch.nn.grad.conv2d_input(
-            shape, weight, real, place[:2], 0, place[6:], groups
-        )
+        of_padded = torch.nn.grad.conv2d_input(shape, weight, real, place[:2], 0, place[6:], groups)
         of_x = F.pad(of_padded, [-p for p in (*place[4:6], *place[2:4])]).to(grad.dtype)
     if ctx.bias_type is not None and ctx.needs_input_grad[2]:
         of_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_type)

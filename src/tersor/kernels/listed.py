@@ -30,8 +30,8 @@ _CAPACITY = 32766
 _TABLE = 128
 """Entries of each of the two tables of a block, which are to stay in the fastest cache."""
 
-_LARGEST = 8000
-"""Largest magnitude of a latent: a multiple must not be lost in 16 bits."""
+_LARGEST = 64
+"""Largest magnitude of a latent: a single multiple by more would cost more than `LOSS`."""
 
 _ROWS = 2**16
 
@@ -123,7 +123,15 @@ def pack(factors: Factors) -> tuple[Packed, Layout]:
     tensors = found[parts]
     codebook = (factors.codebook.to(torch.float32) * factors.scale).cpu().contiguous()
     kernel = (1,) * (4 - len(factors.shape)) + factors.shape[2:]
-    sizes = (rows, factors.shape[1], *kernel, tiling.size, rank, len(tensors["order"]), 2 + 2 * parts)
+    sizes = (
+        rows,
+        factors.shape[1],
+        *kernel,
+        tiling.size,
+        rank,
+        len(tensors["order"]),
+        2 + 2 * parts,
+    )
     return Packed(codebook, **tensors), Layout(*sizes)
 
 
@@ -291,4 +299,8 @@ def _lists(
     order = longest.argsort(stable=True)
     lengths, counts = torch.unique_consecutive(longest[order], return_counts=True)
     kept = torch.arange(quads) < longest[order][:, None]
-    return torch.stack([lengths, counts], dim=1), order, codes[order][kept].flatten().to(torch.uint8)
+    return (
+        torch.stack([lengths, counts], dim=1),
+        order,
+        codes[order][kept].flatten().to(torch.uint8),
+    )

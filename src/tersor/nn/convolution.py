@@ -24,7 +24,8 @@ def place_of(module: Convolution) -> Place:
     """Where the windows of a module are; of images of one row in one dimension."""
     alone = isinstance(module, nn.Conv1d)
     stride, dilation, kernel = (
-        (1,) * alone + tuple(values) for values in (module.stride, module.dilation, module.kernel_size)
+        (1,) * alone + tuple(values)
+        for values in (module.stride, module.dilation, module.kernel_size)
     )
     if module.padding == "same":
         around = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -132,7 +133,9 @@ class DirectWeight(PackedConvolution, DenseWeight):
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
         weight = self.weight
-        tensors, layout = direct.pack(weight if weight.dim() == 4 else weight[:, :, None], self.size)
+        tensors, layout = direct.pack(
+            weight if weight.dim() == 4 else weight[:, :, None], self.size
+        )
         self._layout, self._names = tuple(layout), tuple(f"part{i}" for i in range(len(tensors)))
         for name, part in zip(self._names, tensors, strict=True):
             self.register_buffer(name, part)
