@@ -175,7 +175,7 @@ def _weights(model: nn.Module) -> list[_Named]:
 
 def _find_images(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> None:
     """Tell the weights of convolutions what they get when the model is called."""
-    modules = {
+    modules: dict[nn.Module, _Named] = {
         site.module: weight
         for weight in weights
         for site in weight.sites

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def limits(factors, x, place):
     limit = 0
     for needs, block, end in zip(packed.needs, packed.block[:-1], packed.block[1:], strict=True):
         bounds = [*block[:4].tolist(), int(end[0])]
-        norms = [u[:, a:b].norm(dim=1) for a, b in zip(bounds, bounds[1:], strict=False)]
+        norms = [u[:, a:b].norm(dim=1) for a, b in pairwise(bounds)]
         step = torch.stack([need * norm for need, norm in zip(needs, norms, strict=True)]).amax(0)
         # half a step of each multiple, and two of the means of parts
         rounded = 0.51 * z[:, bounds[0] : bounds[-1]].sum(1) + 2

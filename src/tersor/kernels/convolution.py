@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from tersor.errors import InputError
 from tersor.kernels import direct, listed, product
@@ -112,9 +113,9 @@ def plan(shape: Sequence[int], weight: Weight, place: Place, result: tuple[int, 
     if way == LISTED:
         inputs = listed.Layout(*layout).inputs
         sizes = (rows, inputs, *layout[4:], *(t.data_ptr() for t in packed))
-        return Plan(product._kernels.convolve_listed, result, (window, *sizes), tuple(packed))
+        return Plan(product.module().convolve_listed, result, (window, *sizes), tuple(packed))
     sizes = (rows, direct.Layout(*layout).size, packed[-1].data_ptr())
-    return Plan(product._kernels.convolve_direct, result, (window, *sizes), tuple(packed))
+    return Plan(product.module().convolve_direct, result, (window, *sizes), tuple(packed))
 
 
 def run(x: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -233,7 +234,9 @@ def _gradients(
         shape = (n, c, h + place.top + place.bottom, w + place.left + place.right)
         groups = _sizes(_given(packed, ctx.layout))[4]
         real = grad.to(torch.float32)
-        of_padded = torch.nn.grad.conv2d_input(shape, weight, real, place[:2], 0, place[6:], groups)
+        of_padded = conv2d_input(  # type: ignore[no-untyped-call]
+            shape, weight, real, place[:2], 0, place[6:], groups
+        )
         of_x = F.pad(of_padded, [-p for p in (*place[4:6], *place[2:4])]).to(grad.dtype)
     if ctx.bias_type is not None and ctx.needs_input_grad[2]:
         of_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_type)

@@ -58,14 +58,14 @@ def pack(weight: Tensor, size: int) -> tuple[list[Tensor], Layout]:
     size
         One of `SIZES`; 0 for a depthwise convolution.
     """
-    rows, channels, *kernel = weight.shape
+    rows, channels, height, width = weight.shape
     real = weight.to(torch.float32).contiguous()
     if not size:
-        return [real], Layout(rows, rows, *kernel, rows, 0)
+        return [real], Layout(rows, rows, height, width, rows, 0)
     g = torch.tensor(_TRANSFORMS[size], dtype=torch.float64)
     tiles = torch.einsum("ai,bj,rcij->abrc", g, g, real.to(torch.float64)).flatten(0, 1)
     tiles = F.pad(tiles, (0, 0, 0, -rows % _PANEL)).to(torch.float32)
-    panels = tiles.unflatten(1, (-1, _PANEL)).transpose(2, 3).contiguous()
+    panels = tiles.reshape(len(tiles), -1, _PANEL, channels).transpose(2, 3).contiguous()
     return [real, panels], Layout(rows, channels, 3, 3, 1, size)
 
 

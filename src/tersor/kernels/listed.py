@@ -140,7 +140,9 @@ def _pack_parts(
 ) -> dict[str, Tensor]:
     """Tensors of the columns, with so many accumulators."""
     bounds, needs = _bounds(latent, [len(m) for m in multiples], parts)
-    fields, entries, runs, orders, codes = [], [], [], [], []
+    fields: list[list[int]] = []
+    entries: list[tuple[int, int]] = []
+    lists: list[tuple[Tensor, Tensor, Tensor]] = []
     run = code = 0
     for start in range(0, len(bounds) - 1, parts):
         block = bounds[start : start + parts + 1]
@@ -150,11 +152,10 @@ def _pack_parts(
         fields.append([first, *inner, *starts, run, code])
         for part in (range(first, middle), range(middle, last)):
             entries += [(0, 0), *((c - first, m) for c in part for m in multiples[c])]
-        found = _lists(pairs, multiples, block)
-        for kept, tensor in zip((runs, orders, codes), found, strict=True):
-            kept.append(tensor)
-        run, code = run + len(found[0]), code + found[2].numel()
+        lists.append(_lists(pairs, multiples, block))
+        run, code = run + len(lists[-1][0]), code + lists[-1][2].numel()
     fields.append([bounds[-1]] * 4 + [len(entries)] * 2 + [run, code])
+    runs, orders, codes = zip(*lists, strict=True)
     return {
         "block": torch.tensor(fields, dtype=torch.int32),
         "needs": F.pad(torch.tensor(needs).reshape(-1, parts), (0, 4 - parts)).contiguous(),
@@ -272,7 +273,7 @@ def _bounds(latent: Tensor, entries: list[int], parts: int) -> tuple[list[int], 
 
 def _need(squares: Tensor, sums: Tensor) -> float:
     """Scale of sums for inputs of norm 1: of their 16 bits, rounding takes half a step for each."""
-    return float(squares.max()) ** 0.5 / (_CAPACITY - 0.51 * float(sums.max()))
+    return math.sqrt(float(squares.max())) / (_CAPACITY - 0.51 * float(sums.max()))
 
 
 def _lists(
@@ -295,7 +296,7 @@ def _lists(
         slots.append(indices)
     quads = int(longest.max())
     padded = [F.pad(indices, (0, quads * each - indices.shape[1])) for indices in slots]
-    codes = torch.cat([p.unflatten(1, (quads, each)) for p in padded], dim=2)
+    codes = torch.cat([p.reshape(len(p), quads, each) for p in padded], dim=2)
     order = longest.argsort(stable=True)
     lengths, counts = torch.unique_consecutive(longest[order], return_counts=True)
     kept = torch.arange(quads) < longest[order][:, None]

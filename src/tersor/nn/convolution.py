@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,29 @@ _MOST_PLANS = 64
 
 def place_of(module: Convolution) -> Place:
     """Where the windows of a module are; of images of one row in one dimension."""
-    alone = isinstance(module, nn.Conv1d)
-    stride, dilation, kernel = (
-        (1,) * alone + tuple(values)
-        for values in (module.stride, module.dilation, module.kernel_size)
-    )
+    if isinstance(module, nn.Conv1d):
+        stride, dilation, kernel = (
+            (1, *module.stride),
+            (1, *module.dilation),
+            (1, *module.kernel_size),
+        )
+    else:
+        stride, dilation, kernel = module.stride, module.dilation, module.kernel_size
     if module.padding == "same":
         around = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         ends = [(total // 2, total - total // 2) for total in around]
+    elif module.padding == "valid":
+        ends = [(0, 0)] * 2
     else:
-        amounts = (0, 0) if module.padding == "valid" else (0,) * alone + tuple(module.padding)
-        ends = [(amount, amount) for amount in amounts]
-    return Place(*stride, *ends[0], *ends[1], *dilation)
+        amounts = cast(tuple[int, ...], module.padding)
+        ends = [(amount, amount) for amount in (0,) * (2 - len(amounts)) + amounts]
+    (top, bottom), (left, right) = ends
+    return Place(stride[0], stride[1], top, bottom, left, right, dilation[0], dilation[1])
+
+
+def is_plain(module: nn.Module) -> TypeGuard[Convolution]:
+    """Whether a module is a convolution that pads with zeros."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.padding_mode == "zeros"
 
 
 class PackedConvolution(FrozenWeight):
@@ -46,6 +57,11 @@ class PackedConvolution(FrozenWeight):
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
         self._plans: dict[tuple[nn.Module, torch.Size], convolution.Plan] = {}
+
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
+        """Whether this form is one for such a module."""
+        raise NotImplementedError
 
     @property
     def packed(self) -> Weight:
@@ -70,8 +86,8 @@ class PackedConvolution(FrozenWeight):
             return super().convolve(module, x)  # torch says what is wrong
         batch = x.shape[0] if x.dim() == spatial + 2 else 1
         shape = (batch, module.in_channels, *size)
-        result = x.shape[: -spatial - 1] + (module.out_channels,)
-        result += place.output(size, kernel)[2 - spatial :]
+        ends = place.output(size, kernel)[2 - spatial :]
+        result = (*x.shape[: -spatial - 1], module.out_channels, *ends)
         if product.is_plain(x):
             plan = convolution.plan(shape, self.packed, place, result)
             if len(self._plans) < _MOST_PLANS:
@@ -107,10 +123,10 @@ class ListedWeight(PackedConvolution):
         self.register_buffer("exact_codebook", factors.codebook.clone())
         self.scale = factors.scale
 
-    @staticmethod
-    def takes(module: nn.Module, factors: Factors) -> bool:
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Whether this form is one for such a module."""
-        return _is_plain(module) and module.groups == 1 and listed.packable(factors)
+        return is_plain(module) and module.groups == 1 and listed.packable(factors)
 
     def forward(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
@@ -152,10 +168,10 @@ class DirectWeight(PackedConvolution, DenseWeight):
 class DepthwiseWeight(DirectWeight):
     """The dense weight of a depthwise convolution."""
 
-    @staticmethod
-    def takes(module: nn.Module, factors: Factors) -> bool:
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Whether this form is one for such a module."""
-        return _is_plain(module) and module.groups == module.in_channels == module.out_channels
+        return is_plain(module) and module.groups == module.in_channels == module.out_channels
 
 
 class TiledWeight(DirectWeight):
@@ -163,11 +179,11 @@ class TiledWeight(DirectWeight):
 
     size = 2
 
-    @staticmethod
-    def takes(module: nn.Module, factors: Factors) -> bool:
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Whether this form is one for such a module."""
         return (
-            _is_plain(module)
+            is_plain(module)
             and module.groups == 1
             and module.kernel_size == (3, 3)
             and module.stride == module.dilation == (1, 1)
@@ -180,13 +196,9 @@ class LargeTiledWeight(TiledWeight):
     size = 4
 
 
-FORMS: tuple[type[ListedWeight] | type[DirectWeight], ...] = (
+FORMS: tuple[type[PackedConvolution], ...] = (
     ListedWeight,
     DepthwiseWeight,
     TiledWeight,
     LargeTiledWeight,
 )
-
-
-def _is_plain(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.padding_mode == "zeros"

@@ -51,4 +51,5 @@ class HeldWeight(nn.Module, ABC):
 
     def convolve(self, module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
         """What this convolution computes with this weight."""
-        return module._conv_forward(x, self(), module.bias)
+        y: Tensor = module._conv_forward(x, self(), module.bias)
+        return y
