@@ -35,7 +35,7 @@ struct Listed {
 enum Field { COLUMN, SECOND_PART, THIRD_PART, FOURTH_PART, ENTRY, SECOND_ENTRY, RUN, CODE, FIELDS };
 
 constexpr int64_t LANES = 32;   // pixels that are computed with at once; half of them where fewer are left
-constexpr int64_t TABLE = 128;  // entries of each of the two tables of a block
+constexpr int64_t TABLE = 192;  // entries of each of the two tables of a block
 
 struct ConvolutionKernels {
     // Sums of `size` pixels from `first` on, into y. `x` is padded, `powers` scale each image to about 1.

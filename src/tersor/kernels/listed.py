@@ -2,7 +2,7 @@
 
 With tiles along the input, ``y = Z @ (C.T @ x)``: a window of the input, x, is transformed tile by
 tile, and what is left is a sum of integer multiples of transformed inputs: columns. They are taken
-a block of columns at a time. A block has two tables of up to 127 multiples, computed once for all
+a block of columns at a time. A block has two tables of up to 191 multiples, computed once for all
 rows, and each row a list of the entries that it adds, in 8 bits each: for a latent that is mostly
 zero or of few values these are few. Sums are integers of 16 bits, of so few columns, a part of the
 block, that rounding costs no more than `LOSS`. `latent_of` gives exactly the latent that was
@@ -27,7 +27,7 @@ LOSS = 6e-4
 _CAPACITY = 32766
 """Largest sum of 16 bits, but for rounding."""
 
-_TABLE = 128
+_TABLE = 192
 """Entries of each of the two tables of a block, which are to stay in the fastest cache."""
 
 _LARGEST = 64
