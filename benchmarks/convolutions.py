@@ -11,11 +11,11 @@ from __future__ import annotations
 import copy
 import statistics
 
+import kernels
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import kernels
 import tersor
 from tersor.factors import Factors
 from tersor.nn.convolution import LargeTiledWeight, ListedWeight, PackedConvolution, TiledWeight
