@@ -53,8 +53,8 @@ inline int64_t winograd_step(int64_t channels, int64_t strip) { return (channels
 
 struct DirectKernels {
     // Windows of 3 x 3 and stride 1: size x size pixels, size 2 or 4, of each of up to STRIP tiles from
-    // `first` on, of images oh x ow. The window counts tiles as pixels, and has the columns of x sorted by
-    // their remainder modulo size. Panels of (size + 2)^2 matrices.
+    // `first` on, of images oh x ow. The window counts tiles as pixels, x is sorted by tiles, with room
+    // for STRIP more numbers. Panels of (size + 2)^2 matrices.
     void (*winograd)(const Window&, int64_t size, int64_t rows, const float* panels, const float* x,
                      int64_t first, const float* bias, float* y, int64_t oh, int64_t ow, float* workspace);
     // One channel of one image.

@@ -53,18 +53,22 @@ inline void convolve(const ConvolutionKernels& kernels, const Listed& w, const W
     });
 }
 
-// x with zeros around, and the columns sorted by their remainder modulo `size`, which divides w.
-inline const float* sorted(const Window& s, const float* x, int64_t h, int64_t w, int64_t size,
-                           Workspace& workspace) {
-    auto* to = reinterpret_cast<float*>(workspace.of(s.n * s.c * h * w * sizeof(float)));
-    std::memset(to, 0, s.n * s.c * h * w * sizeof(float));
-    for (int64_t plane = 0; plane < s.n * s.c; ++plane)
+// x with zeros around, such that the inputs of tiles that follow one another do so too: for each channel
+// [row of a tile, modulo size][column of a tile, size + 2][tiles down, and one more][tiles across].
+inline const float* by_tiles(const Window& s, const float* x, const Window& tiles, int64_t size,
+                             Workspace& workspace) {
+    const int64_t plane = (tiles.oh + 1) * tiles.ow, channel = size * (size + 2) * plane;
+    const int64_t bytes = (s.n * s.c * channel + STRIP) * sizeof(float);
+    auto* to = reinterpret_cast<float*>(workspace.of(bytes));
+    std::memset(to, 0, bytes);
+    for (int64_t c = 0; c < s.n * s.c; ++c)
         for (int64_t row = 0; row < s.h; ++row) {
-            const float* in = x + (plane * s.h + row) * s.w;
-            for (int64_t phase = 0; phase < size && phase < s.w; ++phase) {
-                const int64_t column = s.left + phase;
-                float* out = to + (plane * h + s.top + row) * w + column % size * (w / size) + column / size;
-                for (int64_t i = phase; i < s.w; i += size) *out++ = in[i];
+            const float* in = x + (c * s.h + row) * s.w - s.left;
+            const int64_t y = s.top + row;
+            float* out = to + c * channel + y % size * (size + 2) * plane + y / size * tiles.ow;
+            for (int64_t j = 0; j < size + 2 && y / size <= tiles.oh; ++j, out += plane) {
+                int64_t tx = j < s.left ? (s.left - j + size - 1) / size : 0;
+                for (; tx < tiles.ow && tx * size + j < s.left + s.w; ++tx) out[tx] = in[tx * size + j];
             }
         }
     return to;
@@ -76,10 +80,7 @@ inline void convolve_winograd(const DirectKernels& kernels, const Window& s, int
                               int64_t threads, Workspace& around, Workspace& workspace) {
     Window tiles = s;
     tiles.oh = (s.oh + size - 1) / size, tiles.ow = (s.ow + size - 1) / size;
-    tiles.h = size * tiles.oh + 2, tiles.w = size * (tiles.ow + 1);
-    tiles.top = tiles.left = 0;
-    tiles.stride_h = size;  // tiles side by side are neighbours among sorted columns
-    const float* in = sorted(s, x, tiles.h, tiles.w, size, around);
+    const float* in = by_tiles(s, x, tiles, size, around);
     const int64_t strips = (tiles.pixels() + STRIP - 1) / STRIP, numbers = (size + 2) * (size + 2);
     const int64_t bytes = aligned(numbers * winograd_step(s.c, STRIP) * sizeof(float));
     threads = worth(rows * s.c * tiles.pixels() * numbers / 8, threads);

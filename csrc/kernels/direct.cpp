@@ -71,12 +71,12 @@ using Of = Vector<int, SIZE == 2 ? 4 : 8>*;  // tells the above apart
 
 // All tiles of a channel: to + i * step is the i-th number of each.
 template <int SIZE, int N, bool SIMPLE>
-static void transform(const Lanes<8 * N>& lanes, const float* x, int64_t row, float* to, int64_t step) {
+static void transform(const Window& s, const Lanes<8 * N>& lanes, const float* x, float* to, int64_t step) {
     constexpr int ALL = SIZE + 2;
     Pixels<N> t[ALL][ALL], d[ALL], u[ALL];
     for (int i = 0; i < ALL; ++i) {
         for (int j = 0; j < ALL; ++j) {
-            const float* from = x + i * row + j % SIZE * (row / SIZE) + j / SIZE;
+            const float* from = x + (i % SIZE * ALL + j) * (s.oh + 1) * s.ow + i / SIZE * s.ow;
             if (SIMPLE) {
                 d[j] = load<Pixels<N>>(from + lanes.in[0].from);
             } else {
@@ -127,13 +127,14 @@ template <int SIZE, int N>
 static void tiles_of(const Window& s, int64_t rows, const float* panels, const float* x, int64_t first,
                      const float* bias, float* y, int64_t oh, int64_t ow, float* workspace) {
     constexpr int ALL = (SIZE + 2) * (SIZE + 2), STRIP = 8 * N;
-    const int64_t row = s.padded_w(), step = winograd_step(s.c, STRIP), all = (rows + P - 1) / P * P * s.c;
+    const int64_t step = winograd_step(s.c, STRIP), all = (rows + P - 1) / P * P * s.c;
+    const int64_t channel = SIZE * (SIZE + 2) * (s.oh + 1) * s.ow;
     Lanes<STRIP> lanes;
-    find(s, s.c * s.padded_h() * row, row, rows, first, lanes);
-    const bool simple = lanes.ins == 1 && lanes.count == STRIP;
+    find(s, s.c * channel, s.ow, rows, first, lanes);
+    const bool simple = lanes.ins == 1;  // what lanes have that are not there does not matter
     const auto transformed = simple ? transform<SIZE, N, true> : transform<SIZE, N, false>;
     for (int64_t c = 0; c < s.c; ++c)
-        transformed(lanes, x + c * s.padded_h() * row, row, workspace + c * STRIP, step);
+        transformed(s, lanes, x + c * channel, workspace + c * STRIP, step);
     int64_t to[STRIP];
     int wide[STRIP], high[STRIP];
     for (int lane = 0; lane < lanes.count; ++lane) {
