@@ -2,7 +2,7 @@
 
 ResNet-20 (32 x 32), MobileNetV1-0.75 (224 x 224) and MiniLM (32 tokens), one input at a time: from
 the file, after `tersor.optimize`, against the dense model in fp32: torch eager, torch.compile,
-onnxruntime in fp32 and with dynamic int8 weights. Images are channels last for torch, its faster
+onnxruntime in fp32 and with dynamic int8 weights. Images are channels last for all, torch's faster
 order. Runs are interleaved; ratios are medians of the runs' ratios. ``memory`` is what weights
 take that come as factors, ``dense_memory`` what they would dense; ``quality`` is that of the
 optimized model, ``dense_quality`` that of the same file with all weights multiplied out: top-1 in
@@ -104,13 +104,13 @@ NETWORKS = {
     "resnet20": Network(
         cifar10.pretrained_resnet20,
         16,
-        lambda: (cifar10.images("test")[0][:1].contiguous(),),
+        lambda: (cifar10.images("test")[0][:1],),
         image_quality(lambda: cifar10.images("test"), 100),
     ),
     "mobilenet": Network(
         lambda: networks.pretrained(networks.MobileNetV1),
         10,
-        lambda: (networks.imagenet()[0][:1].contiguous(),),
+        lambda: (networks.imagenet()[0][:1],),
         image_quality(networks.imagenet, 50),
     ),
     "minilm": Network(Encoder, 8, tokens, encoder_quality),
@@ -197,12 +197,13 @@ def from_file(path: Path, network: Network) -> nn.Module:
 @torch.inference_mode()
 def measure(name: str, network: Network, options: argparse.Namespace) -> dict[str, Any]:
     path, inputs = file_of(name, network), network.inputs()
+    order = torch.channels_last if inputs[0].dim() == 4 else torch.contiguous_format
+    inputs = tuple(x.contiguous(memory_format=order) for x in inputs)
     model, same, dense = from_file(path, network), from_file(path, network), network.make()
     chosen = tersor.optimize(model, inputs=inputs)
     tersor.optimize(same, "dense")
     got, wanted = model(*inputs), same(*inputs)
-    order = torch.channels_last if inputs[0].dim() == 4 else torch.contiguous_format
-    runs = torch_runs(dense, tuple(x.contiguous(memory_format=order) for x in inputs))
+    runs = torch_runs(dense, inputs)
     runs["tersor"] = lambda: model(*inputs)
     with tempfile.TemporaryDirectory() as folder:
         peers = {} if options.no_peers else sessions(dense, inputs, Path(folder))

@@ -72,7 +72,7 @@ static float largest(const float* x, int64_t size) {
     int64_t i = 0;
     for (; i + 8 <= size; i += 8) {
         const Eight v = magnitude(load<Eight>(x + i));
-        most = (v > most) & (v < limit) ? v : most;
+        most = ((v > most) & (v < limit)) ? v : most;
     }
     float found = 0;
     for (int lane = 0; lane < 8; ++lane) found = most[lane] > found ? most[lane] : found;
@@ -131,7 +131,7 @@ static void add_squares(const Reals<N>* u, int64_t count, float need, const Real
         }
     for (int r = 0; r < 2 * N; ++r) {
         const Eight v = squares.of[r] * (need * need);
-        most.of[r] = (v > most.of[r]) | (v != v) ? v : most.of[r];  // NaN stays
+        most.of[r] = ((v > most.of[r]) | (v != v)) ? v : most.of[r];  // NaN stays
     }
 }
 
