@@ -17,11 +17,13 @@ blocks of 32), torchao (int8 weights).
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
 
+import convolutions
 import record
 import torch
 from torch import Tensor, nn
@@ -70,14 +72,7 @@ def copies(nbytes: float) -> int:
 
 def ours(form: type[PackedWeight], factors: Factors) -> list[Product]:
     first = form(factors, torch.float32)
-    products = [first]
-    for _ in range(copies(first.nbytes) - 1):
-        other = form.__new__(form)
-        nn.Module.__init__(other)
-        other.__dict__.update({k: v for k, v in first.__dict__.items() if k != "_buffers"})
-        other._buffers = {name: part.clone() for name, part in first._buffers.items()}
-        other._known = None
-        products.append(other)
+    products = [first, *(copy.deepcopy(first) for _ in range(copies(first.nbytes) - 1))]
     return [lambda x, held=held: held.linear(x, None) for held in products]
 
 
@@ -232,9 +227,10 @@ def row(
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 384])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[4096, 384])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--runs", type=int, default=60, help="of convolutions")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-file", action="store_true")
     options = parser.parse_args()
@@ -249,6 +245,7 @@ def main() -> None:
                 kinds = {"torch fp32": torch_fp32(factors, weight), "tersor": ours(form, factors)}
                 kinds |= {} if options.no_peers else dict(peers(factors, weight))
                 rows += [row(kinds, weight, batch, form, bits) for batch in options.batches]
+        rows += convolutions.rows(options.runs) if options.runs else []
     if not options.no_file:
         record.write("kernels", rows, seed=0)
 

@@ -2,7 +2,9 @@
 // sizes and types are checked in Python, when a layer is packed and before each call.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include "convolve.hpp"
 #include "dispatch.hpp"
 
 namespace nb = nanobind;
@@ -12,20 +14,22 @@ struct Target {
     const char* name;
     const IntegerKernels* integers;
     const lookup::Kernels* lookup;
+    const ConvolutionKernels* convolutions;
+    const DirectKernels* direct;
 };
 
 static Target choose() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw"))
-        return {"AVX-512 VNNI", &integers_avx512, &lookup::avx512};
+        return {"AVX-512 VNNI", &integers_avx512, &lookup::avx512, &convolutions_avx512, &direct_avx512};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return {"AVX2", &integers_avx2, &lookup::avx2};
-    return {"", nullptr, nullptr};
+        return {"AVX2", &integers_avx2, &lookup::avx2, &convolutions_avx2, &direct_avx2};
+    return {"", nullptr, nullptr, nullptr, nullptr};
 #elif defined(__ARM_NEON)
-    return {"NEON", &integers_baseline, &lookup::baseline};
+    return {"NEON", &integers_baseline, &lookup::baseline, &convolutions_baseline, &direct_baseline};
 #else
-    return {"", nullptr, nullptr};
+    return {"", nullptr, nullptr, nullptr, nullptr};
 #endif
 }
 
@@ -34,6 +38,11 @@ static const Target target = choose();
 template <class T>
 static T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
+}
+
+// Fourteen numbers, in the order of the struct.
+static Window window_of(const std::vector<int64_t>& n) {
+    return {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13]};
 }
 
 NB_MODULE(_kernels, m) {
@@ -61,5 +70,31 @@ NB_MODULE(_kernels, m) {
         nb::gil_scoped_release release;
         lookup::linear(*target.lookup, w, at<const float>(x), batch, at<const float>(bias), at<float>(y),
                        threads, many, workspace);
+    });
+    m.def("convolve_listed", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
+                                const std::vector<int64_t>& window, int64_t rows, int64_t inputs, int64_t d,
+                                int64_t rank, int64_t blocks, int64_t parts, uintptr_t codebook, uintptr_t block,
+                                uintptr_t needs, uintptr_t entries, uintptr_t runs, uintptr_t order,
+                                uintptr_t codes) {
+        const Listed w{rows, inputs, d, rank, blocks, parts, at<const float>(codebook), at<const int32_t>(block),
+                       at<const float>(needs), at<const int16_t>(entries), at<const int32_t>(runs),
+                       at<const uint16_t>(order), at<const uint8_t>(codes)};
+        static thread_local Workspace around, workspace;
+        nb::gil_scoped_release release;
+        convolve(*target.convolutions, w, window_of(window), at<const float>(x), at<const float>(bias),
+                 at<float>(y), threads, around, workspace);
+    });
+    // Dense weights: panels for tiles of this size, or depthwise if it is 0.
+    m.def("convolve_direct", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
+                                const std::vector<int64_t>& window, int64_t rows, int64_t size,
+                                uintptr_t weight) {
+        static thread_local Workspace around, workspace;
+        const Window s = window_of(window);
+        const DirectKernels& kernels = *target.direct;
+        const auto *in = at<const float>(x), *w = at<const float>(weight), *b = at<const float>(bias);
+        auto* out = at<float>(y);
+        nb::gil_scoped_release release;
+        if (size) return convolve_winograd(kernels, s, size, rows, in, w, b, out, threads, around, workspace);
+        convolve_depthwise(kernels, s, in, w, b, out, threads, around);
     });
 }

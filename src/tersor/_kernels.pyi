@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 target: str
 
 def linear_integers(
@@ -33,4 +35,34 @@ def linear_lookup(
     signs: int,
     codebook: int,
     codes: int,
+) -> None: ...
+def convolve_listed(
+    x: int,
+    bias: int,
+    y: int,
+    threads: int,
+    window: Sequence[int],
+    rows: int,
+    inputs: int,
+    tile: int,
+    rank: int,
+    blocks: int,
+    parts: int,
+    codebook: int,
+    block: int,
+    needs: int,
+    entries: int,
+    runs: int,
+    order: int,
+    codes: int,
+) -> None: ...
+def convolve_direct(
+    x: int,
+    bias: int,
+    y: int,
+    threads: int,
+    window: Sequence[int],
+    rows: int,
+    size: int,
+    weight: int,
 ) -> None: ...

@@ -38,6 +38,11 @@ def instructions() -> str:
     return "" if _kernels is None else str(_kernels.target)
 
 
+def module() -> Any:
+    """The native kernels; only where there are `instructions`."""
+    return _kernels
+
+
 def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Tensor:
     """``x @ W.T + bias`` with a packed matrix W, without ever making it.
 

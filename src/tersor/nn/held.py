@@ -48,3 +48,8 @@ class HeldWeight(nn.Module, ABC):
     def embed(self, index: Tensor) -> Tensor:
         """Some rows of the weight; where ``by_rows`` is set, without making the others."""
         return F.embedding(index, self())
+
+    def convolve(self, module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+        """What this convolution computes with this weight."""
+        y: Tensor = module._conv_forward(x, self(), module.bias)
+        return y

@@ -85,7 +85,16 @@ def _embedding(self: nn.Embedding, input: Tensor) -> Tensor:
     return nn.Embedding.forward(self, input)
 
 
-FORWARDS: dict[Any, Any] = {nn.Linear.forward: _linear, nn.Embedding.forward: _embedding}
+def _convolution(self: nn.Conv1d | nn.Conv2d, input: Tensor) -> Tensor:
+    return cast(HeldWeight, self.weight_factors).convolve(self, input)
+
+
+FORWARDS: dict[Any, Any] = {
+    nn.Linear.forward: _linear,
+    nn.Embedding.forward: _embedding,
+    nn.Conv1d.forward: _convolution,
+    nn.Conv2d.forward: _convolution,
+}
 """Forwards that leave the product to the weight, by those of torch that they take the place of."""
 
 

@@ -1,0 +1,107 @@
+// Convolutions of whole tensors: padding, threads, memory.
+#pragma once
+
+#include <cmath>
+
+#include "convolution.hpp"
+#include "dispatch.hpp"
+
+namespace tersor {
+
+// x (n, c, h, w) with zeros around; x itself if it needs none.
+inline const float* padded(const Window& s, const float* x, Workspace& workspace) {
+    if (!s.is_padded()) return x;
+    const int64_t h = s.padded_h(), w = s.padded_w();
+    auto* to = reinterpret_cast<float*>(workspace.of(s.n * s.c * h * w * sizeof(float)));
+    for (int64_t plane = 0; plane < s.n * s.c; ++plane, to += h * w) {
+        std::memset(to, 0, h * w * sizeof(float));
+        for (int64_t row = 0; row < s.h; ++row)
+            std::memcpy(to + (s.top + row) * w + s.left, x + (plane * s.h + row) * s.w,
+                        s.w * sizeof(float));
+    }
+    return to - s.n * s.c * h * w;
+}
+
+// Powers of two that bring each image to about 1: the squares of its numbers do not overflow.
+inline void find_powers(const ConvolutionKernels& kernels, const Window& s, const float* x, float* powers) {
+    const int64_t size = s.c * s.h * s.w;
+    for (int64_t n = 0; n < s.n; ++n) {
+        int exponent = 0;
+        std::frexp(kernels.largest(x + n * size, size), &exponent);
+        exponent = exponent < -120 ? -120 : exponent > 120 ? 120 : exponent;
+        powers[n] = std::ldexp(1.f, -exponent);
+    }
+}
+
+inline void convolve(const ConvolutionKernels& kernels, const Listed& w, const Window& s, const float* x,
+                     const float* bias, float* y, int64_t threads, Workspace& around, Workspace& workspace) {
+    const int64_t blocks = (s.pixels() + LANES - 1) / LANES;
+    int64_t most = 0;
+    for (int64_t b = 0; b < w.blocks; ++b) {
+        const int64_t columns = w.block[(b + 1) * FIELDS + COLUMN] - w.block[b * FIELDS + COLUMN];
+        most = most > columns ? most : columns;
+    }
+    const int64_t bytes = aligned(2 * TABLE * LANES * 2 + (w.rows + w.d + most) * LANES * 4);
+    threads = worth(w.rows * w.inputs * s.pixels() / 16, threads);
+    char* memory = workspace.of(aligned(s.n * sizeof(float)) + threads * bytes);
+    auto* powers = reinterpret_cast<float*>(memory);
+    memory += aligned(s.n * sizeof(float));
+    find_powers(kernels, s, x, powers);
+    const float* in = padded(s, x, around);
+    parallel(blocks, threads, [&](int64_t job, int64_t slot) {
+        kernels.listed(w, s, in, powers, job * LANES, bias, y, memory + slot * bytes);
+    });
+}
+
+// x with zeros around, such that the inputs of tiles that follow one another do so too: for each channel
+// [row of a tile, modulo size][column of a tile, size + 2][tiles down, and one more][tiles across].
+inline const float* by_tiles(const Window& s, const float* x, const Window& tiles, int64_t size,
+                             Workspace& workspace) {
+    const int64_t plane = (tiles.oh + 1) * tiles.ow, channel = size * (size + 2) * plane;
+    const int64_t bytes = (s.n * s.c * channel + STRIP) * sizeof(float);
+    auto* to = reinterpret_cast<float*>(workspace.of(bytes));
+    std::memset(to, 0, bytes);
+    for (int64_t c = 0; c < s.n * s.c; ++c)
+        for (int64_t row = 0; row < s.h; ++row) {
+            const float* in = x + (c * s.h + row) * s.w - s.left;
+            const int64_t y = s.top + row;
+            float* out = to + c * channel + y % size * (size + 2) * plane + y / size * tiles.ow;
+            for (int64_t j = 0; j < size + 2 && y / size <= tiles.oh; ++j, out += plane) {
+                int64_t tx = j < s.left ? (s.left - j + size - 1) / size : 0;
+                for (; tx < tiles.ow && tx * size + j < s.left + s.w; ++tx) out[tx] = in[tx * size + j];
+            }
+        }
+    return to;
+}
+
+// Panels of (size + 2)^2 matrices (rows, channels).
+inline void convolve_winograd(const DirectKernels& kernels, const Window& s, int64_t size, int64_t rows,
+                              const float* x, const float* panels, const float* bias, float* y,
+                              int64_t threads, Workspace& around, Workspace& workspace) {
+    Window tiles = s;
+    tiles.oh = (s.oh + size - 1) / size, tiles.ow = (s.ow + size - 1) / size;
+    const float* in = by_tiles(s, x, tiles, size, around);
+    const int64_t strips = (tiles.pixels() + STRIP - 1) / STRIP, numbers = (size + 2) * (size + 2);
+    const int64_t bytes = aligned(numbers * winograd_step(s.c, STRIP) * sizeof(float));
+    threads = worth(rows * s.c * tiles.pixels() * numbers / 8, threads);
+    char* memory = workspace.of(threads * bytes);
+    parallel(strips, threads, [&](int64_t job, int64_t slot) {
+        kernels.winograd(tiles, size, rows, panels, in, job * STRIP, bias, y, s.oh, s.ow,
+                         reinterpret_cast<float*>(memory + slot * bytes));
+    });
+}
+
+inline void convolve_depthwise(const DirectKernels& kernels, const Window& s, const float* x,
+                               const float* weight, const float* bias, float* y, int64_t threads,
+                               Workspace& around) {
+    const float* in = padded(s, x, around);
+    const int64_t size = s.padded_h() * s.padded_w(), window = s.kernel_h * s.kernel_w;
+    threads = worth(s.pixels() * s.c * window / 4, threads);
+    parallel(s.n * s.c, threads, [&](int64_t plane, int64_t) {
+        const int64_t c = plane % s.c;
+        kernels.depthwise(s, in + plane * size, weight + c * window, bias ? bias[c] : 0,
+                          y + plane * s.oh * s.ow);
+    });
+}
+
+}  // namespace tersor

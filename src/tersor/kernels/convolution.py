@@ -1,0 +1,246 @@
+"""``tersor::conv2d``: convolutions with packed weights, one operator for every way of packing.
+
+Two are there: factors as lists of multiples (`tersor.kernels.listed`), and dense weights
+(`tersor.kernels.direct`), for what is faster multiplied out. Native kernels compute in float32, of
+contiguous images, and give such images, whatever the order of the axes in memory was. A
+convolution in one dimension is one of images of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
+
+from tersor.errors import InputError
+from tersor.kernels import direct, listed, product
+
+LISTED, DIRECT = 0, 1
+"""First number of a layout: how the weight is packed."""
+
+torch.library.define(
+    "tersor::conv2d",
+    "(Tensor x, Tensor[] packed, Tensor? bias, int[] layout, int[] place) -> Tensor",
+)
+torch.library.define("tersor::conv2d_weight", "(Tensor[] packed, int[] layout) -> Tensor")
+
+
+class Place(NamedTuple):
+    """Where the windows of a convolution are."""
+
+    stride_h: int
+    stride_w: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    dilation_h: int
+    dilation_w: int
+
+    def output(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the output; not positive if the kernel does not fit in."""
+        height = size[0] + self.top + self.bottom - self.dilation_h * (kernel[0] - 1) - 1
+        width = size[1] + self.left + self.right - self.dilation_w * (kernel[1] - 1) - 1
+        return height // self.stride_h + 1, width // self.stride_w + 1
+
+
+Weight = tuple[int, Sequence[Tensor], Sequence[int]]
+"""How it is packed, tensors, and their sizes."""
+
+
+def conv2d(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tensor:
+    """``conv2d`` of torch with a packed weight, padded with zeros.
+
+    Parameters
+    ----------
+    x
+        Floating-point, shape (n, channels, height, width); any strides, n may be 0.
+    weight
+        From `listed.pack` or `direct.pack`, on the device of x. It has no gradient. Lists round
+        their inputs to about 12 bits: the relative error of the output, in the Frobenius norm, is
+        below 0.1 %.
+    bias
+        Shape (rows,), or None.
+    place
+        Where the windows are.
+
+    Returns
+    -------
+    Tensor
+        Shape (n, rows, ...), of x's type, contiguous.
+    """
+    way, packed, layout = weight
+    result: Tensor = torch.ops.tersor.conv2d(x, list(packed), bias, [way, *layout], list(place))
+    return result
+
+
+def dense(weight: Weight) -> Tensor:
+    """The dense weight, float32, shape (rows, channels of a group, height, width)."""
+    way, packed, layout = weight
+    if way == LISTED:
+        return listed.recompose(listed.Packed(*packed), listed.Layout(*layout))
+    return packed[0].to(torch.float32)
+
+
+def reference(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tensor:
+    """What `conv2d` is to compute, in plain torch: with the dense weight."""
+    bias = None if bias is None else bias.to(torch.float32)
+    padded = F.pad(x.to(torch.float32), place[4:6] + place[2:4])
+    y = F.conv2d(padded, dense(weight), bias, place[:2], 0, place[6:], _sizes(weight)[4])
+    return y.to(x.dtype).contiguous()
+
+
+class Plan(NamedTuple):
+    """A call of a native kernel but for its input: sizes and addresses, which must stay valid."""
+
+    kernel: Callable[..., None]
+    shape: tuple[int, ...]
+    """Of the output."""
+    sizes: tuple[Any, ...]
+    tensors: tuple[Tensor, ...]
+
+
+def plan(shape: Sequence[int], weight: Weight, place: Place, result: tuple[int, ...]) -> Plan:
+    """The call for images of a shape, (n, channels, height, width), to an output of another."""
+    way, packed, layout = weight
+    rows, _, *kernel, _ = _sizes(weight)
+    ends = place.output(shape[2:], kernel)
+    window = (*shape, *kernel, *place[:2], place.top, place.left, *place[6:], *ends)
+    if way == LISTED:
+        inputs = listed.Layout(*layout).inputs
+        sizes = (rows, inputs, *layout[4:], *(t.data_ptr() for t in packed))
+        return Plan(product.module().convolve_listed, result, (window, *sizes), tuple(packed))
+    sizes = (rows, direct.Layout(*layout).size, packed[-1].data_ptr())
+    return Plan(product.module().convolve_direct, result, (window, *sizes), tuple(packed))
+
+
+def run(x: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """`conv2d` by a native kernel, on the CPU, of tensors that are known to fit."""
+    real = x if x.dtype is torch.float32 else x.to(torch.float32)
+    if not real.is_contiguous():
+        real = real.contiguous()
+    if bias is not None:
+        bias = bias.to(torch.float32).contiguous()
+    y = torch.empty(plan.shape)
+    plan.kernel(
+        real.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        torch.get_num_threads(),
+        *plan.sizes,
+    )
+    return y if x.dtype is torch.float32 else y.to(x.dtype)
+
+
+def native(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tensor:
+    """`conv2d` by the native kernels, on the CPU, of tensors that are known to fit."""
+    rows, _, *kernel, _ = _sizes(weight)
+    shape = (x.shape[0], rows, *place.output(x.shape[2:], kernel))
+    return run(x, bias, plan(x.shape, weight, place, shape))
+
+
+def _sizes(weight: Weight) -> tuple[int, int, int, int, int]:
+    """Rows, channels of all groups, height and width of the kernel, groups."""
+    way, _, layout = weight
+    if way == LISTED:
+        rows, channels, height, width = layout[:4]
+        return rows, channels, height, width, 1
+    sizes = direct.Layout(*layout)
+    return sizes.rows, sizes.channels, sizes.kernel_h, sizes.kernel_w, sizes.groups
+
+
+def _check(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> None:
+    rows, channels, *kernel, _ = _sizes(weight)
+    if x.dim() != 4 or x.shape[1] != channels or not x.is_floating_point():
+        raise InputError(
+            f"a convolution of {channels} channels got an input of shape {tuple(x.shape)} and type "
+            f"{x.dtype}; give real numbers of shape (n, {channels}, height, width)"
+        )
+    if min(place.output(x.shape[2:], kernel)) < 1:
+        raise InputError(
+            f"a kernel of {kernel[0]} x {kernel[1]} does not fit into images of "
+            f"{x.shape[2]} x {x.shape[3]}, at {place}"
+        )
+    if bias is not None and tuple(bias.shape) != (rows,):
+        raise InputError(f"the bias has shape {tuple(bias.shape)}, needed is {(rows,)}")
+    way, packed, layout = weight
+    if way == LISTED:
+        listed.check(listed.Packed(*packed), listed.Layout(*layout))
+    else:
+        direct.check(packed, direct.Layout(*layout), place)
+
+
+def _given(packed: list[Tensor], layout: Sequence[int]) -> Weight:
+    return layout[0], packed, tuple(layout[1:])
+
+
+@torch.library.impl("tersor::conv2d", "CPU")
+def _cpu(
+    x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int], place: list[int]
+) -> Tensor:
+    weight = _given(packed, layout)
+    _check(x, weight, bias, Place(*place))
+    compute = native if product.instructions() else reference
+    return compute(x, weight, bias, Place(*place))
+
+
+@torch.library.impl("tersor::conv2d", "CUDA")
+def _cuda(
+    x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int], place: list[int]
+) -> Tensor:
+    weight = _given(packed, layout)
+    _check(x, weight, bias, Place(*place))
+    return reference(x, weight, bias, Place(*place))
+
+
+@torch.library.register_fake("tersor::conv2d")  # type: ignore[untyped-decorator]
+def _fake(
+    x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int], place: list[int]
+) -> Tensor:
+    rows, _, *kernel, _ = _sizes(_given(packed, layout))
+    return x.new_empty((x.shape[0], rows, *Place(*place).output(x.shape[2:], kernel)))
+
+
+@torch.library.impl("tersor::conv2d_weight", ("CPU", "CUDA"))
+def _weight(packed: list[Tensor], layout: Sequence[int]) -> Tensor:
+    return dense(_given(packed, layout)).clone()
+
+
+@torch.library.register_fake("tersor::conv2d_weight")  # type: ignore[untyped-decorator]
+def _fake_weight(packed: list[Tensor], layout: Sequence[int]) -> Tensor:
+    rows, channels, *kernel, groups = _sizes(_given(packed, layout))
+    return packed[0].new_empty((rows, channels // groups, *kernel), dtype=torch.float32)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, bias, layout, place = inputs
+    ctx.save_for_backward(*packed)
+    ctx.layout, ctx.place, ctx.shape = layout, place, x.shape
+    ctx.bias_type = None if bias is None else bias.dtype
+
+
+def _gradients(
+    ctx: Any, grad: Tensor
+) -> tuple[Tensor | None, list[None], Tensor | None, None, None]:
+    of_x = of_bias = None
+    packed, place = list(ctx.saved_tensors), Place(*ctx.place)
+    if ctx.needs_input_grad[0]:
+        weight = torch.ops.tersor.conv2d_weight(packed, list(ctx.layout))
+        n, c, h, w = ctx.shape
+        shape = (n, c, h + place.top + place.bottom, w + place.left + place.right)
+        groups = _sizes(_given(packed, ctx.layout))[4]
+        real = grad.to(torch.float32)
+        of_padded = conv2d_input(  # type: ignore[no-untyped-call]
+            shape, weight, real, place[:2], 0, place[6:], groups
+        )
+        of_x = F.pad(of_padded, [-p for p in (*place[4:6], *place[2:4])]).to(grad.dtype)
+    if ctx.bias_type is not None and ctx.needs_input_grad[2]:
+        of_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_type)
+    return of_x, [None] * len(packed), of_bias, None, None
+
+
+torch.library.register_autograd("tersor::conv2d", _gradients, setup_context=_save)

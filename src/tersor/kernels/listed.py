@@ -1,0 +1,307 @@
+"""Factors of a convolution, packed for inference: of each row a list of what it adds up.
+
+With tiles along the input, ``y = Z @ (C.T @ x)``: a window of the input, x, is transformed tile by
+tile, and what is left is a sum of integer multiples of transformed inputs: columns. They are taken
+a block of columns at a time. A block has two tables of up to 191 multiples, computed once for all
+rows, and each row a list of the entries that it adds, in 8 bits each: for a latent that is mostly
+zero or of few values these are few. Sums are integers of 16 bits, of so few columns, a part of the
+block, that rounding costs no more than `LOSS`. `latent_of` gives exactly the latent that was
+packed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tersor.errors import InputError
+from tersor.factors import Factors
+
+LOSS = 6e-4
+"""Relative error of a sum that columns are put together up to, if inputs are independent."""
+
+_CAPACITY = 32766
+"""Largest sum of 16 bits, but for rounding."""
+
+_TABLE = 192
+"""Entries of each of the two tables of a block, which are to stay in the fastest cache."""
+
+_LARGEST = 64
+"""Largest magnitude of a latent: a single multiple by more would cost more than `LOSS`."""
+
+_ROWS = 2**16
+
+
+class Layout(NamedTuple):
+    """Sizes of a packed convolution: what its tensors do not tell."""
+
+    rows: int
+    channels: int
+    kernel_h: int
+    kernel_w: int
+    tile: int
+    rank: int
+    blocks: int
+    parts: int
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of a row."""
+        return self.channels * self.kernel_h * self.kernel_w
+
+    @property
+    def columns(self) -> int:
+        """Transformed inputs of a row."""
+        return -(-self.inputs // self.tile) * self.rank
+
+
+class Packed(NamedTuple):
+    """Packed factors of a convolution: tensors, as ``tersor::conv2d`` takes them.
+
+    Parameters
+    ----------
+    codebook
+        float32, shape (d, k): the codebook times the scale.
+    block
+        int32, shape (blocks + 1, 8): first column of each of four parts, where both tables begin,
+        first run and first code; the last says where the one before ends.
+    needs
+        float32, shape (blocks, 4): of each part, the scale of sums for inputs of norm 1.
+    entries
+        int16, shape (entries, 2): column in the block and multiple; the first of a table is zero.
+    runs
+        int32, shape (runs, 2): quads of each row, and number of rows.
+    order
+        uint16, shape (blocks, rows): the rows in the order of the runs.
+    codes
+        uint8: quads of indices of entries, row after row, two into each table.
+    """
+
+    codebook: Tensor
+    block: Tensor
+    needs: Tensor
+    entries: Tensor
+    runs: Tensor
+    order: Tensor
+    codes: Tensor
+
+
+_TYPES = (torch.float32, torch.int32, torch.float32, torch.int16, torch.int32, torch.uint16,
+          torch.uint8)  # fmt: skip
+
+
+def packable(factors: Factors) -> bool:
+    """Whether these factors can be packed: integers, of a convolution in one or two dimensions."""
+    return (
+        factors.quantized
+        and len(factors.shape) in (3, 4)
+        and factors.shape[0] < _ROWS
+        and factors.latent.numel() > 0
+        and int(factors.latent.abs().max()) <= _LARGEST
+    )
+
+
+def pack(factors: Factors) -> tuple[Packed, Layout]:
+    """Factors in the layout of the kernels.
+
+    Parameters
+    ----------
+    factors
+        Factors that are `packable`.
+    """
+    rows, rank, tiling = factors.shape[0], factors.rank, factors.tiling
+    latent = factors.latent.cpu().reshape(rank, rows, tiling.tiles_per_row).permute(1, 2, 0)
+    latent = latent.reshape(rows, rank * tiling.tiles_per_row)
+    multiples, pairs = _entries(latent)
+    # Fewer parts need less padding, more parts less often real numbers: about as much as 8 quads.
+    found = [_pack_parts(latent, multiples, pairs, parts) for parts in (2, 4)]
+    parts = min((0, 1), key=lambda i: found[i]["codes"].numel() + 32 * found[i]["order"].numel())
+    tensors = found[parts]
+    codebook = (factors.codebook.to(torch.float32) * factors.scale).cpu().contiguous()
+    kernel = (1,) * (4 - len(factors.shape)) + factors.shape[2:]
+    sizes = (
+        rows,
+        factors.shape[1],
+        *kernel,
+        tiling.size,
+        rank,
+        len(tensors["order"]),
+        2 + 2 * parts,
+    )
+    return Packed(codebook, **tensors), Layout(*sizes)
+
+
+def _pack_parts(
+    latent: Tensor, multiples: list[list[int]], pairs: Tensor, parts: int
+) -> dict[str, Tensor]:
+    """Tensors of the columns, with so many accumulators."""
+    bounds, needs = _bounds(latent, [len(m) for m in multiples], parts)
+    fields: list[list[int]] = []
+    entries: list[tuple[int, int]] = []
+    lists: list[tuple[Tensor, Tensor, Tensor]] = []
+    run = code = 0
+    for start in range(0, len(bounds) - 1, parts):
+        block = bounds[start : start + parts + 1]
+        first, middle, last = block[0], block[parts // 2], block[-1]
+        inner = [*block[1:-1], last, last][:3]
+        starts = [len(entries), len(entries) + 1 + sum(len(m) for m in multiples[first:middle])]
+        fields.append([first, *inner, *starts, run, code])
+        for part in (range(first, middle), range(middle, last)):
+            entries += [(0, 0), *((c - first, m) for c in part for m in multiples[c])]
+        lists.append(_lists(pairs, multiples, block))
+        run, code = run + len(lists[-1][0]), code + lists[-1][2].numel()
+    fields.append([bounds[-1]] * 4 + [len(entries)] * 2 + [run, code])
+    runs, orders, codes = zip(*lists, strict=True)
+    return {
+        "block": torch.tensor(fields, dtype=torch.int32),
+        "needs": F.pad(torch.tensor(needs).reshape(-1, parts), (0, 4 - parts)).contiguous(),
+        "entries": torch.tensor(entries, dtype=torch.int16),
+        "runs": torch.cat(runs).to(torch.int32),
+        "order": torch.stack(orders).to(torch.int32).to(torch.uint16),
+        "codes": torch.cat(codes),
+    }
+
+
+def check(packed: Packed, layout: Layout) -> None:
+    """Refuse tensors that are not of the sizes and types of this layout: kernels do not look."""
+    sizes = {
+        "codebook": layout.tile * layout.rank,
+        "block": 8 * (layout.blocks + 1),
+        "needs": 4 * layout.blocks,
+        "order": layout.blocks * layout.rows,
+    }
+    for (name, tensor), dtype in zip(packed._asdict().items(), _TYPES, strict=True):
+        size = sizes.get(name, tensor.numel())
+        if tensor.numel() != size or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise InputError(
+                f"packed tensor {name!r} has {tensor.numel()} elements of {tensor.dtype}, needed "
+                f"are {size} of {dtype}, contiguous; take it from `pack`, with its layout"
+            )
+
+
+def latent_of(packed: Packed, layout: Layout) -> Tensor:
+    """The latent that was packed: int16, (rank, rows * tiles)."""
+    block, runs = packed.block.long(), packed.runs.long()
+    numbers = torch.arange(layout.blocks, device=block.device)
+    of_run = torch.repeat_interleave(numbers, block[:, 6].diff())
+    quads = torch.repeat_interleave(runs[:, 0], runs[:, 1])
+    row = torch.repeat_interleave(packed.order.long().flatten(), quads)
+    b = torch.repeat_interleave(torch.repeat_interleave(of_run, runs[:, 1]), quads)
+    tables = block[b, 4:6].repeat_interleave(2, dim=1)
+    entry = packed.entries.long()[packed.codes.long().reshape(-1, 4) + tables]
+    column = (entry[:, :, 0] + block[b, :1]).flatten().clamp(max=layout.columns - 1)
+    latent = torch.zeros(layout.rows, layout.columns, dtype=torch.int16, device=block.device)
+    multiple = entry[:, :, 1].flatten().to(torch.int16)
+    latent.index_put_((row.repeat_interleave(4), column), multiple, accumulate=True)
+    tiled = latent.reshape(layout.rows, layout.columns // layout.rank, layout.rank)
+    return tiled.permute(2, 0, 1).reshape(layout.rank, -1)
+
+
+def recompose(packed: Packed, layout: Layout) -> Tensor:
+    """The dense weight, float32, shape (rows, channels, kernel_h, kernel_w)."""
+    tiles = packed.codebook @ latent_of(packed, layout).to(torch.float32)
+    rows = tiles.T.reshape(layout.rows, -1)[:, : layout.inputs]
+    return rows.reshape(layout.rows, layout.channels, layout.kernel_h, layout.kernel_w)
+
+
+def _entries(latent: Tensor) -> tuple[list[list[int]], Tensor]:
+    """Multiples of each column, and numbers of the two of each latent; 0 is none.
+
+    A multiple that few rows need is the sum of two others, where there are such.
+    """
+    rows, columns = latent.shape
+    most = int(latent.abs().max())
+    shifted = (latent + most).long()
+    span = 2 * most + 1
+    counts = torch.bincount(
+        (shifted + torch.arange(columns) * span).flatten(), minlength=columns * span
+    ).reshape(columns, span)
+    table = torch.zeros(2, columns, span, dtype=torch.uint8)
+    often = 3 + rows // 40
+    chosen = []
+    for column, of_column in enumerate(counts):
+        present = of_column.nonzero()[:, 0].tolist()
+        number = dict(zip(present, of_column[present].tolist(), strict=True))
+        multiples, pairs = _choose({v - most: n for v, n in number.items() if v != most}, often)
+        for value, pair in pairs.items():
+            table[:, column, value + most] = torch.tensor(pair, dtype=torch.uint8)
+        chosen.append(multiples)
+    return chosen, table[:, torch.arange(columns), shifted]
+
+
+def _choose(counts: dict[int, int], often: int) -> tuple[list[int], dict[int, tuple[int, int]]]:
+    """Multiples to have in a table, and which two of them, from 1, each value is."""
+    multiples = {value for value, count in counts.items() if count >= often}
+    parts = {value: (value, 0) for value in multiples}
+    for value in sorted(set(counts) - multiples, key=abs):
+        found = next((m for m in multiples if value - m in multiples), None)
+        if found is None:
+            multiples.add(value)
+            parts[value] = (value, 0)
+        else:
+            parts[value] = (found, value - found)
+    number = {0: 0} | {value: i + 1 for i, value in enumerate(sorted(multiples))}
+    return sorted(multiples), {v: (number[a], number[b]) for v, (a, b) in parts.items()}
+
+
+def _bounds(latent: Tensor, entries: list[int], parts: int) -> tuple[list[int], list[float]]:
+    """Columns between parts of blocks, and what each part needs; the last ones may be empty."""
+    squares, sums = latent.double() ** 2, latent.abs().double()
+    most = (_TABLE - 1) * 2 // parts
+    bounds, needs, start = [0], [], 0
+    energy = total = torch.zeros(len(latent), dtype=torch.float64)
+    need = count = 0.0
+    for column in range(latent.shape[1]):
+        more, longer = energy + squares[:, column], total + sums[:, column]
+        wanted = _need(more, longer)
+        error = wanted * math.sqrt((column - start + 1) / 12)
+        if column > start and (error > LOSS or count + entries[column] > most):
+            bounds.append(column)
+            needs.append(need)
+            start, count, more, longer = column, 0, squares[:, column], sums[:, column]
+            wanted = _need(more, longer)
+        energy, total, need, count = more, longer, wanted, count + entries[column]
+    bounds.append(latent.shape[1])
+    needs.append(need)
+    missing = -len(needs) % parts
+    return bounds + bounds[-1:] * missing, needs + [0.0] * missing
+
+
+def _need(squares: Tensor, sums: Tensor) -> float:
+    """Scale of sums for inputs of norm 1: of their 16 bits, rounding takes half a step for each."""
+    return math.sqrt(float(squares.max())) / (_CAPACITY - 0.51 * float(sums.max()))
+
+
+def _lists(
+    pairs: Tensor, multiples: list[list[int]], block: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs, order and codes of a block."""
+    parts = len(block) - 1
+    each = 4 // parts  # indices of a quad
+    slots, longest = [], torch.zeros(pairs.shape[1], dtype=torch.int64)
+    for i in range(parts):
+        # indices into the table, which two or four parts share
+        start = block[0] if i < parts // 2 else block[parts // 2]
+        lengths = torch.tensor([0, *(len(multiples[c]) for c in range(start, block[i + 1]))])
+        before = lengths.cumsum(0)[block[i] - start : -1]
+        indices = pairs[:, :, block[i] : block[i + 1]].long()
+        indices = torch.where(indices > 0, indices + before, 0).permute(1, 2, 0).flatten(1)
+        used = indices > 0
+        indices = indices.gather(1, (~used).to(torch.uint8).argsort(dim=1, stable=True))
+        longest = torch.maximum(longest, -(-used.sum(1) // each))
+        slots.append(indices)
+    quads = int(longest.max())
+    padded = [F.pad(indices, (0, quads * each - indices.shape[1])) for indices in slots]
+    codes = torch.cat([p.reshape(len(p), quads, each) for p in padded], dim=2)
+    order = longest.argsort(stable=True)
+    lengths, counts = torch.unique_consecutive(longest[order], return_counts=True)
+    kept = torch.arange(quads) < longest[order][:, None]
+    return (
+        torch.stack([lengths, counts], dim=1),
+        order,
+        codes[order][kept].flatten().to(torch.uint8),
+    )
