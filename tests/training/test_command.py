@@ -76,6 +76,17 @@ def test_from_a_callable_to_a_smaller_size(folder):
     assert (folder / "out.tersor").stat().st_size <= 1500
 
 
+def test_what_the_file_says_of_itself_is_said_again_within_the_size(folder):
+    said = {"licence": "MIT", "source": "https://example.org"}
+    tersor.save(compressed(dense(), 15), "model.tersor", metadata=said, content_hash=True)
+    result = run(*COMMON, "--data", "toynet:batches", "--epochs", 1, "--target-size", "1500")
+    assert result.exit_code == 0, result.stderr
+    size = (folder / "out.tersor").stat().st_size
+    assert size <= 1500 and f"wrote out.tersor: {size} bytes" in result.stdout
+    with tersor.open("out.tersor") as file:
+        assert file.metadata == said and file.content_hash
+
+
 def test_it_goes_on_from_the_checkpoint(folder, monkeypatch):
     from tersor.training import loop
 

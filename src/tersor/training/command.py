@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,17 @@ from tersor.errors import InputError
 from tersor.files import load, save
 from tersor.finetune import Finetuned, finetune
 from tersor.nn.load import load_weights
+from tersor.plan.budget import parse_size
+from tersor.storage import label
 from tersor.storage.atomic import check_writable
 from tersor.storage.checkpoint import open_checkpoint
+from tersor.storage.opened import open_file
 from tersor.training.batches import Batch, logits
 from tersor.training.images import Look, loader_of, open_images
 from tersor.user_code import call
+
+_AROUND_LABEL = 8
+"""Bytes that a file with a label has besides, at most: a checksum, and sizes."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,10 @@ def run(
     validate: str | None,
     teacher: Path | None,
     data: Data,
+    target_size: str | None = None,
     **options: Any,
 ) -> Finetuned:
-    """Fine-tune the model of a file into another file.
+    """Fine-tune the model of a file into another file, which says of itself what the first did.
 
     A checkpoint stands beside the output until that is written, and is gone on from.
 
@@ -94,11 +101,17 @@ def run(
         Checkpoint of the dense model of the same architecture.
     data
         How images are read.
+    target_size
+        Most bytes of the output; by default those of the source.
     **options
         As in `tersor.finetune`.
     """
     check_writable(output, source)
     model = load(source, make(architecture))
+    with open_file(source) as file:
+        metadata, hashed = file.metadata, file.content_hash is not None
+    if target_size is not None and (said := label.size(metadata, hashed)):
+        target_size = str(parse_size(target_size) - said - _AROUND_LABEL)
     guide = None if teacher is None else make(architecture)
     if guide is not None and teacher is not None:
         load_weights(guide, open_checkpoint(teacher))
@@ -111,10 +124,12 @@ def run(
         teacher=guide,
         evaluate=None if test is None else lambda trained: accuracy(trained, test),
         checkpoint=checkpoint,
+        target_size=target_size,
         **options,
     )
     if is_first_process():
-        save(model, output)
+        written = save(model, output, metadata=metadata, content_hash=hashed)
+        result = replace(result, nbytes=written.nbytes)
         checkpoint.unlink(missing_ok=True)
     return result
 
