@@ -105,6 +105,16 @@ def test_a_curve_with_evaluation_goes_into_the_report(folder):
     assert "score" in Path("r.html").read_text()
 
 
+def test_a_curve_with_bits_of_ones_own(folder):
+    """It ends where that weight takes as much as the whole file may."""
+    options = ("-o", "curve.json", "--points", 5, "--bits", "0.weight=4")
+    result = run("curve", "model.safetensors", *options, *EVAL)
+    assert result.exit_code == 0, result.stderr
+    points = json.loads(Path("curve.json").read_text())["points"]
+    assert points[0]["bytes"] > 0.98 * 64 * 64 * 4 / 8
+    assert "there is no curve" in run("curve", "model.safetensors", "--keep", "0.*").stderr
+
+
 def test_an_interrupted_curve_continues(folder, monkeypatch):
     command = ("curve", "model.safetensors", "-o", "curve.json", "--points", 6)
     assert run(*command).exit_code == 0
@@ -160,6 +170,7 @@ def test_evaluations_that_cannot_be(folder, command, options, message):
         (("--plot", "none/curve.png"), "the folder none does not exist"),
         (("-o", "model.safetensors"), "is the input itself"),
         (MODEL, "--model is given without --calibrate or --eval"),
+        (("--keep", "head*"), "the pattern 'head*' matches none"),
     ],
 )
 def test_curves_that_cannot_be(folder, options, message):

@@ -69,6 +69,28 @@ Evaluate = Annotated[
         "number, higher is better.",
     ),
 ]
+Keep = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        metavar="PATTERN",
+        help="Keep weights whose names match, such as 'head.*', exactly. Repeatable.",
+    ),
+]
+Bits = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        metavar="PATTERN=NUMBER",
+        help="Bits per weight, at most, of those that match: 'conv1*=4'. Repeatable.",
+    ),
+]
+Fast = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        metavar="PATTERN",
+        help="Make matrices whose names match, such as 'encoder.*', sums of signs, which "
+        "compute faster than others but are less accurate. Repeatable.",
+    ),
+]
 
 
 @contextmanager

@@ -11,15 +11,26 @@ import typer
 
 from tersor.cli.app import (
     Architecture,
+    Bits,
     Calibrate,
     Checkpoint,
     Evaluate,
+    Fast,
+    Keep,
     app,
     console,
     reporting_errors,
     say,
 )
-from tersor.cli.work import batches_of, calibration_of, mending, module_of, quality_of, resuming
+from tersor.cli.work import (
+    batches_of,
+    calibration_of,
+    mending,
+    module_of,
+    overrides_of,
+    quality_of,
+    resuming,
+)
 
 
 @app.command(
@@ -61,28 +72,9 @@ def compress(
         bool,
         typer.Option("--lossless", help="Keep every bit of every tensor; the size follows."),
     ] = False,
-    keep: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            metavar="PATTERN",
-            help="Keep weights whose names match, such as 'head.*', exactly. Repeatable.",
-        ),
-    ] = None,
-    bits: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            metavar="PATTERN=NUMBER",
-            help="Bits per weight, at most, of those that match: 'conv1*=4'. Repeatable.",
-        ),
-    ] = None,
-    fast: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            metavar="PATTERN",
-            help="Make matrices whose names match, such as 'encoder.*', sums of signs, which "
-            "compute faster than others but are less accurate. Repeatable.",
-        ),
-    ] = None,
+    keep: Keep = None,
+    bits: Bits = None,
+    fast: Fast = None,
     metadata: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -107,7 +99,6 @@ def compress(
     """
     with reporting_errors():
         from tersor.compress import check_lossless, compress_source
-        from tersor.plan.overrides import Overrides, parse_bits
         from tersor.plan.progress import shown
         from tersor.report import table
         from tersor.storage import container, summary
@@ -116,7 +107,7 @@ def compress(
         from tersor.storage.label import parse_metadata
 
         check_writable(output, model)
-        overrides = Overrides(keep or (), parse_bits(bits or ()), fast or ())
+        overrides = overrides_of(keep, bits, fast)
         if lossless:
             budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
             check_lossless(budgets, calibrate or architecture, overrides)

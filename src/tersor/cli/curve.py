@@ -10,15 +10,26 @@ import typer
 
 from tersor.cli.app import (
     Architecture,
+    Bits,
     Calibrate,
     Checkpoint,
     Evaluate,
+    Fast,
+    Keep,
     app,
     console,
     reporting_errors,
     say,
 )
-from tersor.cli.work import batches_of, calibration_of, measure_of, mending, module_of, resuming
+from tersor.cli.work import (
+    batches_of,
+    calibration_of,
+    measure_of,
+    mending,
+    module_of,
+    overrides_of,
+    resuming,
+)
 
 
 @app.command(
@@ -37,6 +48,9 @@ def curve(
         typer.Option(help="Picture to write: .png, .svg or .pdf.", show_default=False),
     ] = None,
     points: Annotated[int, typer.Option(help="Sizes of the curve.")] = 16,
+    keep: Keep = None,
+    bits: Bits = None,
+    fast: Fast = None,
     architecture: Architecture = None,
     calibrate: Calibrate = None,
     evaluate: Evaluate = None,
@@ -58,19 +72,27 @@ def curve(
             check_writable(path, model)
         if plot is not None:
             curve_picture.check_picture(plot)
+        overrides = overrides_of(keep, bits, fast)
         source = open_checkpoint(model)
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
         batches = batches_of(calibrate)
         mend = mending(module, batches, evaluate)
         calibration = calibration_of(source, module, batches)
         measure = measure_of(source, module, evaluate, mend)
-        beside = output or plot
+        beside, options = output or plot, [points, keep, bits, fast]
         with (
-            resuming(beside, source, calibration, [points]) if beside else nullcontext() as journal,
+            resuming(beside, source, calibration, options) if beside else nullcontext() as journal,
             shown("tracing") as progress,
         ):
+            compressor = Compressor(
+                source,
+                calibration=calibration,
+                overrides=overrides,
+                journal=journal,
+                progress=progress,
+            )
             found = trace(
-                Compressor(source, calibration=calibration, journal=journal, progress=progress),
+                compressor,
                 source.nbytes,
                 points=points,
                 measure=measure,

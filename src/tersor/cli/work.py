@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     from torch import nn
 
     from tersor.calibration import Calibration
+    from tersor.plan.overrides import Overrides
     from tersor.quality import Measure, Quality
     from tersor.storage.archive import Archive
     from tersor.storage.checkpoint import Source
@@ -36,6 +37,15 @@ def module_of(
     if not given:
         raise InputError(f"--model is given without {' or '.join(uses)}; it has no other use")
     return model_of(source, architecture)
+
+
+def overrides_of(
+    keep: Sequence[str] | None, bits: Sequence[str] | None, fast: Sequence[str] | None
+) -> Overrides:
+    """What the options --keep, --bits and --fast say."""
+    from tersor.plan.overrides import Overrides, parse_bits
+
+    return Overrides(keep or (), parse_bits(bits or ()), fast or ())
 
 
 def batches_of(loader: str | None) -> list[Any] | None:
