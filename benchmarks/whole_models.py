@@ -11,7 +11,7 @@ percent, or Spearman's correlation times 100, on the first ``--samples``.
     python benchmarks/whole_models.py [--networks resnet20 mobilenet minilm] [--threads 1 2]
 
 onnxruntime and its quantizer are peers with packages of their own (`environments.py`): each is
-timed by a process of its own, in turns with ours.
+timed by a process of its own, in turns with ours. To export to it, ``onnx`` must be installed here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from torch import nn
 import tersor
 
 Run = Callable[[], object]
+
+CALIBRATION = networks.IMAGENET_CALIBRATION
 
 SERVER = """
 import json, sys, time
@@ -69,6 +71,8 @@ class Network:
     ratio: float
     inputs: Callable[[], tuple[torch.Tensor, ...]]
     quality: Callable[[nn.Module, int], float]
+    matched: Callable[[], torch.Tensor] | None = None
+    """Images that normalisation is matched on."""
 
 
 class Encoder(nn.Module):
@@ -84,7 +88,7 @@ class Encoder(nn.Module):
         return hidden
 
 
-def image_quality(images: Callable[[], tuple[torch.Tensor, torch.Tensor]], batch: int) -> Any:
+def image_quality(images: Callable[[], Sequence[torch.Tensor]], batch: int) -> Any:
     def quality(model: nn.Module, samples: int) -> float:
         pixels, labels = images()
         return cifar10.accuracy(model, pixels[:samples], labels[:samples], batch)
@@ -106,12 +110,14 @@ NETWORKS = {
         16,
         lambda: (cifar10.images("test")[0][:1],),
         image_quality(lambda: cifar10.images("test"), 100),
+        lambda: cifar10.images("train")[0][:1024],
     ),
     "mobilenet": Network(
         lambda: networks.pretrained(networks.MobileNetV1),
-        10,
+        8,
         lambda: (networks.imagenet()[0][:1],),
-        image_quality(networks.imagenet, 50),
+        image_quality(lambda: [part[CALIBRATION:] for part in networks.imagenet()], 50),
+        lambda: networks.imagenet()[0][:CALIBRATION],
     ),
     "minilm": Network(Encoder, 8, tokens, encoder_quality),
 }
@@ -121,7 +127,14 @@ class Session:
     """A model in onnxruntime, in a process that waits for a line and answers with seconds."""
 
     def __init__(self, model: Path, inputs: Path, threads: int) -> None:
-        command = [environments.python_with("onnxruntime"), "-c", SERVER, model, threads, inputs]
+        command = [
+            environments.python_with("onnxruntime", "onnx"),
+            "-c",
+            SERVER,
+            model,
+            threads,
+            inputs,
+        ]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen([str(part) for part in command], text=True, **pipes)
 
@@ -146,7 +159,12 @@ def sessions(
     try:
         program = torch.onnx.export(model, inputs, dynamo=False, input_names=names, f=files["fp32"])
         del program
-        quantize = [environments.python_with("onnxruntime"), "-c", QUANTIZE, *files.values()]
+        quantize = [
+            environments.python_with("onnxruntime", "onnx"),
+            "-c",
+            QUANTIZE,
+            *files.values(),
+        ]
         subprocess.run([str(part) for part in quantize], check=True, stderr=subprocess.DEVNULL)
         np.savez(
             folder / "inputs.npz", **{n: x.numpy() for n, x in zip(names, inputs, strict=True)}
@@ -184,6 +202,8 @@ def file_of(name: str, network: Network) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         model = network.make()
         tersor.compress(model, ratio=network.ratio)
+        if network.matched:
+            tersor.match_normalization(model, network.make(), network.matched().split(64))
         tersor.save(model, path)
     return path
 
