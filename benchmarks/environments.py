@@ -10,14 +10,14 @@ from pathlib import Path
 import cifar10
 
 
-def python_with(package: str) -> Path:
-    """Python of the environment that has this package, made on first use."""
+def python_with(package: str, *others: str) -> Path:
+    """Python of the environment that has this package, and what it needs, made on first use."""
     folder = cifar10.CACHE / f"{package}-venv"
     python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     if not (folder / "installed").exists():
         print(f"installing {package} into {folder.relative_to(cifar10.ROOT)}", flush=True)
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", package, *others], check=True)
         (folder / "installed").touch()
     return python
 
