@@ -1,9 +1,10 @@
 """Palettization by coremltools with bits chosen for each weight, for files of given bytes.
 
-Every weight is clustered with every one of `SETTINGS`; which of them it gets is decided as for our
-own factors, by an exact knapsack over errors and bytes. All weights that we factor are palettized,
-as the convolutions that they are (or 1x1 convolutions). Bytes are those of Core ML's weight.bin,
-and what our file takes for the tensors that it keeps.
+Every weight is clustered with every one of `SETTINGS` that coremltools takes for it; which of them
+it gets is decided as for our own factors, by a knapsack over errors and bytes. All weights that we
+factor are palettized, as the convolutions that they are, or as 1x1 convolutions. Bytes are those of
+Core ML's weight.bin, without the program beside it, and what our file takes for the tensors that it
+keeps.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Palettizer:
                     self.errors[name].append((energy(noise, None), felt))
 
     def fit(self, target: int) -> list[tuple[int, State]]:
-        """Bytes, and weights, of the least error that fits, by either measure; none if none does."""
+        """Bytes, and weights, of the least error that fits, by each measure; nothing if none do."""
         budget = target - self.fixed - HEADER
         plans = [plan for measure in (0, 1) if (plan := self._choose(budget, measure))]
         with palettized(self.weights, plans) as made:
