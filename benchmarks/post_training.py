@@ -6,7 +6,9 @@ sentence encoder MiniLM-L6 (Spearman correlation on the STS-B test split, times 
 - ``tersor``: calibrated, normalisation folded, and reconstructed layer by layer;
 - ``calibrated``: without the reconstruction, normalisation matched;
 - ``uniform``: as calibrated, but each weight gets the same bits per weight;
-- ``scalar``: scalar quantization with the same entropy coder, normalisation matched.
+- ``scalar``: scalar quantization with the same entropy coder, normalisation matched;
+- ``coremltools``: its palettization with bits chosen for each weight (`palettization.py`),
+  normalisation matched.
 
 Files are written, and evaluated when loaded back in a fresh process. Rows that are there already
 are not measured again.
@@ -30,16 +32,18 @@ from typing import Any
 import cifar10
 import minilm
 import networks
+import palettization
 import record
 import torch
 from torch import nn
 
 import tersor
 from tersor import baselines
+from tersor.samples import call
 from tersor.storage.checkpoint import open_checkpoint
 
 NAME = "post_training"
-METHODS = ("tersor", "calibrated", "uniform", "scalar")
+METHODS = ("tersor", "calibrated", "uniform", "scalar", "coremltools")
 
 
 @dataclass(frozen=True)
@@ -169,11 +173,53 @@ def evenly(model: nn.Module, target: int, calibration: tersor.Calibration) -> nn
 def scalar(case: Case, target: int, path: Path) -> int:
     """The baseline's weights as a plain checkpoint; returns the bytes that they would take."""
     ((size, weights),) = baselines.scalar(open_checkpoint(case.path), [target])
+    tersor.save(matched(case, weights), path, lossless=True)
+    return size
+
+
+def matched(case: Case, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """The model with a baseline's weights, and the normalisation that they need."""
     model = case.load()
     model.load_state_dict(weights, strict=False)
     tersor.match_normalization(model, case.load(), batches(case))
+    return model
+
+
+@cache
+def palettizer(case: Case) -> palettization.Palettizer:
+    return palettization.Palettizer(open_checkpoint(case.path), calibration(case))
+
+
+def coremltools(case: Case, target: int, path: Path) -> int | None:
+    """As `scalar`; None if nothing fits.
+
+    Of two ways to weigh errors, the one whose model's outputs are closer to the dense model's on
+    the calibration inputs.
+    """
+    fits = palettizer(case).fit(target)
+    made = [(size, matched(case, weights)) for size, weights in fits]
+    if not made:
+        return None
+    size, model = min(made, key=lambda m: distance(case, m[1]))
     tersor.save(model, path, lossless=True)
     return size
+
+
+@torch.inference_mode()
+def distance(case: Case, model: nn.Module) -> float:
+    """Squared error of the outputs that matter, on the calibration inputs."""
+    dense, total = case.load(), 0.0
+    for number, batch in enumerate(batches(case)):
+        both = [call(m, batch, number)[0] for m in (model, dense)]
+        found, wanted = (case.output(o, batch) if case.output else o for o in both)
+        total += float(((found - wanted) ** 2).sum())
+    return total
+
+
+BASELINES: dict[str, Callable[[Case, int, Path], int | None]] = {
+    "scalar": scalar,
+    "coremltools": coremltools,
+}
 
 
 def measure(network: str, methods: list[str], rows: list[dict[str, Any]]) -> None:
@@ -198,11 +244,14 @@ def measure(network: str, methods: list[str], rows: list[dict[str, Any]]) -> Non
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 path, target = Path(folder) / "model.tersor", int(source_bytes / asked)
-                if method == "scalar":
-                    size = scalar(case, target, path)
+                if method in BASELINES:
+                    size = BASELINES[method](case, target, path)
                 else:
                     ours(case, target, method, path)
                     size = path.stat().st_size
+                if size is None:
+                    print(f"{network:10} {method:10} {asked:5g}x does not fit", flush=True)
+                    continue
                 add(method, asked, size, evaluate_file(network, path))
 
 
