@@ -214,6 +214,47 @@ def fast_table(fast: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def kernels_table(rows: list[Row]) -> str:
+    """One line per layer and kernel: how many times faster at each batch, and than which peer."""
+    linear = [r for r in rows if r["op"] == "linear"]
+    batches = sorted({r["batch"] for r in linear})
+    lines = [
+        "| layer | kernel | threads | " + " | ".join(f"batch {b}" for b in batches) + " |",
+        "| --- | --- | ---: |" + " ---: |" * len(batches),
+    ]
+    groups = dict.fromkeys(
+        (tuple(r["shape"]), r["kernel"], r["bits"], r["threads"]) for r in linear
+    )
+    for shape, kernel, bits, threads in groups:
+        cells = [
+            f"{r['ratio_fp32']:.1f}, {r['ratio_best_peer']:.1f} ({r['best_peer']})"
+            for r in sorted(linear, key=lambda r: float(r["batch"]))
+            if (tuple(r["shape"]), r["kernel"], r["bits"], r["threads"])
+            == (shape, kernel, bits, threads)
+        ]
+        heads = [
+            " x ".join(map(str, shape)),
+            f"{kernel}, {bits} bit{'s' * (bits > 1)}",
+            str(threads),
+        ]
+        lines.append("| " + " | ".join(heads + cells) + " |")
+    return "\n".join(lines)
+
+
+def models_table(rows: list[Row]) -> str:
+    """One line per network: ratios of times, memory, and quality."""
+    lines = [
+        "| network | threads | ms | " + " | ".join(rows[0]["ratios"]) + " | memory | error |",
+        "| --- |" + " ---: |" * (4 + len(rows[0]["ratios"])),
+    ]
+    for r in rows:
+        cells = [r["network"], str(r["threads"]), f"{1e3 * r['seconds']['tersor']:.1f}"]
+        cells += [f"{ratio:.2f}" for ratio in r["ratios"].values()]
+        cells += [f"{r['memory'] / r['dense_memory']:.2f}", f"{100 * r['error']:.2f} %"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def break_even(storage: dict[str, Any]) -> float:
     """MB/s of a disk or network below which our file is there sooner than the dense one."""
     seconds = {r["what"]: r["warm_best"] for r in storage["opening"] if r["threads"] == 1}
@@ -231,6 +272,7 @@ def page(resnet20: dict[str, Any], minilm: dict[str, Any]) -> str:
     rates, calibration, speed = load("rate_distortion"), load("calibration"), load("speed")
     (timed,) = speed["rows"]
     lossless, storage, trained = load("lossless"), load("storage"), load("post_training")
+    kernels, models = load("kernels"), load("kernels_models")
     rows, encoder = resnet20["rows"], minilm["rows"][0]
     dense = next(r for r in rows if r["method"] == "fp32")
     return f"""# Results
@@ -350,6 +392,25 @@ dense tensors). Ours reads and writes files; ZipNN works in memory.
 {lossless_table(lossless["rows"])}
 
 {setting(lossless)}
+
+## Inference
+
+`python benchmarks/kernels.py`: layers from their factors, never multiplied out. How many times
+faster than torch in fp32, and than the best of its peers (torch bf16 and dynamic int8, torchao,
+onnxruntime), every time with weights that are not in the cache.
+
+{kernels_table(kernels["rows"])}
+
+{setting(kernels)}
+
+`python benchmarks/whole_models.py`: whole models from the file after `tersor.optimize`, one input
+at a time: how many times faster than each other way to run the dense model, memory of the weights
+as a share of the dense ones, and relative error of the output. Below 1 is slower: small
+convolutions and small matrices gain little or nothing so far.
+
+{models_table(models["rows"])}
+
+{setting(models)}
 
 ## Speed
 
