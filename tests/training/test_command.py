@@ -85,6 +85,8 @@ def test_what_the_file_says_of_itself_is_said_again_within_the_size(folder):
     assert size <= 1500 and f"wrote out.tersor: {size} bytes" in result.stdout
     with tersor.open("out.tersor") as file:
         assert file.metadata == said and file.content_hash
+    result = run(*COMMON, "--data", "toynet:batches", "--target-size", "60")
+    assert result.exit_code == 2 and "the metadata of model.tersor alone" in result.stderr
 
 
 def test_it_goes_on_from_the_checkpoint(folder, monkeypatch):

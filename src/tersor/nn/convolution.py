@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeGuard, cast
 
@@ -14,7 +15,6 @@ from tersor.kernels.convolution import DIRECT, LISTED, Place, Weight
 from tersor.nn.frozen import DenseWeight, FrozenWeight
 
 Convolution = nn.Conv1d | nn.Conv2d
-
 
 _MOST_PLANS = 64
 """Shapes of inputs that are remembered."""
@@ -59,9 +59,9 @@ class PackedConvolution(FrozenWeight):
         self._plans: dict[tuple[nn.Module, torch.Size], convolution.Plan] = {}
 
     @classmethod
+    @abstractmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Whether this form is one for such a module."""
-        raise NotImplementedError
 
     @property
     def packed(self) -> Weight:

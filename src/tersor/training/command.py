@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tersor.errors import InputError
+from tersor.errors import BudgetError, InputError
 from tersor.files import load, save
 from tersor.finetune import Finetuned, finetune
 from tersor.nn.load import load_weights
@@ -111,7 +111,13 @@ def run(
     with open_file(source) as file:
         metadata, hashed = file.metadata, file.content_hash is not None
     if target_size is not None and (said := label.size(metadata, hashed)):
-        target_size = str(parse_size(target_size) - said - _AROUND_LABEL)
+        allowed = parse_size(target_size) - said - _AROUND_LABEL
+        if allowed <= 0:
+            raise BudgetError(
+                f"--target-size {target_size} is too little: the metadata of {source} alone, which "
+                f"the output keeps, takes {said} bytes; allow more"
+            )
+        target_size = str(allowed)
     guide = None if teacher is None else make(architecture)
     if guide is not None and teacher is not None:
         load_weights(guide, open_checkpoint(teacher))
