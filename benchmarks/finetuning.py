@@ -35,6 +35,7 @@ from views import CLASSES, NETWORKS, Network, Views
 import tersor
 from tersor.training import pressure
 from tersor.training.checkpoint import Progress
+from tersor.training.curvature import curvature
 from tersor.training.objective import distance
 from tersor.training.projection import file_size, project
 from tersor.training.schedule import Schedule
@@ -43,7 +44,7 @@ NAME = "finetuning"
 METHODS = ("tersor", *trained_baselines.METHODS)
 BATCH = 128
 
-LR = {"tersor": 1e-3, "vq": 1e-3, "dkm": 1e-3, "lsq2": 1e-3, "lsq1": 1e-3, "svd": 1e-3}
+LR = {"tersor": 2e-3, "vq": 1e-3, "dkm": 1e-3, "lsq2": 1e-3, "lsq1": 1e-3, "svd": 1e-3}
 """Learning rates; others have not been tried at length."""
 
 
@@ -231,7 +232,7 @@ def _factored_step(model: nn.Module, images: Tensor, targets: Tensor) -> Callabl
         optimizer.step()
         optimizer.zero_grad()
         now.step += 1
-        pressure.project_step(model, now, schedule)
+        pressure.project_step(model, now, schedule, curvature(model, optimizer))
 
     return step
 

@@ -170,7 +170,7 @@ struct Path {  // scratch of one thread
 
 // Cheapest path from a state; returns the state that it ends in.
 template <int S>
-int viterbi(int first, const float* wanted, float curvature, float price, const uint8_t* places,
+int viterbi(int first, const float* wanted, const float* curvature, float price, const uint8_t* places,
              const Prices& prices, int64_t n, float* z, Path& path) {
     constexpr Trellis trellis(S);
     constexpr int H = S / 2, h0 = trellis.h0, h1 = trellis.h1;
@@ -182,8 +182,8 @@ int viterbi(int first, const float* wanted, float curvature, float price, const 
         const float a = std::fabs(wanted[c]);
         const int level = places[c] >> 1, shift = coarseness(level);
         Candidate best[4];
-        candidates(a, curvature, price, prices.bits[level][0], shift, 0, S, best);
-        candidates(a, curvature, price, prices.bits[level][1], shift, 1, S, best + 2);
+        candidates(a, curvature[c], price, prices.bits[level][0], shift, 0, S, best);
+        candidates(a, curvature[c], price, prices.bits[level][1], shift, 1, S, best + 2);
         path.values[c] = {best[0].value, best[1].value, best[2].value, best[3].value};
         uint8_t* choice = &path.choices[c * S];
         for (int j = 0; j < H; ++j) {
@@ -210,18 +210,18 @@ int viterbi(int first, const float* wanted, float curvature, float price, const 
     return last;
 }
 
-inline int scalar(const float* wanted, float curvature, float price, const uint8_t* places,
+inline int scalar(const float* wanted, const float* curvature, float price, const uint8_t* places,
                    const Prices& prices, int64_t n, float* z) {
     for (int64_t c = 0; c < n; ++c) {
         const int level = places[c] >> 1;
         Candidate best[2];
-        candidates(std::fabs(wanted[c]), curvature, price, prices.bits[level][0], coarseness(level), 0, 1, best);
+        candidates(std::fabs(wanted[c]), curvature[c], price, prices.bits[level][0], coarseness(level), 0, 1, best);
         z[c] = std::copysign(static_cast<float>(best[best[1].cost < best[0].cost].value), wanted[c]);
     }
     return 0;
 }
 
-inline int cheapest(int states, int first, const float* wanted, float curvature, float price,
+inline int cheapest(int states, int first, const float* wanted, const float* curvature, float price,
                     const uint8_t* places, const Prices& prices, int64_t n, float* z, Path& path) {
     switch (states) {
         case 1: return scalar(wanted, curvature, price, places, prices, n, z);
@@ -249,19 +249,23 @@ inline void best_row(const float* target, const float* gram, const float* z, int
 }
 
 // Row by row, with the others fixed, the integers of least curvature * error + price * bits, in n
-// columns from `offset` on, a multiple of kBlock.
+// columns from `offset` on, a multiple of kBlock. `importance`, if any, is what the error of each
+// element counts for.
 inline void search(const float* target, const float* gram, float* z, const uint8_t* places,
                    const Prices& prices, const Shape& shape, int64_t offset, int64_t n, int states,
-                   float price, int threads) {
+                   float price, const float* importance, int threads) {
     const int64_t k = shape.rows, blocks = (n + kBlock - 1) / kBlock;
     auto work = [&](int64_t first) {
         Path path;
-        std::vector<float> wanted(kBlock);
+        std::vector<float> wanted(kBlock), curvature(kBlock);
         for (int64_t b = first; b < blocks; b += threads) {
             const int64_t start = b * kBlock, size = std::min(kBlock, n - start);
             for (int64_t r = 0; r < k; ++r) {
                 best_row(target + start, gram, z + start, n, r, k, size, wanted.data());
-                cheapest(states, 0, wanted.data(), std::max(gram[r * k + r], 1e-30f), price,
+                const float own = std::max(gram[r * k + r], 1e-30f);
+                for (int64_t c = 0; c < size; ++c)
+                    curvature[c] = importance ? own * importance[r * n + start + c] : own;
+                cheapest(states, 0, wanted.data(), curvature.data(), price,
                          places + r * shape.columns() + offset + start, prices, size, z + r * n + start, path);
             }
         }
@@ -279,17 +283,17 @@ inline void search_run(const float* target, const float* gram, float* z, const u
                        int32_t* carried, int states, float price, int sweeps) {
     const int64_t n = shape.columns(), k = shape.rows;
     Path path;
-    std::vector<float> wanted(size);
+    std::vector<float> wanted(size), curvatures(size);
     std::vector<int32_t> ends(k);
     for (int sweep = 0; sweep < sweeps; ++sweep)
         for (int64_t r = 0; r < k; ++r) {
             best_row(target, gram, z, size, r, k, size, wanted.data());
-            const float curvature = std::max(gram[r * k + r], 1e-30f);
+            std::fill(curvatures.begin(), curvatures.end(), std::max(gram[r * k + r], 1e-30f));
             int state = carried[r];
             for (int64_t c = 0; c < size;) {
                 const int64_t left = kBlock - (offset + c) % kBlock, length = std::min(left, size - c);
                 if (left == kBlock) state = 0;
-                state = cheapest(states, state, wanted.data() + c, curvature, price,
+                state = cheapest(states, state, wanted.data() + c, curvatures.data() + c, price,
                                  places + r * n + offset + c, prices, length, z + r * size + c, path);
                 c += length;
             }

@@ -1,6 +1,7 @@
 // What Python sees of the native code; everything is checked here or by the caller in Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
@@ -129,10 +130,11 @@ NB_MODULE(_native, m) {
                    analysis.shape, offset, z.shape(1), carried.data(), states, price, sweeps);
     });
     m.def("search", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
-                       int states, float price, int threads) {
+                       int states, float price, std::optional<Floats> importance, int threads) {
         nb::gil_scoped_release release;
         search(target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices,
-               analysis.shape, offset, z.shape(1), states, price, threads);
+               analysis.shape, offset, z.shape(1), states, price,
+               importance ? importance->data() : nullptr, threads);
     });
     m.def("search_signs", [](Floats target, Floats gram, Floats z, Orders orders, int threads) {
         const int64_t k = z.shape(0), n = z.shape(1);

@@ -39,6 +39,7 @@ def search(
     offset: int,
     states: int,
     price: float,
+    importance: Reals | None,
     threads: int,
     /,
 ) -> None: ...

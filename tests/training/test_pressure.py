@@ -22,7 +22,7 @@ def follow(share, steps=100):
         pressure.rate_term(model, now, schedule).backward()
         optimizer.step()
         optimizer.zero_grad()
-        pressure.project_step(model, now, schedule)
+        pressure.project_step(model, now, schedule, {})
     return file_size(model) / (share * size), pressure.price(now)
 
 

@@ -32,7 +32,7 @@ def trained(ratio=15):
 
 
 @pytest.mark.parametrize(
-    "project", [lambda m, n: tersor.project(m, target_size=n), lambda m, n: fit(m, n, 0.3)]
+    "project", [lambda m, n: tersor.project(m, target_size=n), lambda m, n: fit(m, n, 0.3, {})]
 )
 @pytest.mark.parametrize("share", [1.0, 0.8])
 def test_the_file_fits_and_gives_back_the_model(tmp_path, project, share):
@@ -80,7 +80,7 @@ def test_what_is_projected_already_stays():
     model = trained()
     tersor.project(model)
     before = [w.stored_latent for w in factored_weights(model).values()]
-    fit(model, 10**6, 0.3)
+    fit(model, 10**6, 0.3, {})
     after = [w.stored_latent for w in factored_weights(model).values()]
     assert all(map(torch.equal, before, after))
 

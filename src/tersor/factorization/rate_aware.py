@@ -120,11 +120,16 @@ class Coder:
         return improved
 
     def search(
-        self, quadratic: Quadratic, latent: Tensor, analysis: _native.Analysis
+        self,
+        quadratic: Quadratic,
+        latent: Tensor,
+        analysis: _native.Analysis,
+        importance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Row by row, the others fixed, the latent of least distortion + price * bits.
 
-        Also the squared error that each row avoids, (k,).
+        The squared error of each element counts as much as its importance, float32 like the latent,
+        if that is given. Also gives the squared error that each row avoids, (k,), without it.
         """
         gram = quadratic.gram.contiguous()
         own = gram.diagonal().diag()
@@ -142,6 +147,7 @@ class Coder:
                 columns.start,
                 self.states,
                 self.price,
+                None if importance is None else importance[:, columns].contiguous().numpy(),
                 torch.get_num_threads(),
             )
             result[:, columns] = z

@@ -29,6 +29,12 @@ def factored_weights(model: nn.Module) -> dict[str, FactoredWeight]:
     }
 
 
+def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
+    """Weights whose latents are trained, by their first paths."""
+    weights = factored_weights(model)
+    return {n: w for n, w in weights.items() if w.latent.requires_grad and w.latent.numel()}
+
+
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from tersor.storage import container
 from tersor.training import checkpoint, pressure
 from tersor.training.batches import Batch
 from tersor.training.checkpoint import Progress
+from tersor.training.curvature import curvature
 from tersor.training.feed import Feed
 from tersor.training.groups import LATENTS, parameter_groups
 from tersor.training.objective import Objective
@@ -139,7 +140,7 @@ class Run:
         self.optimizer.zero_grad()
         now.step += 1
         if moving:
-            pressure.project_step(self.bare, now, schedule)
+            pressure.project_step(self.bare, now, schedule, curvature(self.bare, self.optimizer))
         return loss
 
     def _settle(self, number: int) -> None:
@@ -166,7 +167,8 @@ class Run:
         """Make a file of the model as it is, and judge it."""
         now, schedule = self.progress, self.plan.schedule
         candidate = copy.deepcopy(self.bare).eval()
-        found = fit(candidate, round(schedule.size(now.step)), pressure.price(now))
+        counts = curvature(self.bare, self.optimizer)
+        found = fit(candidate, round(schedule.size(now.step)), pressure.price(now), counts)
         value = self._value(candidate)
         now.epoch, loss = now.epoch + 1, now.losses / self.feed.batches
         now.batch, now.losses = 0, 0.0

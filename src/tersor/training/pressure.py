@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from tersor.factorization.rate_aware import PRICE
 from tersor.training.checkpoint import Progress
-from tersor.training.groups import factored_weights
+from tersor.training.curvature import Curvature
+from tersor.training.groups import factored_weights, trained_latents
 from tersor.training.projection import (
     file_size,
     fit,
     latent_bits,
     search_latents,
-    trained_latents,
 )
 from tersor.training.rate_loss import rate_loss
 from tersor.training.schedule import Schedule
@@ -56,9 +56,9 @@ def rate_term(model: nn.Module, now: Progress, schedule: Schedule) -> Tensor | f
 
 
 @torch.no_grad()
-def project_step(model: nn.Module, now: Progress, schedule: Schedule) -> None:
+def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
     """Project the latents after a step in which they moved; the last time into the budget."""
-    bits = search_latents(model, price(now))
+    bits = search_latents(model, price(now), counts)
     wanted = 8 * (_FILL * schedule.size(now.step) - now.rest)
     now.excess = math.log(max(bits, 1.0) / max(wanted, 1.0))
     now.price = clamped(now.price * math.exp(_GAIN * now.excess))
@@ -66,7 +66,7 @@ def project_step(model: nn.Module, now: Progress, schedule: Schedule) -> None:
         assert weight.coded is not None
         weight.latent.lerp_(weight.coded.to(weight.latent), _LEAK)
     if not schedule.latents_move(now.step):
-        fit(model, schedule.target_size, price(now))
+        fit(model, schedule.target_size, price(now), counts)
 
 
 def price(now: Progress) -> float:

@@ -19,7 +19,8 @@ from tersor.plan.search import finest_fit
 from tersor.storage import container
 from tersor.storage.archive import as_tensor
 from tersor.tiling import coding_order, natural_order
-from tersor.training.groups import factored_weights
+from tersor.training.curvature import Curvature, curvature
+from tersor.training.groups import factored_weights, trained_latents
 
 _SWEEPS = 2
 """Searches for one price where bytes count: the second is at the prices of the first's latent."""
@@ -45,7 +46,11 @@ class Projection:
 
 
 def project(
-    model: nn.Module, *, target_size: str | int | None = None, price: float | None = None
+    model: nn.Module,
+    *,
+    target_size: str | int | None = None,
+    price: float | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Projection:
     """Put the trained latents of a model back on the trellis, at a price or within a budget.
 
@@ -67,6 +72,9 @@ def project(
     price
         Price of a bit; with a budget, where the search begins. By default that of
         `tersor.compress`, 0.3.
+    optimizer
+        Adam or its like that trains the latents: the error of each then counts as much as its mean
+        squared gradient says, from a tenth to ten times the usual. By default all count the same.
 
     Returns
     -------
@@ -78,27 +86,29 @@ def project(
     BudgetError
         If the budget cannot be reached; names the smallest size. The model is unchanged.
     InputError
-        If the model holds no quantized factors, or they are NaN or infinite.
+        If the model holds no quantized factors, they are NaN or infinite, or the optimizer keeps no
+        second moments.
 
     Examples
     --------
     >>> price = tersor.project(model, target_size="54kB").price
-    >>> tersor.project(model, price=price)  # after each step of an optimizer
+    >>> tersor.project(model, price=price, optimizer=optimizer)  # after each of its steps
     """
     if price is not None and not 0 < price < math.inf:
         raise InputError(f"the price must be a positive number, got {price!r}")
     if not factored_weights(model):
         raise InputError("the model holds no quantized factors; call tersor.compress first")
     start = PRICE if price is None else price
+    counts = {} if optimizer is None else curvature(model, optimizer)
     with torch.no_grad():
         if target_size is not None:
-            return _within(model, parse_size(target_size), start)
-        search_latents(model, start)
+            return _within(model, parse_size(target_size), start, counts)
+        search_latents(model, start, counts)
         return Projection(start, file_size(model))
 
 
 @torch.no_grad()
-def fit(model: nn.Module, target: int, price: float) -> Projection:
+def fit(model: nn.Module, target: int, price: float, counts: Curvature) -> Projection:
     """Fit the integers that the model computes with into a budget; if they do, they stay the same.
 
     The latents that they came from may have drifted far away: another price would make another
@@ -108,7 +118,7 @@ def fit(model: nn.Module, target: int, price: float) -> Projection:
     if nbytes > target:
         for weight in trained_latents(model).values():
             weight.settle()
-        return replace(_within(model, target, 0.1 * price), price=price)
+        return replace(_within(model, target, 0.1 * price, counts), price=price)
     _round_kept(model)
     return Projection(price, nbytes)
 
@@ -121,11 +131,11 @@ def latent_bits(model: nn.Module) -> float:
 
 
 @torch.no_grad()
-def search_latents(model: nn.Module, price: float) -> float:
+def search_latents(model: nn.Module, price: float, counts: Curvature) -> float:
     """Project all trained latents at a price; gives the bits that they had before."""
     bits = 0.0
-    for weight in trained_latents(model).values():
-        coded, before = _search(weight, weight.latent, weight.stored_latent, price)
+    for name, weight in trained_latents(model).items():
+        coded, before = _search(weight, weight.stored_latent, price, counts.get(name))
         weight.project_to(coded)
         bits += before
     return bits
@@ -136,44 +146,43 @@ def file_size(model: nn.Module) -> int:
     return container.size(archive_of(model))
 
 
-def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
-    """Weights whose latents are trained, by their first paths."""
-    weights = factored_weights(model)
-    return {n: w for n, w in weights.items() if w.latent.requires_grad and w.latent.numel()}
-
-
 def _ordered(weight: FactoredWeight) -> Tensor:
     """What the weight is computed with, in coding order."""
     return coding_order(weight.stored_latent, weight.tiling.slices).cpu()
 
 
 def _search(
-    weight: FactoredWeight, values: Tensor, start: Tensor, price: float
+    weight: FactoredWeight, start: Tensor, price: float, counts: Tensor | None
 ) -> tuple[Tensor, float]:
     """Integers near the latent of a weight, and the bits of those that the search started from."""
     rows = weight.tiling.slices
     coder = Coder(rows, weight.states, price)
-    wanted = coding_order(values.detach().float(), rows).cpu()
+    wanted = coding_order(weight.latent.detach().float(), rows).cpu()
     if not bool(wanted.isfinite().all()):
         raise InputError(f"a latent of the weight of shape {weight.shape} is NaN or infinite")
     latent = coding_order(start, rows).float().cpu()
     scale = float(weight.scale.detach().double()) * 2.0 ** int(weight.exponent) / weight.unit
     basis = weight.codebook.detach().round().float().cpu() * scale
     bits = float(coder.bits(latent).sum())
-    coded, _ = coder.search(Quadratic(basis, basis @ wanted), latent, coder.analyse(latent))
+    importance = None if counts is None else coding_order(counts, rows).float().cpu()
+    quadratic = Quadratic(basis, basis @ wanted)
+    coded, _ = coder.search(quadratic, latent, coder.analyse(latent), importance)
     return natural_order(coded, rows).to(torch.int16), bits
 
 
-def _within(model: nn.Module, target: int, start: float) -> Projection:
+def _within(model: nn.Module, target: int, start: float, counts: Curvature) -> Projection:
     check_reachable(model, target)
-    weights = trained_latents(model).values()
+    named = trained_latents(model)
+    weights = named.values()
     kept = [container.stamp(section) for section in container.kept_sections(archive_of(model))]
     before = [weight.coded for weight in weights]
     origins = [weight.stored_latent for weight in weights]
 
     def attempt(price: float) -> tuple[int, list[Tensor]]:
-        pairs = zip(weights, origins, strict=True)
-        latents = [_settled(weight, origin, price) for weight, origin in pairs]
+        latents = [
+            _settled(weight, origin, price, counts.get(name))
+            for (name, weight), origin in zip(named.items(), origins, strict=True)
+        ]
         compute_with(weights, latents)
         return container.size(archive_of(model), kept), latents
 
@@ -217,9 +226,9 @@ def compute_with(weights: Iterable[FactoredWeight], latents: Iterable[Tensor | N
         weight.project_to(latent)
 
 
-def _settled(weight: FactoredWeight, latent: Tensor, price: float) -> Tensor:
+def _settled(weight: FactoredWeight, latent: Tensor, price: float, counts: Tensor | None) -> Tensor:
     for _ in range(_SWEEPS):
-        latent, _ = _search(weight, weight.latent, latent, price)
+        latent, _ = _search(weight, latent, price, counts)
     return latent
 
 

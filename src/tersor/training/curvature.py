@@ -1,0 +1,80 @@
+"""How much the error of each latent counts for: the second moments that an optimizer keeps.
+
+The mean squared gradient is the diagonal of the empirical Fisher information, which stands for that
+of the Hessian: the loss rises by about half of it times the squared error. Quantization weighted by
+the second moments of Adam is from Choi et al., 2017, *Towards the Limit of Network Quantization*,
+arXiv 1612.01543, section 3.5; here it decides which latents are worth their bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import InputError
+from tersor.training.groups import trained_latents
+
+Curvature = Mapping[str, Tensor]
+"""By the first path of a weight, what the squared error of each of its latents counts for."""
+
+_RANGE = (0.1, 10.0)
+"""Limits: moments of a few hundred batches are noisy, and the loss is no quadratic far away."""
+
+_STEPS = 50
+"""Steps after which what the moments say counts half."""
+
+_MOMENT = "exp_avg_sq"
+"""What optimizers of PyTorch call the mean squared gradient: Adam, AdamW, NAdam, RAdam."""
+
+
+@torch.no_grad()
+def curvature(model: nn.Module, optimizer: torch.optim.Optimizer) -> Curvature:
+    """What the squared error of each trained latent counts for, 1 in the mean over the model.
+
+    Parameters
+    ----------
+    model
+        Model with factors.
+    optimizer
+        That trains its latents. Before its first step all errors count the same.
+
+    Raises
+    ------
+    InputError
+        If it keeps no second moments, or does not train the latents.
+    """
+    weights = trained_latents(model)
+    states = {name: optimizer.state.get(w.latent, {}) for name, w in weights.items()}
+    if not any(states.values()):
+        _check_trains(optimizer, [w.latent for w in weights.values()])
+        return {}
+    for name, state in states.items():
+        if _MOMENT not in state:
+            raise InputError(
+                f"the optimizer ({type(optimizer).__name__}) keeps no second moments ({_MOMENT!r}) "
+                f"of the latent of {name!r}; use Adam or AdamW, or leave the optimizer out"
+            )
+    moments = {name: state[_MOMENT] for name, state in states.items()}
+    count = sum(moment.numel() for moment in moments.values())
+    mean = float(torch.stack([moment.sum() for moment in moments.values()]).sum()) / count
+    if not mean > 0:
+        return {}
+    return {
+        name: _mixed(moment / mean, float(states[name]["step"])) for name, moment in moments.items()
+    }
+
+
+def _mixed(relative: Tensor, steps: float) -> Tensor:
+    share = steps / (steps + _STEPS)
+    return torch.lerp(torch.ones_like(relative), relative, share).clamp_(*_RANGE)
+
+
+def _check_trains(optimizer: torch.optim.Optimizer, latents: list[nn.Parameter]) -> None:
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if any(id(latent) not in trained for latent in latents):
+        raise InputError(
+            "the optimizer does not train all latents of the model; make it of "
+            "tersor.parameter_groups(model)"
+        )
