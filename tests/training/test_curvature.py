@@ -53,7 +53,7 @@ def test_latents_that_count_more_are_kept_rather():
 
 
 def test_optimizers_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="SGD.*second moments"):
+    with pytest.raises(InputError, match="no second moments"):
         model, optimizer = after(1, lambda groups: torch.optim.SGD(groups, momentum=0.9))
         tersor.project(model, optimizer=optimizer)
     other = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
