@@ -214,3 +214,38 @@ def test_what_cannot_be_fast_is_refused():
     with pytest.raises(InputError, match=r"similar names: first\.weight"):
         tersor.compress(model, ratio=8, fast=["fist.weight"])
     assert all(isinstance(w, torch.Tensor) for w in state(model).values())
+
+
+def test_signs_stay_signs_in_training(path, tmp_path):
+    """Also in a loop of one's own; some change, and all still takes as many bytes."""
+    model, size = tersor.load(path, net()), path.stat().st_size
+    before = {n: w.to_factors().latent for n, w in state(model).items() if n in signs(model)}
+    optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-2))
+    for _ in range(20):
+        model(TOKENS).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        tersor.project(model, optimizer=optimizer)
+    tersor.project(model, target_size=size)
+    tersor.save(model, tmp_path / "trained.tersor")
+    back = tersor.load(tmp_path / "trained.tersor", net())
+    assert signs(back) == signs(model) == set(before)
+    assert all(not torch.equal(state(back)[n].to_factors().latent, z) for n, z in before.items())
+    torch.testing.assert_close(back(TOKENS), model(TOKENS), rtol=0, atol=0)
+    assert (tmp_path / "trained.tersor").stat().st_size <= size
+
+
+def test_signs_alone_can_be_trained(tmp_path):
+    model = net()
+    tersor.compress(model, ratio=2.4, fast=["*"], keep=["table.*", "conv.*"])
+    size = tersor.save(model, tmp_path / "a.tersor").nbytes
+    budget = size + 500  # codebooks may take a few bits more; no latent can make up for them
+    options = {"loss": loss_of, "target_size": budget}
+    assert tersor.finetune(model, [(TOKENS, TOKENS)], epochs=3, **options).nbytes <= budget
+    assert {"first.weight", "second.weight"} <= signs(model)
+    with pytest.raises(tersor.BudgetError, match="too few"):
+        tersor.finetune(model, [(TOKENS, TOKENS)], loss=loss_of, target_size=size // 2)
+
+
+def loss_of(output, targets):
+    return output.square().mean()

@@ -29,6 +29,8 @@ class FactoredWeight(HeldWeight):
     Integer factors stay real numbers here and are rounded in each forward, with the gradient
     passed straight through, so that they can be trained and are exactly representable all along.
     Once the latent is projected (`project_to`), its projection takes the place of the rounding.
+    A latent of nothing but -1 and 1, as of weights that are to be fast, stays one: it is computed
+    with by its signs (Courbariaux et al., 2015, arXiv 1511.00363).
 
     Parameters
     ----------
@@ -56,6 +58,8 @@ class FactoredWeight(HeldWeight):
         Mean length of the codebook's columns at first, in units of the weight: about the step.
     states
         States of the trellis that the latent comes from; 1 if from none.
+    signs
+        Whether the latent holds nothing but signs, and stays so.
     """
 
     codebook: nn.Parameter
@@ -92,12 +96,16 @@ class FactoredWeight(HeldWeight):
         lengths = self.codebook.detach().double().norm(dim=0)
         self.unit = factors.scale * float(lengths.mean()) if factors.rank else factors.scale
         self.states = trellis(factors) if self.integer_latent else 1
+        latent = factors.latent
+        self.signs = self.integer_latent and latent.numel() > 0 and bool((latent.abs() == 1).all())
 
     def forward(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``."""
         codebook = round_through(self.codebook) if self.integer_codebook else self.codebook
         latent: Tensor = self.latent
-        if self.integer_latent:
+        if self.signs:
+            latent = through(latent, sign(latent))
+        elif self.integer_latent:
             latent = round_through(latent) if self.coded is None else through(latent, self.coded)
         tiles = cast(Tensor, recompose(codebook, latent, self.scale, self.exponent))
         return self.tiling.join(tiles).to(self.dtype)
@@ -113,6 +121,8 @@ class FactoredWeight(HeldWeight):
     @property
     def stored_latent(self) -> Tensor:
         """The latent that is computed with, (k, n), as `Factors` has it."""
+        if self.signs:
+            return sign(self.latent.detach()).to(torch.int16)
         if self.coded is None:
             return stored(self.latent, self.integer_latent)
         return self.coded.to(torch.int16)
@@ -176,6 +186,11 @@ def through(values: Tensor, others: Tensor) -> Tensor:
 def round_through(values: Tensor) -> Tensor:
     """Round to integers, with the gradient of the identity."""
     return through(values, values.detach().round())
+
+
+def sign(values: Tensor) -> Tensor:
+    """-1 or 1; that of 0 is 1. NaN stays."""
+    return torch.where(values.isnan(), values, 1 - 2 * values.lt(0).to(values.dtype))
 
 
 def trellis(factors: Factors) -> int:

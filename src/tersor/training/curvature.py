@@ -19,8 +19,12 @@ from tersor.training.groups import trained_latents
 Curvature = Mapping[str, Tensor]
 """By the first path of a weight, what the squared error of each of its latents counts for."""
 
-_RANGE = (0.1, 10.0)
-"""Limits: moments of a few hundred batches are noisy, and the loss is no quadratic far away."""
+_POWER = 0.5
+"""Power of the moments that counts. At 1, which the quadratic suggests, latents that once were zero
+hardly ever came back: the moments are noisy, and of the loss as it is, not as it is to become."""
+
+_RANGE = (0.3, 3.0)
+"""Limits of what is left."""
 
 _STEPS = 50
 """Steps after which what the moments say counts half."""
@@ -68,7 +72,7 @@ def curvature(model: nn.Module, optimizer: torch.optim.Optimizer) -> Curvature:
 
 def _mixed(relative: Tensor, steps: float) -> Tensor:
     share = steps / (steps + _STEPS)
-    return torch.lerp(torch.ones_like(relative), relative, share).clamp_(*_RANGE)
+    return torch.lerp(torch.ones_like(relative), relative.pow(_POWER), share).clamp_(*_RANGE)
 
 
 def _check_trains(optimizer: torch.optim.Optimizer, latents: list[nn.Parameter]) -> None:

@@ -30,9 +30,12 @@ def factored_weights(model: nn.Module) -> dict[str, FactoredWeight]:
 
 
 def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
-    """Weights whose latents are trained, by their first paths."""
-    weights = factored_weights(model)
-    return {n: w for n, w in weights.items() if w.latent.requires_grad and w.latent.numel()}
+    """Weights whose latents are trained and take more or fewer bits, by their first paths.
+
+    Those of signs are trained as well, but need no projection: any signs take as many bits.
+    """
+    weights = factored_weights(model).items()
+    return {n: w for n, w in weights if w.latent.requires_grad and w.latent.numel() and not w.signs}
 
 
 def parameter_groups(

@@ -59,7 +59,8 @@ def _bits(weight: FactoredWeight) -> Tensor:
         return weight.latent.new_zeros(())
     rows, codebook = weight.tiling.slices, weight.codebook.T
     ordered = coding_order(weight.stored_latent, rows).cpu()
-    values, states = coding_order(weight.latent, rows), trellis_of(ordered, rows)
+    latent = weight.latent.detach() if weight.signs else weight.latent  # those are paid for anyway
+    values, states = coding_order(latent, rows), trellis_of(ordered, rows)
     of_codebook = _coded(codebook, codebook.detach().round().cpu(), codebook.shape[1], 1)
     return _coded(values, ordered, rows, states) + of_codebook
 
