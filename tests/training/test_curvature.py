@@ -49,7 +49,7 @@ def test_latents_that_count_more_are_kept_rather():
     tersor.project(model, price=3.0, optimizer=optimizer)
     kept = [torch.stack([w.stored_latent.view(-1)[i::2].bool().float().mean() for i in (0, 1)])
             for w in latents.values()]  # fmt: skip
-    assert all(few < many for few, many in kept) and kept[0][0] < 0.5 * kept[0][1]
+    assert all(few < many for few, many in kept) and kept[0][0] < 0.8 * kept[0][1]
 
 
 def test_optimizers_that_do_not_fit_are_refused():
