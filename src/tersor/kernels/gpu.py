@@ -4,8 +4,8 @@ Integers: the input is transformed by the codebook, then multiplied by the small
 exact in 16 bits. To recompose the matrix instead would take the same products of tensor cores and,
 for each block of vectors, those with the codebook: the rank of such factors is about their tile.
 
-Look-ups, of few vectors: tables of the sums that codes stand for, which stay in L1. Of more vectors:
-such factors can have more numbers than weights, so that tiles of the matrix are recomposed, byte by
+Look-ups, of few vectors: tables of the sums that codes stand for, which stay in L1. Of more: such
+factors can have more numbers than weights, so that tiles of the matrix are recomposed, byte by
 byte, from tables of what a byte is worth, a few kB, and multiplied by tensor cores.
 
 Inputs of 16 bits are transformed and multiplied in their own type, others in TF32, or in float32
@@ -53,12 +53,14 @@ def linear(
         vectors = vectors.to(torch.float32)
     if not len(vectors):
         return x.new_empty((*x.shape[:-1], layout.rows))
-    if isinstance(packed, integers.Packed):
-        parts = _integers(vectors, packed, bias, layout)
-    elif len(vectors) <= FEW:
-        parts = _looked_up(vectors, packed, bias, layout)
-    else:
-        parts = _recomposed(vectors, packed, bias, layout)
+    # Where Triton starts its programs.
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        if isinstance(packed, integers.Packed):
+            parts = _integers(vectors, packed, bias, layout)
+        elif len(vectors) <= FEW:
+            parts = _looked_up(vectors, packed, bias, layout)
+        else:
+            parts = _recomposed(vectors, packed, bias, layout)
     y = parts[0] if len(parts) == 1 else parts.sum(0)
     return y.to(x.dtype).reshape(*x.shape[:-1], layout.rows)
 
@@ -69,7 +71,8 @@ def _integers(
     batch, positions = len(x), layout.wide + layout.narrow
     wide, narrow = layout.columns(layout.wide), layout.columns(layout.narrow)
     sizes = (batch, layout.wide * layout.tiles, wide // 8, narrow // 16, batch * wide)
-    u = x.new_empty(batch * (wide + narrow))
+    room = x.new_empty if positions * layout.tiles == wide + narrow else x.new_zeros
+    u = room(batch * (wide + narrow))
     if positions:
         programs.transform[batch, cdiv(layout.tiles, 32), cdiv(positions, 32)](
             x, packed.codebook, u, layout.inputs, layout.tile, layout.tiles, positions,
@@ -79,7 +82,7 @@ def _integers(
     parts = _parts(x, layout.rows, vectors, (wide + narrow) // 512)
     programs.multiply_integers[_grid(parts, vectors)](
         packed.codes.view(torch.int32), u, packed.starts, packed.escapes, bias, parts, layout.rows,
-        positions * layout.tiles, *sizes, ESCAPES=packed.escapes.numel() > 0, VECTORS=vectors,
+        *sizes, ESCAPES=packed.escapes.numel() > 0, VECTORS=vectors,
     )  # fmt: skip
     return parts
 
@@ -89,7 +92,8 @@ def _looked_up(
 ) -> Tensor:
     batch, signs = len(x), bool(layout.signs)
     together, entries = next_power_of_2(batch), 64 * layout.pairs if signs else 16
-    tables = x.new_empty((layout.tiles, entries, together), dtype=torch.float32)
+    room = x.new_empty if together == batch else x.new_zeros
+    tables = room((layout.tiles, entries, together), dtype=torch.float32)
     programs.make_tables[batch, cdiv(layout.tiles, 32), cdiv(entries, 32)](
         x, packed.codebook, tables, layout.inputs, layout.tile, layout.tiles, entries,
         layout.columns, SIGNS=signs, VECTORS=together,
@@ -131,11 +135,11 @@ def _worth(signs: int, device: torch.device) -> Tensor:
 
 
 def _depth(tile: int) -> int:
-    return min(32, max(16, next_power_of_2(tile)))
+    return min(32, max(16, int(next_power_of_2(tile))))
 
 
 def _block(batch: int) -> int:
-    return min(_VECTORS, max(16, next_power_of_2(batch)))
+    return min(_VECTORS, max(16, int(next_power_of_2(batch))))
 
 
 def _parts(x: Tensor, rows: int, vectors: int, most: int) -> Tensor:

@@ -15,14 +15,20 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton's interpreter runs these, for tests: on the CPU, and not to be timed."""
 
 
-def tuned(sizes, key):
-    """The fastest of some sizes (see `shape`), measured at the first call of its kind."""
-    return triton.autotune(sizes[:1] if INTERPRETED else sizes, key)
+def tuned(sizes, key, fits=None):
+    """The fastest of the sizes that fit (see `shape`), measured at the first call of its kind."""
+    prune = None if fits is None else {"early_config_prune": fits}
+    return triton.autotune(sizes[:1] if INTERPRETED else sizes, key, prune_configs_by=prune)
 
 
 def shape(warps, stages, **blocks):
     """Sizes of blocks, warps of a program, and loads that are under way."""
     return triton.Config(blocks, num_warps=warps, num_stages=stages)
+
+
+def for_vectors(configs, arguments, VECTORS, **others):
+    """Few rows where each vector is alone; else as many as tensor cores take."""
+    return [c for c in configs if (c.kwargs["BLOCK_R"] < 64) == (VECTORS == 1)]
 
 
 @triton.jit
@@ -81,14 +87,12 @@ def transform(
     x, codebook, u, inputs, tile, tiles, positions, stride, batch, split, wide, narrow, first,
     DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """u = C.T @ x by tiles, in the order of the words of the integers; what pads it is not set."""
+    """u = C.T @ x by tiles, in the order of the words of the integers; what pads it stays."""
     vector = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
     some = tl.minimum(p, positions - 1)
-    acc = product_with_codebook(
-        x, codebook, vector, t, some, inputs, tile, stride, False, DEPTH
-    )
+    acc = product_with_codebook(x, codebook, vector, t, some, inputs, tile, stride, False, DEPTH)
     column = p[None, :] * tiles + t[:, None]
     place = place_of_column(column, vector, batch, split, wide, narrow, first)
     there = (t < tiles)[:, None] & (p < positions)[None, :]
@@ -97,7 +101,7 @@ def transform(
 
 @triton.jit
 def add_integers(
-    acc, words, u, row, vector, rows, columns, quads, batch, before, stride,
+    acc, words, u, row, vector, rows, quads, batch, before, stride,
     BITS: tl.constexpr, VECTORS: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """What integers of so many bits add: of 16 rows side by side, a word each after the other."""
@@ -106,11 +110,11 @@ def add_integers(
     group = row // 16 * stride + before
     for start in range(tl.program_id(2) * BLOCK_Q, quads, tl.num_programs(2) * BLOCK_Q):
         q = start + tl.arange(0, BLOCK_Q)
+        there = q < quads
         place = (group[:, None] + q[None, :]) * 16 + (row % 16)[:, None]
-        word = tl.load(words + place, (row < rows)[:, None] & (q < quads)[None, :], 0)
+        word = tl.load(words + place, (row < rows)[:, None] & there[None, :], 0)
         for j in tl.static_range(each):
             z = (word >> (j % 4 * 8 + j // 4 * BITS) & ((1 << BITS) - 1)) - least
-            there = (q < quads) & (q * each + j < columns)
             of_word = u + (j * batch + vector) * quads
             if VECTORS == 1:
                 acc += z.to(tl.float32) * tl.load(of_word + q, there, 0).to(tl.float32)[None, :]
@@ -123,18 +127,19 @@ def add_integers(
 
 @tuned(
     [
-        shape(4, 3, BLOCK_R=64, BLOCK_Q=32),
-        shape(4, 4, BLOCK_R=16, BLOCK_Q=64),
-        shape(4, 4, BLOCK_R=32, BLOCK_Q=32),
         shape(4, 4, BLOCK_R=64, BLOCK_Q=16),
+        shape(4, 3, BLOCK_R=64, BLOCK_Q=32),
         shape(8, 3, BLOCK_R=128, BLOCK_Q=16),
-        shape(8, 3, BLOCK_R=128, BLOCK_Q=32),
+        shape(4, 3, BLOCK_R=16, BLOCK_Q=64),
+        shape(4, 3, BLOCK_R=16, BLOCK_Q=128),
+        shape(4, 3, BLOCK_R=32, BLOCK_Q=32),
     ],
-    ["rows", "columns", "VECTORS"],
+    ["rows", "wide", "narrow", "VECTORS"],
+    for_vectors,
 )
 @triton.jit
 def multiply_integers(
-    words, u, starts, escapes, bias, y, rows, columns, batch, split, wide, narrow, first,
+    words, u, starts, escapes, bias, y, rows, batch, split, wide, narrow, first,
     ESCAPES: tl.constexpr, VECTORS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """Z @ u, by words of 8 integers of 4 bits, then of 16 of 2 bits, then those that fit neither.
@@ -149,12 +154,12 @@ def multiply_integers(
         vector = tl.program_id(1).to(tl.int64) * VECTORS + tl.arange(0, VECTORS)
         acc = tl.zeros((BLOCK_R, VECTORS), tl.float32)
     acc = add_integers(
-        acc, words, u, row, vector, rows, split, wide, batch, 0, wide + narrow,
-        4, VECTORS, BLOCK_Q,
+        acc, words, u, row, vector, rows, wide, batch, 0, wide + narrow, 4,
+        VECTORS, BLOCK_Q,
     )  # fmt: skip
     acc = add_integers(
-        acc, words, u + first, row, vector, rows, columns - split, narrow, batch, wide,
-        wide + narrow, 2, VECTORS, BLOCK_Q,
+        acc, words, u + first, row, vector, rows, narrow, batch, wide, wide + narrow,
+        2, VECTORS, BLOCK_Q,
     )  # fmt: skip
     if VECTORS == 1:
         total, vectors = tl.sum(acc, 1)[:, None], vector + tl.arange(0, 1)
@@ -197,9 +202,7 @@ def make_tables(
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
     some = tl.minimum(p, entries - 1)
-    acc = product_with_codebook(
-        x, codebook, vector, t, some, inputs, tile, stride, SIGNS, DEPTH
-    )
+    acc = product_with_codebook(x, codebook, vector, t, some, inputs, tile, stride, SIGNS, DEPTH)
     place = (t[:, None] * entries + p[None, :]) * VECTORS + vector
     tl.store(tables + place, acc, (t < tiles)[:, None] & (p < entries)[None, :])
 
