@@ -34,8 +34,8 @@ ALONE = 2
 FEW = 4
 """Vectors up to which sums are looked up."""
 
-_VECTORS = 64
-"""Most vectors of a block; the fewest are 16, what a tensor core takes."""
+_BLOCK_BYTES = 128
+"""Most that a block of vectors has of each input; the fewest vectors are 16, for tensor cores."""
 
 _TYPES = (torch.float16, *(() if programs.INTERPRETED else (torch.bfloat16,)))
 """Types that are multiplied as they are; Triton's interpreter has no products of bfloat16."""
@@ -78,7 +78,7 @@ def _integers(
             x, packed.codebook, u, layout.inputs, layout.tile, layout.tiles, positions,
             layout.padded_rank, *sizes, DEPTH=_depth(layout.tile), BLOCK_T=32, BLOCK_P=32,
         )  # fmt: skip
-    vectors = 1 if batch <= ALONE else _block(batch)
+    vectors = 1 if batch <= ALONE else _block(x)
     parts = _parts(x, layout.rows, vectors, (wide + narrow) // 512)
     programs.multiply_integers[_grid(parts, vectors)](
         packed.codes.view(torch.int32), u, packed.starts, packed.escapes, bias, parts, layout.rows,
@@ -114,7 +114,7 @@ def _recomposed(
     depth, worth = min(64, next_power_of_2(layout.tile)), _worth(layout.signs, x.device)
     tables = worth @ packed.codebook.T.reshape(-1, worth.shape[1], layout.tile)
     tables = F.pad(tables, (0, -layout.tile % depth)).to(x.dtype)
-    vectors = _block(len(x))
+    vectors = _block(x)
     parts = _parts(x, layout.rows, vectors, layout.inputs // 256)
     programs.multiply_recomposed[_grid(parts, vectors)](
         packed.codes, tables, x, bias, parts, layout.rows, len(x), layout.inputs, layout.tiles,
@@ -138,8 +138,8 @@ def _depth(tile: int) -> int:
     return min(32, max(16, int(next_power_of_2(tile))))
 
 
-def _block(batch: int) -> int:
-    return min(_VECTORS, max(16, int(next_power_of_2(batch))))
+def _block(x: Tensor) -> int:
+    return min(_BLOCK_BYTES // x.element_size(), max(16, int(next_power_of_2(len(x)))))
 
 
 def _parts(x: Tensor, rows: int, vectors: int, most: int) -> Tensor:

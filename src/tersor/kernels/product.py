@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def missing_on(device: torch.device) -> str:
     if not is_nvidia or torch.cuda.get_device_capability(device) < (8, 0):
         return "Triton's kernels are for NVIDIA GPUs of compute capability 8.0 or more"
     try:
-        from tersor.kernels import gpu  # noqa: F401
+        import_module("tersor.kernels.gpu")
     except ImportError as error:
         return f"{error}: pip install 'tersor[gpu]'"
     return ""
