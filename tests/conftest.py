@@ -9,6 +9,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Kernels of GPUs are interpreted where there is none. Before triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 settings.register_profile("tersor", deadline=None, print_blob=True, derandomize=True)
 settings.load_profile("tersor")
 

@@ -225,6 +225,14 @@ def test_version_and_info():
         assert part in result.stdout
 
 
+def test_info_tells_what_gpus_compute_with(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Some GPU")
+    for missing, told in (("", "kernels: Triton"), ("no triton", "kernels: PyTorch; no triton")):
+        monkeypatch.setattr("tersor.report.info.missing_on", lambda device, why=missing: why)
+        assert f"Some GPU ({told})" in run("info").stdout
+
+
 class Harmful:
     def __reduce__(self):
         return (open, ("harm.txt", "w"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import BudgetError, InputError
-from tersor.kernels import instructions
+from tersor.kernels import instructions, missing_on
 from tersor.nn.convolution import FORMS, ListedWeight
 from tersor.nn.frozen import (
     DenseWeight,
@@ -107,7 +107,8 @@ def optimize(
       see `tersor.kernels.linear` for the error, about 0.6 % of a layer's output for fewer than 8
       vectors and 0.1 % for more; by look-up about 0.8 % for fewer than 5 and 0.05 % for more. Of
       convolutions in one or two dimensions with one group, the integers become lists of what each
-      row adds up, with an error of 0.1 %. Other weights are recomposed.
+      row adds up, with an error of 0.1 %. Other weights are recomposed. On a GPU, linear layers
+      compute in the type of their inputs, by Triton's kernels, and convolutions are recomposed.
 
     With "auto", weights of convolutions may also be dense and prepared for kernels of their own:
     3 x 3 windows by Winograd's algorithm, with 1.8 or 4 times the dense weight in memory, and
@@ -226,6 +227,8 @@ def _own_forms(weight: _Named) -> list[type[FrozenWeight]]:
     own: list[type[FrozenWeight]] = [
         form for form in (LookupWeight, PackedWeight) if form.way.packable(factors)
     ]
+    if weight.holder.device.type != "cpu":  # convolutions have no kernels of ours on GPUs
+        return own
     return own + [
         form for form in FORMS if all(form.takes(site.module, factors) for site in weight.sites)
     ]
@@ -293,9 +296,13 @@ def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Op
 def _options(weight: _Named) -> list[_Option]:
     """The forms that a weight can take here, measured."""
     forms: list[type[FrozenWeight]] = [DenseWeight, RecomposedWeight]
-    if instructions() or _is_table(weight):
+    if _has_kernels(weight.holder.device) or _is_table(weight):
         forms += [form for form in _own_forms(weight) if not _is_hopeless(form, weight)]
     return [_measured(weight, form) for form in forms]
+
+
+def _has_kernels(device: torch.device) -> bool:
+    return bool(instructions()) if device.type == "cpu" else not missing_on(device)
 
 
 def _is_hopeless(form: type[FrozenWeight], weight: _Named) -> bool:
@@ -311,7 +318,8 @@ def _is_table(weight: _Named) -> bool:
 def _measured(weight: _Named, form: type[FrozenWeight]) -> _Option:
     frozen = form(weight.holder.to_factors(), weight.holder.dtype).to(weight.holder.device)
     with torch.inference_mode():
-        return _Option(form, frozen.nbytes, _seconds(_use(weight, frozen)))
+        seconds = _seconds(_use(weight, frozen), frozen.device)
+        return _Option(form, frozen.nbytes, seconds)
 
 
 def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
@@ -332,13 +340,21 @@ def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
     return frozen
 
 
-def _seconds(function: Callable[[], object], runs: int = 5) -> float:
+def _seconds(function: Callable[[], object], device: torch.device, runs: int = 5) -> float:
     """Least time of a function, after a first call: what disturbs it only adds to it."""
     function()
-    return min(_timed(function) for _ in range(runs))
+    return min(_timed(function, device) for _ in range(runs))
 
 
-def _timed(function: Callable[[], object]) -> float:
+def _timed(function: Callable[[], object], device: torch.device) -> float:
+    _finish(device)
     start = time.perf_counter()
     function()
+    _finish(device)
     return time.perf_counter() - start
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what a GPU has been asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,6 +1,7 @@
 """The product with a packed matrix: native kernels against the reference, operator, bad input."""
 
 import os
+import sys
 import threading
 
 import pytest
@@ -278,6 +279,28 @@ def test_reference_runs_without_native_kernels(monkeypatch):
     torch.testing.assert_close(
         packed_linear(factors, x, torch.ones(24)), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def test_gpus_without_kernels_are_told(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    why = kernels.missing_on.__wrapped__  # not what was found before
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "for NVIDIA GPUs" in why(gpu)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "compute capability 8.0" in why(gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setitem(sys.modules, "tersor.kernels.gpu", None)
+    assert "pip install 'tersor[gpu]'" in why(gpu)
+    monkeypatch.setitem(sys.modules, "tersor.kernels.gpu", kernels)
+    assert why(gpu) == ""
+
+
+def test_a_matrix_elsewhere_is_refused():
+    packed, layout, _ = integers.pack(random_factors(24, 64, 8, 8))
+    elsewhere = integers.Packed(*(part.to("meta") for part in packed))
+    with pytest.raises(InputError, match="matrix is on meta and the input on cpu; move one"):
+        kernels.addresses(elsewhere, layout)
 
 
 def test_bad_input():

@@ -1,6 +1,14 @@
 """Operators on factors: one schema each, the reference implementation defines what is correct."""
 
-from tersor.kernels.product import addresses, instructions, is_plain, linear, native, rows
+from tersor.kernels.product import (
+    addresses,
+    instructions,
+    is_plain,
+    linear,
+    missing_on,
+    native,
+    rows,
+)
 from tersor.kernels.reference import power_of_two, recompose
 
 __all__ = [
@@ -8,6 +16,7 @@ __all__ = [
     "instructions",
     "is_plain",
     "linear",
+    "missing_on",
     "native",
     "power_of_two",
     "recompose",

@@ -23,7 +23,7 @@ MANY = 8
 
 KERNEL = "linear_integers"
 
-_COLUMN_BITS = 19
+COLUMN_BITS = 19
 _GROUP = 64
 """Integers of a row are padded to a multiple of this, those of 4 and of 2 bits alike."""
 
@@ -93,7 +93,7 @@ def packable(factors: Factors) -> bool:
     return (
         factors.quantized
         and len(factors.shape) == 2
-        and factors.rank * tiles < 2**_COLUMN_BITS
+        and factors.rank * tiles < 2**COLUMN_BITS
         and int(factors.latent.abs().max() if factors.latent.numel() else 0) <= _LARGEST
     )
 
@@ -165,8 +165,8 @@ def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
     # the escapes of each row, one after the other
     before = (counts.cumsum(0) - counts)[row]
     escapes = packed.escapes[starts[row] + torch.arange(len(row), device=rows.device) - before]
-    column = (escapes & (2**_COLUMN_BITS - 1)).long()
-    difference = (escapes >> _COLUMN_BITS).to(torch.int16)
+    column = (escapes & (2**COLUMN_BITS - 1)).long()
+    difference = (escapes >> COLUMN_BITS).to(torch.int16)
     integers = integers.index_put((row, column), difference, accumulate=True)
     return integers.reshape(len(rows), layout.wide + layout.narrow, layout.tiles)
 
@@ -229,7 +229,7 @@ def _join_escapes(parts: list[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     parts[1][:, 1] += layout.wide * layout.tiles
     row, column, difference = torch.cat(parts).T
     order = row.argsort(stable=True)
-    escapes = (column + (difference << _COLUMN_BITS))[order].to(torch.int32)
+    escapes = (column + (difference << COLUMN_BITS))[order].to(torch.int32)
     starts = F.pad(row.bincount(minlength=layout.rows).cumsum(0), (1, 0)).to(torch.int32)
     return starts, escapes
 

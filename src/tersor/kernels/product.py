@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -38,6 +40,19 @@ def instructions() -> str:
     return "" if _kernels is None else str(_kernels.target)
 
 
+@cache
+def missing_on(device: torch.device) -> str:
+    """Why the reference runs on this GPU; empty if Triton's kernels do."""
+    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    if not is_nvidia or torch.cuda.get_device_capability(device) < (8, 0):
+        return "Triton's kernels are for NVIDIA GPUs of compute capability 8.0 or more"
+    try:
+        import_module("tersor.kernels.gpu")
+    except ImportError as error:
+        return f"{error}: pip install 'tersor[gpu]'"
+    return ""
+
+
 def module() -> Any:
     """The native kernels; only where there are `instructions`."""
     return _kernels
@@ -49,8 +64,9 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Te
     Native kernels compute in float32 with inputs, or sums of them, rounded to 8 bits (fewer than
     ``MANY`` vectors, which each way of packing has its own of) or to about 12 bits (more): for
     inputs without outliers the relative error of the output, in the Frobenius norm, is below 1 %
-    and 0.1 %. Threads are as many as torch's. The reference, which is exact but for rounding in
-    float32, runs where there are no native kernels.
+    and 0.1 %. Threads are as many as torch's. On a GPU, Triton's kernels compute in the type of the
+    input; see `tersor.kernels.gpu`. The reference, which is exact but for rounding in float32, runs
+    where there are no such kernels.
 
     Parameters
     ----------
@@ -104,6 +120,7 @@ def recompose(packed: Packed, layout: Layout) -> Tensor:
 def addresses(packed: Packed, layout: Layout) -> Known:
     """What `native` needs to know of a packed matrix, which must stay where it is."""
     way = _WAYS[len(layout)]
+    _check_place(packed, torch.device("cpu"))
     return getattr(_kernels, way.KERNEL), (way.MANY, *layout, *(t.data_ptr() for t in packed))
 
 
@@ -161,6 +178,13 @@ def _given(packed: Sequence[Tensor], layout: Sequence[int]) -> tuple[Any, Any, A
     return given
 
 
+def _check_place(packed: Packed, device: torch.device) -> None:
+    if packed.codes.device != device:
+        raise InputError(
+            f"the matrix is on {packed.codes.device} and the input on {device}; move one of them"
+        )
+
+
 def _check(x: Tensor, bias: Tensor | None, layout: Layout) -> None:
     if x.dim() == 0 or x.shape[-1] != layout.inputs or not x.is_floating_point():
         raise InputError(
@@ -176,9 +200,22 @@ def _check(x: Tensor, bias: Tensor | None, layout: Layout) -> None:
 def _linear(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int]) -> Tensor:
     _, given, sizes = _given(packed, layout)
     _check(x, bias, sizes)
-    if not instructions() or x.device.type != "cpu":
-        return reference(x, given, bias, sizes)
-    return native(x, bias, sizes.rows, addresses(given, sizes))
+    _check_place(given, x.device)
+    return _kernel_of(x.device)(x, given, bias, sizes)
+
+
+def _kernel_of(device: torch.device) -> Callable[[Tensor, Any, Tensor | None, Any], Tensor]:
+    if device.type == "cpu":
+        return _native if instructions() else reference
+    if missing_on(device):
+        return reference
+    from tersor.kernels import gpu
+
+    return gpu.linear
+
+
+def _native(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Tensor:
+    return native(x, bias, layout.rows, addresses(packed, layout))
 
 
 @torch.library.impl("tersor::rows", ("CPU", "CUDA"))

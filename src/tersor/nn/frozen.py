@@ -6,6 +6,7 @@ Each holds what it computes with, and nothing for training: there are no paramet
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar, cast
 
@@ -119,6 +120,8 @@ class PackedWeight(FrozenWeight):
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
+        # Packed on the CPU; the tensors are the same on a GPU.
+        factors = replace(factors, codebook=factors.codebook.cpu(), latent=factors.latent.cpu())
         packed, self.layout, order = self.way.pack(factors)
         for name, part in packed._asdict().items():
             self.register_buffer(name, part)

@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from tersor.kernels import instructions
+from tersor.kernels import instructions, missing_on
 from tersor.version import __version__
 
 _PACKAGES = ("torch", "numpy", "safetensors")
@@ -16,7 +16,8 @@ _PACKAGES = ("torch", "numpy", "safetensors")
 def environment() -> dict[str, str]:
     """Versions, kernels, threads and devices, by name."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    accelerators = [f"{torch.cuda.get_device_name(d)} ({_runs_on(d)})" for d in devices]
     return {
         "tersor": __version__,
         "python": platform.python_version(),
@@ -26,3 +27,8 @@ def environment() -> dict[str, str]:
         "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "accelerators": ", ".join(accelerators) or "none",
     }
+
+
+def _runs_on(device: torch.device) -> str:
+    missing = missing_on(device)
+    return f"kernels: PyTorch; {missing}" if missing else "kernels: Triton"

@@ -1,0 +1,155 @@
+"""Products with packed matrices on GPUs, by Triton, from the tensors that the CPU's kernels read.
+
+Integers: the input is transformed by the codebook, then multiplied by the small integers, which are
+exact in 16 bits. To recompose the matrix instead would take the same products of tensor cores and,
+for each block of vectors, those with the codebook: the rank of such factors is about their tile.
+
+Look-ups, of few vectors: tables of the sums that codes stand for, which stay in L1. Of more: such
+factors can have more numbers than weights, so that tiles of the matrix are recomposed, byte by
+byte, from tables of what a byte is worth, a few kB, and multiplied by tensor cores.
+
+Inputs of 16 bits are transformed and multiplied in their own type, others in TF32, or in float32
+where there are few; sums are float32. Where blocks are few, several programs share one, and their
+sums are added afterwards, in order.
+
+This module needs triton; `tersor.kernels.product` imports it when there is a GPU to run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from triton import cdiv, next_power_of_2
+
+from tersor.kernels import integers, lookup, programs
+
+ALONE = 2
+"""Vectors up to which integers are multiplied without tensor cores, each vector alone."""
+
+FEW = 4
+"""Vectors up to which sums are looked up."""
+
+_BLOCK_BYTES = 128
+"""Most that a block of vectors has of each input; the fewest vectors are 16, for tensor cores."""
+
+_TYPES = (torch.float16, *(() if programs.INTERPRETED else (torch.bfloat16,)))
+"""Types that are multiplied as they are; Triton's interpreter has no products of bfloat16."""
+
+_PROGRAMS = 512
+"""Programs that keep a large GPU busy."""
+
+
+def linear(
+    x: Tensor, packed: integers.Packed | lookup.Packed, bias: Tensor | None, layout: Any
+) -> Tensor:
+    """``x @ W.T + bias`` of tensors on one GPU that are known to fit each other."""
+    vectors = x.reshape(-1, layout.inputs).contiguous()
+    if x.dtype not in _TYPES:
+        vectors = vectors.to(torch.float32)
+    if not len(vectors):
+        return x.new_empty((*x.shape[:-1], layout.rows))
+    # Where Triton starts its programs.
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        if isinstance(packed, integers.Packed):
+            parts = _integers(vectors, packed, bias, layout)
+        elif len(vectors) <= FEW:
+            parts = _looked_up(vectors, packed, bias, layout)
+        else:
+            parts = _recomposed(vectors, packed, bias, layout)
+    y = parts[0] if len(parts) == 1 else parts.sum(0)
+    return y.to(x.dtype).reshape(*x.shape[:-1], layout.rows)
+
+
+def _integers(
+    x: Tensor, packed: integers.Packed, bias: Tensor | None, layout: integers.Layout
+) -> Tensor:
+    batch, positions = len(x), layout.wide + layout.narrow
+    wide, narrow = layout.columns(layout.wide), layout.columns(layout.narrow)
+    sizes = (batch, layout.wide * layout.tiles, wide // 8, narrow // 16, batch * wide)
+    room = x.new_empty if positions * layout.tiles == wide + narrow else x.new_zeros
+    u = room(batch * (wide + narrow))
+    if positions:
+        programs.transform[batch, cdiv(layout.tiles, 32), cdiv(positions, 32)](
+            x, packed.codebook, u, layout.inputs, layout.tile, layout.tiles, positions,
+            layout.padded_rank, *sizes, DEPTH=_depth(layout.tile), BLOCK_T=32, BLOCK_P=32,
+        )  # fmt: skip
+    vectors = 1 if batch <= ALONE else _block(x)
+    parts = _parts(x, layout.rows, vectors, (wide + narrow) // 512)
+    programs.multiply_integers[_grid(parts, vectors)](
+        packed.codes.view(torch.int32), u, packed.starts, packed.escapes, bias, parts, layout.rows,
+        *sizes, ESCAPES=packed.escapes.numel() > 0, VECTORS=vectors,
+    )  # fmt: skip
+    return parts
+
+
+def _looked_up(
+    x: Tensor, packed: lookup.Packed, bias: Tensor | None, layout: lookup.Layout
+) -> Tensor:
+    batch, signs = len(x), bool(layout.signs)
+    together, entries = next_power_of_2(batch), 64 * layout.pairs if signs else 16
+    room = x.new_empty if together == batch else x.new_zeros
+    tables = room((layout.tiles, entries, together), dtype=torch.float32)
+    programs.make_tables[batch, cdiv(layout.tiles, 32), cdiv(entries, 32)](
+        x, packed.codebook, tables, layout.inputs, layout.tile, layout.tiles, entries,
+        layout.columns, SIGNS=signs, VECTORS=together,
+        DEPTH=_depth(layout.tile), BLOCK_T=32, BLOCK_P=32,
+    )  # fmt: skip
+    number = layout.tiles * 2 * layout.pairs
+    parts = _parts(x, layout.rows, together, number // 128)
+    programs.look_up[_grid(parts, together)](
+        packed.codes, tables, bias, parts, layout.rows, batch, number,
+        BYTES=2 * layout.pairs, SIGNS=signs, VECTORS=together,
+    )  # fmt: skip
+    return parts
+
+
+def _recomposed(
+    x: Tensor, packed: lookup.Packed, bias: Tensor | None, layout: lookup.Layout
+) -> Tensor:
+    depth, worth = min(64, next_power_of_2(layout.tile)), _worth(layout.signs, x.device)
+    tables = worth @ packed.codebook.T.reshape(-1, worth.shape[1], layout.tile)
+    tables = F.pad(tables, (0, -layout.tile % depth)).to(x.dtype)
+    vectors = _block(x)
+    parts = _parts(x, layout.rows, vectors, layout.inputs // 256)
+    programs.multiply_recomposed[_grid(parts, vectors)](
+        packed.codes, tables, x, bias, parts, layout.rows, len(x), layout.inputs, layout.tiles,
+        TILE=layout.tile, BYTES=2 * layout.pairs, SIGNS=bool(layout.signs),
+        DEPTH=depth, BLOCK_T=64 // depth, VECTORS=vectors,
+    )  # fmt: skip
+    return parts
+
+
+@cache
+def _worth(signs: int, device: torch.device) -> Tensor:
+    """What a byte takes of each column that it is about: (256, 8) or (256, 16)."""
+    codes = torch.arange(256, device=device)[:, None]
+    if signs:
+        return 1.0 - 2 * (codes >> torch.arange(8, device=device) & 1)
+    values = (codes >> 4 & 7) * (1.0 - 2 * (codes >> 7))
+    return values * ((codes & 15) == torch.arange(16, device=device))
+
+
+def _depth(tile: int) -> int:
+    return min(32, max(16, int(next_power_of_2(tile))))
+
+
+def _block(x: Tensor) -> int:
+    return min(_BLOCK_BYTES // x.element_size(), max(16, int(next_power_of_2(len(x)))))
+
+
+def _parts(x: Tensor, rows: int, vectors: int, most: int) -> Tensor:
+    """Room for the sums of the programs, at most so many, that share a block: about 64 rows."""
+    blocks = cdiv(rows, 64) * cdiv(len(x), vectors)
+    number = max(1, min(_PROGRAMS // blocks, most))
+    dtype = x.dtype if number == 1 else torch.float32
+    return x.new_empty((number, len(x), rows), dtype=dtype)
+
+
+def _grid(parts: Tensor, vectors: int) -> Callable[[dict[str, int]], tuple[int, ...]]:
+    number, batch, rows = parts.shape
+    return lambda sizes: (cdiv(rows, sizes["BLOCK_R"]), cdiv(batch, vectors), number)

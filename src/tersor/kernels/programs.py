@@ -1,0 +1,293 @@
+"""The programs of GPUs that `tersor.kernels.gpu` runs, in Triton."""
+
+import os
+
+import triton
+import triton.language as tl
+
+from tersor.kernels import integers
+
+COLUMN_BITS = tl.constexpr(integers.COLUMN_BITS)
+COLUMN_MASK = tl.constexpr(2**integers.COLUMN_BITS - 1)
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's interpreter runs these, for tests: on the CPU, and not to be timed."""
+
+
+def tuned(sizes, key, fits=None):
+    """The fastest of the sizes that fit (see `shape`), measured at the first call of its kind."""
+    prune = None if fits is None else {"early_config_prune": fits}
+    return triton.autotune(sizes[:1] if INTERPRETED else sizes, key, prune_configs_by=prune)
+
+
+def shape(warps, stages, **blocks):
+    """Sizes of blocks, warps of a program, and loads that are under way."""
+    return triton.Config(blocks, num_warps=warps, num_stages=stages)
+
+
+def for_vectors(configs, arguments, VECTORS, **others):
+    """Few rows where each vector is alone; else as many as tensor cores take."""
+    return [c for c in configs if (c.kwargs["BLOCK_R"] < 64) == (VECTORS == 1)]
+
+
+@triton.jit
+def product_with_codebook(
+    x, codebook, vector, t, p, inputs, tile, stride,
+    SIGNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Tiles t of a vector times columns p of the codebook, or times signed sums p of four."""
+    acc = tl.zeros((t.shape[0], p.shape[0]), tl.float32)
+    for start in range(0, tile, DEPTH):
+        i = start + tl.arange(0, DEPTH)
+        at = t[:, None] * tile + i[None, :]
+        there = (i < tile)[None, :] & (at < inputs)
+        real = tl.load(x + vector * inputs + at, there, 0).to(tl.float32)
+        place, there = codebook + i[:, None] * stride, (i < tile)[:, None]
+        if SIGNS:
+            column = tl.zeros((DEPTH, p.shape[0]), tl.float32)
+            for k in tl.static_range(4):
+                sign = (1 - 2 * (p >> k & 1)).to(tl.float32)
+                column += sign[None, :] * tl.load(place + (p // 16 * 4 + k)[None, :], there, 0)
+        else:
+            column = tl.load(place + p[None, :], there, 0)
+        acc = tl.dot(real, column, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def store_sums(y, acc, bias, row, vector, rows, batch):
+    """Sums of this program, (rows, vectors); those of the first also have the bias."""
+    part = tl.program_id(2)
+    if bias is not None:
+        biased = tl.where(part == 0, rows, 0)
+        acc += tl.load(bias + row, row < biased, 0).to(tl.float32)[:, None]
+    place = (part * batch + vector[None, :]) * rows + row[:, None]
+    there = (row < rows)[:, None] & (vector < batch)[None, :]
+    tl.store(y + place, acc.to(y.dtype.element_ty), there)
+
+
+@triton.jit
+def place_of_column(column, vector, batch, split, wide, narrow, first):
+    """Where the transform of a vector has a column.
+
+    Of the columns of 4 bits, then of those of 2: for each of the 8 or 16 that a word has, all
+    vectors; of each vector, all words.
+    """
+    is_narrow = column >= split
+    within = tl.where(is_narrow, column - split, column)
+    shift = tl.where(is_narrow, 4, 3)
+    word = within >> shift
+    vectors = (within - (word << shift)) * batch + vector
+    return tl.where(is_narrow, first, 0) + vectors * tl.where(is_narrow, narrow, wide) + word
+
+
+@triton.jit
+def transform(
+    x, codebook, u, inputs, tile, tiles, positions, stride, batch, split, wide, narrow, first,
+    DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """u = C.T @ x by tiles, in the order of the words of the integers; what pads it stays."""
+    vector = tl.program_id(0).to(tl.int64)
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
+    some = tl.minimum(p, positions - 1)
+    acc = product_with_codebook(x, codebook, vector, t, some, inputs, tile, stride, False, DEPTH)
+    column = p[None, :] * tiles + t[:, None]
+    place = place_of_column(column, vector, batch, split, wide, narrow, first)
+    there = (t < tiles)[:, None] & (p < positions)[None, :]
+    tl.store(u + place, acc.to(u.dtype.element_ty), there)
+
+
+@triton.jit
+def add_integers(
+    acc, words, u, row, vector, rows, quads, batch, before, stride,
+    BITS: tl.constexpr, VECTORS: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """What integers of so many bits add: of 16 rows side by side, a word each after the other."""
+    each: tl.constexpr = 32 // BITS
+    least: tl.constexpr = 8 if BITS == 4 else 1
+    group = row // 16 * stride + before
+    for start in range(tl.program_id(2) * BLOCK_Q, quads, tl.num_programs(2) * BLOCK_Q):
+        q = start + tl.arange(0, BLOCK_Q)
+        there = q < quads
+        place = (group[:, None] + q[None, :]) * 16 + (row % 16)[:, None]
+        word = tl.load(words + place, (row < rows)[:, None] & there[None, :], 0)
+        for j in tl.static_range(each):
+            z = (word >> (j % 4 * 8 + j // 4 * BITS) & ((1 << BITS) - 1)) - least
+            of_word = u + (j * batch + vector) * quads
+            if VECTORS == 1:
+                acc += z.to(tl.float32) * tl.load(of_word + q, there, 0).to(tl.float32)[None, :]
+            else:
+                inside = there[:, None] & (vector < batch)[None, :]
+                v = tl.load(of_word[None, :] + q[:, None], inside, 0)
+                acc = tl.dot(z.to(v.dtype), v, acc)
+    return acc
+
+
+@tuned(
+    [
+        shape(4, 4, BLOCK_R=64, BLOCK_Q=16),
+        shape(4, 3, BLOCK_R=64, BLOCK_Q=32),
+        shape(8, 3, BLOCK_R=128, BLOCK_Q=16),
+        shape(4, 2, BLOCK_R=64, BLOCK_Q=16),  # fits the 99 KiB that GPUs of desktops share
+        shape(4, 3, BLOCK_R=16, BLOCK_Q=64),
+        shape(4, 3, BLOCK_R=16, BLOCK_Q=128),
+        shape(4, 3, BLOCK_R=32, BLOCK_Q=32),
+    ],
+    ["rows", "wide", "narrow", "VECTORS"],
+    for_vectors,
+)
+@triton.jit
+def multiply_integers(
+    words, u, starts, escapes, bias, y, rows, batch, split, wide, narrow, first,
+    ESCAPES: tl.constexpr, VECTORS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """Z @ u, by words of 8 integers of 4 bits, then of 16 of 2 bits, then those that fit neither.
+
+    A single vector is multiplied without tensor cores, as most of what these do were for nothing.
+    """
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if VECTORS == 1:
+        vector = tl.program_id(1).to(tl.int64)
+        acc = tl.zeros((BLOCK_R, BLOCK_Q), tl.float32)
+    else:
+        vector = tl.program_id(1).to(tl.int64) * VECTORS + tl.arange(0, VECTORS)
+        acc = tl.zeros((BLOCK_R, VECTORS), tl.float32)
+    acc = add_integers(
+        acc, words, u, row, vector, rows, wide, batch, 0, wide + narrow, 4,
+        VECTORS, BLOCK_Q,
+    )  # fmt: skip
+    acc = add_integers(
+        acc, words, u + first, row, vector, rows, narrow, batch, wide, wide + narrow,
+        2, VECTORS, BLOCK_Q,
+    )  # fmt: skip
+    if VECTORS == 1:
+        total, vectors = tl.sum(acc, 1)[:, None], vector + tl.arange(0, 1)
+    else:
+        total, vectors = acc, vector
+    if ESCAPES:
+        some: tl.constexpr = 2048 // (BLOCK_R * VECTORS) if BLOCK_R * VECTORS < 2048 else 1
+        begin = tl.load(starts + row, row < rows, 0)
+        number = tl.load(starts + row + 1, row < rows, 0) - begin
+        most = tl.max(number)
+        for start in range(tl.program_id(2) * some, most, tl.num_programs(2) * some):
+            e = start + tl.arange(0, some)
+            there = e[None, :] < number[:, None]
+            escape = tl.load(escapes + begin[:, None] + e[None, :], there, 0)
+            column = (escape & COLUMN_MASK)[:, None, :]
+            place = place_of_column(
+                column, vectors[None, :, None], batch, split, wide, narrow, first
+            )
+            inside = there[:, None, :] & (vectors < batch)[None, :, None]
+            real = tl.load(u + place, inside, 0).to(tl.float32)
+            total += tl.sum(real * (escape >> COLUMN_BITS).to(tl.float32)[:, None, :], 2)
+    store_sums(y, total, bias, row, vectors, rows, batch)
+
+
+@triton.jit
+def place_of_byte(row, n, number, SIGNS: tl.constexpr):
+    """Where byte n of a row is: of 32 rows side by side, one byte of each, or two."""
+    inside = n * 32 + row % 32 if SIGNS else n // 2 * 64 + row % 32 * 2 + n % 2
+    return row // 32 * (number * 32) + inside
+
+
+@triton.jit
+def make_tables(
+    x, codebook, tables, inputs, tile, tiles, entries, stride,
+    SIGNS: tl.constexpr, VECTORS: tl.constexpr,
+    DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Of each tile, what all codes of 4 bits stand for; all vectors side by side."""
+    vector = tl.program_id(0)
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
+    some = tl.minimum(p, entries - 1)
+    acc = product_with_codebook(x, codebook, vector, t, some, inputs, tile, stride, SIGNS, DEPTH)
+    place = (t[:, None] * entries + p[None, :]) * VECTORS + vector
+    tl.store(tables + place, acc, (t < tiles)[:, None] & (p < entries)[None, :])
+
+
+@tuned(
+    [
+        shape(4, 2, BLOCK_R=32, BLOCK_N=64),
+        shape(4, 2, BLOCK_R=32, BLOCK_N=16),
+        shape(4, 2, BLOCK_R=32, BLOCK_N=32),
+        shape(8, 2, BLOCK_R=32, BLOCK_N=64),
+        shape(4, 2, BLOCK_R=64, BLOCK_N=32),
+        shape(8, 2, BLOCK_R=128, BLOCK_N=32),
+    ],
+    ["rows", "number", "VECTORS"],
+)
+@triton.jit
+def look_up(
+    codes, tables, bias, y, rows, batch, number,
+    BYTES: tl.constexpr, SIGNS: tl.constexpr, VECTORS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Sums of what the codes of a row stand for: one look-up gives those of all vectors."""
+    row, vector = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, VECTORS)
+    acc = tl.zeros((BLOCK_N, BLOCK_R, VECTORS), tl.float32)
+    for start in range(tl.program_id(2) * BLOCK_N, number, tl.num_programs(2) * BLOCK_N):
+        n = (start + tl.arange(0, BLOCK_N))[:, None]
+        there = (n < number) & (row < rows)[None, :]
+        code = tl.load(codes + place_of_byte(row[None, :], n, number, SIGNS), there, 0)
+        code = code.to(tl.int32)
+        if SIGNS:
+            low, high = n * 32 + (code & 15), n * 32 + 16 + (code >> 4)
+            acc += entry_of(tables, low, vector, there) + entry_of(tables, high, vector, there)
+        else:
+            value = (code >> 4 & 7) * (1 - 2 * (code >> 7))
+            entry = entry_of(tables, n // BYTES * 16 + (code & 15), vector, there)
+            acc += value.to(tl.float32)[:, :, None] * entry
+    store_sums(y, tl.sum(acc, 0), bias, row, vector.to(tl.int64), rows, batch)
+
+
+@triton.jit
+def entry_of(tables, entry, vector, there):
+    """One entry of the tables, of all vectors."""
+    place = entry[:, :, None] * vector.shape[0] + vector[None, None, :]
+    return tl.load(tables + place, there[:, :, None], 0)
+
+
+@tuned(
+    [
+        shape(4, 3, BLOCK_R=64),
+        shape(4, 4, BLOCK_R=32),
+        shape(4, 2, BLOCK_R=32),  # fits the same
+        shape(8, 3, BLOCK_R=64),
+        shape(8, 3, BLOCK_R=128),
+    ],
+    ["rows", "inputs", "VECTORS"],
+)
+@triton.jit
+def multiply_recomposed(
+    codes, tables, x, bias, y, rows, batch, inputs, tiles,
+    TILE: tl.constexpr, BYTES: tl.constexpr, SIGNS: tl.constexpr,
+    DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, VECTORS: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """W @ x, with tiles of W that are sums of what their bytes are worth."""
+    padded: tl.constexpr = (TILE + DEPTH - 1) // DEPTH * DEPTH
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    vector = tl.program_id(1).to(tl.int64) * VECTORS + tl.arange(0, VECTORS)
+    k = tl.arange(0, BLOCK_T * DEPTH)
+    acc = tl.zeros((BLOCK_R, VECTORS), tl.float32)
+    for start in range(tl.program_id(2) * BLOCK_T, tiles, tl.num_programs(2) * BLOCK_T):
+        t = (start + tl.arange(0, BLOCK_T))[None, :]
+        there = (row < rows)[:, None] & (t < tiles)
+        for first in tl.static_range(0, TILE, DEPTH):
+            weight = tl.zeros((BLOCK_R, BLOCK_T, DEPTH), tl.float32)
+            for m in tl.static_range(BYTES):
+                place = place_of_byte(row[:, None], t * BYTES + m, tiles * BYTES, SIGNS)
+                entry = tl.load(codes + place, there, 0).to(tl.int32)
+                if SIGNS:
+                    entry += m * 256
+                i = first + tl.arange(0, DEPTH)
+                worth = tl.load(tables + entry[:, :, None] * padded + i[None, None, :])
+                weight += worth.to(tl.float32)
+            i = first + k % DEPTH
+            at = (start + k // DEPTH) * TILE + i
+            inside = ((i < TILE) & (at < inputs))[:, None] & (vector < batch)[None, :]
+            v = tl.load(x + vector[None, :] * inputs + at[:, None], inside, 0)
+            acc = tl.dot(tl.reshape(weight, (BLOCK_R, BLOCK_T * DEPTH)).to(v.dtype), v, acc)
+    store_sums(y, acc, bias, row, vector, rows, batch)

@@ -1,0 +1,203 @@
+"""Triton's kernels against the reference: on a GPU, or else by Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_lookup import packed as packed_lookup
+from test_product import random_factors, relative_error
+from torch import Tensor
+
+from tersor.kernels import integers, product
+from tersor.kernels.product import reference
+
+gpu = pytest.importorskip("tersor.kernels.gpu", reason="needs triton", exc_type=ImportError)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+ERRORS = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-3}
+"""Of inputs that are rounded to so many bits, and outputs."""
+
+BATCHES = [0, 1, 3, 17, 64]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Inputs do not depend on which tests ran before."""
+    torch.manual_seed(0)
+
+
+def packed_integers(*args):
+    return integers.pack(random_factors(*args))[:2]
+
+
+INTEGERS = {
+    "one by one": packed_integers(33, 50, 1, 1, 1.0),
+    "both widths and escapes": packed_integers(70, 300, 13, 12, 3.0),
+    "2 bits": packed_integers(65, 131, 40, 40, 0.4),
+    "4 bits": packed_integers(16, 96, 8, 8, 8.0),
+    "more columns than inputs of a tile": packed_integers(40, 64, 4, 7, 2.0),
+}
+LOOKUPS = {
+    "signs": packed_lookup((75, 131), 7, 3, signs=True),
+    "many signs": packed_lookup((33, 100), 8, 3, signs=True, rank=40),
+    "signs of large tiles": packed_lookup((20, 250), 70, 3, signs=True),
+    "integers": packed_lookup((75, 131), 16, 3, signs=False, nonzeros=3),
+    "integers of small tiles": packed_lookup((40, 61), 3, 3, signs=False),
+}
+MATRICES = INTEGERS | LOOKUPS
+
+
+def moved(matrix):
+    given, layout = matrix
+    return type(given)(*(t.to(DEVICE) for t in given)), layout
+
+
+def check(x, matrix, bias=None):
+    given, layout = moved(matrix)
+    x, bias = x.to(DEVICE), None if bias is None else bias.to(DEVICE)
+    got = gpu.linear(x, given, bias, layout)
+    expected = reference(x, given, bias, layout)
+    assert got.shape == expected.shape and got.dtype == x.dtype and got.device == x.device
+    exact = reference(x.float(), given, bias, layout)
+    assert relative_error(got.float(), exact) <= ERRORS[x.dtype]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_product_is_right(name: str, batch: int) -> None:
+    _, layout = matrix = MATRICES[name]
+    check(torch.randn(batch, layout.inputs), matrix, torch.randn(layout.rows))
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("name", ["both widths and escapes", "signs", "integers"])
+def test_data_types(name: str, batch: int, dtype: torch.dtype) -> None:
+    _, layout = matrix = MATRICES[name]
+    check(torch.randn(batch, layout.inputs).to(dtype), matrix, torch.randn(layout.rows).to(dtype))
+
+
+def test_widths_and_escapes_occur() -> None:
+    given, layout = MATRICES["both widths and escapes"]
+    assert layout.wide and layout.narrow and len(given.escapes) > 20
+    assert MATRICES["2 bits"][1].wide == MATRICES["4 bits"][1].narrow == 0
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_many_escapes(batch: int) -> None:
+    """More of a row than are added at once, of some rows only, and large ones."""
+    factors = random_factors(20, 400)
+    factors.latent[0, 3::7] = 4000
+    factors.latent[0, 400:800:2] = -4000
+    given, layout, _ = integers.pack(factors)
+    check(torch.randn(batch, 400), (given, layout))
+
+
+@pytest.mark.parametrize("name", ["both widths and escapes", "signs"])
+@pytest.mark.parametrize("batch", [2, 40])
+def test_shared_blocks_and_single_ones_agree(
+    name: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, layout = moved(MATRICES[name])
+    x, bias = torch.randn(batch, layout.inputs, device=DEVICE), torch.ones(layout.rows).to(DEVICE)
+    parts = []
+    room = gpu._parts
+
+    def shared(x: Tensor, rows: int, vectors: int, most: int) -> Tensor:
+        parts.append(room(x, rows, vectors, 3))
+        return parts[-1]
+
+    monkeypatch.setattr(gpu, "_parts", shared)
+    several = gpu.linear(x, given, bias, layout)
+    monkeypatch.setattr(gpu, "_PROGRAMS", 1)
+    one = gpu.linear(x, given, bias, layout)
+    assert [len(p) for p in parts] == [3, 1]
+    torch.testing.assert_close(several, one, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["4 bits", "signs"])
+def test_leading_axes_and_strides(name: str) -> None:
+    given, layout = moved(MATRICES[name])
+    x = torch.randn(layout.inputs, 2, 3, device=DEVICE).permute(1, 2, 0)
+    y = gpu.linear(x, given, None, layout)
+    assert y.shape == (2, 3, layout.rows)
+    flat = gpu.linear(x.reshape(6, -1), given, None, layout)
+    assert torch.equal(y.reshape(6, -1), flat)
+    assert gpu.linear(x[0, 0], given, None, layout).shape == (layout.rows,)
+    assert gpu.linear(x[:0], given, None, layout).shape == (0, 3, layout.rows)
+
+
+@pytest.mark.parametrize("name", ["4 bits", "signs", "integers"])
+@pytest.mark.parametrize("batch", [2, 6])
+def test_what_is_not_finite_stays_in_its_item(name: str, batch: int) -> None:
+    given, layout = moved(MATRICES[name])
+    x = torch.randn(batch, layout.inputs, device=DEVICE)
+    x[1, 20] = torch.nan
+    y = gpu.linear(x, given, None, layout)
+    assert y[1].isnan().any() and y[torch.arange(batch) != 1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["4 bits", "signs"])
+def test_the_operator_is_well_formed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "_kernel_of", lambda device: gpu.linear)
+    given, layout = moved(MATRICES[name])
+    for batch, grad in ((1, True), (5, False)):
+        x = torch.randn(batch, layout.inputs, device=DEVICE, requires_grad=grad)
+        bias = torch.randn(layout.rows, device=DEVICE, requires_grad=grad)
+        torch.library.opcheck(torch.ops.tersor.linear.default, (x, list(given), bias, list(layout)))
+
+
+def test_which_kernels_run_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = torch.device("cuda", 0)
+    monkeypatch.setattr(product, "missing_on", lambda device: "")
+    assert product._kernel_of(here) is gpu.linear
+    monkeypatch.setattr(product, "missing_on", lambda device: "no triton")
+    assert product._kernel_of(here) is reference
+    monkeypatch.setattr(product, "_kernels", None)
+    assert product._kernel_of(torch.device("cpu")) is reference
+
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from tersor.kernels import programs
+
+FLOATS = {"x", "u", "bias"}
+TYPES = {"words": "*i32", "codes": "*u8", "starts": "*i32", "escapes": "*i32", "y": "*fp32",
+         "codebook": "*fp32"}
+
+def check(kernel, tables="*fp32", **constants):
+    if hasattr(kernel, "configs"):
+        fits = kernel.early_config_prune
+        config = (fits(kernel.configs, {}, **constants) if fits else kernel.configs)[0]
+        kernel, constants = kernel.fn, constants | config.kwargs
+    types = {name: "*bf16" if name in FLOATS else TYPES.get(name, "i32")
+             for name in kernel.arg_names} | {name: "constexpr" for name in constants}
+    if "tables" in types:
+        types["tables"] = tables
+    source = ASTSource(kernel, types, constants)
+    compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+
+check(programs.transform, DEPTH=16, BLOCK_T=32, BLOCK_P=32)
+check(programs.multiply_integers, ESCAPES=True, VECTORS=1)
+check(programs.multiply_integers, ESCAPES=True, VECTORS=16)
+for signs in (True, False):
+    check(programs.make_tables, SIGNS=signs, VECTORS=1, DEPTH=16, BLOCK_T=32, BLOCK_P=32)
+    check(programs.look_up, BYTES=2, SIGNS=signs, VECTORS=4)
+    check(programs.multiply_recomposed, "*bf16", TILE=7, BYTES=2, SIGNS=signs, DEPTH=8, BLOCK_T=8,
+          VECTORS=16)
+"""
+
+
+def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
+    """Also without one: what the interpreter takes need not be what the compiler takes."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
