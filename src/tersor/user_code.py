@@ -90,12 +90,24 @@ def model_of(source: Source, reference: str) -> nn.Module:
     InputError
         If it cannot be imported, raises or returns something else, or the checkpoint does not fit.
     """
+    model = make(reference)
+    load_weights(model, source)
+    return model
+
+
+def make(reference: str) -> nn.Module:
+    """The model that ``module:callable`` returns.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported, raises or returns something else.
+    """
     model = call("--model", reference)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"--model {reference} returned a {type(model).__name__}; an nn.Module is needed"
         )
-    load_weights(model, source)
     return model
 
 

@@ -215,3 +215,30 @@ def test_drops_that_cannot_be(folder, options, message):
     result = run("compress", "model.safetensors", "-o", "m.tersor", *options)
     assert result.exit_code == 2 and message in result.stderr, result.stderr
     assert names(folder) == BEFORE
+
+
+def test_inspect_tells_how_a_model_would_run(folder):
+    run("compress", "model.safetensors", "-o", "m.tersor", "--ratio", 8)
+    code = ["--model", "quality_code:make"]
+    shown = run("inspect", "m.tersor", *code)
+    assert shown.exit_code == 0 and "For inference on this machine" in shown.stdout
+    least = 2 * 64 * 64 * 2  # bytes: half of what is dense
+    data = json.loads(run("inspect", "m.tersor", "--json", *code, "--memory", least).stdout)
+    assert [form["name"] for form in data["inference"]] == ["0.weight", "2.weight"]
+    assert sum(form["nbytes"] for form in data["inference"]) <= least
+    assert {form["dense_bytes"] for form in data["inference"]} == {4 * 64 * 64}
+    assert "inference" not in json.loads(run("inspect", "m.tersor", "--json").stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--memory", "1MB"], "--memory needs --model"),
+        (["--model", "quality_code:without"], "returned a int"),
+        (["--model", "quality_code:make", "--memory", "10"], "at least"),
+    ],
+)
+def test_inspect_refuses(folder, options, message):
+    run("compress", "model.safetensors", "-o", "m.tersor", "--ratio", 8)
+    result = run("inspect", "m.tersor", *options)
+    assert result.exit_code == 2 and message in result.output

@@ -32,22 +32,45 @@ def decompress(
 
 @app.command(
     epilog="Examples:\n\n- `tersor inspect model.tersor`\n"
-    "- `tersor inspect model.tersor --json | jq .ratio`"
+    "- `tersor inspect model.tersor --json | jq .ratio`\n"
+    "- `tersor inspect model.tersor --model net:make --memory 8MB`"
 )
 def inspect(
     model: TersorFile,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    architecture: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--model",
+            metavar="MODULE:CALLABLE",
+            help="Returns the model: also show how each weight would best be computed with here.",
+            show_default=False,
+        ),
+    ] = None,
+    memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Most memory that the weights may take then, such as 8MB."),
+    ] = None,
 ) -> None:
-    """Show what a file holds, from the file alone."""
+    """Show what a file holds, from the file alone, and how `tersor.optimize` would run it."""
     with reporting_errors():
+        from tersor.errors import InputError
         from tersor.files import inspect as inspect_file
         from tersor.report import table
 
-        report = inspect_file(model)
+        report, chosen = inspect_file(model), None
+        if architecture is not None:
+            from tersor.files import load
+            from tersor.optimize import optimize
+            from tersor.user_code import make
+
+            chosen = optimize(load(model, make(architecture).eval()), memory=memory)
+        elif memory is not None:
+            raise InputError("--memory needs --model, which says what the weights are used for")
         if as_json:
-            sys.stdout.write(json.dumps(table.to_json(report), indent=2) + "\n")
+            sys.stdout.write(json.dumps(table.to_json(report, chosen), indent=2) + "\n")
         else:
-            console.print(table.render(report))
+            console.print(table.render(report, chosen))
 
 
 @app.command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,9 +12,12 @@ from rich.text import Text
 from tersor.plan.budget import format_size
 from tersor.storage.summary import Report, TensorSummary, kept_groups, printable
 
+if TYPE_CHECKING:
+    from tersor.optimize import Optimized
 
-def render(report: Report) -> RenderableType:
-    """Factored tensors, kept tensors, and the total."""
+
+def render(report: Report, chosen: Optimized | None = None) -> RenderableType:
+    """Factored tensors, kept tensors, the total, and how weights are computed with."""
     parts: list[RenderableType] = []
     if report.factored:
         parts.append(_factored(report.factored))
@@ -23,6 +26,9 @@ def render(report: Report) -> RenderableType:
         parts.append(_kept(kept))
     parts += [Text(line) for line in told(report)]
     parts.append(Text(total(report)))
+    if chosen is not None:
+        parts.append(_forms(chosen))
+        parts.append(Text(f"in memory {format_size(chosen.nbytes)}"))
     return Group(*parts)
 
 
@@ -67,6 +73,18 @@ def _kept(groups: list[tuple[str, tuple[TensorSummary, ...]]]) -> Table:
     return table
 
 
+def _forms(chosen: Optimized) -> Table:
+    table = Table(title="For inference on this machine", title_justify="left", box=None)
+    table.add_column("tensor", overflow="fold")
+    for column in ("form", "bytes", "dense", "us"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for choice in chosen.choices:
+        time = f"{1e6 * choice.seconds:.0f}" if choice.seconds else "-"
+        numbers = (choice.mode, str(choice.nbytes), str(choice.dense_bytes), time)
+        table.add_row(_name(choice.name), *numbers)
+    return table
+
+
 def _name(name: str) -> Text:
     """Name as it is, not as markup."""
     return Text(printable(name))
@@ -76,8 +94,9 @@ def _shape(tensor: TensorSummary) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: Report, chosen: Optimized | None = None) -> dict[str, Any]:
     """Report as plain data, with what is computed from it."""
+    forms = {} if chosen is None else {"inference": [asdict(c) for c in chosen.choices]}
     tensors = [asdict(t) | {"bits_per_weight": t.bits_per_weight} for t in report.tensors]
     return {
         "nbytes": report.nbytes,
@@ -89,4 +108,4 @@ def to_json(report: Report) -> dict[str, Any]:
         "metadata": dict(report.metadata),
         "content_hash": report.content_hash,
         "tensors": tensors,
-    }
+    } | forms

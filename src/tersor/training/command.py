@@ -21,7 +21,7 @@ from tersor.storage.checkpoint import open_checkpoint
 from tersor.storage.opened import open_file
 from tersor.training.batches import Batch, logits
 from tersor.training.images import Look, loader_of, open_images
-from tersor.user_code import call
+from tersor.user_code import call, make
 
 _AROUND_LABEL = 8
 """Bytes that a file with a label has besides, at most: a checksum, and sizes."""
@@ -138,16 +138,6 @@ def run(
         result = replace(result, nbytes=written.nbytes)
         checkpoint.unlink(missing_ok=True)
     return result
-
-
-def make(architecture: str) -> nn.Module:
-    """The model that ``module:callable`` returns."""
-    model = call("--model", architecture)
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"--model {architecture} returned a {type(model).__name__}; an nn.Module is needed"
-        )
-    return model
 
 
 def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
