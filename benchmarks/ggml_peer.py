@@ -16,6 +16,14 @@ import torch
 from torch import Tensor
 
 
+@ggml.ggml_log_callback
+def _silent(level: int, text: bytes, data: int) -> None:
+    pass  # GGML reports every weight
+
+
+ggml.ggml_log_set(_silent, None)
+
+
 def _floats(tensor: Tensor) -> Any:
     return ctypes.cast(tensor.data_ptr(), ctypes.POINTER(ctypes.c_float))
 
@@ -49,10 +57,10 @@ def dequantize(data: ctypes.Array[ctypes.c_char], kind: int, shape: torch.Size) 
     return weight
 
 
-def _buffer_type(kind: int, shape: torch.Size) -> int:
+def _buffer_type(backend: int, kind: int, shape: torch.Size) -> int:
     """Type of the buffer for such a weight, the one of interleaved rows if it has a product."""
-    registry = ggml.ggml_backend_cpu_reg()
-    device = ggml.ggml_backend_reg_dev_get(registry, 0)
+    device = ggml.ggml_backend_get_device(backend)
+    registry = ggml.ggml_backend_dev_backend_reg(device)
     context = _context(3)
     weight = ggml.ggml_new_tensor_2d(context, kind, shape[1], shape[0])
     x = ggml.ggml_new_tensor_2d(context, ggml.GGML_TYPE_F32, shape[1], 1)
@@ -67,7 +75,7 @@ def _buffer_type(kind: int, shape: torch.Size) -> int:
     name = b"ggml_backend_dev_get_extra_bufts"
     address = ggml.ggml_backend_reg_get_proc_address(registry, name)
     others = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(device)
-    plain = ggml.ggml_backend_cpu_buffer_type()
+    plain = ggml.ggml_backend_get_default_buffer_type(backend)
     chosen = next(filter(fits, itertools.takewhile(bool, others)), plain)
     ggml.ggml_free(context)
     return int(chosen)
@@ -96,7 +104,7 @@ class Weights:
         self.weights = [
             ggml.ggml_new_tensor_2d(context, kind, self.inputs, self.rows) for _ in range(number)
         ]
-        where = _buffer_type(kind, shape)
+        where = _buffer_type(self.backend, kind, shape)
         buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, where)
         for weight in self.weights:
             ggml.ggml_backend_tensor_set(weight, data, 0, len(data))
