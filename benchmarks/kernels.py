@@ -208,6 +208,7 @@ PEERS: dict[str, Callable[[Factors, Tensor], list[Product]]] = {
 
 
 def peers(factors: Factors, weight: Tensor) -> Iterator[tuple[str, list[Product]]]:
+    threads = torch.get_num_threads()
     for name, make in PEERS.items():
         try:
             with warnings.catch_warnings():
@@ -217,6 +218,8 @@ def peers(factors: Factors, weight: Tensor) -> Iterator[tuple[str, list[Product]
             yield name, products
         except Exception as error:
             print(f"  {name} is left out: {type(error).__name__}: {str(error)[:80]}")
+        finally:  # numba's start sets OpenMP's threads, and so torch's
+            torch.set_num_threads(threads)
 
 
 def seconds(products: list[Product], x: Tensor, turn: int) -> float:
