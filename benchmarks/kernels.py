@@ -9,7 +9,14 @@ Every product is checked against the dense one first;
 ``error`` is the Frobenius norm of the difference over that of the output.
 
 Peers, where their packages are there: torch bf16 and dynamic int8, onnxruntime MatMulNBits (4 bits,
-blocks of 32), torchao (int8 weights).
+blocks of 32), torchao (int8 weights), GGML (4 and 2 bits, ternary, 1 bit; `ggml_peer.py`) and AQLM
+(two codebooks of 8 bits for 8 inputs; one of 16 bits has no kernel for CPUs). None is needed; what
+is not there is left out, with the reason. In the environment of the benchmarks,
+
+    pip install onnx onnxruntime torchao "aqlm[cpu]" threadpoolctl ggml-python
+
+installs them all. GGML is compiled for the processor on the way (C++ compiler, some minutes); AQLM
+compiles its kernel by numba for every shape on first use, which is not timed.
 
     python benchmarks/kernels.py [--sizes 4096 384] [--batches 1 4 16 128] [--threads 1 2]
 """
@@ -22,6 +29,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import convolutions
 import record
@@ -44,6 +52,9 @@ LAYERS: list[tuple[type[PackedWeight], int]] = [
     *((LookupWeight, bits) for bits in (2, 1)),
 ]
 """Forms of layers, and bits per weight."""
+
+GGML = ["Q4_0", "Q2_K", "TQ2_0", "TQ1_0", "Q1_0"]
+"""Types of GGML: 4.5, 2.6, 2.1, 1.7 and 1.1 bits per weight."""
 
 Product = Callable[[Tensor], Tensor]
 
@@ -143,15 +154,61 @@ def onnx_int4(factors: Factors, weight: Tensor) -> list[Product]:
     return [lambda x, s=s: torch.from_numpy(s.run(None, {"x": x.numpy()})[0]) for s in sessions]
 
 
-PEERS = {
+def checked(products: list[Product], own: Tensor) -> list[Product]:
+    """These products, after a look at one: is it that with a peer's own, quantized weight?"""
+    x = torch.randn(4, own.shape[1])
+    expected = F.linear(x, own)
+    error = float((products[0](x) - expected).norm() / expected.norm())
+    assert error < 0.02, f"the product is {error:.2f} off"  # some make the input 8 bits
+    return products
+
+
+def ggml_kind(name: str, factors: Factors, weight: Tensor) -> list[Product]:
+    import ggml
+    import ggml_peer
+
+    kind = getattr(ggml, f"GGML_TYPE_{name}")
+    data = ggml_peer.quantize(weight, kind)
+    number = copies(len(data))
+    held = ggml_peer.Weights(data, kind, weight.shape, number)
+    products = [lambda x, n=n: held.linear(n, x) for n in range(number)]
+    return checked(products, ggml_peer.dequantize(data, kind, weight.shape))
+
+
+def aqlm_2x8(factors: Factors, weight: Tensor) -> list[Product]:
+    import numba
+    import threadpoolctl
+    from aqlm.inference import QuantizedLinear
+    from aqlm.utils import _dequantize_weight, unpack_int_data
+
+    numba.set_num_threads(torch.get_num_threads())
+    # its small dense product is scipy's, whose idle threads would spin on while others are timed
+    threadpoolctl.threadpool_limits(1, "blas")
+    rows, inputs = weight.shape
+    layers = [
+        QuantizedLinear(inputs, rows, 8, 1, num_codebooks=2, nbits_per_codebook=8, bias=False)
+        for _ in range(copies(weight.nbytes / 16))
+    ]
+    for layer in layers:
+        layer.codes.data = torch.randint(-128, 128, layer.codes.shape, dtype=torch.int8)
+        layer.codebooks.data = torch.randn(layer.codebooks.shape)
+        layer.scales.data = torch.ones(layer.scales.shape)
+    codes = unpack_int_data(layers[0].codes.data, 8)
+    return checked(layers, _dequantize_weight(codes, layers[0].codebooks, layers[0].scales))
+
+
+PEERS: dict[str, Callable[[Factors, Tensor], list[Product]]] = {
     "torch bf16": torch_bf16,
     "torch dynamic int8": torch_int8,
     "torchao int8": torchao_int8,
     "onnxruntime int4": onnx_int4,
+    **{f"ggml {name}": partial(ggml_kind, name) for name in GGML},
+    "aqlm 2x8": aqlm_2x8,
 }
 
 
 def peers(factors: Factors, weight: Tensor) -> Iterator[tuple[str, list[Product]]]:
+    threads = torch.get_num_threads()
     for name, make in PEERS.items():
         try:
             with warnings.catch_warnings():
@@ -161,6 +218,8 @@ def peers(factors: Factors, weight: Tensor) -> Iterator[tuple[str, list[Product]
             yield name, products
         except Exception as error:
             print(f"  {name} is left out: {type(error).__name__}: {str(error)[:80]}")
+        finally:  # numba's start sets OpenMP's threads, and so torch's
+            torch.set_num_threads(threads)
 
 
 def seconds(products: list[Product], x: Tensor, turn: int) -> float:
@@ -177,6 +236,7 @@ def runs_for(size: int, batch: int) -> int:
 def compare(kinds: dict[str, list[Product]], x: Tensor, runs: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in kinds}
     for products in kinds.values():  # what a first call prepares is not timed
+        products[0](x)
         for product in products:
             product(x[:1])
     for turn in range(runs):
@@ -212,6 +272,7 @@ def row(
         "ratio_fp32": ratio(times, "torch fp32"),
         "best_peer": best,
         "ratio_best_peer": ratio(times, best) if best else None,
+        "ratios_peers": {name: ratio(times, name) for name in others},
         "error": error,
     }
     print(
