@@ -224,7 +224,7 @@ def _factored_step(model: nn.Module, images: Tensor, targets: Tensor) -> Callabl
     size = file_size(model)
     now = Progress(price=project(model, target_size=size).price)
     schedule = Schedule(1000, size, size)
-    pressure.begin_epoch(model, now, schedule)
+    pressure.begin_epoch(model, now)
 
     def step() -> None:
         loss = distilled(model(images), targets)

@@ -17,7 +17,7 @@ def follow(share, steps=100):
     size = tersor.project(model, price=0.05).nbytes
     schedule, now = Schedule(10 * steps, int(share * size), int(share * size)), Progress(price=0.05)
     optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
-    pressure.begin_epoch(model, now, schedule)
+    pressure.begin_epoch(model, now)
     for _ in range(steps):
         pressure.rate_term(model, now, schedule).backward()
         optimizer.step()

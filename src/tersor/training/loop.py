@@ -101,7 +101,7 @@ class Run:
         try:
             while self.progress.epoch < self.plan.epochs:
                 if not self.progress.batch:
-                    pressure.begin_epoch(self.bare, self.progress, self.plan.schedule)
+                    pressure.begin_epoch(self.bare, self.progress)
                 self._epoch(show)
                 self._finish_epoch()
                 self._save()

@@ -16,7 +16,6 @@ from tersor.factorization.rate_aware import PRICE
 from tersor.training.checkpoint import Progress
 from tersor.training.curvature import Curvature
 from tersor.training.groups import factored_weights, trained_latents
-from tersor.training.kept import coarsen, restore
 from tersor.training.projection import (
     file_size,
     fit,
@@ -43,11 +42,9 @@ _FILL = 0.997
 """Share of the budget that the price aims at."""
 
 
-def begin_epoch(model: nn.Module, now: Progress, schedule: Schedule) -> None:
-    """Measure what the file of the target size is to hold besides the latents."""
-    before = coarsen(model, schedule.target_size)
+def begin_epoch(model: nn.Module, now: Progress) -> None:
+    """Measure what the file holds besides the latents."""
     now.rest = file_size(model) - latent_bits(model) / 8
-    restore(before)
 
 
 def rate_term(model: nn.Module, now: Progress, schedule: Schedule) -> Tensor | float:

@@ -21,7 +21,6 @@ from tersor.storage.archive import as_tensor
 from tersor.tiling import coding_order, natural_order
 from tersor.training.curvature import Curvature, curvature
 from tersor.training.groups import factored_weights, trained_latents
-from tersor.training.kept import coarsened
 
 _SWEEPS = 2
 """Searches for one price where bytes count: the second is at the prices of the first's latent."""
@@ -64,9 +63,8 @@ def project(
     each of its steps, at a price. Rows of latents that are not worth their bits become zeros.
 
     With a budget the price is found, as the lowest that fits, and everything else becomes what the
-    file holds of it: biases and normalisation parameters that are trained are rounded to 3 to 7
-    binary digits, the fewer the smaller the budget. The model loaded from the file then computes
-    exactly what this one does.
+    file holds of it: biases and normalisation parameters are rounded to 16 bits. The model loaded
+    from the file then computes exactly what this one does.
 
     Parameters
     ----------
@@ -107,9 +105,7 @@ def project(
     counts = {} if optimizer is None else curvature(model, optimizer)
     with torch.no_grad():
         if target_size is not None:
-            target = parse_size(target_size)
-            with coarsened(model, target):
-                return _within(model, target, start, counts)
+            return _within(model, parse_size(target_size), start, counts)
         search_latents(model, start, counts)
         return Projection(start, file_size(model))
 
@@ -131,12 +127,11 @@ def fit(
     filled
         Whether a file that is much smaller than it may be is to become finer, too.
     """
-    with coarsened(model, target):
-        nbytes = file_size(model)
-        if nbytes > target or (filled and nbytes < _FULL * target):
-            return replace(_within(model, target, price, counts), price=price)
-        _round_kept(model)
-        return Projection(price, nbytes)
+    nbytes = file_size(model)
+    if nbytes > target or (filled and nbytes < _FULL * target):
+        return replace(_within(model, target, price, counts), price=price)
+    _round_kept(model)
+    return Projection(price, nbytes)
 
 
 @torch.no_grad()
