@@ -66,7 +66,7 @@ def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Cu
         assert weight.coded is not None
         weight.latent.lerp_(weight.coded.to(weight.latent), _LEAK)
     if not schedule.latents_move(now.step):
-        fit(model, schedule.target_size, price(now), counts, filled=True)
+        fit(model, schedule.target_size, price(now), counts)
 
 
 def price(now: Progress) -> float:

@@ -25,9 +25,6 @@ from tersor.training.groups import factored_weights, trained_latents
 _SWEEPS = 2
 """Searches for one price where bytes count: the second is at the prices of the first's latent."""
 
-_FULL = 0.99
-"""Share of the budget below which it pays to look for finer latents."""
-
 _HIGH = 1e3
 """Factor of a price at which next to nothing is left."""
 
@@ -111,25 +108,18 @@ def project(
 
 
 @torch.no_grad()
-def fit(
-    model: nn.Module, target: int, price: float, counts: Curvature, *, filled: bool = False
-) -> Projection:
-    """Fit what the model computes with into a budget; if it does, it stays the same.
+def fit(model: nn.Module, target: int, price: float, counts: Curvature) -> Projection:
+    """Fit the integers that the model computes with into a budget; if they do, they stay the same.
 
-    Parameters
-    ----------
-    target
-        Most bytes of the file.
-    price
-        Price of a bit that the integers come from, near which another one is looked for.
-    counts
-        What errors count for.
-    filled
-        Whether a file that is much smaller than it may be is to become finer, too.
+    It is these that are projected, not the real latents that they came from: another path through
+    the trellis would make another model of those. What errors count for tells apart integers that
+    would else all go at one price.
     """
     nbytes = file_size(model)
-    if nbytes > target or (filled and nbytes < _FULL * target):
-        return replace(_within(model, target, price, counts), price=price)
+    if nbytes > target:
+        for weight in trained_latents(model).values():
+            weight.settle()
+        return replace(_within(model, target, 0.1 * price, counts), price=price)
     _round_kept(model)
     return Projection(price, nbytes)
 
