@@ -131,6 +131,16 @@ def native(x: Tensor, bias: Tensor | None, rows: int, known: Known) -> Tensor:
     return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 
+def native_rows(index: Tensor, layout: Layout, known: Known) -> Tensor:
+    """`rows` by the native kernel, on the CPU, of tensors that are known to fit."""
+    index = index.contiguous()
+    result = torch.empty((len(index), layout.inputs))
+    _kernels.rows_integers(
+        index.data_ptr(), len(index), result.data_ptr(), torch.get_num_threads(), *known[1][1:]
+    )
+    return result
+
+
 def is_plain(x: Tensor) -> bool:
     """Whether `native` may be called: no gradient, tracing, compilation or mode is wanted.
 
@@ -184,6 +194,8 @@ def _linear(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequen
 @torch.library.impl("tersor::rows", ("CPU", "CUDA"))
 def _rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
     way, given, sizes = _given(packed, layout)
+    if instructions() and way is integers and index.device.type == "cpu":
+        return native_rows(index, sizes, addresses(given, sizes))
     # Else negative ones would be taken, and padding.
     wanted = torch.where((index < 0) | (index >= sizes.rows), _NOWHERE, index)
     result: Tensor = way.rows_of(given, sizes, wanted)

@@ -119,11 +119,9 @@ class PackedWeight(FrozenWeight):
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
-        packed, self.layout, order = self.way.pack(factors)
+        packed, self.layout = self.way.pack(factors)
         for name, part in packed._asdict().items():
             self.register_buffer(name, part)
-        self.register_buffer("exact_codebook", factors.codebook[:, order].clone())
-        self.scale = factors.scale
         self._known: tuple[Known, Packed] | None = None
 
     @property
@@ -138,23 +136,26 @@ class PackedWeight(FrozenWeight):
 
     def to_factors(self) -> Factors:
         """Factors that recompose to exactly what `forward` returns."""
-        codebook = cast(Tensor, self.exact_codebook)
-        latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
-        return Factors(codebook, latent, self.scale, self.shape, self.dtype)
+        latent = integers.latent_of(self.packed, self.layout)
+        codebook = cast(Tensor, self.codebook)[:, : latent.shape[0]]
+        return Factors(codebook, latent, float(cast(Tensor, self.scale)), self.shape, self.dtype)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What `nn.Linear` computes with this weight, by ``tersor::linear``."""
         if x.shape[-1:] != self.shape[1:] or not kernels.is_plain(x):
             return kernels.linear(x, self.packed, bias, self.layout)
-        if self._known is None:
-            # The tensors are kept with their addresses, so that these stay valid.
-            self._known = kernels.addresses(self.packed, self.layout), self.packed
-        return kernels.native(x, bias, self.shape[0], self._known[0])
+        return kernels.native(x, bias, self.shape[0], self._addresses())
 
     def embed(self, index: Tensor) -> Tensor:
         """What `nn.Embedding` computes with this weight: only the rows asked for are made."""
         rows = kernels.rows(index.reshape(-1).long(), self.packed, self.layout)
         return rows.reshape(*index.shape, self.shape[1]).to(self.dtype)
+
+    def _addresses(self) -> Known:
+        if self._known is None:
+            # The tensors are kept with their addresses, so that these stay valid.
+            self._known = kernels.addresses(self.packed, self.layout), self.packed
+        return self._known[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
         self._known = None
@@ -173,6 +174,17 @@ class LookupWeight(PackedWeight):
 
     mode = "look-up"
     way: ClassVar[ModuleType] = lookup
+
+    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
+        super().__init__(factors, dtype)
+        self.register_buffer("exact_codebook", factors.codebook.clone())
+        self.exact_scale = factors.scale
+
+    def to_factors(self) -> Factors:
+        """Factors that recompose to exactly what `forward` returns."""
+        codebook = cast(Tensor, self.exact_codebook)
+        latent = lookup.latent_of(self.packed, self.layout)[: codebook.shape[1]]
+        return Factors(codebook, latent, self.exact_scale, self.shape, self.dtype)
 
 
 def _bits(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
