@@ -19,8 +19,9 @@ inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Memory for a job of either of the two products of many inputs.
 inline int64_t many_bytes(const Integers& w, int64_t row_tiles, int64_t count) {
-    if (w.middle) return aligned((w.low_columns() * 16 + w.columns() * count) * 4);
-    return aligned((16 * 260 + 64) * MANY * 2 + (w.columns() * 2 + row_tiles * 16) * MANY * 4);
+    const int64_t panels = w.d * w.padded_rank * 4;
+    if (w.middle) return aligned((w.low_columns() * 16 + w.columns() * count) * 4 + panels);
+    return aligned((16 * 260 + 64) * MANY * 2 + (w.columns() * 2 + row_tiles * 16) * MANY * 4 + panels);
 }
 
 inline void linear_few(const IntegerKernels& kernels, const Integers& w, const float* x, int64_t count,
@@ -75,10 +76,11 @@ inline void linear(const IntegerKernels& kernels, const Integers& w, const float
 // Some rows of the matrix, to y (count, inputs); the indices are in range.
 inline void pick(const IntegerKernels& kernels, const Integers& w, const int64_t* index, int64_t count,
                  float* y, int64_t threads, Workspace& workspace) {
-    const int64_t jobs = worth(count * w.inputs * w.padded_rank / 8, threads);
-    const int64_t bytes = aligned((w.low_columns() + w.padded_rank) * FEW * 4);
-    char* memory = workspace.of(jobs * bytes);
-    parallel(jobs, jobs, [&](int64_t job, int64_t slot) {
+    threads = worth(count * w.inputs * w.padded_rank / 8, threads);
+    const int64_t least = (count + MOST - 1) / MOST, jobs = least < threads ? threads : least;
+    const int64_t bytes = aligned((3 * w.padded_rank + (w.low_columns() + w.padded_rank) * MOST) * 4);
+    char* memory = workspace.of(threads * bytes);
+    parallel(jobs, threads, [&](int64_t job, int64_t slot) {
         const int64_t first = job * count / jobs, last = (job + 1) * count / jobs;
         kernels.pick(w, index + first, last - first, y + first * w.inputs, memory + slot * bytes);
     });

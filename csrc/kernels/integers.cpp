@@ -16,36 +16,72 @@ constexpr float MAGIC = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integ
 
 constexpr int TOGETHER = 6;  // tiles, or vectors, that share what is loaded
 
-// in (size) times the codebook, of N tiles, to numbers that are `tiles` apart.
-template <int N>
-static void transform_tiles(const Integers& w, const float* const* in, float* const* out, int64_t size) {
-    for (int64_t p = 0; p < w.rank(); p += 8) {
-        Eight sums[N]{};
-        const int16_t* column = w.codebook + p;
-        for (int64_t i = 0; i < size; ++i, column += w.padded_rank) {
-            const auto some = __builtin_convertvector(load<Vector<int16_t, 8>>(column), Eight);
-            for (int n = 0; n < N; ++n) sums[n] += in[n][i] * some;
-        }
-        for (int64_t j = 0; j < 8 && p + j < w.rank(); ++j)
-            for (int n = 0; n < N; ++n) out[n][w.place(p + j)] = *w.scale * sums[n][j];
+static inline Eight eight(const int16_t* from) {
+    return __builtin_convertvector(load<Vector<int16_t, 8>>(from), Eight);
+}
+static inline Eight eight(const float* from) { return load<Eight>(from); }
+
+// N tiles of `size` inputs times 8 * M positions of the codebook, to numbers that are `tiles` apart.
+template <int N, int M, class Number>
+static void transform_part(const Integers& w, const Number* columns, int64_t stride, const float* const* in,
+                           float* const* out, int64_t size, int64_t first) {
+    Eight sums[N][M]{};
+    for (int64_t i = 0; i < size; ++i, columns += stride) {
+        Eight some[M];
+        for (int m = 0; m < M; ++m) some[m] = eight(columns + 8 * m);
+        for (int n = 0; n < N; ++n)
+            for (int m = 0; m < M; ++m) sums[n][m] += in[n][i] * some[m];
+    }
+    float found[N][8 * M];
+    for (int n = 0; n < N; ++n)
+        for (int m = 0; m < M; ++m) store(found[n] + 8 * m, sums[n][m] * *w.scale);
+    const int64_t some = w.rank() - first < 8 * M ? w.rank() - first : 8 * M;
+    for (int64_t j = 0; j < some; ++j) {
+        const int64_t place = w.place(first + j);
+        for (int n = 0; n < N; ++n) out[n][place] = found[n][j];
     }
 }
 
-static void transform_some(const Integers& w, const float* const* in, float* const* out, int count,
-                           int64_t size) {
-    switch (count) {
-        case 1: return transform_tiles<1>(w, in, out, size);
-        case 2: return transform_tiles<2>(w, in, out, size);
-        case 3: return transform_tiles<3>(w, in, out, size);
-        case 4: return transform_tiles<4>(w, in, out, size);
-        case 5: return transform_tiles<5>(w, in, out, size);
-        default: return transform_tiles<6>(w, in, out, size);
+// Of the codebook as it is, or of its panels in float32, if there are any.
+template <int N>
+static void transform_tiles(const Integers& w, const float* panels, const float* const* in, float* const* out,
+                            int64_t size) {
+    for (int64_t p = 0; p < w.padded_rank; p += 16) {
+        const bool pair = p + 8 < w.padded_rank;
+        const int16_t* columns = w.codebook + p;
+        const float* panel = panels + p * w.d;
+        if (panels && pair) transform_part<N, 2>(w, panel, 16, in, out, size, p);
+        if (panels && !pair) transform_part<N, 1>(w, panel, 8, in, out, size, p);
+        if (!panels && pair) transform_part<N, 2>(w, columns, w.padded_rank, in, out, size, p);
+        if (!panels && !pair) transform_part<N, 1>(w, columns, w.padded_rank, in, out, size, p);
     }
+}
+
+static void transform_some(const Integers& w, const float* panels, const float* const* in, float* const* out,
+                           int count, int64_t size) {
+    constexpr decltype(&transform_tiles<1>) transforms[] = {
+        transform_tiles<1>, transform_tiles<2>, transform_tiles<3>,
+        transform_tiles<4>, transform_tiles<5>, transform_tiles<6>};
+    transforms[count - 1](w, panels, in, out, size);
+}
+
+// The codebook as panels of 16 positions, the last of 8 if so many are left: to convert it costs as much
+// as to multiply by it.
+static void to_panels(const Integers& w, float* panels) {
+    for (int64_t p = 0; p < w.padded_rank; p += 16)
+        for (int64_t i = 0; i < w.d; ++i)
+            for (int64_t some = p; some < p + 16 && some < w.padded_rank; some += 8, panels += 8)
+                store(panels, eight(w.codebook + i * w.padded_rank + some));
 }
 
 // x (count, inputs) to u (count, columns), padded with zeros; not yet the middle and top sections.
-static void transform(const Integers& w, const float* x, int64_t count, float* u) {
-    std::memset(u, 0, count * w.columns() * sizeof(float));
+static void transform(const Integers& w, const float* x, int64_t count, const float* panels, float* u) {
+    for (int64_t n = 0; n < count; ++n) {
+        float* row = u + n * w.columns();
+        const int64_t wide = w.wide_rank * w.tiles, narrow = w.wide + w.narrow_rank * w.tiles;
+        std::memset(row + wide, 0, (w.wide - wide) * sizeof(float));
+        std::memset(row + narrow, 0, (w.columns() - narrow) * sizeof(float));
+    }
     if (w.rank() == 1 && w.d == 1) {
         const float factor = *w.scale * w.codebook[0];
         for (int64_t n = 0; n < count; ++n)
@@ -58,10 +94,10 @@ static void transform(const Integers& w, const float* x, int64_t count, float* u
     const int64_t whole = w.inputs / w.d, rest = w.inputs % w.d;
     const auto take = [&](int64_t n, int64_t t, int64_t size) {
         in[held] = x + n * w.inputs + t * w.d, out[held++] = u + n * w.columns() + t;
-        if (held == TOGETHER) transform_some(w, in, out, held, size), held = 0;
+        if (held == TOGETHER) transform_some(w, panels, in, out, held, size), held = 0;
     };
     const auto flush_with = [&](int64_t size) {
-        if (held) transform_some(w, in, out, held, size), held = 0;
+        if (held) transform_some(w, panels, in, out, held, size), held = 0;
     };
     for (int64_t n = 0; n < count; ++n)
         for (int64_t t = 0; t < whole; ++t) take(n, t, w.d);
@@ -111,7 +147,7 @@ static float round_section(const Rounded& u, int64_t first, int64_t columns, int
 }
 
 static void round(const Integers& w, const float* x, const Rounded& u) {
-    transform(w, x, 1, u.real);
+    transform(w, x, 1, nullptr, u.real);
     float* higher = u.real + w.low_columns();
     for (int64_t i = 0; i < w.middle_rank * w.tiles; ++i) higher[i] = 16 * u.real[i];
     for (int64_t i = 0; i < w.top_rank * w.tiles; ++i) higher[w.middle + i] = 64 * u.real[i];
@@ -337,7 +373,9 @@ static void many(const Integers& w, const float* x, int64_t count, const float* 
     auto* u = reinterpret_cast<Reals*>(rounded + 64);
     auto* sums = u + w.columns();
     auto* transformed = reinterpret_cast<float*>(sums + (last - first) * 16);
-    transform(w, x, count, transformed);
+    float* panels = transformed + count * w.columns();
+    to_panels(w, panels);
+    transform(w, x, count, panels, transformed);
     interleave(transformed, count, w.columns(), u);
     std::memset(sums, 0, (last - first) * 16 * sizeof(Reals));
     const Reals* in = u;
@@ -416,11 +454,12 @@ template <int N>
 static void multiply(const float* integers, int64_t depth, const float* u, int64_t stride, const float* bias,
                      float* y, int64_t rows, int64_t here) {
     Floats sums[N][PARTS] = {};
-    for (int64_t i = 0; i < depth; ++i)
-        for (int v = 0; v < PARTS; ++v) {
-            const Floats some = load<Floats>(integers + i * 16 + v * LANES);
-            for (int n = 0; n < N; ++n) sums[n][v] += u[n * stride + i] * some;
-        }
+    for (int64_t i = 0; i < depth; ++i) {
+        Floats some[PARTS];
+        for (int v = 0; v < PARTS; ++v) some[v] = load<Floats>(integers + i * 16 + v * LANES);
+        for (int n = 0; n < N; ++n)
+            for (int v = 0; v < PARTS; ++v) sums[n][v] += u[n * stride + i] * some[v];
+    }
     for (int n = 0; n < N; ++n) {
         float out[16];
         std::memcpy(out, sums[n], sizeof out);
@@ -433,8 +472,9 @@ static void unpacked(const Integers& w, const float* x, int64_t count, const flo
     constexpr decltype(&multiply<1>) products[] = {multiply<1>, multiply<2>, multiply<3>,
                                                    multiply<4>, multiply<5>, multiply<6>};
     auto* integers = reinterpret_cast<float*>(workspace);
-    float* u = integers + w.low_columns() * 16;
-    transform(w, x, count, u);
+    float *u = integers + w.low_columns() * 16, *panels = u + count * w.columns();
+    to_panels(w, panels);
+    transform(w, x, count, panels, u);
     const int64_t sets = (count + TOGETHER - 1) / TOGETHER;
     for (int64_t tile = first; tile < last; ++tile) {
         unpack(w, tile, integers);
@@ -465,42 +505,58 @@ static void unpack_row(const Integers& w, int64_t row, float* to) {
 }
 
 static inline float sum_of(Eight v) {
-    float sum = 0;
-    for (int i = 0; i < 8; ++i) sum += v[i];
-    return sum;
+    using Four = Vector<float, 4>;
+    const auto* half = reinterpret_cast<const char*>(&v);
+    const Four four = load<Four>(half) + load<Four>(half + sizeof(Four));
+    return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
-// Tiles of up to FEW rows at once: sums of integers below 2^24 are exact in any order.
-template <int N>
-static void compose(const Integers& w, const float* integers, int64_t size, float* const* y) {
-    for (int64_t i = 0; i < size; ++i) {
-        Eight sums[N]{};
-        for (int64_t p = 0; p < w.padded_rank; p += 8) {
-            const int16_t* from = w.codebook + i * w.padded_rank + p;
-            const auto some = __builtin_convertvector(load<Vector<int16_t, 8>>(from), Eight);
-            for (int n = 0; n < N; ++n) sums[n] += load<Eight>(integers + n * w.padded_rank + p) * some;
-        }
-        for (int n = 0; n < N; ++n) y[n][i] = *w.scale * sum_of(sums[n]);
+// M numbers of a tile of N rows, each `stride` integers from the other, by as many rows of the codebook.
+// Sums of integers below 2^24 are exact in any order.
+template <int N, int M>
+static inline void compose(const Integers& w, const float* codebook, const float* integers, int64_t stride,
+                           float* y) {
+    Eight sums[N][M]{};
+    for (int64_t p = 0; p < w.padded_rank; p += 8) {
+        Eight some[M];
+        for (int m = 0; m < M; ++m) some[m] = load<Eight>(codebook + m * w.padded_rank + p);
+        for (int n = 0; n < N; ++n)
+            for (int m = 0; m < M; ++m) sums[n][m] += load<Eight>(integers + n * stride + p) * some[m];
     }
+    for (int n = 0; n < N; ++n)
+        for (int m = 0; m < M; ++m) y[n * w.inputs + m] = *w.scale * sum_of(sums[n][m]);
+}
+
+template <int M>
+static void compose_all(const Integers& w, const float* codebook, const float* integers, int64_t count,
+                        float* y) {
+    constexpr int SOME = 4;
+    const int64_t stride = w.padded_rank;
+    int64_t n = 0;
+    for (; n + SOME <= count; n += SOME)
+        compose<SOME, M>(w, codebook, integers + n * stride, stride, y + n * w.inputs);
+    for (; n < count; ++n) compose<1, M>(w, codebook, integers + n * stride, stride, y + n * w.inputs);
 }
 
 static void pick(const Integers& w, const int64_t* index, int64_t count, float* y, char* workspace) {
-    constexpr decltype(&compose<1>) composes[] = {compose<1>, compose<2>, compose<3>, compose<4>};
-    auto* rows = reinterpret_cast<float*>(workspace);
-    float* tiles = rows + FEW * w.low_columns();
-    std::memset(tiles, 0, FEW * w.padded_rank * sizeof(float));
-    for (int64_t n = 0; n < count; n += FEW) {
-        const int64_t some = count - n < FEW ? count - n : FEW;
-        for (int64_t k = 0; k < some; ++k) unpack_row(w, index[n + k], rows + k * w.low_columns());
-        for (int64_t t = 0; t < w.tiles; ++t) {
-            float* to[FEW];
-            for (int64_t k = 0; k < some; ++k) {
-                to[k] = y + (n + k) * w.inputs + t * w.d;
-                for (int64_t p = 0; p < w.rank(); ++p)
-                    tiles[k * w.padded_rank + p] = rows[k * w.low_columns() + w.place(p) + t];
-            }
-            const int64_t left = w.inputs - t * w.d;
-            composes[some - 1](w, tiles, left < w.d ? left : w.d, to);
+    constexpr int SOME = 3;  // numbers of a tile, whose rows of the codebook are converted once
+    auto* codebook = reinterpret_cast<float*>(workspace);
+    float *tiles = codebook + SOME * w.padded_rank, *rows = tiles + count * w.padded_rank;
+    std::memset(tiles, 0, count * w.padded_rank * sizeof(float));
+    for (int64_t n = 0; n < count; ++n) unpack_row(w, index[n], rows + n * w.low_columns());
+    for (int64_t t = 0; t < w.tiles; ++t) {
+        for (int64_t n = 0; n < count; ++n)
+            for (int64_t p = 0; p < w.rank(); ++p)
+                tiles[n * w.padded_rank + p] = rows[n * w.low_columns() + w.place(p) + t];
+        const int64_t left = w.inputs - t * w.d, size = left < w.d ? left : w.d;
+        for (int64_t i = 0; i < size; i += SOME) {
+            const int64_t some = size - i < SOME ? size - i : SOME;
+            for (int64_t j = 0; j < some * w.padded_rank; j += 8)
+                store(codebook + j, eight(w.codebook + i * w.padded_rank + j));
+            float* to = y + t * w.d + i;
+            if (some == SOME) compose_all<SOME>(w, codebook, tiles, count, to);
+            else for (int64_t m = 0; m < some; ++m)
+                compose_all<1>(w, codebook + m * w.padded_rank, tiles, count, to + m);
         }
     }
 }

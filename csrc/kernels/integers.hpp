@@ -50,7 +50,7 @@ struct Integers {
 constexpr int64_t GROUP = 64;  // inputs of a section that share a scale of 8 bits
 constexpr int64_t FEW = 4;     // vectors that the product of bytes takes at once
 constexpr int64_t MANY = 16;   // vectors that the product by tables takes at once
-constexpr int64_t MOST = 96;   // vectors that the product of what is unpacked takes at once
+constexpr int64_t MOST = 96;   // vectors that the product of what is unpacked takes at once, and rows
 
 // An input that is transformed and rounded to bytes, one scale for each group.
 struct Rounded {
@@ -72,7 +72,7 @@ struct IntegerKernels {
     // The same for `count` <= MOST inputs in float32, of integers that are unpacked.
     void (*unpacked)(const Integers&, const float* x, int64_t count, const float* bias, float* y,
                      int64_t first, int64_t last, char* workspace);
-    // Some rows of the matrix, to y (count, inputs).
+    // `count` <= MOST rows of the matrix, to y (count, inputs).
     void (*pick)(const Integers&, const int64_t* index, int64_t count, float* y, char* workspace);
 };
 

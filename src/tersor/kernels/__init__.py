@@ -1,6 +1,6 @@
 """Operators on factors: one schema each, the reference implementation defines what is correct."""
 
-from tersor.kernels.product import addresses, instructions, is_plain, linear, native, rows
+from tersor.kernels.product import addresses, instructions, is_plain, linear, native, native_rows, rows
 from tersor.kernels.reference import power_of_two, recompose
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "is_plain",
     "linear",
     "native",
+    "native_rows",
     "power_of_two",
     "recompose",
     "rows",

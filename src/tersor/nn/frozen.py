@@ -148,7 +148,11 @@ class PackedWeight(FrozenWeight):
 
     def embed(self, index: Tensor) -> Tensor:
         """What `nn.Embedding` computes with this weight: only the rows asked for are made."""
-        rows = kernels.rows(index.reshape(-1).long(), self.packed, self.layout)
+        flat = index.reshape(-1).long()
+        if isinstance(self.layout, integers.Layout) and kernels.is_plain(flat):
+            rows = kernels.native_rows(flat, self.layout, self._addresses())
+        else:
+            rows = kernels.rows(flat, self.packed, self.layout)
         return rows.reshape(*index.shape, self.shape[1]).to(self.dtype)
 
     def _addresses(self) -> Known:
