@@ -20,7 +20,8 @@ from tersor.kernels.product import Known, Packed
 from tersor.nn.held import HeldWeight
 from tersor.nn.weight import split_scale
 
-INT8 = (-128, 127)
+OUTLIERS = 1 / 16
+"""Share of integers outside of 8 bits up to which the others are held in 8: each takes 6 bytes."""
 
 
 class FrozenWeight(HeldWeight):
@@ -76,11 +77,18 @@ class DenseWeight(FrozenWeight):
 
 
 class RecomposedWeight(FrozenWeight):
-    """Small integers, multiplied out in each forward: works with any module."""
+    """Small integers, multiplied out in each forward: works with any module.
+
+    They are held in 8 bits, and the few that do not fit with their places.
+    """
 
     mode = "recompose"
     codebook: Tensor
     latent: Tensor
+    places: Tensor
+    """Where integers are that do not fit in 8 bits."""
+    beyond: Tensor
+    """What these are more than the latent says."""
     scale: Tensor
     exponent: Tensor
 
@@ -88,26 +96,33 @@ class RecomposedWeight(FrozenWeight):
         super().__init__(factors, dtype)
         mantissa, exponent = split_scale(factors.scale)
         device = factors.latent.device
-        latent = factors.latent
-        if factors.quantized and _within(latent, INT8):
-            latent = latent.to(torch.int8)
+        latent, places, beyond = _small(factors)
         self.register_buffer("codebook", factors.codebook.clone())
-        self.register_buffer("latent", latent.clone())
+        self.register_buffer("latent", latent)
+        self.register_buffer("places", places)
+        self.register_buffer("beyond", beyond)
         self.register_buffer("scale", torch.tensor([mantissa], device=device))
         self.register_buffer("exponent", torch.tensor([exponent], dtype=torch.int32, device=device))
 
     def forward(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``."""
         tiles = cast(
-            Tensor, kernels.recompose(self.codebook, self.latent, self.scale, self.exponent)
+            Tensor, kernels.recompose(self.codebook, self._whole(), self.scale, self.exponent)
         )
         return self.tiling.join(tiles).to(self.dtype)
 
     def to_factors(self) -> Factors:
         """Factors that recompose to exactly what `forward` returns."""
         scale = float(self.scale * kernels.power_of_two(self.exponent))
-        latent = self.latent.to(self.codebook.dtype)
+        latent = self._whole().to(self.codebook.dtype)
         return Factors(self.codebook, latent, scale, self.shape, self.dtype)
+
+    def _whole(self) -> Tensor:
+        """The latent with what does not fit in 8 bits."""
+        if not self.places.numel():
+            return self.latent
+        flat = self.latent.flatten().to(self.beyond.dtype)
+        return flat.index_add(0, self.places, self.beyond).reshape(self.latent.shape)
 
 
 class PackedWeight(FrozenWeight):
@@ -198,8 +213,13 @@ def _bits(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
     return fn(part)
 
 
-def _within(values: Tensor, limits: tuple[int, int]) -> bool:
-    if not values.numel():
-        return True
-    least, most = values.aminmax()
-    return bool(limits[0] <= least) and bool(most <= limits[1])
+def _small(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """The latent, of integers in 8 bits if nearly all fit, and places and rests of the others."""
+    latent = factors.latent
+    if not factors.quantized or latent.numel() >= 2**31:  # places are numbers of 32 bits
+        return latent.clone(), latent.new_empty(0, dtype=torch.int32), latent.new_empty(0)
+    fitting = latent.clamp(-128, 127)
+    places = (latent != fitting).flatten().nonzero()[:, 0].to(torch.int32)
+    if len(places) > OUTLIERS * latent.numel():
+        return latent.clone(), places[:0], latent.new_empty(0)
+    return fitting.to(torch.int8), places, (latent - fitting).flatten()[places]
