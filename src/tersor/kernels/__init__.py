@@ -1,6 +1,14 @@
 """Operators on factors: one schema each, the reference implementation defines what is correct."""
 
-from tersor.kernels.product import addresses, instructions, is_plain, linear, native, native_rows, rows
+from tersor.kernels.product import (
+    addresses,
+    instructions,
+    is_plain,
+    linear,
+    native,
+    native_rows,
+    rows,
+)
 from tersor.kernels.reference import power_of_two, recompose
 
 __all__ = [

@@ -251,7 +251,8 @@ def _digits(codes: Tensor, bits: int) -> Tensor:
     """What the bytes of a section stand for: int16, (rows, columns)."""
     shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)
     digits = (codes[:, :, None] >> shifts[:, None]) & (2**bits - 1)
-    return digits.flatten(1).to(torch.int16) + RANGES[bits][0]
+    whole: Tensor = digits.flatten(1).to(torch.int16) + RANGES[bits][0]
+    return whole
 
 
 def _reach(fitting: Tensor, layout: Layout) -> Tensor:
@@ -259,11 +260,12 @@ def _reach(fitting: Tensor, layout: Layout) -> Tensor:
     if layout.middle:
         return fitting.new_empty(0, dtype=torch.float32)
     reaches = []
-    parts = fitting.split((layout.wide, layout.narrow))
+    parts = fitting[: layout.wide], fitting[layout.wide :]
     for part, (columns, bits) in zip(parts, layout.sections, strict=False):
         integers = _by_rows(part, layout).to(torch.float32)
         padded = F.pad(integers, (0, columns - integers.shape[1]))
-        reaches.append(padded.unflatten(1, (-1, 128 // bits)).norm(dim=2).amax(dim=0))
+        blocks = padded.reshape(len(padded), columns * bits // 128, 128 // bits)
+        reaches.append(blocks.norm(dim=2).amax(dim=0))
     return torch.cat(reaches)
 
 

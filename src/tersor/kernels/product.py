@@ -49,8 +49,9 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Te
     Native kernels compute in float32 with inputs, or sums of them, rounded to 8 bits (fewer than
     ``MANY`` vectors, which each way of packing has its own of) or to about 12 bits (more): for
     inputs without outliers the relative error of the output, in the Frobenius norm, is below 1 %
-    and 0.1 %. Threads are as many as torch's. The reference, which is exact but for rounding in
-    float32, runs where there are no native kernels.
+    and 0.1 %. More vectors than that are not rounded where integers take 6 or 8 bits. Threads are
+    as many as torch's. The reference, which is exact but for rounding in float32, runs where there
+    are no native kernels.
 
     Parameters
     ----------
@@ -133,7 +134,7 @@ def native(x: Tensor, bias: Tensor | None, rows: int, known: Known) -> Tensor:
 
 def native_rows(index: Tensor, layout: Layout, known: Known) -> Tensor:
     """`rows` by the native kernel, on the CPU, of tensors that are known to fit."""
-    index = index.contiguous()
+    index = index.to(torch.int64).contiguous()
     result = torch.empty((len(index), layout.inputs))
     _kernels.rows_integers(
         index.data_ptr(), len(index), result.data_ptr(), torch.get_num_threads(), *known[1][1:]
@@ -204,7 +205,7 @@ def _rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
 
 @torch.library.register_fake("tersor::rows")  # type: ignore[untyped-decorator]
 def _fake_rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
-    return packed[0].new_empty((index.shape[0], layout[1]))
+    return packed[0].new_empty((index.shape[0], layout[1]), dtype=torch.float32)
 
 
 @torch.library.register_fake("tersor::linear")  # type: ignore[untyped-decorator]

@@ -151,7 +151,7 @@ class PackedWeight(FrozenWeight):
 
     def to_factors(self) -> Factors:
         """Factors that recompose to exactly what `forward` returns."""
-        latent = integers.latent_of(self.packed, self.layout)
+        latent = self.way.latent_of(self.packed, self.layout)
         codebook = cast(Tensor, self.codebook)[:, : latent.shape[0]]
         return Factors(codebook, latent, float(cast(Tensor, self.scale)), self.shape, self.dtype)
 
@@ -202,7 +202,7 @@ class LookupWeight(PackedWeight):
     def to_factors(self) -> Factors:
         """Factors that recompose to exactly what `forward` returns."""
         codebook = cast(Tensor, self.exact_codebook)
-        latent = lookup.latent_of(self.packed, self.layout)[: codebook.shape[1]]
+        latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
         return Factors(codebook, latent, self.exact_scale, self.shape, self.dtype)
 
 
