@@ -63,11 +63,12 @@ inline void linear_many(const IntegerKernels& kernels, const Integers& w, const 
     });
 }
 
-// y (batch, rows) = x (batch, inputs) times the matrix, plus bias. From `many` inputs on by tables, or
-// unpacked.
+// y (batch, rows) = x (batch, inputs) times the matrix, plus bias. From `many` inputs on by tables; from
+// SOME on unpacked, if there are middle digits.
 inline void linear(const IntegerKernels& kernels, const Integers& w, const float* x, int64_t batch,
                    const float* bias, float* y, int64_t threads, int64_t many, Workspace& workspace) {
-    if (batch >= many) return linear_many(kernels, w, x, batch, bias, y, threads, workspace);
+    if (batch >= (w.middle ? SOME : many))
+        return linear_many(kernels, w, x, batch, bias, y, threads, workspace);
     for (int64_t n = 0; n < batch; n += FEW)
         linear_few(kernels, w, x + n * w.inputs, batch - n < FEW ? batch - n : FEW, bias, y + n * w.rows,
                    threads, workspace);

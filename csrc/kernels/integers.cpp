@@ -530,18 +530,18 @@ static inline void compose(const Integers& w, const float* codebook, const float
 template <int M>
 static void compose_all(const Integers& w, const float* codebook, const float* integers, int64_t count,
                         float* y) {
-    constexpr int SOME = 4;
+    constexpr int AT_ONCE = 4;
     const int64_t stride = w.padded_rank;
     int64_t n = 0;
-    for (; n + SOME <= count; n += SOME)
-        compose<SOME, M>(w, codebook, integers + n * stride, stride, y + n * w.inputs);
+    for (; n + AT_ONCE <= count; n += AT_ONCE)
+        compose<AT_ONCE, M>(w, codebook, integers + n * stride, stride, y + n * w.inputs);
     for (; n < count; ++n) compose<1, M>(w, codebook, integers + n * stride, stride, y + n * w.inputs);
 }
 
 static void pick(const Integers& w, const int64_t* index, int64_t count, float* y, char* workspace) {
-    constexpr int SOME = 3;  // numbers of a tile, whose rows of the codebook are converted once
+    constexpr int NUMBERS = 3;  // of a tile, whose rows of the codebook are converted once
     auto* codebook = reinterpret_cast<float*>(workspace);
-    float *tiles = codebook + SOME * w.padded_rank, *rows = tiles + count * w.padded_rank;
+    float *tiles = codebook + NUMBERS * w.padded_rank, *rows = tiles + count * w.padded_rank;
     std::memset(tiles, 0, count * w.padded_rank * sizeof(float));
     for (int64_t n = 0; n < count; ++n) unpack_row(w, index[n], rows + n * w.low_columns());
     for (int64_t t = 0; t < w.tiles; ++t) {
@@ -549,12 +549,12 @@ static void pick(const Integers& w, const int64_t* index, int64_t count, float* 
             for (int64_t p = 0; p < w.rank(); ++p)
                 tiles[n * w.padded_rank + p] = rows[n * w.low_columns() + w.place(p) + t];
         const int64_t left = w.inputs - t * w.d, size = left < w.d ? left : w.d;
-        for (int64_t i = 0; i < size; i += SOME) {
-            const int64_t some = size - i < SOME ? size - i : SOME;
+        for (int64_t i = 0; i < size; i += NUMBERS) {
+            const int64_t some = size - i < NUMBERS ? size - i : NUMBERS;
             for (int64_t j = 0; j < some * w.padded_rank; j += 8)
                 store(codebook + j, eight(w.codebook + i * w.padded_rank + j));
             float* to = y + t * w.d + i;
-            if (some == SOME) compose_all<SOME>(w, codebook, tiles, count, to);
+            if (some == NUMBERS) compose_all<NUMBERS>(w, codebook, tiles, count, to);
             else for (int64_t m = 0; m < some; ++m)
                 compose_all<1>(w, codebook + m * w.padded_rank, tiles, count, to + m);
         }

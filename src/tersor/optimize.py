@@ -109,8 +109,8 @@ def optimize(
       `torch.nn.Embedding`, that are never multiplied out; those that were compressed to be
       ``fast`` are looked up, several signs at a time ("look-up"). Embeddings make only the rows
       asked for, exactly. Linear layers round their inputs: see `tersor.kernels.linear` for the
-      error, about 0.6 % of a layer's output for fewer than 8 vectors and 0.1 % for more, or none
-      where some integers take 6 or 8 bits; by look-up about 0.8 % for fewer than 5 and 0.05 % for
+      error, about 0.6 % of a layer's output for fewer than 8 vectors and 0.1 % for more, where
+      some integers take 6 or 8 bits none from 3 vectors on; by look-up about 0.8 % for fewer than 5 and 0.05 % for
       more. Of convolutions in one or two dimensions with one group, the integers become lists of
       what each row adds up, with an error of 0.1 %. Other weights are recomposed.
 

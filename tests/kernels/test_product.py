@@ -139,8 +139,9 @@ def test_positions_of_all_widths_and_escapes_occur():
     assert 0 < layout.top < layout.middle < layout.wide and layout.narrow and len(packed.escapes)
 
 
-def test_many_vectors_of_wide_integers_are_not_rounded():
-    factors, x = random_factors(100, 200, 16, 16, 20.0), torch.randn(230, 200)
+@pytest.mark.parametrize("batch", [3, 230])
+def test_wide_integers_are_multiplied_by_what_is_not_rounded(batch):
+    factors, x = random_factors(100, 200, 16, 16, 20.0), torch.randn(batch, 200)
     got, expected = packed_linear(factors, x), F.linear(x, factors.recompose())
     assert integers.pack(factors)[1].middle and relative_error(got, expected) < 1e-5
 

@@ -21,7 +21,8 @@ from tersor.errors import InputError
 from tersor.factors import Factors
 
 MANY = 8
-"""Vectors from which on tables of sums are faster than products of bytes: measured, 384 to 4096."""
+"""Vectors from which on tables of sums are faster than products of bytes: measured, 384 to 4096.
+Where some integers take more than 4 bits, fewer do, see ``csrc/kernels/integers.hpp``."""
 
 KERNEL = "linear_integers"
 
