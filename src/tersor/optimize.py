@@ -110,9 +110,9 @@ def optimize(
       ``fast`` are looked up, several signs at a time ("look-up"). Embeddings make only the rows
       asked for, exactly. Linear layers round their inputs: see `tersor.kernels.linear` for the
       error, about 0.6 % of a layer's output for fewer than 8 vectors and 0.1 % for more, where
-      some integers take 6 or 8 bits none from 3 vectors on; by look-up about 0.8 % for fewer than 5 and 0.05 % for
-      more. Of convolutions in one or two dimensions with one group, the integers become lists of
-      what each row adds up, with an error of 0.1 %. Other weights are recomposed.
+      some integers take 6 or 8 bits none from 3 vectors on; by look-up about 0.8 % for fewer than
+      5 and 0.05 % for more. Of convolutions in one or two dimensions with one group, the integers
+      become lists of what each row adds up, with an error of 0.1 %. Other weights are recomposed.
 
     With "auto", weights of convolutions may also be dense and prepared for kernels of their own:
     3 x 3 windows by Winograd's algorithm, with 1.8 or 4 times the dense weight in memory, and
