@@ -166,6 +166,37 @@ def test_memory_is_a_limit():
     assert not frozen(model)
 
 
+def test_few_large_integers_do_not_make_all_large():
+    factors = factors_of(torch.empty(40, 64), 0)
+    for wide, size in ((0, 1), (5, 1), (200, 2)):
+        factors.latent[0, :wide] = 1000
+        weight = RecomposedWeight(factors, torch.float32)
+        assert weight.latent.element_size() == size
+        assert torch.equal(weight(), factors.recompose())
+        assert torch.equal(weight.to_factors().latent, factors.latent)
+        assert torch.equal(weight.to(torch.bfloat16)(), factors.recompose().bfloat16())
+
+
+def test_embeddings_refuse_what_is_out_of_range():
+    model = compressed()
+    tersor.optimize(model, "factored")
+    for wrong in (50, -1):
+        with pytest.raises(IndexError):
+            model.embed(torch.tensor([3, wrong]))
+    rows = model.embed(torch.tensor([[3, 49]], dtype=torch.int32))
+    assert torch.equal(rows[0], model.embed.weight[torch.tensor([3, 49])])
+
+
+def test_inputs_are_what_the_forms_are_measured_with(monkeypatch):
+    seen = []
+    linear = PackedWeight.linear
+    monkeypatch.setattr(
+        PackedWeight, "linear", lambda self, x, bias: seen.append(x.shape) or linear(self, x, bias)
+    )
+    tersor.optimize(compressed(), inputs=TOKENS)
+    assert set(seen) == ({(2, 20, 32)} if kernels.instructions() else set())
+
+
 def test_without_native_kernels(monkeypatch):
     monkeypatch.setattr("tersor.kernels.product._kernels", None)
     assert kernels.instructions() == ""

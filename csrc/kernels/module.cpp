@@ -49,17 +49,30 @@ NB_MODULE(_kernels, m) {
     m.attr("target") = target.name;
     m.def("linear_integers", [](uintptr_t x, int64_t batch, uintptr_t bias, uintptr_t y, int64_t threads,
                                 int64_t many, int64_t rows, int64_t inputs, int64_t d, int64_t padded_rank,
-                                int64_t wide_rank, int64_t narrow_rank, uintptr_t codebook, uintptr_t codes,
-                                uintptr_t reach, uintptr_t starts, uintptr_t escapes) {
-        const int64_t tiles = (inputs + d - 1) / d;
-        const auto padded = [&](int64_t rank) { return (rank * tiles + 63) / 64 * 64; };
-        const Integers w{rows, inputs, d, tiles, padded_rank, wide_rank, narrow_rank, padded(wide_rank),
-                         padded(narrow_rank), at<const float>(codebook), at<const uint8_t>(codes),
-                         at<const float>(reach), at<const int32_t>(starts), at<const int32_t>(escapes)};
+                                int64_t wide, int64_t narrow, int64_t middle, int64_t top, uintptr_t codebook,
+                                uintptr_t scale, uintptr_t codes, uintptr_t reach, uintptr_t starts,
+                                uintptr_t escapes) {
+        const Integers w{rows, inputs, d, padded_rank, wide, narrow, middle, top, at<const int16_t>(codebook),
+                         at<const float>(scale), at<const uint8_t>(codes), at<const float>(reach),
+                         at<const int32_t>(starts), at<const int16_t>(escapes)};
         static thread_local Workspace workspace;
         nb::gil_scoped_release release;
         linear(*target.integers, w, at<const float>(x), batch, at<const float>(bias), at<float>(y), threads,
                many, workspace);
+    });
+    m.def("rows_integers", [](uintptr_t index, int64_t count, uintptr_t y, int64_t threads, int64_t rows,
+                              int64_t inputs, int64_t d, int64_t padded_rank, int64_t wide, int64_t narrow,
+                              int64_t middle, int64_t top, uintptr_t codebook, uintptr_t scale, uintptr_t codes,
+                              uintptr_t reach, uintptr_t starts, uintptr_t escapes) {
+        const Integers w{rows, inputs, d, padded_rank, wide, narrow, middle, top, at<const int16_t>(codebook),
+                         at<const float>(scale), at<const uint8_t>(codes), at<const float>(reach),
+                         at<const int32_t>(starts), at<const int16_t>(escapes)};
+        const auto* asked = at<const int64_t>(index);
+        for (int64_t i = 0; i < count; ++i)
+            if (asked[i] < 0 || asked[i] >= rows) throw nb::index_error("index out of range in self");
+        static thread_local Workspace workspace;
+        nb::gil_scoped_release release;
+        pick(*target.integers, w, asked, count, at<float>(y), threads, workspace);
     });
     m.def("linear_lookup", [](uintptr_t x, int64_t batch, uintptr_t bias, uintptr_t y, int64_t threads,
                               int64_t many, int64_t rows, int64_t inputs, int64_t tile, int64_t pairs,

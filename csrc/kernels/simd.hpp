@@ -59,6 +59,13 @@ inline Bytes shifted(Bytes v) {
     return (Bytes)((Halves)v >> bits);  // what crosses from the neighbour is masked by the caller
 }
 
+// Every byte moved left, with zeros from the right.
+template <int bits>
+inline Bytes raised(Bytes v) {
+    using Halves = Vector<uint16_t, WIDTH / 2>;
+    return (Bytes)((Halves)v << bits);  // as above
+}
+
 // Partial: sums of products of four unsigned (at most 15) and four signed bytes, in each lane of 32 bits.
 // Takes 8 additions of codes up to 15, or 32 of codes up to 3, before it must be flushed.
 #if TERSOR_WIDTH == 64

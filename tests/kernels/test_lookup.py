@@ -43,7 +43,7 @@ def random_factors(
 
 
 def packed(*args: object, **kwargs: object) -> Matrix:
-    return pack(random_factors(*args, **kwargs))[:2]  # type: ignore[arg-type]
+    return pack(random_factors(*args, **kwargs))  # type: ignore[arg-type]
 
 
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
@@ -100,10 +100,9 @@ def assert_right(x: Tensor, matrix: Matrix) -> None:
 @given(product=products())
 def test_the_product_is_right(product: tuple[Factors, Tensor]) -> None:
     factors, x = product
-    given, layout, order = pack(factors)
+    given, layout = pack(factors)
     lookup.check(given, layout)
     assert torch.equal(latent_of(given, layout)[: factors.rank], factors.latent)
-    assert torch.equal(order, torch.arange(factors.rank))
     assert torch.equal(recompose(given, layout), factors.recompose())
     assert_right(x, (given, layout))
 
@@ -113,7 +112,7 @@ def test_the_product_is_right(product: tuple[Factors, Tensor]) -> None:
 def test_the_documented_error(method: methods.Method, batch: int, most: float) -> None:
     factors = decompose(normal(0, 64, 512), method, tile=8).factors
     assert packable(factors)
-    x, matrix = normal(1, batch, 512), pack(factors)[:2]
+    x, matrix = normal(1, batch, 512), pack(factors)
     expected = F.linear(x, factors.recompose())
     assert (linear(x, matrix) - expected).norm() <= most * expected.norm()
 
@@ -139,7 +138,7 @@ def test_bias(signs: bool, batch: int) -> None:
 def test_without_native_kernels(signs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tersor.kernels.product._kernels", None)
     factors, x = random_factors((75, 131), 7, 3, signs=signs), normal(4, 3, 131)
-    assert torch.equal(linear(x, pack(factors)[:2]), F.linear(x, factors.recompose()))
+    assert torch.equal(linear(x, pack(factors)), F.linear(x, factors.recompose()))
 
 
 @pytest.mark.parametrize("signs", [False, True])
@@ -232,7 +231,7 @@ def test_any_magnitude(signs: bool, batch: int, scale: float) -> None:
 
 def test_a_weight_of_zeros() -> None:
     zero = decompose(torch.zeros(5, 24), methods.few_integers(), tile=8).factors
-    assert torch.equal(linear(normal(14, 2, 24), pack(zero)[:2]), torch.zeros(2, 5))
+    assert torch.equal(linear(normal(14, 2, 24), pack(zero)), torch.zeros(2, 5))
     assert not packable(zero)
 
 

@@ -7,6 +7,7 @@ from tersor.kernels.product import (
     linear,
     missing_on,
     native,
+    native_rows,
     rows,
 )
 from tersor.kernels.reference import power_of_two, recompose
@@ -18,6 +19,7 @@ __all__ = [
     "linear",
     "missing_on",
     "native",
+    "native_rows",
     "power_of_two",
     "recompose",
     "rows",

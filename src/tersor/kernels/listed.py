@@ -14,7 +14,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +36,8 @@ _LARGEST = 64
 """Largest magnitude of a latent: a single multiple by more would cost more than `LOSS`."""
 
 _ROWS = 2**16
+
+Reals = NDArray[np.float64]
 
 
 class Layout(NamedTuple):
@@ -222,14 +226,17 @@ def _entries(latent: Tensor) -> tuple[list[list[int]], Tensor]:
     ).reshape(columns, span)
     table = torch.zeros(2, columns, span, dtype=torch.uint8)
     often = 3 + rows // 40
-    chosen = []
-    for column, of_column in enumerate(counts):
-        present = of_column.nonzero()[:, 0].tolist()
-        number = dict(zip(present, of_column[present].tolist(), strict=True))
-        multiples, pairs = _choose({v - most: n for v, n in number.items() if v != most}, often)
-        for value, pair in pairs.items():
-            table[:, column, value + most] = torch.tensor(pair, dtype=torch.uint8)
+    chosen: list[list[int]] = []
+    places: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
+    for column, of_column in enumerate(counts.tolist()):
+        present = {v: n for v, n in enumerate(of_column, -most) if n and v}
+        multiples, pairs = _choose(present, often)
+        places += [(column, value + most) for value in pairs]
+        found += pairs.values()
         chosen.append(multiples)
+    at, value_of = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
+    table[:, at, value_of] = torch.tensor(found, dtype=torch.uint8).reshape(-1, 2).T
     return chosen, table[:, torch.arange(columns), shifted]
 
 
@@ -250,19 +257,21 @@ def _choose(counts: dict[int, int], often: int) -> tuple[list[int], dict[int, tu
 
 def _bounds(latent: Tensor, entries: list[int], parts: int) -> tuple[list[int], list[float]]:
     """Columns between parts of blocks, and what each part needs; the last ones may be empty."""
-    squares, sums = latent.double() ** 2, latent.abs().double()
+    # Small arrays are faster than small tensors.
+    sums = latent.T.abs().double().contiguous().numpy()
+    squares = sums**2
     most = (_TABLE - 1) * 2 // parts
     bounds, needs, start = [0], [], 0
-    energy = total = torch.zeros(len(latent), dtype=torch.float64)
+    energy = total = np.zeros(len(latent))
     need = count = 0.0
     for column in range(latent.shape[1]):
-        more, longer = energy + squares[:, column], total + sums[:, column]
+        more, longer = energy + squares[column], total + sums[column]
         wanted = _need(more, longer)
         error = wanted * math.sqrt((column - start + 1) / 12)
         if column > start and (error > LOSS or count + entries[column] > most):
             bounds.append(column)
             needs.append(need)
-            start, count, more, longer = column, 0, squares[:, column], sums[:, column]
+            start, count, more, longer = column, 0, squares[column], sums[column]
             wanted = _need(more, longer)
         energy, total, need, count = more, longer, wanted, count + entries[column]
     bounds.append(latent.shape[1])
@@ -271,7 +280,7 @@ def _bounds(latent: Tensor, entries: list[int], parts: int) -> tuple[list[int], 
     return bounds + bounds[-1:] * missing, needs + [0.0] * missing
 
 
-def _need(squares: Tensor, sums: Tensor) -> float:
+def _need(squares: Reals, sums: Reals) -> float:
     """Scale of sums for inputs of norm 1: of their 16 bits, rounding takes half a step for each."""
     return math.sqrt(float(squares.max())) / (_CAPACITY - 0.51 * float(sums.max()))
 

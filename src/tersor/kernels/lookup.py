@@ -84,8 +84,8 @@ def packable(factors: Factors) -> bool:
     return found is not None and 8 * found[0] <= factors.rank
 
 
-def pack(factors: Factors) -> tuple[Packed, Layout, Tensor]:
-    """Factors in the layout of the kernels, and the order of their positions, which is theirs.
+def pack(factors: Factors) -> tuple[Packed, Layout]:
+    """Factors in the layout of the kernels.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def pack(factors: Factors) -> tuple[Packed, Layout, Tensor]:
     codes = F.pad(codes.reshape(2 * pairs, layout.rows, layout.tiles), padding)
     order = (2, 4, 0, 1, 3) if signs else (2, 4, 0, 3, 1)
     codes = codes.reshape(pairs, 2, layout.panels, _PANEL, layout.tiles).permute(order)
-    return Packed(codebook, codes.contiguous()), layout, torch.arange(factors.rank)
+    return Packed(codebook, codes.contiguous()), layout
 
 
 def check(packed: Packed, layout: Layout) -> None:
