@@ -128,6 +128,35 @@ def test_copies_and_state(mode):
         assert torch.equal(other(TOKENS), expected)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"escapes": lambda part: part | 255},
+        {"starts": lambda part: part + 1},
+        {"starts": lambda part: part.clamp(max=1)},
+        {"starts": lambda part: part.flip(0) - part[-1]},
+        {"starts": lambda part: torch.cat([part[:1], part[2:].flip(0), part[-1:]])},
+        {"escapes": lambda part: part[:-1]},
+        {"codes": lambda part: part[:, :1].expand_as(part)},
+    ],
+)
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_damaged_state_is_refused(damage, assign):
+    """Kernels write where it says; nothing of it is taken."""
+    model, x = nn.Linear(64, 48).eval(), torch.randn(9, 64)
+    factors = factors_of(model.weight, 0)
+    factors.latent[0, ::7] = 300
+    insert_factors(model, {"weight": factors})
+    tersor.optimize(model, "factored")
+    expected = model(x)
+    state = copy.deepcopy(model.state_dict())
+    for name, change in damage.items():
+        state["weight_factors." + name] = change(state["weight_factors." + name])
+    with pytest.raises(InputError, match="packed tensor"):
+        model.load_state_dict(state, assign=assign)
+    assert torch.equal(model(x), expected)
+
+
 @pytest.mark.parametrize("mode", ["dense", "recompose", "factored"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_data_type_follows_the_module(mode, dtype):

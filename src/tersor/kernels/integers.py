@@ -149,6 +149,26 @@ def check(packed: Packed, layout: Layout) -> None:
             )
 
 
+def verify(packed: Packed, layout: Layout) -> None:
+    """Refuse what is damaged as well: kernels write where escapes say.
+
+    All of these are read, so it is for a matrix when it is loaded, not for each product.
+    """
+    check(packed, layout)
+    starts, escapes = packed.starts.cpu().long(), packed.escapes.cpu().long()
+    counts = starts.diff()
+    fits = bool(starts[0] == 0 and starts[-1] == len(escapes) and (counts >= 0).all())
+    if fits:
+        last = F.pad((escapes & _GAP).cumsum(0), (1, 0))[starts].diff()
+        columns = (layout.wide + layout.narrow) * layout.tiles
+        fits = not ((counts > 0) & (last >= columns)).any()
+    if not fits:
+        raise InputError(
+            "packed tensors 'starts' and 'escapes' say places outside of the matrix, so they are "
+            "damaged, or of another matrix; load what was saved from this model, or compress again"
+        )
+
+
 @cache
 def _expected(layout: Layout) -> dict[str, tuple[int, torch.dtype]]:
     row_bytes = sum(columns * bits // 8 for columns, bits in layout.sections)

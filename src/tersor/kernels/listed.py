@@ -187,6 +187,46 @@ def check(packed: Packed, layout: Layout) -> None:
             )
 
 
+def verify(packed: Packed, layout: Layout) -> None:
+    """Refuse what is damaged as well: kernels read and write where these tensors say.
+
+    All of them are read, so it is for a weight when it is loaded, not for each convolution.
+    """
+    check(packed, layout)
+    if not _leads_inside(packed, layout):
+        raise InputError(
+            "the packed tensors say places outside of the weight, so they are damaged, or of "
+            "another weight; load what was saved from this model, or compress again"
+        )
+
+
+def _leads_inside(packed: Packed, layout: Layout) -> bool:
+    block, entries, runs = (
+        part.cpu().long().reshape(-1, size)
+        for part, size in ((packed.block, 8), (packed.entries, 2), (packed.runs, 2))
+    )
+    tables = block[:, 4:6].flatten()
+    rise = (
+        (block[:, :4].flatten(), layout.columns),
+        (tables, len(entries)),
+        (block[:, 6], len(runs)),
+        (block[:, 7], packed.codes.numel()),
+    )
+    if not all(n[0] == 0 and n[-1] == most and (n.diff() >= 0).all() for n, most in rise):
+        return False
+    wide = block[:, 0].diff().repeat_interleave(2).repeat_interleave(tables[:-1].diff())
+    if (entries[:, 0] < 0).any() or (entries[:, 0] >= wide).any() or (runs < 0).any():
+        return False
+    rows, codes = (F.pad(n.cumsum(0), (1, 0)) for n in (runs[:, 1], 4 * runs[:, 0] * runs[:, 1]))
+    return bool(
+        (tables.diff() <= _TABLE).all()
+        and (rows[block[:, 6]].diff() == layout.rows).all()
+        and (codes[block[:, 6]].diff() == block[:, 7].diff()).all()
+        and (packed.order.cpu().to(torch.int32) < layout.rows).all()
+        and (packed.codes < _TABLE).all()
+    )
+
+
 def latent_of(packed: Packed, layout: Layout) -> Tensor:
     """The latent that was packed: int16, (rank, rows * tiles)."""
     block, runs = packed.block.long(), packed.runs.long()

@@ -128,6 +128,10 @@ def check(packed: Packed, layout: Layout) -> None:
             )
 
 
+verify = check
+"""Whatever the bytes are, they are indices into tables that have as many entries."""
+
+
 def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
     """Integers of some rows, exactly: int16, shape (len(rows), tiles, columns).
 

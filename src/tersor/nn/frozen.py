@@ -175,6 +175,7 @@ class PackedWeight(FrozenWeight):
 
     def _addresses(self) -> Known:
         if self._known is None:
+            self.way.verify(self.packed, self.layout)
             # The tensors are kept with their addresses, so that these stay valid.
             self._known = kernels.addresses(self.packed, self.layout), self.packed
         return self._known[0]
@@ -183,9 +184,14 @@ class PackedWeight(FrozenWeight):
         self._known = None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        names = self.way.Packed._fields
+        given = (state_dict.get(prefix + name, getattr(self, name)) for name in names)
+        self.way.verify(self.way.Packed(*given), self.layout)
         self._known = None
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": None}
