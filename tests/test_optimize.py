@@ -155,6 +155,24 @@ def test_compile_and_export(mode):
     assert any("tersor.linear" in str(n.target) for n in program.graph.nodes) is wanted
 
 
+@pytest.mark.parametrize("default", ["float64", "meta"])
+def test_defaults_of_torch_do_not_matter(default):
+    model, x = nn.Linear(32, 48).eval(), torch.randn(3, 32)
+    insert_factors(model, {"weight": factors_of(model.weight, 0)})
+    tersor.optimize(model, "factored")
+    expected = model(x)
+    if default == "meta":
+        with torch.device("meta"):
+            got = model(x)
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            got = model(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, expected)
+
+
 def test_memory_is_a_limit():
     sizes = {mode: tersor.optimize(compressed(), mode).nbytes for mode in ("dense", "factored")}
     for memory in (sizes["factored"] + 3000, sizes["dense"] // 2, f"{sizes['dense']}B"):

@@ -1,12 +1,12 @@
 """Operators on factors: one schema each, the reference implementation defines what is correct."""
 
-from tersor.kernels.product import addresses, instructions, is_plain, linear, native, rows
+from tersor.kernels.product import instructions, is_plain, known, linear, native, rows
 from tersor.kernels.reference import power_of_two, recompose
 
 __all__ = [
-    "addresses",
     "instructions",
     "is_plain",
+    "known",
     "linear",
     "native",
     "power_of_two",

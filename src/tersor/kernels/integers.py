@@ -21,7 +21,7 @@ from tersor.factors import Factors
 MANY = 8
 """Vectors from which on tables of sums are faster than products of bytes: measured, 384 to 4096."""
 
-KERNEL = "linear_integers"
+KERNEL = "Integers"
 
 _COLUMN_BITS = 19
 _GROUP = 64

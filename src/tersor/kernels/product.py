@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +19,21 @@ except ImportError:  # built without a compiler
 
 Packed = integers.Packed | lookup.Packed
 Layout = integers.Layout | lookup.Layout
-Known = tuple[Callable[..., None], tuple[int, ...]]
 
 _WAYS = {len(way.Layout._fields): way for way in (integers, lookup)}
 """Modules of the ways of packing, told apart by the number of sizes that they need."""
 
 _NOWHERE = 1 << 40
 """Number of a row that no matrix has."""
+
+_REAL = torch.float32
+
+_gradients_wanted = torch.is_grad_enabled
+_is_compiling = torch.compiler.is_dynamo_compiling  # other compilers' tensors are not plain
+_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+_transforms = torch._C._functorch.peek_interpreter_stack
+_threads = torch.get_num_threads
 
 torch.library.define(
     "tersor::linear", "(Tensor x, Tensor[] packed, Tensor? bias, int[] layout) -> Tensor"
@@ -35,7 +43,7 @@ torch.library.define("tersor::rows", "(Tensor index, Tensor[] packed, int[] layo
 
 def instructions() -> str:
     """Instruction set of the native kernels; empty if the reference runs in their place."""
-    return "" if _kernels is None else str(_kernels.target)
+    return "" if _kernels is None else _kernels.target
 
 
 def module() -> Any:
@@ -101,50 +109,62 @@ def recompose(packed: Packed, layout: Layout) -> Tensor:
     return matrix
 
 
-def addresses(packed: Packed, layout: Layout) -> Known:
-    """What `native` needs to know of a packed matrix, which must stay where it is."""
+class Known(NamedTuple):
+    """A packed matrix as `native` takes it."""
+
+    compute: Any
+    """Native: product with addresses of input, bias and output, batch and threads."""
+
+    rows: int
+    kept: Packed
+    """What it has the addresses of."""
+
+
+def known(packed: Packed, layout: Layout) -> Known:
+    """What `native` needs to know of a packed matrix, whose tensors must stay where they are."""
     way = _WAYS[len(layout)]
-    return getattr(_kernels, way.KERNEL), (way.MANY, *layout, *(t.data_ptr() for t in packed))
+    compute = getattr(_kernels, way.KERNEL)(way.MANY, *layout, *(t.data_ptr() for t in packed))
+    return Known(compute, layout.rows, packed)
 
 
-def native(x: Tensor, bias: Tensor | None, rows: int, known: Known) -> Tensor:
+def native(x: Tensor, bias: Tensor | None, matrix: Known) -> Tensor:
     """`linear` by the native kernels, on the CPU, of tensors that are known to fit.
 
-    Of a small layer the look-ups in Python take as long as the product, so there are few.
+    Of a small layer what is done in Python takes as long as the product, so there is little.
     """
-    real = x if x.dtype is torch.float32 else x.to(torch.float32)
+    real = x if x.dtype is _REAL else x.to(_REAL)
     if not real.is_contiguous():
         real = real.contiguous()
-    if bias is not None:
-        bias = bias.to(torch.float32).contiguous()
-    shape = x.shape
-    y = torch.empty((*shape[:-1], rows))
-    kernel, matrix = known
-    kernel(
+    if bias is not None and (bias.dtype is not _REAL or not bias.is_contiguous()):
+        bias = bias.to(_REAL).contiguous()
+    *batch, inputs = real.shape
+    # Numbers are parsed faster than a tuple of them.
+    y = real.new_empty(*batch, matrix.rows)
+    matrix.compute(
         real.data_ptr(),
-        real.numel() // shape[-1],
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
-        torch.get_num_threads(),
-        *matrix,
+        real.numel() // inputs,
+        _threads(),
     )
-    return y if x.dtype is torch.float32 else y.to(x.dtype)
+    return y if real is x or x.dtype is _REAL else y.to(x.dtype)
 
 
 def is_plain(x: Tensor) -> bool:
     """Whether `native` may be called: no gradient, tracing, compilation or mode is wanted.
 
-    The operator itself costs several times what a small layer takes: twice through Python.
+    The operator itself costs several times what a small layer takes: twice through Python. Looking
+    up the functions here costs, too, when nothing of torch is in the processor's caches.
     """
     return (
-        bool(instructions())
-        and type(x) is Tensor
-        and not (torch.is_grad_enabled() and x.requires_grad)
-        and not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and torch._C._functorch.peek_interpreter_stack() is None
+        type(x) is Tensor
+        and not _is_compiling()
+        and x.is_cpu
+        and _modes() == 0
+        and _tracing() is None
+        and _transforms() is None
+        and not (x.requires_grad and _gradients_wanted())
+        and bool(instructions())
     )
 
 
@@ -178,7 +198,7 @@ def _linear(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequen
     _check(x, bias, sizes)
     if not instructions() or x.device.type != "cpu":
         return reference(x, given, bias, sizes)
-    return native(x, bias, sizes.rows, addresses(given, sizes))
+    return native(x, bias, known(given, sizes))
 
 
 @torch.library.impl("tersor::rows", ("CPU", "CUDA"))

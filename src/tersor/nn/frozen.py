@@ -124,7 +124,7 @@ class PackedWeight(FrozenWeight):
             self.register_buffer(name, part)
         self.register_buffer("exact_codebook", factors.codebook[:, order].clone())
         self.scale = factors.scale
-        self._known: tuple[Known, Packed] | None = None
+        self._known: Known | None = None
 
     @property
     def packed(self) -> Packed:
@@ -144,12 +144,11 @@ class PackedWeight(FrozenWeight):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What `nn.Linear` computes with this weight, by ``tersor::linear``."""
-        if x.shape[-1:] != self.shape[1:] or not kernels.is_plain(x):
+        if not kernels.is_plain(x) or x.shape[-1:] != (self.layout.inputs,):
             return kernels.linear(x, self.packed, bias, self.layout)
         if self._known is None:
-            # The tensors are kept with their addresses, so that these stay valid.
-            self._known = kernels.addresses(self.packed, self.layout), self.packed
-        return kernels.native(x, bias, self.shape[0], self._known[0])
+            self._known = kernels.known(self.packed, self.layout)
+        return kernels.native(x, bias, self._known)
 
     def embed(self, index: Tensor) -> Tensor:
         """What `nn.Embedding` computes with this weight: only the rows asked for are made."""
