@@ -3,13 +3,12 @@
 // not contracted, so that all sets give the same bits.
 #include "lookup.hpp"
 
-#include "simd.hpp"
+#include "signs.hpp"
 
 namespace TERSOR_TARGET {
 using namespace tersor::lookup;
 
 using Eight = Vector<float, 8>;
-constexpr int64_t AHEAD = 4096;      // bytes that codes are fetched ahead, cold in DRAM 1.4x faster
 constexpr float TINY = 1e-35f;       // 127 or 32767 over less may be infinite; taken as zero
 constexpr float MAGIC = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
 constexpr int MOST = 4095, STEP = 585;  // largest entry of a table of `many`; MOST / LARGEST
@@ -39,13 +38,11 @@ static inline void transform(const Layer& layer, const float* x, int64_t count, 
     store(u + 8, high);
 }
 
-// The sums that four numbers can have, bit i of a place saying that number i is subtracted.
-static inline void sums_of_four(const float* u, float* sums) {
-    const Eight first = {1, -1, 1, -1, 1, -1, 1, -1}, second = {1, 1, -1, -1, 1, 1, -1, -1};
-    const Eight third = {1, 1, 1, 1, -1, -1, -1, -1};
-    const Eight three = first * u[0] + second * u[1] + third * u[2];
-    store(sums, three + u[3]);
-    store(sums + 8, three - u[3]);
+// The same for so many blocks.
+static inline void transform_group(const Layer& layer, const float* x, int64_t first, int64_t count, float* u) {
+    for (int64_t start = first * layer.tile; count > 0; --count, start += layer.tile)
+        for (int64_t atom = 0; atom < layer.atoms(); atom += ATOMS, u += ATOMS)
+            transform(layer, x + start, least(layer.tile, layer.inputs - start), atom, u);
 }
 
 // Numbers to integers with a common scale, which is returned; NaN if a number is not finite.
@@ -66,33 +63,80 @@ static inline float quantize(const float* u, int64_t count, int8_t* integers) {
     return most / 127 + nothing;
 }
 
-// Table entries of one block, 16 for each table, not yet quantized.
-static inline void entries(const Layer& layer, const float* x, int64_t count, float* out) {
-    if (!layer.signs) return transform(layer, x, count, 0, out);
-    for (int64_t pair = 0; pair < layer.pairs; ++pair) {
-        float u[ATOMS];
-        transform(layer, x, count, pair * ATOMS, u);
-        for (int64_t j = 0; j < ATOMS; j += 4) sums_of_four(u + j, out + (pair * 4 + j / 4) * 16);
+// Tables of 16 numbers, the same for all pairs of a block.
+static void tabulate_numbers(const Layer& layer, const float* x, int64_t items, int64_t item, int8_t* tables,
+                             float* scales) {
+    const int64_t blocks = layer.blocks(), group = blocks_per_scale(SHUFFLED, layer.pairs);
+    alignas(64) float u[SHUFFLED * ATOMS];
+    alignas(64) int8_t integers[SHUFFLED * ATOMS];
+    for (int64_t first = 0; first < blocks; first += group) {
+        const int64_t count = least(group, blocks - first);
+        transform_group(layer, x, first, count, u);
+        scales[first / group * items + item] = quantize(u, count * ATOMS, integers);
+        for (int64_t b = 0; b < count; ++b)
+            std::memcpy(tables + ((first + b) * items + item) * 16, integers + b * ATOMS, 16);
+    }
+}
+
+constexpr int UNIT = 128;     // in which numbers are summed, for an entry of a table of sums
+constexpr int OFFSET = 128;   // of such entries, which are not negative
+
+// The sums that four numbers can have, bit i of a place saying that number i is subtracted.
+static inline void sums_of_four(const int16_t* u, uint8_t* sums) {
+    constexpr Sixteen SUBTRACTED[4] = {
+        {0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1},
+        {0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1},
+        {0, 0, 0, 0, -1, -1, -1, -1, 0, 0, 0, 0, -1, -1, -1, -1},
+        {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1},
+    };
+    const int all = OFFSET * UNIT + UNIT / 2 + u[0] + u[1] + u[2] + u[3];
+    Sixteen sum = Sixteen{} + static_cast<int16_t>(all);
+    for (int i = 0; i < 4; ++i) sum -= SUBTRACTED[i] & static_cast<int16_t>(2 * u[i]);
+    store(sums, __builtin_convertvector((Vector<uint16_t, 16>)sum / UNIT, Vector<uint8_t, 16>));
+}
+
+// Numbers to integers of which four by four are summed; returns the scale of the sums' entries.
+static inline float quantize_fours(const float* u, int64_t count, int16_t* integers) {
+    Eight probe{};
+    float most = 0;
+    for (int64_t i = 0; i < count; i += 8) {
+        const Eight value = load<Eight>(u + i), magnitude = larger(value, -value);
+        probe += value * 0.f;
+        for (int h = 0; h < 8; h += 4) {
+            const float sum = (magnitude[h] + magnitude[h + 1]) + (magnitude[h + 2] + magnitude[h + 3]);
+            most = sum > most ? sum : most;
+        }
+    }
+    float nothing = 0;
+    for (int i = 0; i < 8; ++i) nothing += probe[i];
+    const float inverse = most > TINY ? 127 * UNIT / most : 0;
+    for (int64_t i = 0; i < count; i += 8) {
+        const auto rounded = (Vector<int32_t, 8>)(load<Eight>(u + i) * inverse + MAGIC);
+        store(integers + i, __builtin_convertvector(rounded, Vector<int16_t, 8>));
+    }
+    return most / 127 + nothing;
+}
+
+static void tabulate_sums(const Layer& layer, const float* x, int64_t items, int64_t item, uint8_t* tables,
+                          float* scales) {
+    const int64_t blocks = layer.blocks(), group = blocks_per_scale(SHUFFLED, layer.pairs);
+    alignas(64) float u[SHUFFLED * ATOMS];
+    alignas(64) int16_t integers[SHUFFLED * ATOMS];
+    for (int64_t first = 0; first < blocks; first += group) {
+        const int64_t count = least(group, blocks - first) * layer.atoms();
+        transform_group(layer, x, first, count / layer.atoms(), u);
+        scales[first / group * items + item] = quantize_fours(u, count, integers);
+        for (int64_t j = 0; j < count; j += 4)
+            sums_of_four(integers + j, tables + ((first * layer.atoms() + j) / 4 * items + item) * 16);
     }
 }
 
 static void tabulate(const Layer& layer, const float* x, int64_t items, int8_t* tables, float* scales) {
-    const int64_t blocks = layer.blocks(), group = blocks_per_scale(SHUFFLED, layer.pairs);
-    const int64_t own = layer.tables();
-    alignas(64) float values[SHUFFLED * 4 * 16];
-    alignas(64) int8_t integers[SHUFFLED * 4 * 16];
-    for (int64_t item = 0; item < items; ++item)
-        for (int64_t first = 0; first < blocks; first += group) {
-            const int64_t count = least(group, blocks - first);
-            for (int64_t b = 0; b < count; ++b) {
-                const int64_t start = (first + b) * layer.tile;
-                entries(layer, x + item * layer.inputs + start, least(layer.tile, layer.inputs - start),
-                        values + b * own * 16);
-            }
-            scales[first / group * items + item] = quantize(values, count * own * 16, integers);
-            for (int64_t t = 0; t < count * own; ++t)
-                std::memcpy(tables + ((first * own + t) * items + item) * 16, integers + t * 16, 16);
-        }
+    for (int64_t item = 0; item < items; ++item, x += layer.inputs)
+        if (layer.signs)
+            tabulate_sums(layer, x, items, item, reinterpret_cast<uint8_t*>(tables), scales);
+        else
+            tabulate_numbers(layer, x, items, item, tables, scales);
 }
 
 template <int ITEMS>
@@ -117,38 +161,24 @@ static void add_nonzeros(const Layer& layer, const uint8_t* codes, const int8_t*
     }
 }
 
-// In each 16 rows the first eight and the others are summed apart, as unpacking leaves them.
-static inline void add_scaled_halves(float* sums, const NarrowWords& first, const NarrowWords& second,
-                                     float scale) {
-    int16_t halves[2][NARROW / 2];
-    store(halves[0], first);
-    store(halves[1], second);
-    for (int r = 0; r < NARROW; r += 8)
-        add_scaled(sums + r, load<Vector<int16_t, 8>>(halves[r / 8 % 2] + r / 16 * 8), scale);
-}
-
 template <int ITEMS>
 static void add_signs(const Layer& layer, const uint8_t* codes, const int8_t* tables, const float* scales,
                       float* sums) {
-    constexpr int PARTS = PANEL / NARROW;  // registers of rows
     const int64_t blocks = layer.blocks(), group = blocks_per_scale(SHUFFLED, layer.pairs);
+    const auto* table = reinterpret_cast<const uint8_t*>(tables);
+    RowSums rows[ITEMS];
     for (int64_t first = 0; first < blocks; first += group, scales += ITEMS) {
-        NarrowWords words[PARTS][ITEMS][2] = {};
-        const int64_t bytes = 2 * layer.pairs * least(group, blocks - first);
-        for (int64_t byte = 0; byte < bytes; ++byte, codes += PANEL, tables += 2 * ITEMS * 16) {
-            __builtin_prefetch(codes + AHEAD);
-            for (int v = 0; v < PARTS; ++v) {
-                const auto both = load<NarrowBytes>(codes + v * NARROW);
-                const NarrowBytes low = both & 15, high = both >> 4;
-                for (int i = 0; i < ITEMS; ++i)
-                    add_entries(words[v][i][0], words[v][i][1], tables + i * 16, tables + (ITEMS + i) * 16,
-                                low, high);
-            }
-        }
-        for (int i = 0; i < ITEMS; ++i)
-            for (int v = 0; v < PARTS; ++v)
-                add_scaled_halves(sums + i * PANEL + v * NARROW, words[v][i][0], words[v][i][1], scales[i]);
+        const int64_t steps = 2 * layer.pairs * least(group, blocks - first);
+        Looked words[ITEMS];
+        if (steps == STEPS)
+            look_up_all<ITEMS>(codes, table, words);
+        else
+            look_up_some<ITEMS>(codes, table, steps, words);
+        const int offset = static_cast<int>(2 * steps * OFFSET);
+        for (int i = 0; i < ITEMS; ++i) rows[i].add(words[i], offset, scales[i]);
+        codes += steps * PANEL, table += steps * 2 * ITEMS * 16;
     }
+    for (int i = 0; i < ITEMS; ++i) rows[i].store_to(sums + i * PANEL);
 }
 
 template <int ITEMS>
