@@ -37,10 +37,8 @@ static inline __attribute__((always_inline)) void look_up(const uint8_t* codes, 
         for (int i = 0; i < INPUTS; ++i) means[i] = _mm256_avg_epu8(means[i], others[i]), now(means[i]);
     } else {
         __builtin_prefetch(codes + AHEAD);
-        const Rows low = _mm256_set1_epi8(15), first = _mm256_and_si256(load<Rows>(codes), low);
-        Rows second;  // from memory again, which costs nothing
-        asm("vpandn %1, %2, %0" : "=x"(second) : "m"(*(const uint8_t(*)[PANEL])codes), "x"(low));
-        second = _mm256_srli_epi16(second, 4);
+        Rows first, second;
+        halves(codes, first, second);
         for (int i = 0; i < INPUTS; ++i) {
             const auto entries = [&](const uint8_t* table, Rows index) __attribute__((always_inline)) {
                 return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load<__m128i>(table)), index);

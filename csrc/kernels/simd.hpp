@@ -59,6 +59,30 @@ inline Bytes shifted(Bytes v) {
     return (Bytes)((Halves)v >> bits);  // what crosses from the neighbour is masked by the caller
 }
 
+// The two halves of each byte.
+#if TERSOR_WIDTH >= 32
+inline void halves(const uint8_t* from, __m256i& low, __m256i& high) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    low = _mm256_and_si256(load<__m256i>(from), mask);
+    // From memory again: that costs no instruction, but loading into a register does.
+    __m256i above;
+    asm("vpandn %1, %2, %0" : "=x"(above) : "m"(*(const uint8_t(*)[32])from), "x"(mask));
+    high = _mm256_srli_epi16(above, 4);
+}
+#endif
+inline void halves(const uint8_t* from, Bytes& low, Bytes& high) {
+#if TERSOR_WIDTH == 32
+    __m256i first, second;
+    halves(from, first, second);
+    low = (Bytes)first;
+    high = (Bytes)second;
+#else
+    const auto both = load<Bytes>(from);
+    low = both & 15;
+    high = both >> 4;
+#endif
+}
+
 // Partial: sums of products of four unsigned (at most 15) and four signed bytes, in each lane of 32 bits.
 // Takes 8 additions of codes up to 15, or 32 of codes up to 3, before it must be flushed.
 #if TERSOR_WIDTH == 64
