@@ -155,6 +155,15 @@ def test_compile_and_export(mode):
     assert any("tersor.linear" in str(n.target) for n in program.graph.nodes) is wanted
 
 
+@pytest.mark.parametrize("x", [torch.ones(3, 31), torch.tensor(1.0), torch.ones(3, 32).long()])
+def test_inputs_that_do_not_fit_a_packed_layer(x):
+    model = nn.Linear(32, 48).eval()
+    insert_factors(model, {"weight": factors_of(model.weight, 0)})
+    tersor.optimize(model, "factored")
+    with pytest.raises(InputError, match="real numbers, 32 in the last axis"):
+        model(x)
+
+
 @pytest.mark.parametrize("default", ["float64", "meta"])
 def test_defaults_of_torch_do_not_matter(default):
     model, x = nn.Linear(32, 48).eval(), torch.randn(3, 32)

@@ -115,6 +115,7 @@ class Known(NamedTuple):
     compute: Any
     """Native: product with addresses of input, bias and output, batch and threads."""
 
+    inputs: int
     rows: int
     kept: Packed
     """What it has the addresses of."""
@@ -124,30 +125,37 @@ def known(packed: Packed, layout: Layout) -> Known:
     """What `native` needs to know of a packed matrix, whose tensors must stay where they are."""
     way = _WAYS[len(layout)]
     compute = getattr(_kernels, way.KERNEL)(way.MANY, *layout, *(t.data_ptr() for t in packed))
-    return Known(compute, layout.rows, packed)
+    return Known(compute, layout.inputs, layout.rows, packed)
 
 
 def native(x: Tensor, bias: Tensor | None, matrix: Known) -> Tensor:
-    """`linear` by the native kernels, on the CPU, of tensors that are known to fit.
+    """`linear` by the native kernels, on the CPU, with a bias that fits.
 
     Of a small layer what is done in Python takes as long as the product, so there is little.
     """
-    real = x if x.dtype is _REAL else x.to(_REAL)
+    compute, needed, rows, _ = matrix
+    *batch, inputs = x.shape or (0,)
+    if inputs != needed:
+        raise _unfit(x, rows, needed)
+    real = x
+    if x.dtype is not _REAL:
+        if not x.is_floating_point():
+            raise _unfit(x, rows, needed)
+        real = x.to(_REAL)
     if not real.is_contiguous():
         real = real.contiguous()
     if bias is not None and (bias.dtype is not _REAL or not bias.is_contiguous()):
         bias = bias.to(_REAL).contiguous()
-    *batch, inputs = real.shape
     # Numbers are parsed faster than a tuple of them.
-    y = real.new_empty(*batch, matrix.rows)
-    matrix.compute(
+    y = real.new_empty(*batch, rows)
+    compute(
         real.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         real.numel() // inputs,
         _threads(),
     )
-    return y if real is x or x.dtype is _REAL else y.to(x.dtype)
+    return y if x.dtype is _REAL else y.to(x.dtype)
 
 
 def is_plain(x: Tensor) -> bool:
@@ -181,13 +189,16 @@ def _given(packed: Sequence[Tensor], layout: Sequence[int]) -> tuple[Any, Any, A
     return given
 
 
+def _unfit(x: Tensor, rows: int, inputs: int) -> InputError:
+    return InputError(
+        f"a matrix of shape {(rows, inputs)} got an input of shape {tuple(x.shape)} and type "
+        f"{x.dtype}; give real numbers, {inputs} in the last axis"
+    )
+
+
 def _check(x: Tensor, bias: Tensor | None, layout: Layout) -> None:
     if x.dim() == 0 or x.shape[-1] != layout.inputs or not x.is_floating_point():
-        raise InputError(
-            f"a matrix of shape {(layout.rows, layout.inputs)} got an input of shape "
-            f"{tuple(x.shape)} and type {x.dtype}; give real numbers, {layout.inputs} in the last "
-            "axis"
-        )
+        raise _unfit(x, layout.rows, layout.inputs)
     if bias is not None and tuple(bias.shape) != (layout.rows,):
         raise InputError(f"the bias has shape {tuple(bias.shape)}, needed is {(layout.rows,)}")
 
