@@ -11,7 +11,7 @@ using namespace tersor::lookup;
 using Eight = Vector<float, 8>;
 constexpr float TINY = 1e-35f;       // 127 or 32767 over less may be infinite; taken as zero
 constexpr float MAGIC = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
-constexpr int MOST = 4095, STEP = 585;  // largest entry of a table of `many`; MOST / LARGEST
+constexpr int STEP = 585;           // entries of a table of `many`: 4095 at most, LARGEST steps
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t blocks_per_scale(int64_t most, int64_t pairs) { return most / pairs; }
@@ -254,7 +254,7 @@ static inline void quantize_lanes(const float* u, int64_t count, int64_t togethe
     }
 }
 
-// What each byte stands for, (256, LANES), at most MOST: for nonzeros.
+// What each byte stands for, (256, LANES), at most 4095: for nonzeros.
 static inline void tabulate_nonzeros(const int16_t* integers, int16_t* table) {
     for (int64_t j = 0; j < ATOMS; ++j) {
         const auto u = load<Sixteen>(integers + j * LANES);
@@ -268,19 +268,23 @@ static inline void tabulate_nonzeros(const int16_t* integers, int16_t* table) {
     }
 }
 
-// The same for the signs of eight.
-static inline void tabulate_signs(const int16_t* integers, int16_t* table) {
+// Tables of whole bytes of signs save additions, but take time to make and leave the first cache.
+static inline bool by_halves(const Layer& layer) { return layer.signs && layer.rows < 1500; }
+
+// The same for the signs of eight, or only for each half of the byte, (2, 16, LANES).
+static inline void tabulate_signs(const int16_t* integers, bool halves, int16_t* table) {
     Sixteen sums[2][16];
-    for (int half = 0; half < 2; ++half)
-        for (int s = 0; s < 16; ++s) {
-            Sixteen sum{};
-            for (int i = 0; i < 4; ++i) {
-                const auto u = load<Sixteen>(integers + (half * 4 + i) * LANES);
-                sum += s >> i & 1 ? -u : u;
-            }
-            sums[half][s] = sum;
+    for (int half = 0; half < 2; ++half) {
+        Sixteen u[4], all{};
+        for (int i = 0; i < 4; ++i) all += u[i] = load<Sixteen>(integers + (half * 4 + i) * LANES);
+        sums[half][0] = all;
+        for (int s = 1; s < 16; ++s) {
+            const int last = s & 8 ? 3 : s & 4 ? 2 : s & 2 ? 1 : 0;
+            sums[half][s] = sums[half][s - (1 << last)] - (u[last] + u[last]);
         }
-    for (int s = 0; s < 256; ++s) store(table + s * LANES, scaled(sums[0][s & 15] + sums[1][s >> 4], MOST));
+    }
+    if (halves) return std::memcpy(table, sums, sizeof sums), void();
+    for (int s = 0; s < 256; ++s) store(table + s * LANES, sums[0][s & 15] + sums[1][s >> 4]);
 }
 
 // Tables of the blocks of a group, and where those of the first byte and of the second of each pair are.
@@ -288,16 +292,19 @@ static inline void tabulate_lanes(const Layer& layer, const float* u, int64_t co
                                   const int16_t** places, float* scales) {
     alignas(64) int16_t integers[SUMMED * ATOMS * LANES];
     const int64_t bytes = 2 * count * layer.pairs;
-    quantize_lanes(u, count * layer.atoms(), layer.signs ? 8 : 1, integers, scales);
-    for (int64_t l = 0; l < LANES; ++l) scales[l] *= 32768.f / (layer.signs ? MOST : STEP);
-    if (layer.signs)
-        for (int64_t byte = 0; byte < bytes; ++byte)
-            tabulate_signs(integers + byte * 8 * LANES, products + byte * 256 * LANES);
-    else
-        for (int64_t b = 0; b < count; ++b)
-            tabulate_nonzeros(integers + b * ATOMS * LANES, products + b * 256 * LANES);
-    for (int64_t byte = 0; byte < bytes; ++byte)
-        places[byte] = products + (layer.signs ? byte : byte / 2 / layer.pairs) * 256 * LANES;
+    const int64_t atoms = count * layer.atoms();
+    quantize_lanes(u, atoms, layer.signs ? atoms : 1, integers, scales);
+    if (layer.signs) {
+        for (int64_t byte = 0; byte < bytes; ++byte, products += (by_halves(layer) ? 32 : 256) * LANES) {
+            places[byte] = products;
+            tabulate_signs(integers + byte * 8 * LANES, by_halves(layer), products);
+        }
+        return;
+    }
+    for (int64_t l = 0; l < LANES; ++l) scales[l] *= 32768.f / STEP;
+    for (int64_t b = 0; b < count; ++b)
+        tabulate_nonzeros(integers + b * ATOMS * LANES, products + b * 256 * LANES);
+    for (int64_t byte = 0; byte < bytes; ++byte) places[byte] = products + byte / 2 / layer.pairs * 256 * LANES;
 }
 
 static inline Eight real(const int16_t* words) {
@@ -305,12 +312,19 @@ static inline Eight real(const int16_t* words) {
                                    Eight);
 }
 
-// sums (PANEL, LANES) of a panel, for so many pairs of bytes of each row, whose tables are at `places`.
+// Adds to numbers (LANES).
+static inline void add_real(float* sums, const Sixteen& words, const float* scales) {
+    int16_t parts[LANES];
+    store(parts, words);
+    store(sums, load<Eight>(sums) + real(parts) * load<Eight>(scales));
+    store(sums + 8, load<Eight>(sums + 8) + real(parts + 8) * load<Eight>(scales + 8));
+}
+
+// Sums (PANEL, LANES) of a panel, for so many pairs of bytes of each row, whose tables are at `places`.
 // Bytes of a pair are APART, those of rows side by side NEXT.
 template <int64_t PAIRS, int64_t APART, int64_t NEXT>
 static inline void add_products(const uint8_t* codes, const int16_t* const* places, const float* scales,
                                 float* sums) {
-    const auto low = load<Eight>(scales), high = load<Eight>(scales + 8);
     for (int64_t r = 0; r < PANEL; ++r, sums += LANES) {
         Sixteen sum{};
         for (int64_t pair = 0; pair < PAIRS; ++pair) {
@@ -318,10 +332,24 @@ static inline void add_products(const uint8_t* codes, const int16_t* const* plac
             sum += load<Sixteen>(places[2 * pair] + code[0] * LANES);
             sum += load<Sixteen>(places[2 * pair + 1] + code[APART] * LANES);
         }
-        int16_t words[LANES];
-        store(words, sum);
-        store(sums, load<Eight>(sums) + real(words) * low);
-        store(sums + 8, load<Eight>(sums + 8) + real(words + 8) * high);
+        add_real(sums, sum, scales);
+    }
+}
+
+// The same for signs by halves of bytes.
+template <int64_t PAIRS>
+static inline void add_halves(const uint8_t* codes, const int16_t* tables, const float* scales, float* sums) {
+    constexpr uint32_t ENTRY = sizeof(Sixteen), HALF = 16 * ENTRY, ALL = 15 * ENTRY;
+    static_assert(ENTRY == 32, "shifts below");
+    for (int64_t r = 0; r < PANEL; ++r, sums += LANES) {
+        Sixteen first{}, second{};
+        for (int64_t byte = 0; byte < 2 * PAIRS; ++byte) {
+            const uint32_t code = codes[byte * PANEL + r];
+            const auto* table = (const char*)tables + byte * 2 * HALF;
+            first += load<Sixteen>(table + (code << 5 & ALL));
+            second += load<Sixteen>(table + HALF + (code << 1 & ALL));
+        }
+        add_real(sums, first + second, scales);
     }
 }
 
@@ -329,7 +357,9 @@ template <int64_t PAIRS>
 static void add_panels(const Layer& layer, const uint8_t* codes, int64_t count, const int16_t* const* places,
                        const float* scales, float* sums) {
     for (int64_t p = 0; p < count; ++p, codes += layer.panel_bytes(), sums += PANEL * LANES)
-        if (layer.signs)
+        if (by_halves(layer))
+            add_halves<PAIRS>(codes, places[0], scales, sums);
+        else if (layer.signs)
             add_products<PAIRS, PANEL, 1>(codes, places, scales, sums);
         else
             add_products<PAIRS, 1, 2>(codes, places, scales, sums);
