@@ -81,15 +81,16 @@ static void tabulate_numbers(const Layer& layer, const float* x, int64_t items, 
 constexpr int UNIT = 128;     // in which numbers are summed, for an entry of a table of sums
 constexpr int OFFSET = 128;   // of such entries, which are not negative
 
-// The sums that four numbers can have, bit i of a place saying that number i is subtracted.
-static inline void sums_of_four(const int16_t* u, uint8_t* sums) {
+// The sums that four numbers can have, bit i of a place saying that number i is subtracted. What is half
+// an entry too much is rounded up or down: up in all tables would add up, in all rows.
+static inline void sums_of_four(const int16_t* u, bool up, uint8_t* sums) {
     constexpr Sixteen SUBTRACTED[4] = {
         {0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1},
         {0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1},
         {0, 0, 0, 0, -1, -1, -1, -1, 0, 0, 0, 0, -1, -1, -1, -1},
         {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1},
     };
-    const int all = OFFSET * UNIT + UNIT / 2 + u[0] + u[1] + u[2] + u[3];
+    const int all = OFFSET * UNIT + UNIT / 2 - !up + u[0] + u[1] + u[2] + u[3];
     Sixteen sum = Sixteen{} + static_cast<int16_t>(all);
     for (int i = 0; i < 4; ++i) sum -= SUBTRACTED[i] & static_cast<int16_t>(2 * u[i]);
     store(sums, __builtin_convertvector((Vector<uint16_t, 16>)sum / UNIT, Vector<uint8_t, 16>));
@@ -127,7 +128,7 @@ static void tabulate_sums(const Layer& layer, const float* x, int64_t items, int
         transform_group(layer, x, first, count / layer.atoms(), u);
         scales[first / group * items + item] = quantize_fours(u, count, integers);
         for (int64_t j = 0; j < count; j += 4)
-            sums_of_four(integers + j, tables + ((first * layer.atoms() + j) / 4 * items + item) * 16);
+            sums_of_four(integers + j, j & 4, tables + ((first * layer.atoms() + j) / 4 * items + item) * 16);
     }
 }
 

@@ -111,6 +111,14 @@ def test_many_rows_take_other_tables_for_the_same_sums() -> None:
     assert_right(x, matrix)
 
 
+@native
+@pytest.mark.parametrize("batch", [1, 16])
+def test_rounding_does_not_add_up(batch: int) -> None:
+    matrix, x = packed((256, 4096), 8, 0, signs=True), normal(0, batch, 4096)
+    error = linear(x, matrix) - x @ recompose(*matrix).T
+    assert (error.mean(dim=1).abs() < 0.3 * error.std(dim=1)).all()
+
+
 @given(product=products())
 def test_the_product_is_right(product: tuple[Factors, Tensor]) -> None:
     factors, x = product
