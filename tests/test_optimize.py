@@ -184,6 +184,35 @@ def test_compile_and_export(mode):
     assert any("tersor.linear" in str(n.target) for n in program.graph.nodes) is wanted
 
 
+@pytest.mark.parametrize("x", [torch.ones(3, 31), torch.tensor(1.0), torch.ones(3, 32).long()])
+def test_inputs_that_do_not_fit_a_packed_layer(x):
+    model = nn.Linear(32, 48).eval()
+    insert_factors(model, {"weight": factors_of(model.weight, 0)})
+    tersor.optimize(model, "factored")
+    with pytest.raises(InputError, match="real numbers, 32 in the last axis"):
+        model(x)
+
+
+@pytest.mark.parametrize("default", ["float64", "meta"])
+def test_defaults_of_torch_do_not_matter(default):
+    model, index = nn.Sequential(nn.Embedding(50, 32), nn.Linear(32, 48)).eval(), torch.arange(9)
+    weights = {n: w for n, w in model.named_parameters() if w.ndim == 2}
+    insert_factors(model, {n: factors_of(w, 0) for n, w in weights.items()})
+    tersor.optimize(model, "factored")
+    model.requires_grad_(False)
+    expected = model(index)
+    if default == "meta":
+        with torch.device("meta"):
+            got = model(index)
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            got = model(index)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, expected)
+
+
 def test_memory_is_a_limit():
     sizes = {mode: tersor.optimize(compressed(), mode).nbytes for mode in ("dense", "factored")}
     for memory in (sizes["factored"] + 3000, sizes["dense"] // 2, f"{sizes['dense']}B"):

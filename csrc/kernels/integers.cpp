@@ -161,44 +161,66 @@ static void round(const Integers& w, const float* x, const Rounded& u) {
 constexpr int AHEAD = 1536;  // bytes to fetch before they are needed
 constexpr int PARTS = 64 / WIDTH;  // registers of 16 rows
 
-template <int N>
+template <int N, int TILES>
 struct Sums {
-    Floats of[N][PARTS] = {};
+    Floats of[TILES][N][PARTS] = {};
 };
 
-template <int N, int BITS>
-static inline const uint8_t* add_products(const uint8_t* codes, int64_t first, int64_t columns,
-                                          const Rounded* u, Sums<N>& sums) {
-    constexpr int EACH = 8 / BITS, LINE = 4 * EACH;  // integers of a byte, and of 64 bytes: of a row
-    const Bytes mask = Bytes{} + static_cast<uint8_t>((1 << BITS) - 1);
-    for (const int64_t end = first + columns; first < end;) {
-        const int64_t group = first / 16, next = end - first < GROUP ? end : first + GROUP;
-        Ints total[N][PARTS] = {};
-        while (first < next) {
-            const int64_t half = next - first < 4 * LINE ? next : first + 4 * LINE;
-            Partial part[N][PARTS] = {};
+// Adds so many inputs of a group, for tiles of 16 rows whose codes are `apart`.
+template <int BITS, int INPUTS, int N, int TILES>
+static inline void add_inputs(const uint8_t* codes, int64_t apart, int64_t first, int64_t group,
+                              const Rounded* u, Sums<N, TILES>& sums) {
+    constexpr int LINE = 32 / BITS, LINES = INPUTS / LINE;  // inputs of 64 bytes: of 4 bytes of a row
+    constexpr int SOME = LINES < 4 ? LINES : 4;
+    Ints total[TILES][N][PARTS] = {};
+    for (int half = 0; half < LINES / SOME; ++half) {
+        Partial part[TILES][N][PARTS] = {};
 #pragma GCC unroll 1
-            for (; first < half; first += LINE, codes += 64) {
-                __builtin_prefetch(codes + AHEAD);
+        for (int quad = 0; quad < SOME; ++quad, codes += 64) {
+            const int64_t at = first + (half * SOME + quad) * LINE;
+            for (int t = 0; t < TILES; ++t) {
+                const uint8_t* from = codes + t * apart;
+                __builtin_prefetch(from + AHEAD);
                 for (int v = 0; v < PARTS; ++v) {
-                    const Bytes packed = load<Bytes>(codes + v * WIDTH);
                     const auto add = [&](Bytes some, int64_t where) __attribute__((always_inline)) {
                         for (int n = 0; n < N; ++n)
-                            multiply_add(part[n][v], some & mask, splat4(u[n].bytes + where));
+                            multiply_add(part[t][n][v], some, splat4(u[n].bytes + at + where));
                     };
-                    add(packed, first);
-                    if (BITS == 2) add(shifted<2>(packed), first + 4);
-                    add(shifted<4>(packed), first + (BITS == 2 ? 8 : 4));
-                    if (BITS == 2) add(shifted<6>(packed), first + 12);
+                    if constexpr (BITS == 4) {
+                        Bytes low, high;
+                        halves(from + v * WIDTH, low, high);
+                        add(low, 0);
+                        add(high, 4);
+                    } else {
+                        const auto packed = load<Bytes>(from + v * WIDTH);
+                        add(packed & 3, 0);
+                        add(shifted<2>(packed) & 3, 4);
+                        add(shifted<4>(packed) & 3, 8);
+                        add(shifted<6>(packed) & 3, 12);
+                    }
                 }
             }
-            for (int n = 0; n < N; ++n)
-                for (int v = 0; v < PARTS; ++v) flush(total[n][v], part[n][v]);
         }
+        for (int t = 0; t < TILES; ++t)
+            for (int n = 0; n < N; ++n)
+                for (int v = 0; v < PARTS; ++v) flush(total[t][n][v], part[t][n][v]);
+    }
+    for (int t = 0; t < TILES; ++t)
         for (int n = 0; n < N; ++n)
             for (int v = 0; v < PARTS; ++v)
-                sums.of[n][v] += __builtin_convertvector(total[n][v], Floats) * u[n].scales[group];
-    }
+                sums.of[t][n][v] += __builtin_convertvector(total[t][n][v], Floats) * u[n].scales[group];
+}
+
+// Adds all inputs of a section; returns where the next begins.
+template <int BITS, int N, int TILES>
+static inline const uint8_t* add_section(const uint8_t* codes, int64_t apart, int64_t first, int64_t columns,
+                                         const Rounded* u, Sums<N, TILES>& sums) {
+    constexpr int UNIT = 16, BYTES = 16 * BITS / 8;  // that a section is a multiple of; of 16 rows
+    const int64_t end = first + columns;
+    for (; first + GROUP <= end; first += GROUP, codes += GROUP * BYTES)
+        add_inputs<BITS, GROUP>(codes, apart, first, first / 16, u, sums);
+    for (const int64_t group = first / 16; first < end; first += UNIT, codes += UNIT * BYTES)
+        add_inputs<BITS, UNIT>(codes, apart, first, group, u, sums);
     return codes;
 }
 
@@ -218,26 +240,34 @@ static float of_escapes(const Integers& w, const float* u, int64_t row) {
     return sum;
 }
 
+// So many tiles of 16 rows side by side: memory is faster where it is read at several places.
+template <int N, int TILES>
+static void add_tiles(const Integers& w, const Rounded* u, const float* bias, float* y, int64_t tile) {
+    const int64_t apart = 16 * w.row_bytes(), low = w.low_columns();
+    const uint8_t* codes = w.codes + tile * apart;
+    Sums<N, TILES> sums;
+    codes = add_section<4>(codes, apart, 0, w.wide, u, sums);
+    codes = add_section<2>(codes, apart, w.wide, w.narrow, u, sums);
+    codes = add_section<2>(codes, apart, low, w.middle, u, sums);
+    add_section<2>(codes, apart, low + w.middle, w.top, u, sums);
+    for (int t = 0; t < TILES; ++t)
+        for (int n = 0; n < N; ++n) {
+            float out[16];
+            std::memcpy(out, sums.of[t][n], sizeof out);
+            const int64_t first = (tile + t) * 16, count = w.rows - first < 16 ? w.rows - first : 16;
+            for (int64_t row = first; row < first + count; ++row)
+                y[n * w.rows + row] =
+                    out[row - first] - *u[n].offset + of_escapes(w, u[n].real, row) + (bias ? bias[row] : 0);
+        }
+}
+
 template <int N>
 static void few_of(const Integers& w, const Rounded* u, const float* bias, float* y, int64_t first,
                    int64_t last) {
-    for (int64_t tile = first; tile < last; ++tile) {
-        Sums<N> sums;
-        const uint8_t* codes = w.codes + tile * 16 * w.row_bytes();
-        codes = add_products<N, 4>(codes, 0, w.wide, u, sums);
-        codes = add_products<N, 2>(codes, w.wide, w.narrow, u, sums);
-        codes = add_products<N, 2>(codes, w.low_columns(), w.middle, u, sums);
-        add_products<N, 2>(codes, w.low_columns() + w.middle, w.top, u, sums);
-        for (int n = 0; n < N; ++n) {
-            float out[16];
-            std::memcpy(out, sums.of[n], sizeof out);
-            for (int64_t r = 0; r < 16 && tile * 16 + r < w.rows; ++r) {
-                const int64_t row = tile * 16 + r;
-                y[n * w.rows + row] =
-                    out[r] - *u[n].offset + of_escapes(w, u[n].real, row) + (bias ? bias[row] : 0);
-            }
-        }
-    }
+    constexpr int TILES = N == 1 ? 4 : 1;
+    if (TILES > 1 && w.row_bytes() >= 512)  // else sums that are put away cost more
+        for (; first + TILES <= last; first += TILES) add_tiles<N, TILES>(w, u, bias, y, first);
+    for (; first < last; ++first) add_tiles<N, 1>(w, u, bias, y, first);
 }
 
 static void few(const Integers& w, const Rounded* u, int64_t count, const float* bias, float* y,

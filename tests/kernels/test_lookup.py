@@ -67,19 +67,24 @@ def products(draw: st.DrawFn) -> tuple[Factors, Tensor]:
 def bound(x: Tensor, matrix: Matrix) -> Tensor:
     """What rounding to the tables' grids can change, (batch, rows).
 
-    The largest entry of a table becomes 127 in the one kernel, 4095 in the other, which first
-    rounds the numbers that entries are made of so that the largest sum of them is 32767.
+    The largest entry of a table becomes 127 in the one kernel, 4095 in the other. Numbers that
+    entries are made of are rounded first: the largest sum of those of a group of tiles is 32767.
     """
     given, layout = matrix
     padded = F.pad(x, (0, layout.tiles * layout.tile - layout.inputs))
     u = (padded.reshape(len(x), layout.tiles, layout.tile) @ given.codebook).abs()
     few = len(x) < MANY
     if layout.signs:
-        together = 4 if few else 8
-        largest = u.unfold(2, together, together).sum(dim=3).flatten(1).amax(dim=1)
-        steps = 0.5 / 127 if few else 0.5 / 4095 + 8 * 0.51 / 32763
-        number = layout.tiles * layout.columns / together
-        return (largest * steps * number)[:, None].expand(-1, layout.rows)
+        if few:  # sums of four are in 128ths first
+            sums, number, steps = u.unfold(2, 4, 4).sum(dim=3), layout.columns // 4, 0.516 / 127
+        else:
+            group = 4 // layout.pairs
+            sums = (
+                F.pad(u, (0, 0, 0, -layout.tiles % group)).unflatten(1, (-1, group)).sum(dim=(2, 3))
+            )
+            number, steps = layout.columns, 0.51 / 32735
+        largest = sums.flatten(1).amax(dim=1)
+        return (largest * steps * number * layout.tiles)[:, None].expand(-1, layout.rows)
     latent = latent_of(given, layout).reshape(layout.columns, layout.rows, -1).float()
     largest = u.flatten(1).amax(dim=1)
     magnitudes, number = latent.abs().sum(dim=(0, 2)), (latent != 0).sum(dim=(0, 2))
@@ -95,6 +100,23 @@ def assert_right(x: Tensor, matrix: Matrix) -> None:
     assert y.dtype == torch.float32
     slack = 1e-5 * x.abs().sum(dim=1, keepdim=True) * weight.abs().amax()
     assert ((y - expected).abs() <= bound(x, matrix) + slack).all()
+
+
+@native
+def test_many_rows_take_other_tables_for_the_same_sums() -> None:
+    matrix, x = packed((1600, 203), 8, 0, signs=True), normal(1, 21, 203)
+    (codebook, codes), layout = matrix
+    few = Packed(codebook, codes[:2]), layout._replace(rows=64)
+    assert torch.equal(linear(x, matrix)[:, :64], linear(x, few))
+    assert_right(x, matrix)
+
+
+@native
+@pytest.mark.parametrize("batch", [1, 16])
+def test_rounding_does_not_add_up(batch: int) -> None:
+    matrix, x = packed((256, 4096), 8, 0, signs=True), normal(0, batch, 4096)
+    error = linear(x, matrix) - x @ recompose(*matrix).T
+    assert (error.mean(dim=1).abs() < 0.3 * error.std(dim=1)).all()
 
 
 @given(product=products())

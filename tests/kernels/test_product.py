@@ -345,7 +345,7 @@ def test_a_matrix_elsewhere_is_refused():
     packed, layout = integers.pack(random_factors(24, 64, 8, 8))
     elsewhere = integers.Packed(*(part.to("meta") for part in packed))
     with pytest.raises(InputError, match="matrix is on meta and the input on cpu; move one"):
-        kernels.addresses(elsewhere, layout)
+        kernels.known(elsewhere, layout)
 
 
 def test_bad_input():

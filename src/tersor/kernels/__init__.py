@@ -1,9 +1,9 @@
 """Operators on factors: one schema each, the reference implementation defines what is correct."""
 
 from tersor.kernels.product import (
-    addresses,
     instructions,
     is_plain,
+    known,
     linear,
     missing_on,
     native,
@@ -13,9 +13,9 @@ from tersor.kernels.product import (
 from tersor.kernels.reference import power_of_two, recompose
 
 __all__ = [
-    "addresses",
     "instructions",
     "is_plain",
+    "known",
     "linear",
     "missing_on",
     "native",

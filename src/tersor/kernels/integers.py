@@ -24,7 +24,7 @@ MANY = 8
 """Vectors from which on tables of sums are faster than products of bytes: measured, 384 to 4096.
 Where some integers take more than 4 bits, fewer do, see ``csrc/kernels/integers.hpp``."""
 
-KERNEL = "linear_integers"
+KERNEL = "Integers"
 
 _GROUP, _LINE = 64, 16
 """Integers of a section are padded to a multiple of the first if none has more than 4 bits, which

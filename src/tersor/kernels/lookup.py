@@ -26,7 +26,7 @@ from tersor.factors import Factors
 MANY = 5
 """Vectors from which on they are computed with 16-bit tables, not with 8-bit ones."""
 
-KERNEL = "linear_lookup"
+KERNEL = "Lookup"
 
 _COLUMNS, _LARGEST, _MOST_PAIRS = 16, 7, 4
 """Columns that a pair of bytes is about, largest magnitude of an integer, pairs of a tile."""

@@ -140,7 +140,7 @@ class PackedWeight(FrozenWeight):
         packed, self.layout = self.way.pack(factors)
         for name, part in packed._asdict().items():
             self.register_buffer(name, part)
-        self._known: tuple[Known, Packed] | None = None
+        self._known: Known | None = None
 
     @property
     def packed(self) -> Packed:
@@ -160,25 +160,24 @@ class PackedWeight(FrozenWeight):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What `nn.Linear` computes with this weight, by ``tersor::linear``."""
-        if x.shape[-1:] != self.shape[1:] or not kernels.is_plain(x):
+        if not kernels.is_plain(x):
             return kernels.linear(x, self.packed, bias, self.layout)
-        return kernels.native(x, bias, self.shape[0], self._addresses())
+        return kernels.native(x, bias, self._known or self._prepared())
 
     def embed(self, index: Tensor) -> Tensor:
         """What `nn.Embedding` computes with this weight: only the rows asked for are made."""
         flat = index.reshape(-1).long()
         if isinstance(self.layout, integers.Layout) and kernels.is_plain(flat):
-            rows = kernels.native_rows(flat, self.layout, self._addresses())
+            rows = kernels.native_rows(flat, self._known or self._prepared())
         else:
             rows = kernels.rows(flat, self.packed, self.layout)
         return rows.reshape(*index.shape, self.shape[1]).to(self.dtype)
 
-    def _addresses(self) -> Known:
-        if self._known is None:
-            self.way.verify(self.packed, self.layout)
-            # The tensors are kept with their addresses, so that these stay valid.
-            self._known = kernels.addresses(self.packed, self.layout), self.packed
-        return self._known[0]
+    def _prepared(self) -> Known:
+        matrix = kernels.known(self.packed, self.layout)
+        self.way.verify(self.packed, self.layout)
+        self._known = matrix
+        return matrix
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
         self._known = None
