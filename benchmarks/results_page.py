@@ -436,8 +436,8 @@ onnxruntime), every time with weights that are not in the cache.
 
 `python benchmarks/whole_models.py`: whole models from the file after `tersor.optimize`, one input
 at a time: how many times faster than each other way to run the dense model, memory of the weights
-as a share of the dense ones, and relative error of the output. Below 1 is slower: small
-convolutions and small matrices gain little or nothing so far.
+as a share of the dense ones, and relative error of the output. "In 1/5" is with that limit of
+memory. Below 1 is slower: small convolutions and small matrices gain little or nothing so far.
 
 {models_table(models["rows"])}
 

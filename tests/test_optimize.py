@@ -128,6 +128,35 @@ def test_copies_and_state(mode):
         assert torch.equal(other(TOKENS), expected)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"escapes": lambda part: part | 255},
+        {"starts": lambda part: part + 1},
+        {"starts": lambda part: part.clamp(max=1)},
+        {"starts": lambda part: part.flip(0) - part[-1]},
+        {"starts": lambda part: torch.cat([part[:1], part[2:].flip(0), part[-1:]])},
+        {"escapes": lambda part: part[:-1]},
+        {"codes": lambda part: part[:, :1].expand_as(part)},
+    ],
+)
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_damaged_state_is_refused(damage, assign):
+    """Kernels write where it says; nothing of it is taken."""
+    model, x = nn.Linear(64, 48).eval(), torch.randn(9, 64)
+    factors = factors_of(model.weight, 0)
+    factors.latent[0, ::7] = 300
+    insert_factors(model, {"weight": factors})
+    tersor.optimize(model, "factored")
+    expected = model(x)
+    state = copy.deepcopy(model.state_dict())
+    for name, change in damage.items():
+        state["weight_factors." + name] = change(state["weight_factors." + name])
+    with pytest.raises(InputError, match="packed tensor"):
+        model.load_state_dict(state, assign=assign)
+    assert torch.equal(model(x), expected)
+
+
 @pytest.mark.parametrize("mode", ["dense", "recompose", "factored"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_data_type_follows_the_module(mode, dtype):
@@ -155,6 +184,35 @@ def test_compile_and_export(mode):
     assert any("tersor.linear" in str(n.target) for n in program.graph.nodes) is wanted
 
 
+@pytest.mark.parametrize("x", [torch.ones(3, 31), torch.tensor(1.0), torch.ones(3, 32).long()])
+def test_inputs_that_do_not_fit_a_packed_layer(x):
+    model = nn.Linear(32, 48).eval()
+    insert_factors(model, {"weight": factors_of(model.weight, 0)})
+    tersor.optimize(model, "factored")
+    with pytest.raises(InputError, match="real numbers, 32 in the last axis"):
+        model(x)
+
+
+@pytest.mark.parametrize("default", ["float64", "meta"])
+def test_defaults_of_torch_do_not_matter(default):
+    model, index = nn.Sequential(nn.Embedding(50, 32), nn.Linear(32, 48)).eval(), torch.arange(9)
+    weights = {n: w for n, w in model.named_parameters() if w.ndim == 2}
+    insert_factors(model, {n: factors_of(w, 0) for n, w in weights.items()})
+    tersor.optimize(model, "factored")
+    model.requires_grad_(False)
+    expected = model(index)
+    if default == "meta":
+        with torch.device("meta"):
+            got = model(index)
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            got = model(index)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, expected)
+
+
 def test_memory_is_a_limit():
     sizes = {mode: tersor.optimize(compressed(), mode).nbytes for mode in ("dense", "factored")}
     for memory in (sizes["factored"] + 3000, sizes["dense"] // 2, f"{sizes['dense']}B"):
@@ -164,6 +222,37 @@ def test_memory_is_a_limit():
     with pytest.raises(BudgetError, match="at least"):
         tersor.optimize(model, memory=100)
     assert not frozen(model)
+
+
+def test_few_large_integers_do_not_make_all_large():
+    factors = factors_of(torch.empty(40, 64), 0)
+    for wide, size in ((0, 1), (5, 1), (200, 2)):
+        factors.latent[0, :wide] = 1000
+        weight = RecomposedWeight(factors, torch.float32)
+        assert weight.latent.element_size() == size
+        assert torch.equal(weight(), factors.recompose())
+        assert torch.equal(weight.to_factors().latent, factors.latent)
+        assert torch.equal(weight.to(torch.bfloat16)(), factors.recompose().bfloat16())
+
+
+def test_embeddings_refuse_what_is_out_of_range():
+    model = compressed()
+    tersor.optimize(model, "factored")
+    for wrong in (50, -1):
+        with pytest.raises(IndexError):
+            model.embed(torch.tensor([3, wrong]))
+    rows = model.embed(torch.tensor([[3, 49]], dtype=torch.int32))
+    assert torch.equal(rows[0], model.embed.weight[torch.tensor([3, 49])])
+
+
+def test_inputs_are_what_the_forms_are_measured_with(monkeypatch):
+    seen = []
+    linear = PackedWeight.linear
+    monkeypatch.setattr(
+        PackedWeight, "linear", lambda self, x, bias: seen.append(x.shape) or linear(self, x, bias)
+    )
+    tersor.optimize(compressed(), inputs=TOKENS)
+    assert set(seen) == ({(2, 20, 32)} if kernels.instructions() else set())
 
 
 def test_without_native_kernels(monkeypatch):

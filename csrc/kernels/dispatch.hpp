@@ -1,6 +1,8 @@
 // The product for any number of inputs: which kernel, on how many threads, in which memory.
 #pragma once
 
+#include <algorithm>
+
 #include "integers.hpp"
 #include "lookup.hpp"
 #include "threads.hpp"
@@ -15,20 +17,22 @@ inline int64_t worth(int64_t steps, int64_t threads) {
 
 inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-inline int64_t many_bytes(const Integers& w, int64_t row_tiles) {
-    const int64_t tile = w.d > row_tiles * 16 ? w.d : row_tiles * 16;
-    return aligned((16 * 260 + 64) * MANY * 2 + (w.columns() + tile) * MANY * 4);
+// Memory for a job of either of the two products of many inputs.
+inline int64_t many_bytes(const Integers& w, int64_t row_tiles, int64_t count) {
+    const int64_t panels = w.d * w.padded_rank * 4;
+    if (w.middle) return aligned((w.low_columns() * 16 + w.columns() * count) * 4 + panels);
+    return aligned((16 * 260 + 64) * MANY * 2 + (w.columns() * 2 + row_tiles * 16) * MANY * 4 + panels);
 }
 
 inline void linear_few(const IntegerKernels& kernels, const Integers& w, const float* x, int64_t count,
                        const float* bias, float* y, int64_t threads, Workspace& workspace) {
-    const int64_t bytes = aligned(w.columns() * 5 + w.columns() / GROUP * 4 + 4);
+    const int64_t bytes = aligned(w.columns() * 5 + w.columns() / 16 * 4 + 4);
     char* memory = workspace.of(count * bytes);
     Rounded u[FEW];
     for (int64_t n = 0; n < count; ++n, memory += bytes) {
         auto* real = reinterpret_cast<float*>(memory);
-        u[n] = {real, reinterpret_cast<int8_t*>(real + w.columns() + w.columns() / GROUP + 1),
-                real + w.columns(), real + w.columns() + w.columns() / GROUP};
+        float *scales = real + w.columns(), *offset = scales + w.columns() / 16;
+        u[n] = {real, reinterpret_cast<int8_t*>(offset + 1), scales, offset};
         kernels.round(w, x + n * w.inputs, u[n]);
     }
     const int64_t tiles = w.padded_rows() / 16;
@@ -40,28 +44,47 @@ inline void linear_few(const IntegerKernels& kernels, const Integers& w, const f
 
 inline void linear_many(const IntegerKernels& kernels, const Integers& w, const float* x, int64_t batch,
                         const float* bias, float* y, int64_t threads, Workspace& workspace) {
-    const int64_t tiles = w.padded_rows() / 16, sets = (batch + MANY - 1) / MANY;
+    const auto& kernel = w.middle ? kernels.unpacked : kernels.many;
+    const int64_t tiles = w.padded_rows() / 16;
     threads = worth(w.rows * w.columns() * batch / 16, threads);
+    // What is unpacked once serves a whole set.
+    const int64_t each = w.middle ? std::clamp((batch + threads - 1) / threads, MANY, MOST) : MANY;
+    const int64_t sets = (batch + each - 1) / each;
     // At most 4096 rows at once, whose sums stay in the cache; fewer if there are not enough jobs.
-    int64_t parts = (tiles + 255) / 256;
+    int64_t parts = w.middle ? 1 : (tiles + 255) / 256;
     if (sets * parts < 2 * threads && parts < threads) parts = threads;
-    const int64_t bytes = many_bytes(w, (tiles + parts - 1) / parts);
+    const int64_t bytes = many_bytes(w, (tiles + parts - 1) / parts, each);
     char* memory = workspace.of(threads * bytes);
     parallel(sets * parts, threads, [&](int64_t job, int64_t slot) {
-        const int64_t set = job / parts, part = job % parts, start = set * MANY;
-        const int64_t count = batch - start < MANY ? batch - start : MANY;
-        kernels.many(w, x + start * w.inputs, count, bias, y + start * w.rows, part * tiles / parts,
-                     (part + 1) * tiles / parts, memory + slot * bytes);
+        const int64_t set = job / parts, part = job % parts, start = set * each;
+        const int64_t count = batch - start < each ? batch - start : each;
+        kernel(w, x + start * w.inputs, count, bias, y + start * w.rows, part * tiles / parts,
+               (part + 1) * tiles / parts, memory + slot * bytes);
     });
 }
 
-// y (batch, rows) = x (batch, inputs) times the matrix, plus bias. From `many` inputs on by tables.
+// y (batch, rows) = x (batch, inputs) times the matrix, plus bias. From `many` inputs on by tables; from
+// SOME on unpacked, if there are middle digits.
 inline void linear(const IntegerKernels& kernels, const Integers& w, const float* x, int64_t batch,
                    const float* bias, float* y, int64_t threads, int64_t many, Workspace& workspace) {
-    if (batch >= many) return linear_many(kernels, w, x, batch, bias, y, threads, workspace);
+    if (batch >= (w.middle ? SOME : many))
+        return linear_many(kernels, w, x, batch, bias, y, threads, workspace);
     for (int64_t n = 0; n < batch; n += FEW)
         linear_few(kernels, w, x + n * w.inputs, batch - n < FEW ? batch - n : FEW, bias, y + n * w.rows,
                    threads, workspace);
+}
+
+// Some rows of the matrix, to y (count, inputs); the indices are in range.
+inline void pick(const IntegerKernels& kernels, const Integers& w, const int64_t* index, int64_t count,
+                 float* y, int64_t threads, Workspace& workspace) {
+    threads = worth(count * w.inputs * w.padded_rank / 8, threads);
+    const int64_t least = (count + MOST - 1) / MOST, jobs = least < threads ? threads : least;
+    const int64_t bytes = aligned((3 * w.padded_rank + (w.low_columns() + w.padded_rank) * MOST) * 4);
+    char* memory = workspace.of(threads * bytes);
+    parallel(jobs, threads, [&](int64_t job, int64_t slot) {
+        const int64_t first = job * count / jobs, last = (job + 1) * count / jobs;
+        kernels.pick(w, index + first, last - first, y + first * w.inputs, memory + slot * bytes);
+    });
 }
 
 namespace lookup {

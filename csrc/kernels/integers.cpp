@@ -14,31 +14,96 @@ constexpr float MAGIC = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integ
 
 // ---- the input ----
 
-static void transform(const Integers& w, const float* x, float* u) {
-    std::memset(u, 0, w.columns() * sizeof(float));
-    const int64_t rank = w.wide_rank + w.narrow_rank;
-    if (rank == 1 && w.d == 1) {
-        for (int64_t t = 0; t < w.tiles; ++t) u[w.place(0) + t] = w.codebook[0] * x[t];
+constexpr int TOGETHER = 6;  // tiles, or vectors, that share what is loaded
+
+static inline Eight eight(const int16_t* from) {
+    return __builtin_convertvector(load<Vector<int16_t, 8>>(from), Eight);
+}
+static inline Eight eight(const float* from) { return load<Eight>(from); }
+
+// N tiles of `size` inputs times 8 * M positions of the codebook, to numbers that are `tiles` apart.
+template <int N, int M, class Number>
+static void transform_part(const Integers& w, const Number* columns, int64_t stride, const float* const* in,
+                           float* const* out, int64_t size, int64_t first) {
+    Eight sums[N][M]{};
+    for (int64_t i = 0; i < size; ++i, columns += stride) {
+        Eight some[M];
+        for (int m = 0; m < M; ++m) some[m] = eight(columns + 8 * m);
+        for (int n = 0; n < N; ++n)
+            for (int m = 0; m < M; ++m) sums[n][m] += in[n][i] * some[m];
+    }
+    float found[N][8 * M];
+    for (int n = 0; n < N; ++n)
+        for (int m = 0; m < M; ++m) store(found[n] + 8 * m, sums[n][m] * *w.scale);
+    const int64_t some = w.rank() - first < 8 * M ? w.rank() - first : 8 * M;
+    for (int64_t j = 0; j < some; ++j) {
+        const int64_t place = w.place(first + j);
+        for (int n = 0; n < N; ++n) out[n][place] = found[n][j];
+    }
+}
+
+// Of the codebook as it is, or of its panels in float32, if there are any.
+template <int N>
+static void transform_tiles(const Integers& w, const float* panels, const float* const* in, float* const* out,
+                            int64_t size) {
+    for (int64_t p = 0; p < w.padded_rank; p += 16) {
+        const bool pair = p + 8 < w.padded_rank;
+        const int16_t* columns = w.codebook + p;
+        const float* panel = panels + p * w.d;
+        if (panels && pair) transform_part<N, 2>(w, panel, 16, in, out, size, p);
+        if (panels && !pair) transform_part<N, 1>(w, panel, 8, in, out, size, p);
+        if (!panels && pair) transform_part<N, 2>(w, columns, w.padded_rank, in, out, size, p);
+        if (!panels && !pair) transform_part<N, 1>(w, columns, w.padded_rank, in, out, size, p);
+    }
+}
+
+static void transform_some(const Integers& w, const float* panels, const float* const* in, float* const* out,
+                           int count, int64_t size) {
+    constexpr decltype(&transform_tiles<1>) transforms[] = {
+        transform_tiles<1>, transform_tiles<2>, transform_tiles<3>,
+        transform_tiles<4>, transform_tiles<5>, transform_tiles<6>};
+    transforms[count - 1](w, panels, in, out, size);
+}
+
+// The codebook as panels of 16 positions, the last of 8 if so many are left: to convert it costs as much
+// as to multiply by it.
+static void to_panels(const Integers& w, float* panels) {
+    for (int64_t p = 0; p < w.padded_rank; p += 16)
+        for (int64_t i = 0; i < w.d; ++i)
+            for (int64_t some = p; some < p + 16 && some < w.padded_rank; some += 8, panels += 8)
+                store(panels, eight(w.codebook + i * w.padded_rank + some));
+}
+
+// x (count, inputs) to u (count, columns), padded with zeros; not yet the middle and top sections.
+static void transform(const Integers& w, const float* x, int64_t count, const float* panels, float* u) {
+    for (int64_t n = 0; n < count; ++n) {
+        float* row = u + n * w.columns();
+        const int64_t wide = w.wide_rank * w.tiles, narrow = w.wide + w.narrow_rank * w.tiles;
+        std::memset(row + wide, 0, (w.wide - wide) * sizeof(float));
+        std::memset(row + narrow, 0, (w.columns() - narrow) * sizeof(float));
+    }
+    if (w.rank() == 1 && w.d == 1) {
+        const float factor = *w.scale * w.codebook[0];
+        for (int64_t n = 0; n < count; ++n)
+            for (int64_t t = 0; t < w.tiles; ++t) u[n * w.columns() + w.place(0) + t] = factor * x[n * w.inputs + t];
         return;
     }
-    for (int64_t p = 0; p < rank; p += 8) {
-        float* to[8];
-        const int64_t some = rank - p < 8 ? rank - p : 8;
-        for (int64_t i = 0; i < some; ++i) to[i] = u + w.place(p + i);
-        for (int64_t t = 0; t < w.tiles; ++t) {
-            const int64_t left = w.inputs - t * w.d, size = left < w.d ? left : w.d;
-            const float *in = x + t * w.d, *column = w.codebook + p;
-            Eight even{}, odd{};
-            int64_t i = 0;
-            for (; i + 1 < size; i += 2, column += 2 * w.padded_rank) {
-                even += in[i] * load<Eight>(column);
-                odd += in[i + 1] * load<Eight>(column + w.padded_rank);
-            }
-            if (i < size) even += in[i] * load<Eight>(column);
-            even += odd;
-            for (int64_t j = 0; j < some; ++j) to[j][t] = even[j];
-        }
-    }
+    const float* in[TOGETHER];
+    float* out[TOGETHER];
+    int held = 0;
+    const int64_t whole = w.inputs / w.d, rest = w.inputs % w.d;
+    const auto take = [&](int64_t n, int64_t t, int64_t size) {
+        in[held] = x + n * w.inputs + t * w.d, out[held++] = u + n * w.columns() + t;
+        if (held == TOGETHER) transform_some(w, panels, in, out, held, size), held = 0;
+    };
+    const auto flush_with = [&](int64_t size) {
+        if (held) transform_some(w, panels, in, out, held, size), held = 0;
+    };
+    for (int64_t n = 0; n < count; ++n)
+        for (int64_t t = 0; t < whole; ++t) take(n, t, w.d);
+    flush_with(w.d);
+    for (int64_t n = 0; n < count && rest; ++n) take(n, whole, rest);
+    flush_with(rest);
 }
 
 constexpr float TINY = 1e-30f;  // a largest input below it counts as zero: its inverse would overflow
@@ -48,33 +113,47 @@ static inline Eight larger(Eight most, Eight v) {
     return v > most ? v : most;
 }
 
-static float largest(const float* u) {
+static float largest(const float* u, int64_t size) {
     Eight most{};
-    for (int64_t i = 0; i < GROUP; i += 8) most = larger(most, load<Eight>(u + i));
+    for (int64_t i = 0; i < size; i += 8) most = larger(most, load<Eight>(u + i));
     float found = 0;
     for (int i = 0; i < 8; ++i) found = most[i] > found ? most[i] : found;
     return found;
 }
 
-static void round(const Integers& w, const float* x, const Rounded& u) {
-    transform(w, x, u.real);
-    float offset = 0;
-    for (int64_t g = 0; g < w.columns() / GROUP; ++g) {
-        const float most = largest(u.real + g * GROUP), inverse = most > TINY ? 127 / most : 0;
-        Vector<int32_t, 8> sums{};
-        Eight nothing{};  // NaN if an input is infinite or NaN
-        for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i += 8) {
-            const auto q = (Vector<int32_t, 8>)(load<Eight>(u.real + i) * inverse + MAGIC) - 0x4b400000;
-            sums += q;
-            nothing += load<Eight>(u.real + i) * 0.f;
-            store(u.bytes + i, __builtin_convertvector(q, Vector<int8_t, 8>));
-        }
-        int32_t sum = 0;
-        for (int i = 0; i < 8; ++i) sum += sums[i], offset += nothing[i];
-        u.scales[g] = most / 127;
-        offset += u.scales[g] * (g * GROUP < w.wide ? 8 : 1) * sum;
+// Rounds a group; returns what its codes add too much, NaN if an input is infinite or NaN.
+static float round_group(const Rounded& u, int64_t first, int64_t size, int excess) {
+    const float most = largest(u.real + first, size), inverse = most > TINY ? 127 / most : 0;
+    Vector<int32_t, 8> sums{};
+    Eight nothing{};
+    for (int64_t i = first; i < first + size; i += 8) {
+        const auto q = (Vector<int32_t, 8>)(load<Eight>(u.real + i) * inverse + MAGIC) - 0x4b400000;
+        sums += q;
+        nothing += load<Eight>(u.real + i) * 0.f;
+        store(u.bytes + i, __builtin_convertvector(q, Vector<int8_t, 8>));
     }
-    *u.offset = offset;
+    int32_t sum = 0;
+    float none = 0;
+    for (int i = 0; i < 8; ++i) sum += sums[i], none += nothing[i];
+    u.scales[first / 16] = most / 127;
+    return most / 127 * excess * sum + none;
+}
+
+static float round_section(const Rounded& u, int64_t first, int64_t columns, int excess) {
+    float offset = 0;
+    for (int64_t i = 0; i < columns; i += GROUP)
+        offset += round_group(u, first + i, columns - i < GROUP ? columns - i : GROUP, excess);
+    return offset;
+}
+
+static void round(const Integers& w, const float* x, const Rounded& u) {
+    transform(w, x, 1, nullptr, u.real);
+    float* higher = u.real + w.low_columns();
+    for (int64_t i = 0; i < w.middle_rank * w.tiles; ++i) higher[i] = 16 * u.real[i];
+    for (int64_t i = 0; i < w.top_rank * w.tiles; ++i) higher[w.middle + i] = 64 * u.real[i];
+    *u.offset = round_section(u, 0, w.wide, 8) + round_section(u, w.wide, w.narrow, 1) +
+                round_section(u, w.low_columns(), w.middle, 1) +
+                round_section(u, w.low_columns() + w.middle, w.top, 1);
 }
 
 // ---- few inputs: products of bytes ----
@@ -82,77 +161,113 @@ static void round(const Integers& w, const float* x, const Rounded& u) {
 constexpr int AHEAD = 1536;  // bytes to fetch before they are needed
 constexpr int PARTS = 64 / WIDTH;  // registers of 16 rows
 
-template <int N>
+template <int N, int TILES>
 struct Sums {
-    Floats of[N][PARTS] = {};
+    Floats of[TILES][N][PARTS] = {};
 };
 
-template <int N, int BITS>
-static inline const uint8_t* add_products(const uint8_t* codes, int64_t groups, int64_t first,
-                                          const Rounded* u, Sums<N>& sums) {
-    constexpr int EACH = 8 / BITS, QUADS = 16 / EACH;  // integers of a byte; 64 bytes of a group
-    const Bytes mask = Bytes{} + static_cast<uint8_t>((1 << BITS) - 1);
-    for (int64_t g = first; g < first + groups; ++g) {
-        Ints total[N][PARTS] = {};
-        for (int half = 0; half < QUADS / 4; ++half) {
-            Partial part[N][PARTS] = {};
+// Adds so many inputs of a group, for tiles of 16 rows whose codes are `apart`.
+template <int BITS, int INPUTS, int N, int TILES>
+static inline void add_inputs(const uint8_t* codes, int64_t apart, int64_t first, int64_t group,
+                              const Rounded* u, Sums<N, TILES>& sums) {
+    constexpr int LINE = 32 / BITS, LINES = INPUTS / LINE;  // inputs of 64 bytes: of 4 bytes of a row
+    constexpr int SOME = LINES < 4 ? LINES : 4;
+    Ints total[TILES][N][PARTS] = {};
+    for (int half = 0; half < LINES / SOME; ++half) {
+        Partial part[TILES][N][PARTS] = {};
 #pragma GCC unroll 1
-            for (int quad = 0; quad < 4; ++quad, codes += 64) {
-                __builtin_prefetch(codes + AHEAD);
-                const int64_t at = g * GROUP + (half * 4 + quad) * 4 * EACH;
+        for (int quad = 0; quad < SOME; ++quad, codes += 64) {
+            const int64_t at = first + (half * SOME + quad) * LINE;
+            for (int t = 0; t < TILES; ++t) {
+                const uint8_t* from = codes + t * apart;
+                __builtin_prefetch(from + AHEAD);
                 for (int v = 0; v < PARTS; ++v) {
-                    const Bytes packed = load<Bytes>(codes + v * WIDTH);
                     const auto add = [&](Bytes some, int64_t where) __attribute__((always_inline)) {
                         for (int n = 0; n < N; ++n)
-                            multiply_add(part[n][v], some & mask, splat4(u[n].bytes + where));
+                            multiply_add(part[t][n][v], some, splat4(u[n].bytes + at + where));
                     };
-                    add(packed, at);
-                    if (BITS == 2) add(shifted<2>(packed), at + 4);
-                    add(shifted<4>(packed), at + (BITS == 2 ? 8 : 4));
-                    if (BITS == 2) add(shifted<6>(packed), at + 12);
+                    if constexpr (BITS == 4) {
+                        Bytes low, high;
+                        halves(from + v * WIDTH, low, high);
+                        add(low, 0);
+                        add(high, 4);
+                    } else {
+                        const auto packed = load<Bytes>(from + v * WIDTH);
+                        add(packed & 3, 0);
+                        add(shifted<2>(packed) & 3, 4);
+                        add(shifted<4>(packed) & 3, 8);
+                        add(shifted<6>(packed) & 3, 12);
+                    }
                 }
             }
-            for (int n = 0; n < N; ++n)
-                for (int v = 0; v < PARTS; ++v) flush(total[n][v], part[n][v]);
         }
+        for (int t = 0; t < TILES; ++t)
+            for (int n = 0; n < N; ++n)
+                for (int v = 0; v < PARTS; ++v) flush(total[t][n][v], part[t][n][v]);
+    }
+    for (int t = 0; t < TILES; ++t)
         for (int n = 0; n < N; ++n)
             for (int v = 0; v < PARTS; ++v)
-                sums.of[n][v] += __builtin_convertvector(total[n][v], Floats) * u[n].scales[g];
-    }
+                sums.of[t][n][v] += __builtin_convertvector(total[t][n][v], Floats) * u[n].scales[group];
+}
+
+// Adds all inputs of a section; returns where the next begins.
+template <int BITS, int N, int TILES>
+static inline const uint8_t* add_section(const uint8_t* codes, int64_t apart, int64_t first, int64_t columns,
+                                         const Rounded* u, Sums<N, TILES>& sums) {
+    constexpr int UNIT = 16, BYTES = 16 * BITS / 8;  // that a section is a multiple of; of 16 rows
+    const int64_t end = first + columns;
+    for (; first + GROUP <= end; first += GROUP, codes += GROUP * BYTES)
+        add_inputs<BITS, GROUP>(codes, apart, first, first / 16, u, sums);
+    for (const int64_t group = first / 16; first < end; first += UNIT, codes += UNIT * BYTES)
+        add_inputs<BITS, UNIT>(codes, apart, first, group, u, sums);
     return codes;
 }
 
-// Columns of escapes are counted without padding.
-static inline int64_t padded_column(const Integers& w, int64_t column) {
-    const int64_t wide = w.wide_rank * w.tiles;
-    return column < wide ? column : column - wide + w.wide;
+// Calls add(place, difference) for each escape of a row.
+template <class Add>
+static inline void each_escape(const Integers& w, int64_t row, const Add& add) {
+    int64_t column = 0;
+    for (int32_t e = w.starts[row]; e < w.starts[row + 1]; ++e) {
+        column += w.escapes[e] & 255;
+        add(w.place_of(column), w.escapes[e] >> 8);
+    }
 }
 
 static float of_escapes(const Integers& w, const float* u, int64_t row) {
     float sum = 0;
-    for (int32_t e = w.starts[row]; e < w.starts[row + 1]; ++e)
-        sum += (w.escapes[e] >> 19) * u[padded_column(w, w.escapes[e] & 0x7ffff)];
+    each_escape(w, row, [&](int64_t place, int difference) { sum += difference * u[place]; });
     return sum;
+}
+
+// So many tiles of 16 rows side by side: memory is faster where it is read at several places.
+template <int N, int TILES>
+static void add_tiles(const Integers& w, const Rounded* u, const float* bias, float* y, int64_t tile) {
+    const int64_t apart = 16 * w.row_bytes(), low = w.low_columns();
+    const uint8_t* codes = w.codes + tile * apart;
+    Sums<N, TILES> sums;
+    codes = add_section<4>(codes, apart, 0, w.wide, u, sums);
+    codes = add_section<2>(codes, apart, w.wide, w.narrow, u, sums);
+    codes = add_section<2>(codes, apart, low, w.middle, u, sums);
+    add_section<2>(codes, apart, low + w.middle, w.top, u, sums);
+    for (int t = 0; t < TILES; ++t)
+        for (int n = 0; n < N; ++n) {
+            float out[16];
+            std::memcpy(out, sums.of[t][n], sizeof out);
+            const int64_t first = (tile + t) * 16, count = w.rows - first < 16 ? w.rows - first : 16;
+            for (int64_t row = first; row < first + count; ++row)
+                y[n * w.rows + row] =
+                    out[row - first] - *u[n].offset + of_escapes(w, u[n].real, row) + (bias ? bias[row] : 0);
+        }
 }
 
 template <int N>
 static void few_of(const Integers& w, const Rounded* u, const float* bias, float* y, int64_t first,
                    int64_t last) {
-    for (int64_t tile = first; tile < last; ++tile) {
-        Sums<N> sums;
-        const uint8_t* codes = w.codes + tile * 16 * w.row_bytes();
-        codes = add_products<N, 4>(codes, w.wide / GROUP, 0, u, sums);
-        add_products<N, 2>(codes, w.narrow / GROUP, w.wide / GROUP, u, sums);
-        for (int n = 0; n < N; ++n) {
-            float out[16];
-            std::memcpy(out, sums.of[n], sizeof out);
-            for (int64_t r = 0; r < 16 && tile * 16 + r < w.rows; ++r) {
-                const int64_t row = tile * 16 + r;
-                y[n * w.rows + row] =
-                    out[r] - *u[n].offset + of_escapes(w, u[n].real, row) + (bias ? bias[row] : 0);
-            }
-        }
-    }
+    constexpr int TILES = N == 1 ? 4 : 1;
+    if (TILES > 1 && w.row_bytes() >= 512)  // else sums that are put away cost more
+        for (; first + TILES <= last; first += TILES) add_tiles<N, TILES>(w, u, bias, y, first);
+    for (; first < last; ++first) add_tiles<N, 1>(w, u, bias, y, first);
 }
 
 static void few(const Integers& w, const Rounded* u, int64_t count, const float* bias, float* y,
@@ -183,25 +298,12 @@ static inline void add_product(Reals& sum, const Reals& a, Eight b) {
 }
 static inline Eight splat(float a) { return a - Eight{}; }
 
-static void gather(const Integers& w, const float* x, int64_t count, Reals* to, int64_t size) {
+// Numbers of `count` vectors of `size` side by side.
+static void interleave(const float* from, int64_t count, int64_t size, Reals* to) {
     for (int64_t i = 0; i < size; ++i) {
         float lanes[MANY] = {};
-        for (int64_t n = 0; n < count; ++n) lanes[n] = x[n * w.inputs + i];
+        for (int64_t n = 0; n < count; ++n) lanes[n] = from[n * size + i];
         std::memcpy(to + i, lanes, sizeof lanes);
-    }
-}
-
-static void transform_many(const Integers& w, const float* x, int64_t count, Reals* u, Reals* tile) {
-    std::memset(u, 0, w.columns() * sizeof(Reals));
-    for (int64_t t = 0; t < w.tiles; ++t) {
-        const int64_t left = w.inputs - t * w.d, size = left < w.d ? left : w.d;
-        gather(w, x + t * w.d, count, tile, size);
-        for (int64_t p = 0; p < w.wide_rank + w.narrow_rank; ++p) {
-            Reals sum{};
-            for (int64_t i = 0; i < size; ++i)
-                add_product(sum, tile[i], splat(w.codebook[i * w.padded_rank + p]));
-            u[w.place(p) + t] = sum;
-        }
     }
 }
 
@@ -294,18 +396,17 @@ static inline void add_block(const uint8_t* codes, const Sixteen* tables, const 
     }
 }
 
-static void add_escapes(const Integers& w, const Reals* u, int64_t row, Reals& sum) {
-    for (int32_t e = w.starts[row]; e < w.starts[row + 1]; ++e)
-        add_product(sum, u[padded_column(w, w.escapes[e] & 0x7ffff)], splat(w.escapes[e] >> 19));
-}
-
 static void many(const Integers& w, const float* x, int64_t count, const float* bias, float* y,
                  int64_t first, int64_t last, char* workspace) {
     auto* tables = reinterpret_cast<Sixteen*>(workspace);
     auto* rounded = tables + 16 * TABLE;
     auto* u = reinterpret_cast<Reals*>(rounded + 64);
     auto* sums = u + w.columns();
-    transform_many(w, x, count, u, sums);
+    auto* transformed = reinterpret_cast<float*>(sums + (last - first) * 16);
+    float* panels = transformed + count * w.columns();
+    to_panels(w, panels);
+    transform(w, x, count, panels, transformed);
+    interleave(transformed, count, w.columns(), u);
     std::memset(sums, 0, (last - first) * 16 * sizeof(Reals));
     const Reals* in = u;
     for (int64_t b = 0; b < w.blocks(); ++b) {
@@ -322,9 +423,171 @@ static void many(const Integers& w, const float* x, int64_t count, const float* 
         }
     }
     for (int64_t row = first * 16; row < last * 16 && row < w.rows; ++row) {
-        add_escapes(w, u, row, sums[row - first * 16]);
-        const auto* sum = reinterpret_cast<const float*>(sums + row - first * 16);
+        Reals& total = sums[row - first * 16];
+        each_escape(w, row, [&](int64_t place, int difference) {
+            add_product(total, u[place], splat(difference));
+        });
+        const auto* sum = reinterpret_cast<const float*>(&total);
         for (int64_t n = 0; n < count; ++n) y[n * w.rows + row] = sum[n] + (bias ? bias[row] : 0);
+    }
+}
+
+// ---- integers that are unpacked: products of float32 ----
+
+constexpr int LANES = WIDTH / 4;  // rows of a register
+
+// The digits of 4 bits with those of 16 and 64 times, to 16 columns of 16 rows.
+static inline void unpack_wide(const uint8_t* low, const uint8_t* middle, const uint8_t* top, float* to) {
+    for (int v = 0; v < PARTS; ++v) {
+        const Bytes none = Bytes{} + static_cast<uint8_t>(0x55);  // digits that stand for zero
+        const Bytes second = middle ? load<Bytes>(middle + v * WIDTH) : none;
+        const Bytes third = top ? load<Bytes>(top + v * WIDTH) : none;
+        const Bytes first[2] = {load<Bytes>(low + v * WIDTH), load<Bytes>(low + 64 + v * WIDTH)};
+        const auto put = [&](int quad, Bytes four, Bytes two, Bytes last) __attribute__((always_inline)) {
+            const Ints all = (Ints)((four & 15) | (two & 0x30) | (last & 0xC0));
+            for (int c = 0; c < 4; ++c) {
+                const Ints one = (all >> 8 * c) & 255;
+                store(to + (quad * 4 + c) * 16 + v * LANES, __builtin_convertvector(one, Floats) - 88.f);
+            }
+        };
+        put(0, first[0], raised<4>(second), raised<6>(third));
+        put(1, shifted<4>(first[0]), raised<2>(second), raised<4>(third));
+        put(2, first[1], second, raised<2>(third));
+        put(3, shifted<4>(first[1]), shifted<2>(second), third);
+    }
+}
+
+// The digits of 2 bits, to 16 columns of 16 rows.
+static inline void unpack_narrow(const uint8_t* codes, float* to) {
+    for (int v = 0; v < PARTS; ++v) {
+        const Ints all = load<Ints>(codes + v * WIDTH);
+        for (int i = 0; i < 16; ++i) {
+            const Ints one = (all >> (8 * (i % 4) + 2 * (i / 4))) & 3;
+            store(to + i * 16 + v * LANES, __builtin_convertvector(one, Floats) - 1.f);
+        }
+    }
+}
+
+// All integers of 16 rows, to (low_columns, 16).
+static void unpack(const Integers& w, int64_t tile, float* to) {
+    const uint8_t* low = w.codes + tile * 16 * w.row_bytes();
+    const uint8_t *narrow = low + w.wide * 8, *middle = narrow + w.narrow * 4, *top = middle + w.middle * 4;
+    for (int64_t i = 0; i < w.wide; i += 16)
+        unpack_wide(low + i * 8, i < w.middle ? middle + i * 4 : nullptr, i < w.top ? top + i * 4 : nullptr,
+                    to + i * 16);
+    for (int64_t i = 0; i < w.narrow; i += 16) unpack_narrow(narrow + i * 4, to + (w.wide + i) * 16);
+    for (int64_t r = 0; r < 16 && tile * 16 + r < w.rows; ++r)
+        each_escape(w, tile * 16 + r, [&](int64_t place, int difference) { to[place * 16 + r] += difference; });
+}
+
+template <int N>
+static void multiply(const float* integers, int64_t depth, const float* u, int64_t stride, const float* bias,
+                     float* y, int64_t rows, int64_t here) {
+    Floats sums[N][PARTS] = {};
+    for (int64_t i = 0; i < depth; ++i) {
+        Floats some[PARTS];
+        for (int v = 0; v < PARTS; ++v) some[v] = load<Floats>(integers + i * 16 + v * LANES);
+        for (int n = 0; n < N; ++n)
+            for (int v = 0; v < PARTS; ++v) sums[n][v] += u[n * stride + i] * some[v];
+    }
+    for (int n = 0; n < N; ++n) {
+        float out[16];
+        std::memcpy(out, sums[n], sizeof out);
+        for (int64_t r = 0; r < here; ++r) y[n * rows + r] = out[r] + (bias ? bias[r] : 0);
+    }
+}
+
+static void unpacked(const Integers& w, const float* x, int64_t count, const float* bias, float* y,
+                     int64_t first, int64_t last, char* workspace) {
+    constexpr decltype(&multiply<1>) products[] = {multiply<1>, multiply<2>, multiply<3>,
+                                                   multiply<4>, multiply<5>, multiply<6>};
+    auto* integers = reinterpret_cast<float*>(workspace);
+    float *u = integers + w.low_columns() * 16, *panels = u + count * w.columns();
+    to_panels(w, panels);
+    transform(w, x, count, panels, u);
+    const int64_t sets = (count + TOGETHER - 1) / TOGETHER;
+    for (int64_t tile = first; tile < last; ++tile) {
+        unpack(w, tile, integers);
+        const int64_t row = tile * 16, here = w.rows - row < 16 ? w.rows - row : 16;
+        for (int64_t set = 0; set < sets; ++set) {
+            const int64_t n = set * count / sets, next = (set + 1) * count / sets;
+            products[next - n - 1](integers, w.low_columns(), u + n * w.columns(), w.columns(),
+                                   bias ? bias + row : nullptr, y + n * w.rows + row, w.rows, here);
+        }
+    }
+}
+
+// ---- rows of the matrix ----
+
+// Integers of one row, to (low_columns).
+static void unpack_row(const Integers& w, int64_t row, float* to) {
+    const uint8_t* codes = w.codes + (row / 16 * w.row_bytes() * 4 + row % 16) * 4;
+    const auto each = [&](int64_t columns, int bits, const auto& put) {
+        for (int64_t i = 0; i < columns; codes += 64)
+            for (int digit = 0; digit < 8; digit += bits)
+                for (int c = 0; c < 4; ++c, ++i) put(i, codes[c] >> digit & ((1 << bits) - 1));
+    };
+    each(w.wide, 4, [&](int64_t i, int digit) { to[i] = digit - 8; });
+    each(w.narrow, 2, [&](int64_t i, int digit) { to[w.wide + i] = digit - 1; });
+    each(w.middle, 2, [&](int64_t i, int digit) { to[i] += 16 * (digit - 1); });
+    each(w.top, 2, [&](int64_t i, int digit) { to[i] += 64 * (digit - 1); });
+    each_escape(w, row, [&](int64_t place, int difference) { to[place] += difference; });
+}
+
+static inline float sum_of(Eight v) {
+    using Four = Vector<float, 4>;
+    const auto* half = reinterpret_cast<const char*>(&v);
+    const Four four = load<Four>(half) + load<Four>(half + sizeof(Four));
+    return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+// M numbers of a tile of N rows, each `stride` integers from the other, by as many rows of the codebook.
+// Sums of integers below 2^24 are exact in any order.
+template <int N, int M>
+static inline void compose(const Integers& w, const float* codebook, const float* integers, int64_t stride,
+                           float* y) {
+    Eight sums[N][M]{};
+    for (int64_t p = 0; p < w.padded_rank; p += 8) {
+        Eight some[M];
+        for (int m = 0; m < M; ++m) some[m] = load<Eight>(codebook + m * w.padded_rank + p);
+        for (int n = 0; n < N; ++n)
+            for (int m = 0; m < M; ++m) sums[n][m] += load<Eight>(integers + n * stride + p) * some[m];
+    }
+    for (int n = 0; n < N; ++n)
+        for (int m = 0; m < M; ++m) y[n * w.inputs + m] = *w.scale * sum_of(sums[n][m]);
+}
+
+template <int M>
+static void compose_all(const Integers& w, const float* codebook, const float* integers, int64_t count,
+                        float* y) {
+    constexpr int AT_ONCE = 4;
+    const int64_t stride = w.padded_rank;
+    int64_t n = 0;
+    for (; n + AT_ONCE <= count; n += AT_ONCE)
+        compose<AT_ONCE, M>(w, codebook, integers + n * stride, stride, y + n * w.inputs);
+    for (; n < count; ++n) compose<1, M>(w, codebook, integers + n * stride, stride, y + n * w.inputs);
+}
+
+static void pick(const Integers& w, const int64_t* index, int64_t count, float* y, char* workspace) {
+    constexpr int NUMBERS = 3;  // of a tile, whose rows of the codebook are converted once
+    auto* codebook = reinterpret_cast<float*>(workspace);
+    float *tiles = codebook + NUMBERS * w.padded_rank, *rows = tiles + count * w.padded_rank;
+    std::memset(tiles, 0, count * w.padded_rank * sizeof(float));
+    for (int64_t n = 0; n < count; ++n) unpack_row(w, index[n], rows + n * w.low_columns());
+    for (int64_t t = 0; t < w.tiles; ++t) {
+        for (int64_t n = 0; n < count; ++n)
+            for (int64_t p = 0; p < w.rank(); ++p)
+                tiles[n * w.padded_rank + p] = rows[n * w.low_columns() + w.place(p) + t];
+        const int64_t left = w.inputs - t * w.d, size = left < w.d ? left : w.d;
+        for (int64_t i = 0; i < size; i += NUMBERS) {
+            const int64_t some = size - i < NUMBERS ? size - i : NUMBERS;
+            for (int64_t j = 0; j < some * w.padded_rank; j += 8)
+                store(codebook + j, eight(w.codebook + i * w.padded_rank + j));
+            float* to = y + t * w.d + i;
+            if (some == NUMBERS) compose_all<NUMBERS>(w, codebook, tiles, count, to);
+            else for (int64_t m = 0; m < some; ++m)
+                compose_all<1>(w, codebook + m * w.padded_rank, tiles, count, to + m);
+        }
     }
 }
 
@@ -332,5 +595,5 @@ static void many(const Integers& w, const float* x, int64_t count, const float* 
 
 #define JOIN(a, b) a##b
 #define NAMED(target) JOIN(integers_, target)
-const tersor::IntegerKernels tersor::NAMED(TERSOR_TARGET) = {TERSOR_TARGET::round, TERSOR_TARGET::few,
-                                                             TERSOR_TARGET::many};
+const tersor::IntegerKernels tersor::NAMED(TERSOR_TARGET) = {
+    TERSOR_TARGET::round, TERSOR_TARGET::few, TERSOR_TARGET::many, TERSOR_TARGET::unpacked, TERSOR_TARGET::pick};

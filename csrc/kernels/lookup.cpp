@@ -3,16 +3,15 @@
 // not contracted, so that all sets give the same bits.
 #include "lookup.hpp"
 
-#include "simd.hpp"
+#include "signs.hpp"
 
 namespace TERSOR_TARGET {
 using namespace tersor::lookup;
 
 using Eight = Vector<float, 8>;
-constexpr int64_t AHEAD = 4096;      // bytes that codes are fetched ahead, cold in DRAM 1.4x faster
 constexpr float TINY = 1e-35f;       // 127 or 32767 over less may be infinite; taken as zero
 constexpr float MAGIC = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
-constexpr int MOST = 4095, STEP = 585;  // largest entry of a table of `many`; MOST / LARGEST
+constexpr int STEP = 585;           // entries of a table of `many`: 4095 at most, LARGEST steps
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t blocks_per_scale(int64_t most, int64_t pairs) { return most / pairs; }
@@ -39,13 +38,11 @@ static inline void transform(const Layer& layer, const float* x, int64_t count, 
     store(u + 8, high);
 }
 
-// The sums that four numbers can have, bit i of a place saying that number i is subtracted.
-static inline void sums_of_four(const float* u, float* sums) {
-    const Eight first = {1, -1, 1, -1, 1, -1, 1, -1}, second = {1, 1, -1, -1, 1, 1, -1, -1};
-    const Eight third = {1, 1, 1, 1, -1, -1, -1, -1};
-    const Eight three = first * u[0] + second * u[1] + third * u[2];
-    store(sums, three + u[3]);
-    store(sums + 8, three - u[3]);
+// The same for so many blocks.
+static inline void transform_group(const Layer& layer, const float* x, int64_t first, int64_t count, float* u) {
+    for (int64_t start = first * layer.tile; count > 0; --count, start += layer.tile)
+        for (int64_t atom = 0; atom < layer.atoms(); atom += ATOMS, u += ATOMS)
+            transform(layer, x + start, least(layer.tile, layer.inputs - start), atom, u);
 }
 
 // Numbers to integers with a common scale, which is returned; NaN if a number is not finite.
@@ -66,33 +63,81 @@ static inline float quantize(const float* u, int64_t count, int8_t* integers) {
     return most / 127 + nothing;
 }
 
-// Table entries of one block, 16 for each table, not yet quantized.
-static inline void entries(const Layer& layer, const float* x, int64_t count, float* out) {
-    if (!layer.signs) return transform(layer, x, count, 0, out);
-    for (int64_t pair = 0; pair < layer.pairs; ++pair) {
-        float u[ATOMS];
-        transform(layer, x, count, pair * ATOMS, u);
-        for (int64_t j = 0; j < ATOMS; j += 4) sums_of_four(u + j, out + (pair * 4 + j / 4) * 16);
+// Tables of 16 numbers, the same for all pairs of a block.
+static void tabulate_numbers(const Layer& layer, const float* x, int64_t items, int64_t item, int8_t* tables,
+                             float* scales) {
+    const int64_t blocks = layer.blocks(), group = blocks_per_scale(SHUFFLED, layer.pairs);
+    alignas(64) float u[SHUFFLED * ATOMS];
+    alignas(64) int8_t integers[SHUFFLED * ATOMS];
+    for (int64_t first = 0; first < blocks; first += group) {
+        const int64_t count = least(group, blocks - first);
+        transform_group(layer, x, first, count, u);
+        scales[first / group * items + item] = quantize(u, count * ATOMS, integers);
+        for (int64_t b = 0; b < count; ++b)
+            std::memcpy(tables + ((first + b) * items + item) * 16, integers + b * ATOMS, 16);
+    }
+}
+
+constexpr int UNIT = 128;     // in which numbers are summed, for an entry of a table of sums
+constexpr int OFFSET = 128;   // of such entries, which are not negative
+
+// The sums that four numbers can have, bit i of a place saying that number i is subtracted. What is half
+// an entry too much is rounded up or down: up in all tables would add up, in all rows.
+static inline void sums_of_four(const int16_t* u, bool up, uint8_t* sums) {
+    constexpr Sixteen SUBTRACTED[4] = {
+        {0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1},
+        {0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1},
+        {0, 0, 0, 0, -1, -1, -1, -1, 0, 0, 0, 0, -1, -1, -1, -1},
+        {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1},
+    };
+    const int all = OFFSET * UNIT + UNIT / 2 - !up + u[0] + u[1] + u[2] + u[3];
+    Sixteen sum = Sixteen{} + static_cast<int16_t>(all);
+    for (int i = 0; i < 4; ++i) sum -= SUBTRACTED[i] & static_cast<int16_t>(2 * u[i]);
+    store(sums, __builtin_convertvector((Vector<uint16_t, 16>)sum / UNIT, Vector<uint8_t, 16>));
+}
+
+// Numbers to integers of which four by four are summed; returns the scale of the sums' entries.
+static inline float quantize_fours(const float* u, int64_t count, int16_t* integers) {
+    Eight probe{};
+    float most = 0;
+    for (int64_t i = 0; i < count; i += 8) {
+        const Eight value = load<Eight>(u + i), magnitude = larger(value, -value);
+        probe += value * 0.f;
+        for (int h = 0; h < 8; h += 4) {
+            const float sum = (magnitude[h] + magnitude[h + 1]) + (magnitude[h + 2] + magnitude[h + 3]);
+            most = sum > most ? sum : most;
+        }
+    }
+    float nothing = 0;
+    for (int i = 0; i < 8; ++i) nothing += probe[i];
+    const float inverse = most > TINY ? 127 * UNIT / most : 0;
+    for (int64_t i = 0; i < count; i += 8) {
+        const auto rounded = (Vector<int32_t, 8>)(load<Eight>(u + i) * inverse + MAGIC);
+        store(integers + i, __builtin_convertvector(rounded, Vector<int16_t, 8>));
+    }
+    return most / 127 + nothing;
+}
+
+static void tabulate_sums(const Layer& layer, const float* x, int64_t items, int64_t item, uint8_t* tables,
+                          float* scales) {
+    const int64_t blocks = layer.blocks(), group = blocks_per_scale(SHUFFLED, layer.pairs);
+    alignas(64) float u[SHUFFLED * ATOMS];
+    alignas(64) int16_t integers[SHUFFLED * ATOMS];
+    for (int64_t first = 0; first < blocks; first += group) {
+        const int64_t count = least(group, blocks - first) * layer.atoms();
+        transform_group(layer, x, first, count / layer.atoms(), u);
+        scales[first / group * items + item] = quantize_fours(u, count, integers);
+        for (int64_t j = 0; j < count; j += 4)
+            sums_of_four(integers + j, j & 4, tables + ((first * layer.atoms() + j) / 4 * items + item) * 16);
     }
 }
 
 static void tabulate(const Layer& layer, const float* x, int64_t items, int8_t* tables, float* scales) {
-    const int64_t blocks = layer.blocks(), group = blocks_per_scale(SHUFFLED, layer.pairs);
-    const int64_t own = layer.tables();
-    alignas(64) float values[SHUFFLED * 4 * 16];
-    alignas(64) int8_t integers[SHUFFLED * 4 * 16];
-    for (int64_t item = 0; item < items; ++item)
-        for (int64_t first = 0; first < blocks; first += group) {
-            const int64_t count = least(group, blocks - first);
-            for (int64_t b = 0; b < count; ++b) {
-                const int64_t start = (first + b) * layer.tile;
-                entries(layer, x + item * layer.inputs + start, least(layer.tile, layer.inputs - start),
-                        values + b * own * 16);
-            }
-            scales[first / group * items + item] = quantize(values, count * own * 16, integers);
-            for (int64_t t = 0; t < count * own; ++t)
-                std::memcpy(tables + ((first * own + t) * items + item) * 16, integers + t * 16, 16);
-        }
+    for (int64_t item = 0; item < items; ++item, x += layer.inputs)
+        if (layer.signs)
+            tabulate_sums(layer, x, items, item, reinterpret_cast<uint8_t*>(tables), scales);
+        else
+            tabulate_numbers(layer, x, items, item, tables, scales);
 }
 
 template <int ITEMS>
@@ -117,38 +162,24 @@ static void add_nonzeros(const Layer& layer, const uint8_t* codes, const int8_t*
     }
 }
 
-// In each 16 rows the first eight and the others are summed apart, as unpacking leaves them.
-static inline void add_scaled_halves(float* sums, const NarrowWords& first, const NarrowWords& second,
-                                     float scale) {
-    int16_t halves[2][NARROW / 2];
-    store(halves[0], first);
-    store(halves[1], second);
-    for (int r = 0; r < NARROW; r += 8)
-        add_scaled(sums + r, load<Vector<int16_t, 8>>(halves[r / 8 % 2] + r / 16 * 8), scale);
-}
-
 template <int ITEMS>
 static void add_signs(const Layer& layer, const uint8_t* codes, const int8_t* tables, const float* scales,
                       float* sums) {
-    constexpr int PARTS = PANEL / NARROW;  // registers of rows
     const int64_t blocks = layer.blocks(), group = blocks_per_scale(SHUFFLED, layer.pairs);
+    const auto* table = reinterpret_cast<const uint8_t*>(tables);
+    RowSums rows[ITEMS];
     for (int64_t first = 0; first < blocks; first += group, scales += ITEMS) {
-        NarrowWords words[PARTS][ITEMS][2] = {};
-        const int64_t bytes = 2 * layer.pairs * least(group, blocks - first);
-        for (int64_t byte = 0; byte < bytes; ++byte, codes += PANEL, tables += 2 * ITEMS * 16) {
-            __builtin_prefetch(codes + AHEAD);
-            for (int v = 0; v < PARTS; ++v) {
-                const auto both = load<NarrowBytes>(codes + v * NARROW);
-                const NarrowBytes low = both & 15, high = both >> 4;
-                for (int i = 0; i < ITEMS; ++i)
-                    add_entries(words[v][i][0], words[v][i][1], tables + i * 16, tables + (ITEMS + i) * 16,
-                                low, high);
-            }
-        }
-        for (int i = 0; i < ITEMS; ++i)
-            for (int v = 0; v < PARTS; ++v)
-                add_scaled_halves(sums + i * PANEL + v * NARROW, words[v][i][0], words[v][i][1], scales[i]);
+        const int64_t steps = 2 * layer.pairs * least(group, blocks - first);
+        Looked words[ITEMS];
+        if (steps == STEPS)
+            look_up_all<ITEMS>(codes, table, words);
+        else
+            look_up_some<ITEMS>(codes, table, steps, words);
+        const int offset = static_cast<int>(2 * steps * OFFSET);
+        for (int i = 0; i < ITEMS; ++i) rows[i].add(words[i], offset, scales[i]);
+        codes += steps * PANEL, table += steps * 2 * ITEMS * 16;
     }
+    for (int i = 0; i < ITEMS; ++i) rows[i].store_to(sums + i * PANEL);
 }
 
 template <int ITEMS>
@@ -224,7 +255,7 @@ static inline void quantize_lanes(const float* u, int64_t count, int64_t togethe
     }
 }
 
-// What each byte stands for, (256, LANES), at most MOST: for nonzeros.
+// What each byte stands for, (256, LANES), at most 4095: for nonzeros.
 static inline void tabulate_nonzeros(const int16_t* integers, int16_t* table) {
     for (int64_t j = 0; j < ATOMS; ++j) {
         const auto u = load<Sixteen>(integers + j * LANES);
@@ -238,19 +269,23 @@ static inline void tabulate_nonzeros(const int16_t* integers, int16_t* table) {
     }
 }
 
-// The same for the signs of eight.
-static inline void tabulate_signs(const int16_t* integers, int16_t* table) {
+// Tables of whole bytes of signs save additions, but take time to make and leave the first cache.
+static inline bool by_halves(const Layer& layer) { return layer.signs && layer.rows < 1500; }
+
+// The same for the signs of eight, or only for each half of the byte, (2, 16, LANES).
+static inline void tabulate_signs(const int16_t* integers, bool halves, int16_t* table) {
     Sixteen sums[2][16];
-    for (int half = 0; half < 2; ++half)
-        for (int s = 0; s < 16; ++s) {
-            Sixteen sum{};
-            for (int i = 0; i < 4; ++i) {
-                const auto u = load<Sixteen>(integers + (half * 4 + i) * LANES);
-                sum += s >> i & 1 ? -u : u;
-            }
-            sums[half][s] = sum;
+    for (int half = 0; half < 2; ++half) {
+        Sixteen u[4], all{};
+        for (int i = 0; i < 4; ++i) all += u[i] = load<Sixteen>(integers + (half * 4 + i) * LANES);
+        sums[half][0] = all;
+        for (int s = 1; s < 16; ++s) {
+            const int last = s & 8 ? 3 : s & 4 ? 2 : s & 2 ? 1 : 0;
+            sums[half][s] = sums[half][s - (1 << last)] - (u[last] + u[last]);
         }
-    for (int s = 0; s < 256; ++s) store(table + s * LANES, scaled(sums[0][s & 15] + sums[1][s >> 4], MOST));
+    }
+    if (halves) return std::memcpy(table, sums, sizeof sums), void();
+    for (int s = 0; s < 256; ++s) store(table + s * LANES, sums[0][s & 15] + sums[1][s >> 4]);
 }
 
 // Tables of the blocks of a group, and where those of the first byte and of the second of each pair are.
@@ -258,16 +293,19 @@ static inline void tabulate_lanes(const Layer& layer, const float* u, int64_t co
                                   const int16_t** places, float* scales) {
     alignas(64) int16_t integers[SUMMED * ATOMS * LANES];
     const int64_t bytes = 2 * count * layer.pairs;
-    quantize_lanes(u, count * layer.atoms(), layer.signs ? 8 : 1, integers, scales);
-    for (int64_t l = 0; l < LANES; ++l) scales[l] *= 32768.f / (layer.signs ? MOST : STEP);
-    if (layer.signs)
-        for (int64_t byte = 0; byte < bytes; ++byte)
-            tabulate_signs(integers + byte * 8 * LANES, products + byte * 256 * LANES);
-    else
-        for (int64_t b = 0; b < count; ++b)
-            tabulate_nonzeros(integers + b * ATOMS * LANES, products + b * 256 * LANES);
-    for (int64_t byte = 0; byte < bytes; ++byte)
-        places[byte] = products + (layer.signs ? byte : byte / 2 / layer.pairs) * 256 * LANES;
+    const int64_t atoms = count * layer.atoms();
+    quantize_lanes(u, atoms, layer.signs ? atoms : 1, integers, scales);
+    if (layer.signs) {
+        for (int64_t byte = 0; byte < bytes; ++byte, products += (by_halves(layer) ? 32 : 256) * LANES) {
+            places[byte] = products;
+            tabulate_signs(integers + byte * 8 * LANES, by_halves(layer), products);
+        }
+        return;
+    }
+    for (int64_t l = 0; l < LANES; ++l) scales[l] *= 32768.f / STEP;
+    for (int64_t b = 0; b < count; ++b)
+        tabulate_nonzeros(integers + b * ATOMS * LANES, products + b * 256 * LANES);
+    for (int64_t byte = 0; byte < bytes; ++byte) places[byte] = products + byte / 2 / layer.pairs * 256 * LANES;
 }
 
 static inline Eight real(const int16_t* words) {
@@ -275,12 +313,19 @@ static inline Eight real(const int16_t* words) {
                                    Eight);
 }
 
-// sums (PANEL, LANES) of a panel, for so many pairs of bytes of each row, whose tables are at `places`.
+// Adds to numbers (LANES).
+static inline void add_real(float* sums, const Sixteen& words, const float* scales) {
+    int16_t parts[LANES];
+    store(parts, words);
+    store(sums, load<Eight>(sums) + real(parts) * load<Eight>(scales));
+    store(sums + 8, load<Eight>(sums + 8) + real(parts + 8) * load<Eight>(scales + 8));
+}
+
+// Sums (PANEL, LANES) of a panel, for so many pairs of bytes of each row, whose tables are at `places`.
 // Bytes of a pair are APART, those of rows side by side NEXT.
 template <int64_t PAIRS, int64_t APART, int64_t NEXT>
 static inline void add_products(const uint8_t* codes, const int16_t* const* places, const float* scales,
                                 float* sums) {
-    const auto low = load<Eight>(scales), high = load<Eight>(scales + 8);
     for (int64_t r = 0; r < PANEL; ++r, sums += LANES) {
         Sixteen sum{};
         for (int64_t pair = 0; pair < PAIRS; ++pair) {
@@ -288,10 +333,24 @@ static inline void add_products(const uint8_t* codes, const int16_t* const* plac
             sum += load<Sixteen>(places[2 * pair] + code[0] * LANES);
             sum += load<Sixteen>(places[2 * pair + 1] + code[APART] * LANES);
         }
-        int16_t words[LANES];
-        store(words, sum);
-        store(sums, load<Eight>(sums) + real(words) * low);
-        store(sums + 8, load<Eight>(sums + 8) + real(words + 8) * high);
+        add_real(sums, sum, scales);
+    }
+}
+
+// The same for signs by halves of bytes.
+template <int64_t PAIRS>
+static inline void add_halves(const uint8_t* codes, const int16_t* tables, const float* scales, float* sums) {
+    constexpr uint32_t ENTRY = sizeof(Sixteen), HALF = 16 * ENTRY, ALL = 15 * ENTRY;
+    static_assert(ENTRY == 32, "shifts below");
+    for (int64_t r = 0; r < PANEL; ++r, sums += LANES) {
+        Sixteen first{}, second{};
+        for (int64_t byte = 0; byte < 2 * PAIRS; ++byte) {
+            const uint32_t code = codes[byte * PANEL + r];
+            const auto* table = (const char*)tables + byte * 2 * HALF;
+            first += load<Sixteen>(table + (code << 5 & ALL));
+            second += load<Sixteen>(table + HALF + (code << 1 & ALL));
+        }
+        add_real(sums, first + second, scales);
     }
 }
 
@@ -299,7 +358,9 @@ template <int64_t PAIRS>
 static void add_panels(const Layer& layer, const uint8_t* codes, int64_t count, const int16_t* const* places,
                        const float* scales, float* sums) {
     for (int64_t p = 0; p < count; ++p, codes += layer.panel_bytes(), sums += PANEL * LANES)
-        if (layer.signs)
+        if (by_halves(layer))
+            add_halves<PAIRS>(codes, places[0], scales, sums);
+        else if (layer.signs)
             add_products<PAIRS, PANEL, 1>(codes, places, scales, sums);
         else
             add_products<PAIRS, 1, 2>(codes, places, scales, sums);

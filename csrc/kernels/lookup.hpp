@@ -13,8 +13,8 @@
 // - `few`, for few inputs: 16 integers of 8 bits are one vector register, rows are in lanes, and a
 //   byte shuffle is the look-up. One scale per `SHUFFLED` pairs of bytes. Error about 0.8 %.
 // - `many`: inputs are in lanes, and what each of the 256 bytes stands for is tabulated as integers of
-//   16 bits, so that a byte costs one addition. One scale per input and `SUMMED` pairs of bytes. Error
-//   about 0.05 %.
+//   16 bits, so that a byte costs one addition; or, for signs of few rows, what each half of a byte does.
+//   One scale per input and `SUMMED` pairs of bytes. Error about 0.05 %.
 //
 // Any of the pointers may be misaligned. The result does not depend on the number of threads, nor, to
 // the bit, on the instruction set. Inputs that are not finite make all outputs of their batch item NaN.

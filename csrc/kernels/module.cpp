@@ -1,5 +1,5 @@
 // What Python sees of the kernels. Tensors come as addresses, which cost a tenth of what arrays do; their
-// sizes and types are checked in Python, when a layer is packed and before each call.
+// sizes and types are checked in Python, and places that they tell, once a layer is packed or loaded.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -40,6 +40,22 @@ static T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
+// A matrix whose tensors stay where they are, and from how many inputs on it takes them all at once.
+template <class Matrix>
+struct Product {
+    int64_t many;
+    Matrix w;
+
+    template <class Kernels>
+    void operator()(const Kernels& kernels, uintptr_t x, uintptr_t bias, uintptr_t y, int64_t batch,
+                    int64_t threads) const {
+        static thread_local Workspace workspace;
+        nb::gil_scoped_release release;
+        linear(kernels, w, at<const float>(x), batch, at<const float>(bias), at<float>(y), threads, many,
+               workspace);
+    }
+};
+
 // Fourteen numbers, in the order of the struct.
 static Window window_of(const std::vector<int64_t>& n) {
     return {n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13]};
@@ -47,30 +63,43 @@ static Window window_of(const std::vector<int64_t>& n) {
 
 NB_MODULE(_kernels, m) {
     m.attr("target") = target.name;
-    m.def("linear_integers", [](uintptr_t x, int64_t batch, uintptr_t bias, uintptr_t y, int64_t threads,
-                                int64_t many, int64_t rows, int64_t inputs, int64_t d, int64_t padded_rank,
-                                int64_t wide_rank, int64_t narrow_rank, uintptr_t codebook, uintptr_t codes,
-                                uintptr_t reach, uintptr_t starts, uintptr_t escapes) {
-        const int64_t tiles = (inputs + d - 1) / d;
-        const auto padded = [&](int64_t rank) { return (rank * tiles + 63) / 64 * 64; };
-        const Integers w{rows, inputs, d, tiles, padded_rank, wide_rank, narrow_rank, padded(wide_rank),
-                         padded(narrow_rank), at<const float>(codebook), at<const uint8_t>(codes),
-                         at<const float>(reach), at<const int32_t>(starts), at<const int32_t>(escapes)};
-        static thread_local Workspace workspace;
-        nb::gil_scoped_release release;
-        linear(*target.integers, w, at<const float>(x), batch, at<const float>(bias), at<float>(y), threads,
-               many, workspace);
-    });
-    m.def("linear_lookup", [](uintptr_t x, int64_t batch, uintptr_t bias, uintptr_t y, int64_t threads,
-                              int64_t many, int64_t rows, int64_t inputs, int64_t tile, int64_t pairs,
-                              int64_t signs, uintptr_t codebook, uintptr_t codes) {
-        const lookup::Layer w{rows, inputs, tile, pairs, signs != 0, at<const float>(codebook),
-                              at<const uint8_t>(codes)};
-        static thread_local Workspace workspace;
-        nb::gil_scoped_release release;
-        lookup::linear(*target.lookup, w, at<const float>(x), batch, at<const float>(bias), at<float>(y),
-                       threads, many, workspace);
-    });
+    nb::class_<Product<Integers>>(m, "Integers")
+        .def("__init__",
+             [](Product<Integers>* self, int64_t many, int64_t rows, int64_t inputs, int64_t d,
+                int64_t padded_rank, int64_t wide, int64_t narrow, int64_t middle, int64_t top,
+                uintptr_t codebook, uintptr_t scale, uintptr_t codes, uintptr_t reach, uintptr_t starts,
+                uintptr_t escapes) {
+                 new (self) Product<Integers>{
+                     many,
+                     {rows, inputs, d, padded_rank, wide, narrow, middle, top, at<const int16_t>(codebook),
+                      at<const float>(scale), at<const uint8_t>(codes), at<const float>(reach),
+                      at<const int32_t>(starts), at<const int16_t>(escapes)}};
+             })
+        .def("__call__",
+             [](const Product<Integers>& matrix, uintptr_t x, uintptr_t bias, uintptr_t y, int64_t batch,
+                int64_t threads) { matrix(*target.integers, x, bias, y, batch, threads); })
+        .def("rows", [](const Product<Integers>& matrix, uintptr_t index, uintptr_t y, int64_t count,
+                        int64_t threads) {
+            const auto* asked = at<const int64_t>(index);
+            for (int64_t i = 0; i < count; ++i)
+                if (asked[i] < 0 || asked[i] >= matrix.w.rows)
+                    throw nb::index_error("index out of range in self");
+            static thread_local Workspace workspace;
+            nb::gil_scoped_release release;
+            pick(*target.integers, matrix.w, asked, count, at<float>(y), threads, workspace);
+        });
+    nb::class_<Product<lookup::Layer>>(m, "Lookup")
+        .def("__init__",
+             [](Product<lookup::Layer>* self, int64_t many, int64_t rows, int64_t inputs, int64_t tile,
+                int64_t pairs, int64_t signs, uintptr_t codebook, uintptr_t codes) {
+                 new (self) Product<lookup::Layer>{
+                     many,
+                     {rows, inputs, tile, pairs, signs != 0, at<const float>(codebook), at<const uint8_t>(codes)}};
+             })
+        .def("__call__", [](const Product<lookup::Layer>& matrix, uintptr_t x, uintptr_t bias, uintptr_t y,
+                            int64_t batch, int64_t threads) {
+            matrix(*target.lookup, x, bias, y, batch, threads);
+        });
     m.def("convolve_listed", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
                                 const std::vector<int64_t>& window, int64_t rows, int64_t inputs, int64_t d,
                                 int64_t rank, int64_t blocks, int64_t parts, uintptr_t codebook, uintptr_t block,

@@ -59,6 +59,37 @@ inline Bytes shifted(Bytes v) {
     return (Bytes)((Halves)v >> bits);  // what crosses from the neighbour is masked by the caller
 }
 
+// Every byte moved left, with zeros from the right.
+template <int bits>
+inline Bytes raised(Bytes v) {
+    using Halves = Vector<uint16_t, WIDTH / 2>;
+    return (Bytes)((Halves)v << bits);  // as above
+}
+
+// The two halves of each byte.
+#if TERSOR_WIDTH >= 32
+inline void halves(const uint8_t* from, __m256i& low, __m256i& high) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    low = _mm256_and_si256(load<__m256i>(from), mask);
+    // From memory again: that costs no instruction, but loading into a register does.
+    __m256i above;
+    asm("vpandn %1, %2, %0" : "=x"(above) : "m"(*(const uint8_t(*)[32])from), "x"(mask));
+    high = _mm256_srli_epi16(above, 4);
+}
+#endif
+inline void halves(const uint8_t* from, Bytes& low, Bytes& high) {
+#if TERSOR_WIDTH == 32
+    __m256i first, second;
+    halves(from, first, second);
+    low = (Bytes)first;
+    high = (Bytes)second;
+#else
+    const auto both = load<Bytes>(from);
+    low = both & 15;
+    high = both >> 4;
+#endif
+}
+
 // Partial: sums of products of four unsigned (at most 15) and four signed bytes, in each lane of 32 bits.
 // Takes 8 additions of codes up to 15, or 32 of codes up to 3, before it must be flushed.
 #if TERSOR_WIDTH == 64
@@ -98,14 +129,9 @@ inline void flush(Ints& sum, Partial part) { sum += part; }
 
 // ---- tables of 16 signed bytes ----
 
-// Sums of signs take registers of at most 32 bytes, a byte for each of 32 rows.
-constexpr int NARROW = WIDTH < 32 ? WIDTH : 32;
-using NarrowBytes = Vector<uint8_t, NARROW>;
-using NarrowWords = Vector<int16_t, NARROW / 2>;
 using Sixteen = Vector<int16_t, 16>;
 
 // Pairs of codes: the index of an entry in 4 bits, its magnitude in 3, its sign. Their products, added.
-// And `add_entries`: sums of two entries each, of the bytes' first half in each 16 and their second.
 #if TERSOR_WIDTH == 64
 struct Decoded {
     Bytes index, magnitude;
@@ -144,17 +170,29 @@ inline Decoded decode(Bytes codes) {
     return {codes & 15, (magnitude ^ negative) - negative};
 }
 inline Bytes repeat16(const int8_t* table) { return load<Bytes>(table); }
-inline SignedBytes picked(Bytes table, Bytes index) {
+inline Bytes picked(Bytes table, Bytes index) {
 #if defined(__aarch64__)
-    return (SignedBytes)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)index);
+    return (Bytes)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)index);
 #else
-    SignedBytes result{};
-    for (int i = 0; i < WIDTH; ++i) result[i] = static_cast<int8_t>(table[index[i]]);
+    Bytes result{};
+    for (int i = 0; i < WIDTH; ++i) result[i] = table[index[i]];
     return result;
 #endif
 }
+// Adds unsigned bytes, the first half and the second.
+inline void add_bytes(Words& first, Words& second, Bytes bytes) {
+#if defined(__aarch64__)
+    first = (Words)vaddw_u8((uint16x8_t)first, vget_low_u8((uint8x16_t)bytes));
+    second = (Words)vaddw_high_u8((uint16x8_t)second, (uint8x16_t)bytes);
+#else
+    for (int i = 0; i < WIDTH / 2; ++i) {
+        first[i] = static_cast<int16_t>(first[i] + bytes[i]);
+        second[i] = static_cast<int16_t>(second[i] + bytes[WIDTH / 2 + i]);
+    }
+#endif
+}
 inline Words products(Bytes table, const Decoded& codes) {
-    const SignedBytes entry = picked(table, codes.index);
+    const auto entry = (SignedBytes)picked(table, codes.index);
 #if defined(__aarch64__)
     const int8x16_t a = (int8x16_t)entry, b = (int8x16_t)codes.value;
     return (Words)vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
@@ -164,33 +202,6 @@ inline Words products(Bytes table, const Decoded& codes) {
         result[i] = static_cast<int16_t>(entry[2 * i] * codes.value[2 * i] +
                                          entry[2 * i + 1] * codes.value[2 * i + 1]);
     return result;
-#endif
-}
-#endif
-
-#if TERSOR_WIDTH >= 32
-inline void add_entries(NarrowWords& first, NarrowWords& second, const int8_t* low, const int8_t* high,
-                        NarrowBytes low_index, NarrowBytes high_index) {
-    const auto table = [](const int8_t* t) __attribute__((always_inline)) {
-        return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)t));
-    };
-    const __m256i ones = _mm256_set1_epi8(1), a = _mm256_shuffle_epi8(table(low), (__m256i)low_index),
-                  b = _mm256_shuffle_epi8(table(high), (__m256i)high_index);
-    first += (NarrowWords)_mm256_maddubs_epi16(ones, _mm256_unpacklo_epi8(a, b));
-    second += (NarrowWords)_mm256_maddubs_epi16(ones, _mm256_unpackhi_epi8(a, b));
-}
-#else
-inline void add_entries(NarrowWords& first, NarrowWords& second, const int8_t* low, const int8_t* high,
-                        NarrowBytes low_index, NarrowBytes high_index) {
-    const SignedBytes a = picked(repeat16(low), low_index), b = picked(repeat16(high), high_index);
-#if defined(__aarch64__)
-    first += (Words)vaddl_s8(vget_low_s8((int8x16_t)a), vget_low_s8((int8x16_t)b));
-    second += (Words)vaddl_high_s8((int8x16_t)a, (int8x16_t)b);
-#else
-    for (int i = 0; i < 8; ++i) {
-        first[i] = static_cast<int16_t>(first[i] + a[i] + b[i]);
-        second[i] = static_cast<int16_t>(second[i] + a[8 + i] + b[8 + i]);
-    }
 #endif
 }
 #endif

@@ -2,40 +2,42 @@ from collections.abc import Sequence
 
 target: str
 
-def linear_integers(
-    x: int,
-    batch: int,
-    bias: int,
-    y: int,
-    threads: int,
-    many: int,
-    rows: int,
-    inputs: int,
-    tile: int,
-    padded_rank: int,
-    wide: int,
-    narrow: int,
-    codebook: int,
-    codes: int,
-    reach: int,
-    starts: int,
-    escapes: int,
-) -> None: ...
-def linear_lookup(
-    x: int,
-    batch: int,
-    bias: int,
-    y: int,
-    threads: int,
-    many: int,
-    rows: int,
-    inputs: int,
-    tile: int,
-    pairs: int,
-    signs: int,
-    codebook: int,
-    codes: int,
-) -> None: ...
+class Integers:
+    def __init__(
+        self,
+        many: int,
+        rows: int,
+        inputs: int,
+        tile: int,
+        padded_rank: int,
+        wide: int,
+        narrow: int,
+        middle: int,
+        top: int,
+        codebook: int,
+        scale: int,
+        codes: int,
+        reach: int,
+        starts: int,
+        escapes: int,
+    ) -> None: ...
+    def __call__(self, x: int, bias: int, y: int, batch: int, threads: int) -> None: ...
+    def rows(self, index: int, y: int, count: int, threads: int) -> None: ...
+
+class Lookup:
+    def __init__(
+        self,
+        many: int,
+        rows: int,
+        inputs: int,
+        tile: int,
+        pairs: int,
+        signs: int,
+        codebook: int,
+        codes: int,
+    ) -> None: ...
+    def __call__(self, x: int, bias: int, y: int, batch: int, threads: int) -> None: ...
+
 def convolve_listed(
     x: int,
     bias: int,

@@ -29,10 +29,14 @@ from tersor.plan.budget import format_size, parse_size
 Mode = Literal["auto", "dense", "recompose", "factored"]
 
 BATCH = 16
-"""Vectors that the forms of a matrix are compared with."""
+"""Vectors that the forms of a matrix are compared with, if it is not known what it gets."""
 
 PIXELS = 14
 """Height and width of the image that those of a convolution are compared with, if none is known."""
+
+CACHE = 32_000_000
+"""Bytes that are read between two measurements, at most: the weights of a model that is larger than
+the cache come from memory each time."""
 
 SLOWER = 0.05
 """Share of the fastest time that "auto" gives for memory."""
@@ -59,7 +63,7 @@ class Choice:
     nbytes, dense_bytes
         Bytes in memory, and what the dense weight takes.
     seconds
-        Measured time of the product with `BATCH` vectors; 0 where nothing was to be chosen.
+        Measured time of what a forward does with it; 0 where nothing was to be chosen.
     """
 
     name: str
@@ -101,14 +105,16 @@ def optimize(
     - "dense": multiplied out once. As fast and as large as the dense model; the factors are gone,
       so that the model can no longer be saved as a small file.
     - "recompose": small integers, multiplied out in each forward; any module.
-    - "factored": integers of 2 or 4 bits, of matrices in `torch.nn.Linear` and
+    - "factored": integers of 2, 4, 6 or 8 bits, of matrices in `torch.nn.Linear` and
       `torch.nn.Embedding`, that are never multiplied out; those that were compressed to be
-      ``fast`` are looked up, several signs at a time ("look-up"). Linear layers round their inputs:
-      see `tersor.kernels.linear` for the error, about 0.6 % of a layer's output for fewer than 8
-      vectors and 0.1 % for more; by look-up about 0.8 % for fewer than 5 and 0.05 % for more. Of
-      convolutions in one or two dimensions with one group, the integers become lists of what each
-      row adds up, with an error of 0.1 %. Other weights are recomposed. On a GPU, linear layers
-      compute in the type of their inputs, by Triton's kernels, and convolutions are recomposed.
+      ``fast`` are looked up, several signs at a time ("look-up"). Embeddings make only the rows
+      asked for, exactly. Linear layers round their inputs: see `tersor.kernels.linear` for the
+      error, about 0.6 % of a layer's output for fewer than 8 vectors and 0.1 % for more, where
+      some integers take 6 or 8 bits none from 3 vectors on; by look-up about 0.8 % for fewer than
+      5 and 0.05 % for more. Of convolutions in one or two dimensions with one group, the integers
+      become lists of what each row adds up, with an error of 0.1 %. Other weights are recomposed.
+      On a GPU, linear layers compute in the type of their inputs, by Triton's kernels, and
+      convolutions are recomposed.
 
     With "auto", weights of convolutions may also be dense and prepared for kernels of their own:
     3 x 3 windows by Winograd's algorithm, with 1.8 or 4 times the dense weight in memory, and
@@ -127,8 +133,8 @@ def optimize(
         number of bytes; by default no limit.
     inputs
         What the model will be called with, one tensor or a tuple of all arguments, for "auto": it
-        runs once, and forms of convolutions are compared with the images that these get. By
-        default with one image of `PIXELS` x `PIXELS`.
+        runs once, and the forms of a weight are compared with what its module gets. By default
+        with `BATCH` vectors, or with one image of `PIXELS` x `PIXELS`.
 
     Returns
     -------
@@ -150,7 +156,11 @@ def optimize(
     if not weights:
         raise InputError("the model holds no factors to optimize; compress it first, or load one")
     if mode == "auto":
-        _find_images(model, weights, inputs)
+        _find_inputs(model, weights, inputs)
+        numbers = min(CACHE, sum(_dense_bytes(w.holder) for w in weights)) // 4
+        others = {d: torch.zeros(numbers, device=d) for d in {w.holder.device for w in weights}}
+        for weight in weights:
+            weight.others = others[weight.holder.device]
         return _chosen(weights, None if memory is None else parse_size(memory))
     return Optimized(tuple(_put(weight, _fixed(weight, mode), 0.0) for weight in weights))
 
@@ -164,8 +174,10 @@ class _Named:
     holder: FactoredWeight
     is_read: bool = False
     """Whether a module above one of the sites reads the weight itself."""
-    image: Tensor | None = None
-    """Input that forms of a convolution are compared with."""
+    input: Tensor | None = None
+    """What its forms are compared with: what one of its modules gets."""
+    others: Tensor | None = None
+    """As many bytes as the model's weights, up to `CACHE`, to be read between two measurements."""
 
 
 def _weights(model: nn.Module) -> list[_Named]:
@@ -180,20 +192,20 @@ def _weights(model: nn.Module) -> list[_Named]:
     return list(found.values())
 
 
-def _find_images(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> None:
-    """Tell the weights of convolutions what they get when the model is called."""
+def _find_inputs(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> None:
+    """Tell the weights what their modules get when the model is called."""
     modules: dict[nn.Module, _Named] = {
         site.module: weight
         for weight in weights
         for site in weight.sites
-        if isinstance(site.module, CONVOLUTIONS)
+        if isinstance(site.module, (*CONVOLUTIONS, nn.Linear, nn.Embedding))
     }
     if inputs is None or not modules:
         return
 
     def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        if modules[module].image is None:
-            modules[module].image = arguments[0].detach()
+        if modules[module].input is None and arguments:
+            modules[module].input = arguments[0].detach()
 
     hooks = [module.register_forward_pre_hook(keep) for module in modules]
     try:
@@ -318,21 +330,25 @@ def _is_table(weight: _Named) -> bool:
 def _measured(weight: _Named, form: type[FrozenWeight]) -> _Option:
     frozen = form(weight.holder.to_factors(), weight.holder.dtype).to(weight.holder.device)
     with torch.inference_mode():
-        seconds = _seconds(_use(weight, frozen), frozen.device)
-        return _Option(form, frozen.nbytes, seconds)
+        return _Option(form, frozen.nbytes, _seconds(_use(weight, frozen), weight))
 
 
 def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
     """What a forward does with a weight: as far as the forms differ in it."""
+    given = weight.input
     if _is_table(weight):
-        index = torch.arange(BATCH, device=frozen.device) % frozen.shape[0]
+        index = given
+        if index is None:
+            index = torch.arange(BATCH, device=frozen.device) % frozen.shape[0]
         return (lambda: frozen.embed(index)) if frozen.by_rows else (lambda: frozen()[index])
     if all(isinstance(site.module, nn.Linear) for site in weight.sites):
-        x = torch.randn(BATCH, frozen.shape[1], dtype=frozen.dtype, device=frozen.device)
+        x = given
+        if x is None:
+            x = torch.randn(BATCH, frozen.shape[1], dtype=frozen.dtype, device=frozen.device)
         return lambda: frozen.linear(x, None)
     modules = {site.module for site in weight.sites}
     if len(modules) == 1 and isinstance(module := modules.pop(), CONVOLUTIONS):
-        image = weight.image
+        image = given
         if image is None:
             size = (PIXELS,) * (len(frozen.shape) - 2)
             image = torch.randn(1, module.in_channels, *size).to(frozen.device, frozen.dtype)
@@ -340,13 +356,16 @@ def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
     return frozen
 
 
-def _seconds(function: Callable[[], object], device: torch.device, runs: int = 5) -> float:
+def _seconds(function: Callable[[], object], weight: _Named, runs: int = 5) -> float:
     """Least time of a function, after a first call: what disturbs it only adds to it."""
     function()
-    return min(_timed(function, device) for _ in range(runs))
+    return min(_timed(function, weight) for _ in range(runs))
 
 
-def _timed(function: Callable[[], object], device: torch.device) -> float:
+def _timed(function: Callable[[], object], weight: _Named) -> float:
+    device = weight.holder.device
+    if weight.others is not None:
+        weight.others.sum()
     _finish(device)
     start = time.perf_counter()
     function()

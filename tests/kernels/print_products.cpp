@@ -14,7 +14,7 @@ static float number() { return static_cast<float>(static_cast<int32_t>(draw() & 
 int main() {
     tersor::Workspace workspace;
     for (const bool signs : {false, true})
-        for (const int64_t pairs : {1, 2, 4})
+        for (const int64_t pairs : {1, 2, 3, 4})
             for (const int64_t batch : {1, 2, 3, 4, 5, 16, 21}) {
                 Layer layer{45, 203, 8, pairs, signs, nullptr, nullptr};
                 std::vector<uint8_t> codes(layer.panels() * layer.panel_bytes());

@@ -310,6 +310,30 @@ def test_strides_types_and_states(name, form):
         assert relative_error(got, by_torch(name, weight, x)) < 0.02
 
 
+@pytest.mark.parametrize(
+    "part, damage",
+    [
+        ("block", lambda part: part + 1),
+        ("block", lambda part: part.flip(0)),
+        ("entries", lambda part: part + 1000),
+        ("entries", lambda part: part[:-1]),
+        ("runs", lambda part: part + 1),
+        ("order", lambda part: torch.full_like(part, 2**16 - 1)),
+        ("codes", lambda part: torch.full_like(part, 255)),
+    ],
+)
+@torch.no_grad()
+def test_a_damaged_state_is_refused(part, damage):
+    """Kernels read and write where lists say; nothing of it is taken."""
+    module, _ = with_form("plain", ListedWeight)
+    x, state = image_of(module), copy.deepcopy(module.state_dict())
+    expected = module(x)
+    state["weight_factors." + part] = damage(state["weight_factors." + part])
+    with pytest.raises(InputError, match="packed tensor"):
+        module.load_state_dict(state)
+    assert same(module(x), expected)
+
+
 @pytest.mark.parametrize("name, form", taken())
 def test_operator_is_well_formed(name, form):
     module, _ = with_form(name, form)

@@ -30,15 +30,21 @@ def seed():
     torch.manual_seed(0)
 
 
-def packed_integers(*args):
-    return integers.pack(random_factors(*args))[:2]
+def packed_integers(*args, divided=()):
+    """Of random factors, with the last positions divided."""
+    factors = random_factors(*args)
+    by = torch.tensor(divided, dtype=torch.int16)[:, None]
+    factors.latent[factors.rank - len(divided) :] //= by
+    return integers.pack(factors)
 
 
 INTEGERS = {
     "one by one": packed_integers(33, 50, 1, 1, 1.0),
     "both widths and escapes": packed_integers(70, 300, 13, 12, 3.0),
     "2 bits": packed_integers(65, 131, 40, 40, 0.4),
-    "4 bits": packed_integers(16, 96, 8, 8, 8.0),
+    "4 bits": packed_integers(16, 96, 8, 1, 3.0),
+    "6 bits": packed_integers(37, 100, 8, 8, 10.0),
+    "all widths and escapes": packed_integers(70, 300, 13, 13, 35.0, divided=(4, 20, 20)),
     "more columns than inputs of a tile": packed_integers(40, 64, 4, 7, 2.0),
 }
 LOOKUPS = {
@@ -75,7 +81,7 @@ def test_the_product_is_right(name: str, batch: int) -> None:
 
 @pytest.mark.parametrize("dtype", ERRORS)
 @pytest.mark.parametrize("batch", [1, 5])
-@pytest.mark.parametrize("name", ["both widths and escapes", "signs", "integers"])
+@pytest.mark.parametrize("name", ["all widths and escapes", "signs", "integers"])
 def test_data_types(name: str, batch: int, dtype: torch.dtype) -> None:
     _, layout = matrix = MATRICES[name]
     check(torch.randn(batch, layout.inputs).to(dtype), matrix, torch.randn(layout.rows).to(dtype))
@@ -85,6 +91,10 @@ def test_widths_and_escapes_occur() -> None:
     given, layout = MATRICES["both widths and escapes"]
     assert layout.wide and layout.narrow and len(given.escapes) > 20
     assert MATRICES["2 bits"][1].wide == MATRICES["4 bits"][1].narrow == 0
+    assert MATRICES["6 bits"][1].middle and not MATRICES["6 bits"][1].top
+    given, layout = MATRICES["all widths and escapes"]
+    assert 0 < layout.top < layout.middle < layout.wide and layout.narrow
+    assert len(given.escapes) > 100
 
 
 @pytest.mark.parametrize("batch", [2, 5])
@@ -93,11 +103,11 @@ def test_many_escapes(batch: int) -> None:
     factors = random_factors(20, 400)
     factors.latent[0, 3::7] = 4000
     factors.latent[0, 400:800:2] = -4000
-    given, layout, _ = integers.pack(factors)
+    given, layout = integers.pack(factors)
     check(torch.randn(batch, 400), (given, layout))
 
 
-@pytest.mark.parametrize("name", ["both widths and escapes", "signs"])
+@pytest.mark.parametrize("name", ["all widths and escapes", "signs"])
 @pytest.mark.parametrize("batch", [2, 40])
 def test_shared_blocks_and_single_ones_agree(
     name: str, batch: int, monkeypatch: pytest.MonkeyPatch
@@ -168,24 +178,24 @@ from triton.compiler import ASTSource
 from tersor.kernels import programs
 
 FLOATS = {"x", "u", "bias"}
-TYPES = {"words": "*i32", "codes": "*u8", "starts": "*i32", "escapes": "*i32", "y": "*fp32",
-         "codebook": "*fp32"}
+TYPES = {"words": "*i32", "codes": "*u8", "starts": "*i32", "escapes": "*i16", "y": "*fp32",
+         "codebook": "*fp32", "scale": "*fp32"}
 
-def check(kernel, tables="*fp32", **constants):
+def check(kernel, tables="*fp32", codebook="*fp32", **constants):
     if hasattr(kernel, "configs"):
         fits = kernel.early_config_prune
         config = (fits(kernel.configs, {}, **constants) if fits else kernel.configs)[0]
         kernel, constants = kernel.fn, constants | config.kwargs
     types = {name: "*bf16" if name in FLOATS else TYPES.get(name, "i32")
              for name in kernel.arg_names} | {name: "constexpr" for name in constants}
-    if "tables" in types:
-        types["tables"] = tables
+    types |= {n: t for n, t in (("tables", tables), ("codebook", codebook)) if n in types}
     source = ASTSource(kernel, types, constants)
     compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
 
-check(programs.transform, DEPTH=16, BLOCK_T=32, BLOCK_P=32)
-check(programs.multiply_integers, ESCAPES=True, VECTORS=1)
-check(programs.multiply_integers, ESCAPES=True, VECTORS=16)
+check(programs.transform, codebook="*i16", DEPTH=16, BLOCK_T=32, BLOCK_P=32)
+for higher in (True, False):
+    for vectors in (1, 16, 64):
+        check(programs.multiply_integers, HIGHER=higher, ESCAPES=True, VECTORS=vectors)
 for signs in (True, False):
     check(programs.make_tables, SIGNS=signs, VECTORS=1, DEPTH=16, BLOCK_T=32, BLOCK_P=32)
     check(programs.look_up, BYTES=2, SIGNS=signs, VECTORS=4)

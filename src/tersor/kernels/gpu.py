@@ -69,20 +69,23 @@ def _integers(
     x: Tensor, packed: integers.Packed, bias: Tensor | None, layout: integers.Layout
 ) -> Tensor:
     batch, positions = len(x), layout.wide + layout.narrow
-    wide, narrow = layout.columns(layout.wide), layout.columns(layout.narrow)
-    sizes = (batch, layout.wide * layout.tiles, wide // 8, narrow // 16, batch * wide)
+    (wide, _), (narrow, _), *_ = layout.sections
+    words = [columns * bits // 32 for columns, bits in layout.sections]
+    sizes = (batch, layout.wide * layout.tiles, *words[:2], batch * wide)
     room = x.new_empty if positions * layout.tiles == wide + narrow else x.new_zeros
     u = room(batch * (wide + narrow))
     if positions:
         programs.transform[batch, cdiv(layout.tiles, 32), cdiv(positions, 32)](
-            x, packed.codebook, u, layout.inputs, layout.tile, layout.tiles, positions,
-            layout.padded_rank, *sizes, DEPTH=_depth(layout.tile), BLOCK_T=32, BLOCK_P=32,
+            x, packed.codebook, packed.scale, u, layout.inputs, layout.tile, layout.tiles,
+            positions, layout.padded_rank, *sizes,
+            DEPTH=_depth(layout.tile), BLOCK_T=32, BLOCK_P=32,
         )  # fmt: skip
     vectors = 1 if batch <= ALONE else _block(x)
     parts = _parts(x, layout.rows, vectors, (wide + narrow) // 512)
     programs.multiply_integers[_grid(parts, vectors)](
         packed.codes.view(torch.int32), u, packed.starts, packed.escapes, bias, parts, layout.rows,
-        *sizes, ESCAPES=packed.escapes.numel() > 0, VECTORS=vectors,
+        *sizes, *words[2:], HIGHER=layout.middle > 0, ESCAPES=packed.escapes.numel() > 0,
+        VECTORS=vectors,
     )  # fmt: skip
     return parts
 

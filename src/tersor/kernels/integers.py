@@ -1,14 +1,16 @@
 """Factors with a latent of small integers, packed for inference: ``y = Z @ (C.T @ x)``.
 
 With tiles along the input, the input is transformed tile by tile, by ``C.T``, and multiplied by the
-small integers of the latent, which take 4 bits each, or 2 at positions of the tile that are nearly
-always 0 or 1 in magnitude. The few integers that do not fit are escapes: differences to add.
+small integers of the latent. Each position of the tile takes 2, 4, 6 or 8 bits: in a section of 2
+bits or one of 4, and what is above these in one or two more sections of 2 bits each, whose digits
+count 16 and 64 times. The few integers that do not fit are escapes: differences to add.
 `latent_of` gives exactly the latent that was packed.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -19,26 +21,37 @@ from tersor.errors import InputError
 from tersor.factors import Factors
 
 MANY = 8
-"""Vectors from which on tables of sums are faster than products of bytes: measured, 384 to 4096."""
+"""Vectors from which on tables of sums are faster than products of bytes: measured, 384 to 4096.
+Where some integers take more than 4 bits, fewer do, see ``csrc/kernels/integers.hpp``."""
 
-KERNEL = "linear_integers"
+KERNEL = "Integers"
 
-COLUMN_BITS = 19
-_GROUP = 64
-"""Integers of a row are padded to a multiple of this, those of 4 and of 2 bits alike."""
+_GROUP, _LINE = 64, 16
+"""Integers of a section are padded to a multiple of the first if none has more than 4 bits, which
+tables of sums need, else of the second."""
 
 _ROWS = 16
 """Rows are padded to a multiple of this, whose codes lie side by side."""
 
 _LARGEST = 4000
-"""Magnitude up to which the difference of an escape fits in its 13 bits."""
+"""Magnitude up to which the latent is taken: an escape adds up to 127, so larger ones take many."""
 
-ESCAPE_COST = 1 / 64
-"""Share of escapes among integers of 2 bits that makes them slower than 4 bits."""
+_GAP = 255
+"""Most columns from one escape to the next."""
+
+RANGES = {2: (-1, 2), 4: (-8, 7), 6: (-24, 39), 8: (-88, 167)}
+"""Integers that so many bits can hold."""
+
+ESCAPE_COST = 32
+"""Bits that an escape is worth: it takes 16, and time."""
 
 
 class Layout(NamedTuple):
-    """Sizes of a packed matrix: what its tensors do not tell."""
+    """Sizes of a packed matrix: what its tensors do not tell.
+
+    The first ``wide`` positions, in packed order, take 4 bits and the ``narrow`` ones after them 2;
+    the first ``middle`` take 2 more, and of these the first ``top`` another 2.
+    """
 
     rows: int
     inputs: int
@@ -46,20 +59,20 @@ class Layout(NamedTuple):
     padded_rank: int
     wide: int
     narrow: int
+    middle: int
+    top: int
 
     @property
     def tiles(self) -> int:
         """Tiles of a row."""
         return -(-self.inputs // self.tile)
 
-    def columns(self, positions: int) -> int:
-        """Padded integers of a row at so many positions of the tile."""
-        return -(-positions * self.tiles // _GROUP) * _GROUP
-
     @property
-    def bytes_wide(self) -> int:
-        """Bytes of a row at 4 bits."""
-        return self.columns(self.wide) // 2
+    def sections(self) -> tuple[tuple[int, int], ...]:
+        """Integers of a row in each section, padded, and their bits."""
+        unit = _LINE if self.middle else _GROUP
+        positions = ((self.wide, 4), (self.narrow, 2), (self.middle, 2), (self.top, 2))
+        return tuple((_up(p * self.tiles, unit), bits) for p, bits in positions)
 
 
 class Packed(NamedTuple):
@@ -68,19 +81,22 @@ class Packed(NamedTuple):
     Parameters
     ----------
     codebook
-        float32, shape (d, padded rank): columns of the codebook times the scale, positions of 4
-        bits first.
+        int16, shape (d, padded rank): columns of the codebook, in packed order.
+    scale
+        float32, shape (1,).
     codes
         uint8, shape (rows / 16, bytes of a row / 4, 16, 4); see ``csrc/kernels/integers.hpp``.
     reach
-        float32: for each 16 bytes of a row, the largest norm of the integers of any row.
+        float32: for each 16 bytes of a row, the largest norm of the integers of any row; empty if
+        some take more than 4 bits.
     starts
         int32, shape (rows + 1,): where the escapes of each row begin.
     escapes
-        int32: column + difference * 2 ** 19.
+        int16: columns since the one before, + difference * 256.
     """
 
     codebook: Tensor
+    scale: Tensor
     codes: Tensor
     reach: Tensor
     starts: Tensor
@@ -88,45 +104,44 @@ class Packed(NamedTuple):
 
 
 def packable(factors: Factors) -> bool:
-    """Whether these factors can be packed: integers, of a matrix that is not too wide."""
-    tiles = factors.tiling.tiles_per_row
+    """Whether these factors can be packed: integers, of a matrix."""
     return (
         factors.quantized
         and len(factors.shape) == 2
-        and factors.rank * tiles < 2**COLUMN_BITS
         and int(factors.latent.abs().max() if factors.latent.numel() else 0) <= _LARGEST
     )
 
 
-def pack(factors: Factors) -> tuple[Packed, Layout, Tensor]:
-    """Factors in the layout of the kernels, and the order of their positions.
+def pack(factors: Factors) -> tuple[Packed, Layout]:
+    """Factors in the layout of the kernels, positions of more bits first.
 
     Parameters
     ----------
     factors
         Factors that are `packable`.
     """
-    latent, rows = factors.latent, factors.shape[0]
-    order, wide = _widths(latent)
-    layout = Layout(rows, factors.shape[1], factors.tiling.size, _up(factors.rank, 8), wide,
-                    factors.rank - wide)  # fmt: skip
-    codebook = torch.zeros(layout.tile, layout.padded_rank)
-    codebook[:, : factors.rank] = factors.codebook[:, order].to(torch.float32) * factors.scale
-    parts = [
-        _pack_part(latent[order[:wide]], layout, 4),
-        _pack_part(latent[order[wide:]], layout, 2),
-    ]
-    codes = torch.cat([part[0] for part in parts], dim=1).contiguous()
-    reach = torch.cat([part[1] for part in parts])
-    starts, escapes = _join_escapes([part[2] for part in parts], layout)
-    return Packed(codebook, codes, reach, starts, escapes), layout, order
+    rows, rank, device = factors.shape[0], factors.rank, factors.latent.device
+    bits = _widths(factors.latent)
+    order = bits.argsort(descending=True, stable=True)
+    wide, middle, top = (int((bits >= least).sum()) for least in (4, 6, 8))
+    layout = Layout(rows, factors.shape[1], factors.tiling.size, _up(rank, 8), wide, rank - wide,
+                    middle, top)  # fmt: skip
+    ranges = torch.tensor([RANGES[b] for b in bits[order].tolist()], dtype=torch.int16)
+    least, most = ranges.reshape(-1, 2, 1).unbind(1)
+    latent = factors.latent[order]
+    fitting = latent.clamp(least.to(device), most.to(device))
+    codebook = F.pad(factors.codebook[:, order], (0, layout.padded_rank - rank)).contiguous()
+    scale = torch.tensor([factors.scale], dtype=torch.float32, device=device)
+    escapes = _escapes(_by_rows(latent - fitting, layout))
+    packed = Packed(codebook, scale, _codes(fitting, layout), _reach(fitting, layout), *escapes)
+    return packed, layout
 
 
 def check(packed: Packed, layout: Layout) -> None:
     """Refuse tensors that are not of the sizes and types of this layout: kernels do not look."""
     expected = _expected(layout)
     for name, tensor in packed._asdict().items():
-        size, dtype = expected.get(name, (tensor.numel(), torch.int32))
+        size, dtype = expected.get(name, (tensor.numel(), torch.int16))
         if tensor.numel() != size or tensor.dtype != dtype or not tensor.is_contiguous():
             raise InputError(
                 f"packed tensor {name!r} has {tensor.numel()} elements of {tensor.dtype}, needed "
@@ -134,13 +149,34 @@ def check(packed: Packed, layout: Layout) -> None:
             )
 
 
+def verify(packed: Packed, layout: Layout) -> None:
+    """Refuse what is damaged as well: kernels write where escapes say.
+
+    All of these are read, so it is for a matrix when it is loaded, not for each product.
+    """
+    check(packed, layout)
+    starts, escapes = packed.starts.cpu().long(), packed.escapes.cpu().long()
+    counts = starts.diff()
+    fits = bool(starts[0] == 0 and starts[-1] == len(escapes) and (counts >= 0).all())
+    if fits:
+        last = F.pad((escapes & _GAP).cumsum(0), (1, 0))[starts].diff()
+        columns = (layout.wide + layout.narrow) * layout.tiles
+        fits = not ((counts > 0) & (last >= columns)).any()
+    if not fits:
+        raise InputError(
+            "packed tensors 'starts' and 'escapes' say places outside of the matrix, so they are "
+            "damaged, or of another matrix; load what was saved from this model, or compress again"
+        )
+
+
 @cache
 def _expected(layout: Layout) -> dict[str, tuple[int, torch.dtype]]:
-    wide, narrow = layout.columns(layout.wide), layout.columns(layout.narrow)
+    row_bytes = sum(columns * bits // 8 for columns, bits in layout.sections)
     return {
-        "codebook": (layout.tile * layout.padded_rank, torch.float32),
-        "codes": (_up(layout.rows, _ROWS) * (wide // 2 + narrow // 4), torch.uint8),
-        "reach": (wide // 32 + narrow // 64, torch.float32),
+        "codebook": (layout.tile * layout.padded_rank, torch.int16),
+        "scale": (1, torch.float32),
+        "codes": (_up(layout.rows, _ROWS) * row_bytes, torch.uint8),
+        "reach": (0 if layout.middle else row_bytes // 16, torch.float32),
         "starts": (layout.rows + 1, torch.int32),
     }
 
@@ -154,28 +190,32 @@ def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
         Numbers of rows, int64, one axis.
     """
     codes = packed.codes[rows // _ROWS, :, rows % _ROWS]
-    quads = layout.bytes_wide // 4
-    parts = [
-        _unpack_part(codes[:, :quads], layout, 4, layout.wide),
-        _unpack_part(codes[:, quads:], layout, 2, layout.narrow),
-    ]
+    ends = list(accumulate(columns * bits // 32 for columns, bits in layout.sections))
+    low, narrow, middle, top = (
+        _digits(codes[:, start:end], bits)
+        for start, end, (_, bits) in zip([0, *ends], ends, layout.sections, strict=False)
+    )
+    for digits, positions, step in ((middle, layout.middle, 16), (top, layout.top, 64)):
+        low[:, : positions * layout.tiles] += step * digits[:, : positions * layout.tiles]
+    parts = low[:, : layout.wide * layout.tiles], narrow[:, : layout.narrow * layout.tiles]
     integers = torch.cat(parts, dim=1)
     starts, counts = packed.starts[rows], packed.starts[rows + 1] - packed.starts[rows]
     row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
     # the escapes of each row, one after the other
-    before = (counts.cumsum(0) - counts)[row]
-    escapes = packed.escapes[starts[row] + torch.arange(len(row), device=rows.device) - before]
-    column = (escapes & (2**COLUMN_BITS - 1)).long()
-    difference = (escapes >> COLUMN_BITS).to(torch.int16)
-    integers = integers.index_put((row, column), difference, accumulate=True)
+    before = counts.cumsum(0) - counts
+    escapes = packed.escapes[(starts - before)[row] + torch.arange(len(row), device=rows.device)]
+    passed = F.pad((escapes & _GAP).long().cumsum(0), (1, 0))
+    column = passed[1:] - passed[before][row]
+    integers = integers.index_put((row, column), escapes >> 8, accumulate=True)
     return integers.reshape(len(rows), layout.wide + layout.narrow, layout.tiles)
 
 
 def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
     """Some rows of the matrix, float32, shape (len(rows), inputs); no other is touched."""
     latent = unpack(packed, layout, rows).to(torch.float32)
-    tiles = latent.transpose(1, 2) @ packed.codebook[:, : latent.shape[1]].T
-    return tiles.flatten(1)[:, : layout.inputs]
+    codebook = packed.codebook.reshape(layout.tile, layout.padded_rank)[:, : latent.shape[1]]
+    tiles = latent.transpose(1, 2) @ codebook.to(torch.float32).T
+    return tiles.flatten(1)[:, : layout.inputs] * packed.scale
 
 
 def latent_of(packed: Packed, layout: Layout) -> Tensor:
@@ -185,53 +225,88 @@ def latent_of(packed: Packed, layout: Layout) -> Tensor:
     return latent.reshape(latent.shape[0], layout.rows * layout.tiles)
 
 
-def _widths(latent: Tensor) -> tuple[Tensor, int]:
-    """Positions, those that need 4 bits first, and how many these are."""
-    if not latent.shape[1]:
-        return torch.arange(latent.shape[0]), latent.shape[0]
-    at_2 = ((latent < -1) | (latent > 2)).float().mean(dim=1)
-    at_4 = ((latent < -8) | (latent > 7)).float().mean(dim=1)
-    is_wide = at_2 - at_4 > ESCAPE_COST
-    return torch.cat([is_wide.nonzero(), (~is_wide).nonzero()]).flatten(), int(is_wide.sum())
+def _widths(latent: Tensor) -> Tensor:
+    """Bits for each position of the tile."""
+    costs = []
+    for bits, (least, most) in RANGES.items():
+        outside = ((latent < least) | (latent > most)).sum(dim=1, dtype=torch.int64)
+        costs.append(bits + ESCAPE_COST * outside / max(1, latent.shape[1]))
+    return torch.tensor(list(RANGES), device=latent.device)[torch.stack(costs).argmin(dim=0)]
 
 
-def _pack_part(latent: Tensor, layout: Layout, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, reach and escapes (row, column, difference) of positions of so many bits."""
-    positions = latent.shape[0]
-    least, most = (-8, 7) if bits == 4 else (-1, 2)
-    integers = latent.reshape(positions, layout.rows, layout.tiles).transpose(0, 1)
-    integers = integers.reshape(layout.rows, positions * layout.tiles)
-    fitting = integers.clamp(least, most)
-    different = (integers != fitting).nonzero()
-    differences = (integers - fitting)[different[:, 0], different[:, 1]]
-    columns, padded = layout.columns(positions), _up(layout.rows, _ROWS)
-    padding = (0, columns - fitting.shape[1], 0, padded - layout.rows)
-    fitting = F.pad(fitting.to(torch.int8), padding)
-    each = 8 // bits
-    blocks = fitting.reshape(padded, columns // (16 * each), 16 * each).float()
-    reach = blocks.norm(dim=2).amax(dim=0)
-    quads = (fitting - least).reshape(padded // _ROWS, _ROWS, columns // (4 * each), each, 4)
-    codes = torch.zeros((*quads.shape[:3], 4), dtype=torch.uint8)
+def _by_rows(integers: Tensor, layout: Layout) -> Tensor:
+    """Integers (positions, rows * tiles) as (rows, positions * tiles)."""
+    positions = integers.shape[0]
+    by_rows = integers.reshape(positions, layout.rows, layout.tiles).transpose(0, 1)
+    return by_rows.reshape(layout.rows, positions * layout.tiles)
+
+
+def _codes(fitting: Tensor, layout: Layout) -> Tensor:
+    """Bytes of all sections: digits of 4 and 2 bits of integers that fit."""
+    digits = (fitting[: layout.wide] - RANGES[8][0]).to(torch.uint8)
+    parts = (
+        digits & 15,
+        (fitting[layout.wide :] - RANGES[2][0]).to(torch.uint8),
+        digits[: layout.middle] >> 4 & 3,
+        digits[: layout.top] >> 6,
+    )
+    sections = zip(parts, layout.sections, strict=True)
+    return torch.cat(
+        [_bytes(_by_rows(part, layout), *sizes) for part, sizes in sections], dim=1
+    ).contiguous()
+
+
+def _bytes(digits: Tensor, columns: int, bits: int) -> Tensor:
+    """Bytes of one section, uint8, (rows / 16, lines, 16, 4); padding stands for zeros."""
+    rows, padded, each = digits.shape[0], _up(digits.shape[0], _ROWS), 8 // bits
+    padding = (0, columns - digits.shape[1], 0, padded - rows)
+    digits = F.pad(digits, padding, value=-RANGES[bits][0])
+    quads = digits.reshape(padded // _ROWS, _ROWS, columns // (4 * each), each, 4)
+    codes = torch.zeros_like(quads[:, :, :, 0])
     for i in range(each):
-        codes |= quads[:, :, :, i].to(torch.uint8) << (bits * i)
-    return codes.transpose(1, 2), reach, torch.cat([different, differences[:, None].long()], dim=1)
+        codes |= quads[:, :, :, i] << (bits * i)
+    return codes.transpose(1, 2)
 
 
-def _unpack_part(codes: Tensor, layout: Layout, bits: int, positions: int) -> Tensor:
-    """Integers at all positions of so many bits, without escapes: int16, (rows, columns)."""
+def _digits(codes: Tensor, bits: int) -> Tensor:
+    """What the bytes of a section stand for: int16, (rows, columns)."""
     shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)
-    integers = (codes[:, :, None] >> shifts[:, None]) & (2**bits - 1)
-    kept: Tensor = integers.flatten(1)[:, : positions * layout.tiles].to(torch.int16)
-    return kept - (8 if bits == 4 else 1)
+    digits = (codes[:, :, None] >> shifts[:, None]) & (2**bits - 1)
+    whole: Tensor = digits.flatten(1).to(torch.int16) + RANGES[bits][0]
+    return whole
 
 
-def _join_escapes(parts: list[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
-    parts[1][:, 1] += layout.wide * layout.tiles
-    row, column, difference = torch.cat(parts).T
-    order = row.argsort(stable=True)
-    escapes = (column + (difference << COLUMN_BITS))[order].to(torch.int32)
-    starts = F.pad(row.bincount(minlength=layout.rows).cumsum(0), (1, 0)).to(torch.int32)
-    return starts, escapes
+def _reach(fitting: Tensor, layout: Layout) -> Tensor:
+    """Largest norm of each 16 bytes of a row."""
+    if layout.middle:
+        return fitting.new_empty(0, dtype=torch.float32)
+    reaches = []
+    parts = fitting[: layout.wide], fitting[layout.wide :]
+    for part, (columns, bits) in zip(parts, layout.sections, strict=False):
+        integers = _by_rows(part, layout).to(torch.float32)
+        padded = F.pad(integers, (0, columns - integers.shape[1]))
+        blocks = padded.reshape(len(padded), columns * bits // 128, 128 // bits)
+        reaches.append(blocks.norm(dim=2).amax(dim=0))
+    return torch.cat(reaches)
+
+
+def _escapes(differences: Tensor) -> tuple[Tensor, Tensor]:
+    """Starts and escapes: what cannot be told by one takes several in a row."""
+    row, column = differences.nonzero(as_tuple=True)
+    amount = differences[row, column].long()
+    is_next = F.pad(row[1:] == row[:-1], (1, 0))[: len(row)]
+    gap = column - column.roll(1) * is_next
+    skips, parts = gap // _GAP, -(-amount.abs() // 127)
+    number = skips + parts
+    of = torch.repeat_interleave(number)
+    # from -skips: those below zero only move on
+    turn = torch.arange(len(of), device=of.device) - (number.cumsum(0) - parts)[of]
+    moved = torch.where(turn < 0, _GAP, torch.where(turn == 0, (gap % _GAP)[of], 0))
+    left = (amount.abs()[of] - 127 * turn).clamp(max=127) * (turn >= 0)
+    escapes = moved + 256 * amount.sign()[of] * left
+    counts = row[of].bincount(minlength=differences.shape[0])
+    starts = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+    return starts, escapes.to(torch.int16)
 
 
 def _up(number: int, multiple: int) -> int:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +36,8 @@ _LARGEST = 64
 """Largest magnitude of a latent: a single multiple by more would cost more than `LOSS`."""
 
 _ROWS = 2**16
+
+Reals = NDArray[np.float64]
 
 
 class Layout(NamedTuple):
@@ -183,6 +187,46 @@ def check(packed: Packed, layout: Layout) -> None:
             )
 
 
+def verify(packed: Packed, layout: Layout) -> None:
+    """Refuse what is damaged as well: kernels read and write where these tensors say.
+
+    All of them are read, so it is for a weight when it is loaded, not for each convolution.
+    """
+    check(packed, layout)
+    if not _leads_inside(packed, layout):
+        raise InputError(
+            "the packed tensors say places outside of the weight, so they are damaged, or of "
+            "another weight; load what was saved from this model, or compress again"
+        )
+
+
+def _leads_inside(packed: Packed, layout: Layout) -> bool:
+    block, entries, runs = (
+        part.cpu().long().reshape(-1, size)
+        for part, size in ((packed.block, 8), (packed.entries, 2), (packed.runs, 2))
+    )
+    tables = block[:, 4:6].flatten()
+    rise = (
+        (block[:, :4].flatten(), layout.columns),
+        (tables, len(entries)),
+        (block[:, 6], len(runs)),
+        (block[:, 7], packed.codes.numel()),
+    )
+    if not all(n[0] == 0 and n[-1] == most and (n.diff() >= 0).all() for n, most in rise):
+        return False
+    wide = block[:, 0].diff().repeat_interleave(2).repeat_interleave(tables[:-1].diff())
+    if (entries[:, 0] < 0).any() or (entries[:, 0] >= wide).any() or (runs < 0).any():
+        return False
+    rows, codes = (F.pad(n.cumsum(0), (1, 0)) for n in (runs[:, 1], 4 * runs[:, 0] * runs[:, 1]))
+    return bool(
+        (tables.diff() <= _TABLE).all()
+        and (rows[block[:, 6]].diff() == layout.rows).all()
+        and (codes[block[:, 6]].diff() == block[:, 7].diff()).all()
+        and (packed.order.cpu().to(torch.int32) < layout.rows).all()
+        and (packed.codes < _TABLE).all()
+    )
+
+
 def latent_of(packed: Packed, layout: Layout) -> Tensor:
     """The latent that was packed: int16, (rank, rows * tiles)."""
     block, runs = packed.block.long(), packed.runs.long()
@@ -222,14 +266,17 @@ def _entries(latent: Tensor) -> tuple[list[list[int]], Tensor]:
     ).reshape(columns, span)
     table = torch.zeros(2, columns, span, dtype=torch.uint8)
     often = 3 + rows // 40
-    chosen = []
-    for column, of_column in enumerate(counts):
-        present = of_column.nonzero()[:, 0].tolist()
-        number = dict(zip(present, of_column[present].tolist(), strict=True))
-        multiples, pairs = _choose({v - most: n for v, n in number.items() if v != most}, often)
-        for value, pair in pairs.items():
-            table[:, column, value + most] = torch.tensor(pair, dtype=torch.uint8)
+    chosen: list[list[int]] = []
+    places: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
+    for column, of_column in enumerate(counts.tolist()):
+        present = {v: n for v, n in enumerate(of_column, -most) if n and v}
+        multiples, pairs = _choose(present, often)
+        places += [(column, value + most) for value in pairs]
+        found += pairs.values()
         chosen.append(multiples)
+    at, value_of = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
+    table[:, at, value_of] = torch.tensor(found, dtype=torch.uint8).reshape(-1, 2).T
     return chosen, table[:, torch.arange(columns), shifted]
 
 
@@ -250,19 +297,21 @@ def _choose(counts: dict[int, int], often: int) -> tuple[list[int], dict[int, tu
 
 def _bounds(latent: Tensor, entries: list[int], parts: int) -> tuple[list[int], list[float]]:
     """Columns between parts of blocks, and what each part needs; the last ones may be empty."""
-    squares, sums = latent.double() ** 2, latent.abs().double()
+    # Small arrays are faster than small tensors.
+    sums = latent.T.abs().double().contiguous().numpy()
+    squares = sums**2
     most = (_TABLE - 1) * 2 // parts
     bounds, needs, start = [0], [], 0
-    energy = total = torch.zeros(len(latent), dtype=torch.float64)
+    energy = total = np.zeros(len(latent))
     need = count = 0.0
     for column in range(latent.shape[1]):
-        more, longer = energy + squares[:, column], total + sums[:, column]
+        more, longer = energy + squares[column], total + sums[column]
         wanted = _need(more, longer)
         error = wanted * math.sqrt((column - start + 1) / 12)
         if column > start and (error > LOSS or count + entries[column] > most):
             bounds.append(column)
             needs.append(need)
-            start, count, more, longer = column, 0, squares[:, column], sums[:, column]
+            start, count, more, longer = column, 0, squares[column], sums[column]
             wanted = _need(more, longer)
         energy, total, need, count = more, longer, wanted, count + entries[column]
     bounds.append(latent.shape[1])
@@ -271,7 +320,7 @@ def _bounds(latent: Tensor, entries: list[int], parts: int) -> tuple[list[int], 
     return bounds + bounds[-1:] * missing, needs + [0.0] * missing
 
 
-def _need(squares: Tensor, sums: Tensor) -> float:
+def _need(squares: Reals, sums: Reals) -> float:
     """Scale of sums for inputs of norm 1: of their 16 bits, rounding takes half a step for each."""
     return math.sqrt(float(squares.max())) / (_CAPACITY - 0.51 * float(sums.max()))
 

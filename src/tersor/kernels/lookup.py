@@ -26,7 +26,7 @@ from tersor.factors import Factors
 MANY = 5
 """Vectors from which on they are computed with 16-bit tables, not with 8-bit ones."""
 
-KERNEL = "linear_lookup"
+KERNEL = "Lookup"
 
 _COLUMNS, _LARGEST, _MOST_PAIRS = 16, 7, 4
 """Columns that a pair of bytes is about, largest magnitude of an integer, pairs of a tile."""
@@ -84,8 +84,8 @@ def packable(factors: Factors) -> bool:
     return found is not None and 8 * found[0] <= factors.rank
 
 
-def pack(factors: Factors) -> tuple[Packed, Layout, Tensor]:
-    """Factors in the layout of the kernels, and the order of their positions, which is theirs.
+def pack(factors: Factors) -> tuple[Packed, Layout]:
+    """Factors in the layout of the kernels.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def pack(factors: Factors) -> tuple[Packed, Layout, Tensor]:
     codes = F.pad(codes.reshape(2 * pairs, layout.rows, layout.tiles), padding)
     order = (2, 4, 0, 1, 3) if signs else (2, 4, 0, 3, 1)
     codes = codes.reshape(pairs, 2, layout.panels, _PANEL, layout.tiles).permute(order)
-    return Packed(codebook, codes.contiguous()), layout, torch.arange(factors.rank)
+    return Packed(codebook, codes.contiguous()), layout
 
 
 def check(packed: Packed, layout: Layout) -> None:
@@ -126,6 +126,10 @@ def check(packed: Packed, layout: Layout) -> None:
                 f"packed tensor {name!r} is {tuple(tensor.shape)} of {tensor.dtype}, needed is "
                 f"{shape} of {dtype}, contiguous; take it from `pack`, with its layout"
             )
+
+
+verify = check
+"""Whatever the bytes are, they are indices into tables that have as many entries."""
 
 
 def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:

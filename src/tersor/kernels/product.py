@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +21,21 @@ except ImportError:  # built without a compiler
 
 Packed = integers.Packed | lookup.Packed
 Layout = integers.Layout | lookup.Layout
-Known = tuple[Callable[..., None], tuple[int, ...]]
 
 _WAYS = {len(way.Layout._fields): way for way in (integers, lookup)}
 """Modules of the ways of packing, told apart by the number of sizes that they need."""
 
 _NOWHERE = 1 << 40
 """Number of a row that no matrix has."""
+
+_REAL = torch.float32
+
+_gradients_wanted = torch.is_grad_enabled
+_is_compiling = torch.compiler.is_dynamo_compiling  # other compilers' tensors are not plain
+_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+_transforms = torch._C._functorch.peek_interpreter_stack
+_threads = torch.get_num_threads
 
 torch.library.define(
     "tersor::linear", "(Tensor x, Tensor[] packed, Tensor? bias, int[] layout) -> Tensor"
@@ -37,7 +45,7 @@ torch.library.define("tersor::rows", "(Tensor index, Tensor[] packed, int[] layo
 
 def instructions() -> str:
     """Instruction set of the native kernels; empty if the reference runs in their place."""
-    return "" if _kernels is None else str(_kernels.target)
+    return "" if _kernels is None else _kernels.target
 
 
 @cache
@@ -64,9 +72,10 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Te
     Native kernels compute in float32 with inputs, or sums of them, rounded to 8 bits (fewer than
     ``MANY`` vectors, which each way of packing has its own of) or to about 12 bits (more): for
     inputs without outliers the relative error of the output, in the Frobenius norm, is below 1 %
-    and 0.1 %. Threads are as many as torch's. On a GPU, Triton's kernels compute in the type of the
-    input; see `tersor.kernels.gpu`. The reference, which is exact but for rounding in float32, runs
-    where there are no such kernels.
+    and 0.1 %. Where integers take 6 or 8 bits, 3 vectors or more are not rounded. Threads are as
+    many as torch's. On a GPU, Triton's kernels compute in the type of the input; see
+    `tersor.kernels.gpu`. The reference, which is exact but for rounding in float32, runs where
+    there are no such kernels.
 
     Parameters
     ----------
@@ -117,51 +126,79 @@ def recompose(packed: Packed, layout: Layout) -> Tensor:
     return matrix
 
 
-def addresses(packed: Packed, layout: Layout) -> Known:
-    """What `native` needs to know of a packed matrix, which must stay where it is."""
+class Known(NamedTuple):
+    """A packed matrix as `native` takes it."""
+
+    compute: Any
+    """Native: product with addresses of input, bias and output, batch and threads."""
+
+    inputs: int
+    rows: int
+    kept: Packed
+    """What it has the addresses of."""
+
+
+def known(packed: Packed, layout: Layout) -> Known:
+    """What `native` needs to know of a packed matrix, whose tensors must stay where they are."""
     way = _WAYS[len(layout)]
     _check_place(packed, torch.device("cpu"))
-    return getattr(_kernels, way.KERNEL), (way.MANY, *layout, *(t.data_ptr() for t in packed))
+    compute = getattr(_kernels, way.KERNEL)(way.MANY, *layout, *(t.data_ptr() for t in packed))
+    return Known(compute, layout.inputs, layout.rows, packed)
 
 
-def native(x: Tensor, bias: Tensor | None, rows: int, known: Known) -> Tensor:
-    """`linear` by the native kernels, on the CPU, of tensors that are known to fit.
+def native(x: Tensor, bias: Tensor | None, matrix: Known) -> Tensor:
+    """`linear` by the native kernels, on the CPU, with a bias that fits.
 
-    Of a small layer the look-ups in Python take as long as the product, so there are few.
+    Of a small layer what is done in Python takes as long as the product, so there is little.
     """
-    real = x if x.dtype is torch.float32 else x.to(torch.float32)
+    compute, needed, rows, _ = matrix
+    *batch, inputs = x.shape or (0,)
+    if inputs != needed:
+        raise _unfit(x, rows, needed)
+    real = x
+    if x.dtype is not _REAL:
+        if not x.is_floating_point():
+            raise _unfit(x, rows, needed)
+        real = x.to(_REAL)
     if not real.is_contiguous():
         real = real.contiguous()
-    if bias is not None:
-        bias = bias.to(torch.float32).contiguous()
-    shape = x.shape
-    y = torch.empty((*shape[:-1], rows))
-    kernel, matrix = known
-    kernel(
+    if bias is not None and (bias.dtype is not _REAL or not bias.is_contiguous()):
+        bias = bias.to(_REAL).contiguous()
+    # Numbers are parsed faster than a tuple of them.
+    y = real.new_empty(*batch, rows)
+    compute(
         real.data_ptr(),
-        real.numel() // shape[-1],
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
-        torch.get_num_threads(),
-        *matrix,
+        real.numel() // inputs,
+        _threads(),
     )
-    return y if x.dtype is torch.float32 else y.to(x.dtype)
+    return y if x.dtype is _REAL else y.to(x.dtype)
+
+
+def native_rows(index: Tensor, matrix: Known) -> Tensor:
+    """`rows` by the native kernel, on the CPU, of a matrix of integers."""
+    index = index.to(torch.int64).contiguous()
+    result = index.new_empty((len(index), matrix.inputs), dtype=_REAL)
+    matrix.compute.rows(index.data_ptr(), result.data_ptr(), len(index), _threads())
+    return result
 
 
 def is_plain(x: Tensor) -> bool:
     """Whether `native` may be called: no gradient, tracing, compilation or mode is wanted.
 
-    The operator itself costs several times what a small layer takes: twice through Python.
+    The operator itself costs several times what a small layer takes: twice through Python. Looking
+    up the functions here costs, too, when nothing of torch is in the processor's caches.
     """
     return (
-        bool(instructions())
-        and type(x) is Tensor
-        and not (torch.is_grad_enabled() and x.requires_grad)
-        and not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and torch._C._functorch.peek_interpreter_stack() is None
+        type(x) is Tensor
+        and not _is_compiling()
+        and x.is_cpu
+        and _modes() == 0
+        and _tracing() is None
+        and _transforms() is None
+        and not (x.requires_grad and _gradients_wanted())
+        and bool(instructions())
     )
 
 
@@ -185,13 +222,16 @@ def _check_place(packed: Packed, device: torch.device) -> None:
         )
 
 
+def _unfit(x: Tensor, rows: int, inputs: int) -> InputError:
+    return InputError(
+        f"a matrix of shape {(rows, inputs)} got an input of shape {tuple(x.shape)} and type "
+        f"{x.dtype}; give real numbers, {inputs} in the last axis"
+    )
+
+
 def _check(x: Tensor, bias: Tensor | None, layout: Layout) -> None:
     if x.dim() == 0 or x.shape[-1] != layout.inputs or not x.is_floating_point():
-        raise InputError(
-            f"a matrix of shape {(layout.rows, layout.inputs)} got an input of shape "
-            f"{tuple(x.shape)} and type {x.dtype}; give real numbers, {layout.inputs} in the last "
-            "axis"
-        )
+        raise _unfit(x, layout.rows, layout.inputs)
     if bias is not None and tuple(bias.shape) != (layout.rows,):
         raise InputError(f"the bias has shape {tuple(bias.shape)}, needed is {(layout.rows,)}")
 
@@ -215,12 +255,14 @@ def _kernel_of(device: torch.device) -> Callable[[Tensor, Any, Tensor | None, An
 
 
 def _native(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Tensor:
-    return native(x, bias, layout.rows, addresses(packed, layout))
+    return native(x, bias, known(packed, layout))
 
 
 @torch.library.impl("tersor::rows", ("CPU", "CUDA"))
 def _rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
     way, given, sizes = _given(packed, layout)
+    if instructions() and way is integers and index.device.type == "cpu":
+        return native_rows(index, known(given, sizes))
     # Else negative ones would be taken, and padding.
     wanted = torch.where((index < 0) | (index >= sizes.rows), _NOWHERE, index)
     result: Tensor = way.rows_of(given, sizes, wanted)
@@ -229,7 +271,7 @@ def _rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
 
 @torch.library.register_fake("tersor::rows")  # type: ignore[untyped-decorator]
 def _fake_rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
-    return packed[0].new_empty((index.shape[0], layout[1]))
+    return packed[0].new_empty((index.shape[0], layout[1]), dtype=torch.float32)
 
 
 @torch.library.register_fake("tersor::linear")  # type: ignore[untyped-decorator]

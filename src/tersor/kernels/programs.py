@@ -5,10 +5,8 @@ import os
 import triton
 import triton.language as tl
 
-from tersor.kernels import integers
-
-COLUMN_BITS = tl.constexpr(integers.COLUMN_BITS)
-COLUMN_MASK = tl.constexpr(2**integers.COLUMN_BITS - 1)
+ZEROS = tl.constexpr(0x55555555)
+"""A word of digits that stand for zero: higher ones of integers that have none."""
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -50,7 +48,7 @@ def product_with_codebook(
                 sign = (1 - 2 * (p >> k & 1)).to(tl.float32)
                 column += sign[None, :] * tl.load(place + (p // 16 * 4 + k)[None, :], there, 0)
         else:
-            column = tl.load(place + p[None, :], there, 0)
+            column = tl.load(place + p[None, :], there, 0).to(tl.float32)
         acc = tl.dot(real, column, acc, input_precision="ieee")
     return acc
 
@@ -84,10 +82,10 @@ def place_of_column(column, vector, batch, split, wide, narrow, first):
 
 @triton.jit
 def transform(
-    x, codebook, u, inputs, tile, tiles, positions, stride, batch, split, wide, narrow, first,
-    DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
+    x, codebook, scale, u, inputs, tile, tiles, positions, stride, batch, split, wide, narrow,
+    first, DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """u = C.T @ x by tiles, in the order of the words of the integers; what pads it stays."""
+    """u = scale * C.T @ x by tiles, in the order of the words of digits; what pads it stays."""
     vector = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -96,25 +94,38 @@ def transform(
     column = p[None, :] * tiles + t[:, None]
     place = place_of_column(column, vector, batch, split, wide, narrow, first)
     there = (t < tiles)[:, None] & (p < positions)[None, :]
-    tl.store(u + place, acc.to(u.dtype.element_ty), there)
+    tl.store(u + place, (acc * tl.load(scale)).to(u.dtype.element_ty), there)
 
 
 @triton.jit
 def add_integers(
-    acc, words, u, row, vector, rows, quads, batch, before, stride,
-    BITS: tl.constexpr, VECTORS: tl.constexpr, BLOCK_Q: tl.constexpr,
+    acc, words, u, row, vector, rows, quads, batch, before, stride, narrow, middle, top,
+    BITS: tl.constexpr, HIGHER: tl.constexpr, VECTORS: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """What integers of so many bits add: of 16 rows side by side, a word each after the other."""
+    """What integers of so many bits add: of 16 rows side by side, a word each after the other.
+
+    Higher digits, of twice as many integers in a word, lie behind; what integers become are exact.
+    """
     each: tl.constexpr = 32 // BITS
-    least: tl.constexpr = 8 if BITS == 4 else 1
+    least: tl.constexpr = 88 if HIGHER else (8 if BITS == 4 else 1)
     group = row // 16 * stride + before
     for start in range(tl.program_id(2) * BLOCK_Q, quads, tl.num_programs(2) * BLOCK_Q):
         q = start + tl.arange(0, BLOCK_Q)
         there = q < quads
         place = (group[:, None] + q[None, :]) * 16 + (row % 16)[:, None]
         word = tl.load(words + place, (row < rows)[:, None] & there[None, :], 0)
+        if HIGHER:
+            place = (group[:, None] + (quads + narrow + q // 2)[None, :]) * 16 + (row % 16)[:, None]
+            there_2 = (row < rows)[:, None] & (q // 2 < middle)[None, :]
+            second = tl.load(words + place, there_2, ZEROS) >> (q % 2 * 4)[None, :]
+            there_3 = there_2 & (q // 2 < top)[None, :]
+            third = tl.load(words + place + middle * 16, there_3, ZEROS) >> (q % 2 * 4)[None, :]
         for j in tl.static_range(each):
-            z = (word >> (j % 4 * 8 + j // 4 * BITS) & ((1 << BITS) - 1)) - least
+            z = word >> (j % 4 * 8 + j // 4 * BITS) & ((1 << BITS) - 1)
+            if HIGHER:
+                z += (second >> (j % 4 * 8 + j // 4 * 2) & 3) * 16
+                z += (third >> (j % 4 * 8 + j // 4 * 2) & 3) * 64
+            z -= least
             of_word = u + (j * batch + vector) * quads
             if VECTORS == 1:
                 acc += z.to(tl.float32) * tl.load(of_word + q, there, 0).to(tl.float32)[None, :]
@@ -135,15 +146,16 @@ def add_integers(
         shape(4, 3, BLOCK_R=16, BLOCK_Q=128),
         shape(4, 3, BLOCK_R=32, BLOCK_Q=32),
     ],
-    ["rows", "wide", "narrow", "VECTORS"],
+    ["rows", "wide", "narrow", "VECTORS", "HIGHER"],
     for_vectors,
 )
 @triton.jit
 def multiply_integers(
-    words, u, starts, escapes, bias, y, rows, batch, split, wide, narrow, first,
-    ESCAPES: tl.constexpr, VECTORS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr,
+    words, u, starts, escapes, bias, y, rows, batch, split, wide, narrow, first, middle, top,
+    HIGHER: tl.constexpr, ESCAPES: tl.constexpr, VECTORS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """Z @ u, by words of 8 integers of 4 bits, then of 16 of 2 bits, then those that fit neither.
+    """Z @ u, by words of 8 digits of 4 bits, then of 16 of 2 bits, then what does not fit.
 
     A single vector is multiplied without tensor cores, as most of what these do were for nothing.
     """
@@ -154,13 +166,14 @@ def multiply_integers(
     else:
         vector = tl.program_id(1).to(tl.int64) * VECTORS + tl.arange(0, VECTORS)
         acc = tl.zeros((BLOCK_R, VECTORS), tl.float32)
+    stride = wide + narrow + middle + top
     acc = add_integers(
-        acc, words, u, row, vector, rows, wide, batch, 0, wide + narrow, 4,
-        VECTORS, BLOCK_Q,
+        acc, words, u, row, vector, rows, wide, batch, 0, stride, narrow, middle, top,
+        4, HIGHER, VECTORS, BLOCK_Q,
     )  # fmt: skip
     acc = add_integers(
-        acc, words, u + first, row, vector, rows, narrow, batch, wide, wide + narrow,
-        2, VECTORS, BLOCK_Q,
+        acc, words, u + first, row, vector, rows, narrow, batch, wide, stride, 0, 0, 0,
+        2, False, VECTORS, BLOCK_Q,
     )  # fmt: skip
     if VECTORS == 1:
         total, vectors = tl.sum(acc, 1)[:, None], vector + tl.arange(0, 1)
@@ -171,17 +184,21 @@ def multiply_integers(
         begin = tl.load(starts + row, row < rows, 0)
         number = tl.load(starts + row + 1, row < rows, 0) - begin
         most = tl.max(number)
-        for start in range(tl.program_id(2) * some, most, tl.num_programs(2) * some):
+        passed = tl.zeros((BLOCK_R,), tl.int32)
+        for start in range(0, most, some):
             e = start + tl.arange(0, some)
             there = e[None, :] < number[:, None]
-            escape = tl.load(escapes + begin[:, None] + e[None, :], there, 0)
-            column = (escape & COLUMN_MASK)[:, None, :]
-            place = place_of_column(
-                column, vectors[None, :, None], batch, split, wide, narrow, first
-            )
-            inside = there[:, None, :] & (vectors < batch)[None, :, None]
-            real = tl.load(u + place, inside, 0).to(tl.float32)
-            total += tl.sum(real * (escape >> COLUMN_BITS).to(tl.float32)[:, None, :], 2)
+            escape = tl.load(escapes + begin[:, None] + e[None, :], there, 0).to(tl.int32)
+            column = passed[:, None] + tl.cumsum(escape & 255, 1)
+            passed += tl.sum(escape & 255, 1)
+            # Programs that share a block take turns.
+            if start // some % tl.num_programs(2) == tl.program_id(2):
+                place = place_of_column(
+                    column[:, None, :], vectors[None, :, None], batch, split, wide, narrow, first
+                )
+                inside = there[:, None, :] & (vectors < batch)[None, :, None]
+                real = tl.load(u + place, inside, 0).to(tl.float32)
+                total += tl.sum(real * (escape >> 8).to(tl.float32)[:, None, :], 2)
     store_sums(y, total, bias, row, vectors, rows, batch)
 
 

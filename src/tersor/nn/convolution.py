@@ -123,6 +123,13 @@ class ListedWeight(PackedConvolution):
         self.register_buffer("exact_codebook", factors.codebook.clone())
         self.scale = factors.scale
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        given = (state_dict.get(prefix + name, getattr(self, name)) for name in self._names)
+        listed.verify(listed.Packed(*given), listed.Layout(*self._layout))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Whether this form is one for such a module."""

@@ -21,7 +21,8 @@ from tersor.kernels.product import Known, Packed
 from tersor.nn.held import HeldWeight
 from tersor.nn.weight import split_scale
 
-INT8 = (-128, 127)
+OUTLIERS = 1 / 16
+"""Share of integers outside of 8 bits up to which the others are held in 8: each takes 6 bytes."""
 
 
 class FrozenWeight(HeldWeight):
@@ -77,11 +78,18 @@ class DenseWeight(FrozenWeight):
 
 
 class RecomposedWeight(FrozenWeight):
-    """Small integers, multiplied out in each forward: works with any module."""
+    """Small integers, multiplied out in each forward: works with any module.
+
+    They are held in 8 bits, and the few that do not fit with their places.
+    """
 
     mode = "recompose"
     codebook: Tensor
     latent: Tensor
+    places: Tensor
+    """Where integers are that do not fit in 8 bits."""
+    beyond: Tensor
+    """What these are more than the latent says."""
     scale: Tensor
     exponent: Tensor
 
@@ -89,26 +97,33 @@ class RecomposedWeight(FrozenWeight):
         super().__init__(factors, dtype)
         mantissa, exponent = split_scale(factors.scale)
         device = factors.latent.device
-        latent = factors.latent
-        if factors.quantized and _within(latent, INT8):
-            latent = latent.to(torch.int8)
+        latent, places, beyond = _small(factors)
         self.register_buffer("codebook", factors.codebook.clone())
-        self.register_buffer("latent", latent.clone())
+        self.register_buffer("latent", latent)
+        self.register_buffer("places", places)
+        self.register_buffer("beyond", beyond)
         self.register_buffer("scale", torch.tensor([mantissa], device=device))
         self.register_buffer("exponent", torch.tensor([exponent], dtype=torch.int32, device=device))
 
     def forward(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``."""
         tiles = cast(
-            Tensor, kernels.recompose(self.codebook, self.latent, self.scale, self.exponent)
+            Tensor, kernels.recompose(self.codebook, self._whole(), self.scale, self.exponent)
         )
         return self.tiling.join(tiles).to(self.dtype)
 
     def to_factors(self) -> Factors:
         """Factors that recompose to exactly what `forward` returns."""
         scale = float(self.scale * kernels.power_of_two(self.exponent))
-        latent = self.latent.to(self.codebook.dtype)
+        latent = self._whole().to(self.codebook.dtype)
         return Factors(self.codebook, latent, scale, self.shape, self.dtype)
+
+    def _whole(self) -> Tensor:
+        """The latent with what does not fit in 8 bits."""
+        if not self.places.numel():
+            return self.latent
+        flat = self.latent.flatten().to(self.beyond.dtype)
+        return flat.index_add(0, self.places, self.beyond).reshape(self.latent.shape)
 
 
 class PackedWeight(FrozenWeight):
@@ -122,12 +137,10 @@ class PackedWeight(FrozenWeight):
         super().__init__(factors, dtype)
         # Packed on the CPU; the tensors are the same on a GPU.
         factors = replace(factors, codebook=factors.codebook.cpu(), latent=factors.latent.cpu())
-        packed, self.layout, order = self.way.pack(factors)
+        packed, self.layout = self.way.pack(factors)
         for name, part in packed._asdict().items():
             self.register_buffer(name, part)
-        self.register_buffer("exact_codebook", factors.codebook[:, order].clone())
-        self.scale = factors.scale
-        self._known: tuple[Known, Packed] | None = None
+        self._known: Known | None = None
 
     @property
     def packed(self) -> Packed:
@@ -141,31 +154,43 @@ class PackedWeight(FrozenWeight):
 
     def to_factors(self) -> Factors:
         """Factors that recompose to exactly what `forward` returns."""
-        codebook = cast(Tensor, self.exact_codebook)
-        latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
-        return Factors(codebook, latent, self.scale, self.shape, self.dtype)
+        latent = self.way.latent_of(self.packed, self.layout)
+        codebook = cast(Tensor, self.codebook)[:, : latent.shape[0]]
+        return Factors(codebook, latent, float(cast(Tensor, self.scale)), self.shape, self.dtype)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What `nn.Linear` computes with this weight, by ``tersor::linear``."""
-        if x.shape[-1:] != self.shape[1:] or not kernels.is_plain(x):
+        if not kernels.is_plain(x):
             return kernels.linear(x, self.packed, bias, self.layout)
-        if self._known is None:
-            # The tensors are kept with their addresses, so that these stay valid.
-            self._known = kernels.addresses(self.packed, self.layout), self.packed
-        return kernels.native(x, bias, self.shape[0], self._known[0])
+        return kernels.native(x, bias, self._known or self._prepared())
 
     def embed(self, index: Tensor) -> Tensor:
         """What `nn.Embedding` computes with this weight: only the rows asked for are made."""
-        rows = kernels.rows(index.reshape(-1).long(), self.packed, self.layout)
+        flat = index.reshape(-1).long()
+        if isinstance(self.layout, integers.Layout) and kernels.is_plain(flat):
+            rows = kernels.native_rows(flat, self._known or self._prepared())
+        else:
+            rows = kernels.rows(flat, self.packed, self.layout)
         return rows.reshape(*index.shape, self.shape[1]).to(self.dtype)
+
+    def _prepared(self) -> Known:
+        matrix = kernels.known(self.packed, self.layout)
+        self.way.verify(self.packed, self.layout)
+        self._known = matrix
+        return matrix
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
         self._known = None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        names = self.way.Packed._fields
+        given = (state_dict.get(prefix + name, getattr(self, name)) for name in names)
+        self.way.verify(self.way.Packed(*given), self.layout)
         self._known = None
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": None}
@@ -177,6 +202,17 @@ class LookupWeight(PackedWeight):
     mode = "look-up"
     way: ClassVar[ModuleType] = lookup
 
+    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
+        super().__init__(factors, dtype)
+        self.register_buffer("exact_codebook", factors.codebook.clone())
+        self.exact_scale = factors.scale
+
+    def to_factors(self) -> Factors:
+        """Factors that recompose to exactly what `forward` returns."""
+        codebook = cast(Tensor, self.exact_codebook)
+        latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
+        return Factors(codebook, latent, self.exact_scale, self.shape, self.dtype)
+
 
 def _bits(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
     """A function that moves tensors, kept from converting this one."""
@@ -185,8 +221,13 @@ def _bits(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
     return fn(part)
 
 
-def _within(values: Tensor, limits: tuple[int, int]) -> bool:
-    if not values.numel():
-        return True
-    least, most = values.aminmax()
-    return bool(limits[0] <= least) and bool(most <= limits[1])
+def _small(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """The latent, of integers in 8 bits if nearly all fit, and places and rests of the others."""
+    latent = factors.latent
+    if not factors.quantized or latent.numel() >= 2**31:  # places are numbers of 32 bits
+        return latent.clone(), latent.new_empty(0, dtype=torch.int32), latent.new_empty(0)
+    fitting = latent.clamp(-128, 127)
+    places = (latent != fitting).flatten().nonzero()[:, 0].to(torch.int32)
+    if len(places) > OUTLIERS * latent.numel():
+        return latent.clone(), places[:0], latent.new_empty(0)
+    return fitting.to(torch.int8), places, (latent - fitting).flatten()[places]
