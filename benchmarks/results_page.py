@@ -279,12 +279,39 @@ def memory_words(rows: list[Row]) -> str:
     return ", ".join(f"{words[r['what']]} {r['risen_bytes'] / 1e6:.0f} MB" for r in rows)
 
 
+def fine_tuned() -> str:
+    """The part about fine-tuning, once `finetuning.py` has written results, and its picture."""
+    if not (RESULTS / "finetuning.json").exists():
+        return ""
+    tuned = load("finetuning")
+    finetuned_part.picture(TRAINED_PICTURE, tuned["rows"], load("post_training")["rows"])
+    return f"""## Fine-tuned
+
+`python benchmarks/finetuning.py`: the dense network's own answers are learnt on the augmented
+training set (batches of 128, its order and augmentation the same for all methods, one cosine), and
+the model loaded back from the file is evaluated on the 10,000 test images in a fresh process. The
+last state counts. Ours starts from what there is without training. Baselines have files of their
+own, with the same kept tensors: entropy-coded indices and codebooks of 16 bits (vector quantization
+whose codebooks are trained, as in BGD and PQF; differentiable k-means), scalar quantization-aware
+training with learned steps and the entropy coder of tersor, factors of weight SVD.
+What is blank was not measured.
+
+{finetuned_part.table(tuned["rows"])}
+
+![accuracy against bytes, fine-tuned]({TRAINED_PICTURE.name})
+
+{setting(tuned)}
+
+{step_words(load("finetuning_step")["rows"])}
+
+"""
+
+
 def page(resnet20: dict[str, Any], minilm: dict[str, Any]) -> str:
     rates, calibration, speed = load("rate_distortion"), load("calibration"), load("speed")
     (timed,) = speed["rows"]
     lossless, storage, trained = load("lossless"), load("storage"), load("post_training")
     kernels, models = load("kernels"), load("kernels_models")
-    tuned = load("finetuning")
     rows, encoder = resnet20["rows"], minilm["rows"][0]
     dense = next(r for r in rows if r["method"] == "fp32")
     return f"""# Results
@@ -332,26 +359,7 @@ above.
 
 {setting(trained)}
 
-## Fine-tuned
-
-`python benchmarks/finetuning.py`: the dense network's own answers are learnt on the augmented
-training set (batches of 128, its order and augmentation the same for all methods, one cosine), and
-the model loaded back from the file is evaluated on the 10,000 test images in a fresh process. The
-last state counts. Ours starts from what there is without training. Baselines have files of their
-own, with the same kept tensors: entropy-coded indices and codebooks of 16 bits (vector quantization
-whose codebooks are trained, as in BGD and PQF; differentiable k-means), scalar quantization-aware
-training with learned steps and the entropy coder of tersor, factors of weight SVD.
-What is blank was not measured.
-
-{finetuned_part.table(tuned["rows"])}
-
-![accuracy against bytes, fine-tuned]({TRAINED_PICTURE.name})
-
-{setting(tuned)}
-
-{step_words(load("finetuning_step")["rows"])}
-
-## The sentence encoder MiniLM-L6
+{fine_tuned()}## The sentence encoder MiniLM-L6
 
 `python benchmarks/minilm.py`: {encoder["checkpoint_bytes"]:,} bytes become {encoder["bytes"]:,}
 ({encoder["ratio"]:.2f} times smaller) in {encoder["seconds"]:.0f} seconds and
@@ -464,8 +472,6 @@ def main() -> None:
     resnet20, minilm = load("resnet20_cifar10"), load("minilm")
     resnet20["rows"] += reconstructed(load("post_training")["rows"])
     picture(resnet20["rows"])
-    trained = load("finetuning")["rows"], load("post_training")["rows"]
-    finetuned_part.picture(TRAINED_PICTURE, *trained)
     (ROOT / "docs" / "results.md").write_text(page(resnet20, minilm))
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(START)
