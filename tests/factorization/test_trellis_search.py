@@ -59,7 +59,7 @@ def search(codebook, tiles, latent, outer, states, *, price=PRICE, threads=1):
     gram = (codebook.T @ codebook).astype(np.float32)
     result = latent.astype(np.float32)
     analysis = analyse(torch.from_numpy(latent), outer, states)
-    _native.search(target, gram, result, analysis, 0, states, price, threads)
+    _native.search(target, gram, result, analysis, 0, states, price, None, threads)
     return result
 
 
