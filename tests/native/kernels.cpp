@@ -14,9 +14,11 @@ static std::mt19937 engine(0);
 static int draw(int least, int most) { return std::uniform_int_distribution<>(least, most)(engine); }
 
 struct Layer {
-    std::vector<float> codebook, reach, dense;
+    std::vector<int16_t> codebook;
+    std::vector<float> reach, dense;
     std::vector<uint8_t> codes;
-    std::vector<int32_t> starts, escapes;
+    std::vector<int32_t> starts;
+    float scale = 1 / 16.f;
 };
 
 // Codes of one row at the places that the layout gives them, and the dense row that they stand for.
@@ -39,32 +41,28 @@ static void fill(const Integers& w, int64_t row, Layer& layer) {
         start += size;
         layer.reach[b] = std::max(layer.reach[b], std::sqrt(sum));
     }
-    const int64_t column = draw(0, w.wide_rank * w.tiles - 1), more = draw(-3000, 3000);
-    layer.escapes.push_back(column + more * (1 << 19));
-    layer.starts.push_back(layer.escapes.size());
-    z[column] += more;
+    layer.starts.push_back(0);
     for (int64_t i = 0; i < w.inputs; ++i)
         for (int64_t p = 0; p < w.wide_rank + w.narrow_rank; ++p)
             layer.dense[row * w.inputs + i] +=
-                layer.codebook[i % w.d * w.padded_rank + p] * z[w.place(p) + i / w.d];
+                layer.scale * layer.codebook[i % w.d * w.padded_rank + p] * z[w.place(p) + i / w.d];
 }
 
 static int check(int64_t rows, int64_t inputs, int64_t d, int64_t wide, int64_t narrow, int64_t batch) {
-    const int64_t tiles = (inputs + d - 1) / d, padded = (wide + narrow + 7) / 8 * 8;
-    const auto up = [&](int64_t rank) { return (rank * tiles + 63) / 64 * 64; };
-    Integers w{rows, inputs, d, tiles, padded, wide, narrow, up(wide), up(narrow), 0, 0, 0, 0, 0};
+    const int64_t padded = (wide + narrow + 7) / 8 * 8;
+    Integers w{rows, inputs, d, padded, wide, narrow, 0, 0, 0, 0, 0, 0, 0, 0};
     Layer layer;
     layer.codebook.assign(d * padded, 0);
     for (int64_t i = 0; i < d; ++i)
-        for (int64_t p = 0; p < wide + narrow; ++p) layer.codebook[i * padded + p] = draw(-9, 9) / 16.f;
+        for (int64_t p = 0; p < wide + narrow; ++p) layer.codebook[i * padded + p] = draw(-9, 9);
     layer.reach.assign(w.blocks(), 0);
     layer.codes.assign(w.padded_rows() * w.row_bytes(), 0);
     layer.dense.assign(rows * inputs, 0);
     layer.starts = {0};
-    w.codebook = layer.codebook.data();
+    w.codebook = layer.codebook.data(), w.scale = &layer.scale;
     for (int64_t row = 0; row < rows; ++row) fill(w, row, layer);
     w.codes = layer.codes.data(), w.reach = layer.reach.data();
-    w.starts = layer.starts.data(), w.escapes = layer.escapes.data();
+    w.starts = layer.starts.data();  // no escapes: test_product has those
     std::vector<float> x(batch * inputs), bias(rows), y(batch * rows);
     for (float& v : x) v = std::normal_distribution<float>()(engine);
     for (float& v : bias) v = draw(-3, 3);
@@ -77,7 +75,7 @@ static int check(int64_t rows, int64_t inputs, int64_t d, int64_t wide, int64_t 
             for (int64_t i = 0; i < inputs; ++i) sum += layer.dense[row * inputs + i] * x[n * inputs + i];
             error += std::pow(sum - y[n * rows + row], 2), size += sum * sum;
         }
-    const bool wrong = !(std::sqrt(error / size) < (batch < 8 ? 0.01 : 0.001));
+    const bool wrong = !(std::sqrt(error / size) < (batch < 8 ? 0.01 : 0.002));
     if (wrong) std::printf("%ld x %ld, batch %ld: %g\n", (long)rows, (long)inputs, (long)batch, std::sqrt(error / size));
     return wrong;
 }
