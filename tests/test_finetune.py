@@ -34,7 +34,7 @@ def content(model):
 
 
 def test_the_accuracy_comes_back_and_the_file_gives_it(tmp_path, teacher):
-    model = compressed(teacher, 20)
+    model = compressed(teacher, 27)
     size = tersor.save(model, tmp_path / "a.tersor").nbytes
     before = accuracy(model)
     result = tersor.finetune(

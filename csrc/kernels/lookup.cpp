@@ -45,6 +45,14 @@ static inline void transform_group(const Layer& layer, const float* x, int64_t f
             transform(layer, x + start, least(layer.tile, layer.inputs - start), atom, u);
 }
 
+template <class Integer>
+static inline void round_all(const float* u, int64_t count, float inverse, Integer* integers) {
+    for (int64_t i = 0; i < count; i += 8) {
+        const auto rounded = (Vector<int32_t, 8>)(load<Eight>(u + i) * inverse + MAGIC);
+        store(integers + i, __builtin_convertvector(rounded, Vector<Integer, 8>));
+    }
+}
+
 // Numbers to integers with a common scale, which is returned; NaN if a number is not finite.
 static inline float quantize(const float* u, int64_t count, int8_t* integers) {
     Eight largest{}, probe{};
@@ -56,10 +64,7 @@ static inline float quantize(const float* u, int64_t count, int8_t* integers) {
     float most = 0, nothing = 0;
     for (int i = 0; i < 8; ++i) most = largest[i] > most ? largest[i] : most, nothing += probe[i];
     const float inverse = most > TINY ? 127 / most : 0;
-    for (int64_t i = 0; i < count; i += 8) {
-        const auto rounded = (Vector<int32_t, 8>)(load<Eight>(u + i) * inverse + MAGIC);
-        store(integers + i, __builtin_convertvector(rounded, Vector<int8_t, 8>));
-    }
+    round_all(u, count, inverse, integers);
     return most / 127 + nothing;
 }
 
@@ -111,10 +116,7 @@ static inline float quantize_fours(const float* u, int64_t count, int16_t* integ
     float nothing = 0;
     for (int i = 0; i < 8; ++i) nothing += probe[i];
     const float inverse = most > TINY ? 127 * UNIT / most : 0;
-    for (int64_t i = 0; i < count; i += 8) {
-        const auto rounded = (Vector<int32_t, 8>)(load<Eight>(u + i) * inverse + MAGIC);
-        store(integers + i, __builtin_convertvector(rounded, Vector<int16_t, 8>));
-    }
+    round_all(u, count, inverse, integers);
     return most / 127 + nothing;
 }
 
