@@ -59,3 +59,16 @@ def test_optimizers_that_do_not_fit_are_refused():
     other = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(InputError, match="does not train"):
         tersor.project(compressed(dense()), optimizer=other)
+
+
+def test_a_latent_without_gradients_counts_as_usual():
+    model = compressed(dense())
+    first, *others = trained_latents(model)
+    optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
+    for name in others:
+        trained_latents(model)[name].latent.grad = torch.ones(
+            trained_latents(model)[name].latent.shape
+        )
+    optimizer.step()
+    assert set(curvature(model, optimizer)) == set(others) and first not in others
+    tersor.project(model, optimizer=optimizer)

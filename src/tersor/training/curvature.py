@@ -20,11 +20,11 @@ Curvature = Mapping[str, Tensor]
 """By the first path of a weight, what the squared error of each of its latents counts for."""
 
 _POWER = 0.5
-"""Power of the moments that counts. At 1, which the quadratic suggests, latents that once were zero
-hardly ever came back: the moments are noisy, and of the loss as it is, not as it is to become."""
+"""Power of the moments that counts. The quadratic suggests 1, but left the loss higher and bytes
+unused: the moments are noisy, and of the loss as it is, not as it is to become."""
 
 _RANGE = (0.3, 3.0)
-"""Limits of what is left."""
+"""Limits of what an error counts for."""
 
 _STEPS = 50
 """Steps after which what the moments say counts half."""
@@ -42,25 +42,24 @@ def curvature(model: nn.Module, optimizer: torch.optim.Optimizer) -> Curvature:
     model
         Model with factors.
     optimizer
-        That trains its latents. Before its first step all errors count the same.
+        That trains its latents. Those that have had no gradient yet have no number, and count as 1.
 
     Raises
     ------
     InputError
         If it keeps no second moments, or does not train the latents.
     """
-    weights = trained_latents(model)
-    states = {name: optimizer.state.get(w.latent, {}) for name, w in weights.items()}
-    if not any(states.values()):
-        _check_trains(optimizer, [w.latent for w in weights.values()])
-        return {}
-    for name, state in states.items():
-        if _MOMENT not in state:
+    latents = {name: weight.latent for name, weight in trained_latents(model).items()}
+    states = {name: optimizer.state.get(latent, {}) for name, latent in latents.items()}
+    moments = {name: state[_MOMENT] for name, state in states.items() if _MOMENT in state}
+    if not moments:
+        if any(states.values()):
             raise InputError(
-                f"the optimizer ({type(optimizer).__name__}) keeps no second moments ({_MOMENT!r}) "
-                f"of the latent of {name!r}; use Adam or AdamW, or leave the optimizer out"
+                f"the optimizer ({type(optimizer).__name__}) keeps no second moments "
+                f"({_MOMENT!r}); use Adam or AdamW, or leave the optimizer out"
             )
-    moments = {name: state[_MOMENT] for name, state in states.items()}
+        _check_trains(optimizer, list(latents.values()))
+        return {}
     count = sum(moment.numel() for moment in moments.values())
     mean = float(torch.stack([moment.sum() for moment in moments.values()]).sum()) / count
     if not mean > 0:
