@@ -26,7 +26,7 @@ from tersor.training.curvature import curvature
 from tersor.training.feed import Feed
 from tersor.training.groups import LATENTS, parameter_groups
 from tersor.training.objective import Objective
-from tersor.training.projection import fit, project
+from tersor.training.projection import fit
 from tersor.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ class Run:
         groups = parameter_groups(model, lr=plan.lr, weight_decay=plan.weight_decay)
         self.momenta = [layer.momentum for layer in self.normalizations]
         self.rates = [group["lr"] for group in groups]
-        self.progress = Progress(price=project(model, target_size=plan.schedule.start_size).price)
+        pressure.begin(model, plan.schedule)
+        self.progress = Progress(price=pressure.FIRST)
         self.model, self.optimizer = accelerator.prepare(model, torch.optim.AdamW(groups))
         self.written = time.monotonic()
 

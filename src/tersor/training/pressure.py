@@ -31,15 +31,33 @@ RATE = 3.0
 _LEAK = 0.002
 """Share of the way to the integers that the latents go with each step, so that they stay near."""
 
-_GAIN, _HASTE = 0.05, 5.0
+FIRST = 0.01 * PRICE
+"""Price that training begins with: hardly any integer is given up for its bits until it has to."""
+
+_GAIN, _HASTE = 0.5, 20.0
 """What the price's logarithm changes by for each unit of the excess: for good in a step, and for as
-long as it lasts. Sizes follow the price slowly."""
+long as it lasts. The size has to be right when the latents come to rest: to make them fit then
+costs more than what they have learnt in hundreds of steps."""
+
+_LASTING, _PASSING = 0.02, 1.0
+"""Most of either: a price that runs ahead of the size lets a whole weight become zero."""
 
 _RANGE = (1e-3 * PRICE, 100 * PRICE)
 """Limits of the price: far from its budget it would run away."""
 
-_FILL = 0.997
+_FILL = 0.99
 """Share of the budget that the price aims at."""
+
+
+def begin(model: nn.Module, schedule: Schedule) -> None:
+    """Let the model fit its first budget; if it does, its integers stay as they are.
+
+    Those of a compressed model are better than what a search at any price makes of them: their
+    errors make up for each other.
+    """
+    fit(model, schedule.start_size, PRICE, {})
+    for weight in trained_latents(model).values():
+        weight.project_to(weight.stored_latent)
 
 
 def begin_epoch(model: nn.Module, now: Progress) -> None:
@@ -61,7 +79,7 @@ def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Cu
     bits = search_latents(model, price(now), counts)
     wanted = 8 * (_FILL * schedule.size(now.step) - now.rest)
     now.excess = math.log(max(bits, 1.0) / max(wanted, 1.0))
-    now.price = clamped(now.price * math.exp(_GAIN * now.excess))
+    now.price = clamped(now.price * math.exp(_limited(_GAIN * now.excess, _LASTING)))
     for weight in trained_latents(model).values():
         assert weight.coded is not None
         weight.latent.lerp_(weight.coded.to(weight.latent), _LEAK)
@@ -71,7 +89,11 @@ def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Cu
 
 def price(now: Progress) -> float:
     """The price of a bit at this step."""
-    return clamped(now.price * math.exp(_HASTE * now.excess))
+    return clamped(now.price * math.exp(_limited(_HASTE * now.excess, _PASSING)))
+
+
+def _limited(value: float, most: float) -> float:
+    return min(max(value, -most), most)
 
 
 def clamped(value: float) -> float:
