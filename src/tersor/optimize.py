@@ -25,6 +25,7 @@ from tersor.nn.owner import FORWARDS, FactoredOwner, attach, forget
 from tersor.nn.sites import Site, find_sites
 from tersor.nn.weight import FactoredWeight
 from tersor.plan.budget import format_size, parse_size
+from tersor.plan.progress import shown
 
 Mode = Literal["auto", "dense", "recompose", "factored"]
 
@@ -272,7 +273,11 @@ class _Option:
 
 
 def _chosen(weights: Sequence[_Named], memory: int | None) -> Optimized:
-    options = [_options(weight) for weight in weights]
+    options = []
+    with shown("trying forms") as show:
+        for number, weight in enumerate(weights):
+            show(weight.name, number / len(weights))
+            options.append(_options(weight))
     least = sum(min(option.nbytes for option in of_one) for of_one in options)
     if memory is not None and least > memory:
         raise BudgetError(
