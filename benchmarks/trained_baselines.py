@@ -40,6 +40,9 @@ RESERVE = 0.985
 SHARPENING = 1e-3
 """Temperature of the attention at the end, of that at the beginning."""
 
+WIDEST = 8.0
+"""Most steps on either side of zero that a dead zone takes: as many as any budget here needs."""
+
 CODEWORDS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -158,20 +161,22 @@ class Scalar(Form):
         step = self.step * self.gain + (self.step * (1 - self.gain)).detach()
         if self.resting:
             return self.coded * step
-        steps = (weight / step).clamp(self.low, self.high)
-        return (steps + (self.integers(steps.detach()) - steps).detach()) * step
+        steps = weight / step
+        within = steps.clamp(self.low, self.high)
+        return (within + (self.integers(steps.detach()) - within).detach()) * step
 
     def integers(self, steps: Tensor) -> Tensor:
         """Levels of a weight in units of the step."""
         if self.binary:
             return torch.where(steps < 0, -1.0, 1.0)
-        return torch.where(steps.abs() < self.dead, 0.0, steps.round())
+        levels = steps.clamp(self.low, self.high).round()
+        return torch.where(steps.abs() < self.dead, 0.0, levels)
 
     def now(self, weight: Tensor) -> Tensor:
         """The integers of a weight; those fixed if they rest."""
         if self.resting:
             return self.coded
-        return self.integers((weight / self.step.detach()).clamp(self.low, self.high))
+        return self.integers(weight / self.step.detach())
 
     def rest(self, weight: Tensor) -> None:
         self.coded.copy_(self.now(weight))
@@ -336,7 +341,7 @@ def widen(forms: Iterable[Form], factor: float) -> bool:
     changed = False
     for form in forms:
         if isinstance(form, Scalar) and not form.binary:
-            dead = min(max(0.5, form.dead * factor), 0.95 * form.high)
+            dead = min(max(0.5, form.dead * factor), WIDEST)
             changed, form.dead = changed or dead != form.dead, dead
     return changed
 
