@@ -12,7 +12,7 @@ from tersor.training.schedule import Schedule
 
 
 def follow(share, steps=100):
-    """Steps without any loss but the bits; the sizes that they lead to, and the last price."""
+    """Steps without any loss but the bits; the last size over the budget, and the last price."""
     model = compressed(dense(), 8)
     size = tersor.project(model, price=0.05).nbytes
     schedule, now = Schedule(10 * steps, int(share * size), int(share * size)), Progress(price=0.05)
@@ -23,7 +23,7 @@ def follow(share, steps=100):
         optimizer.step()
         optimizer.zero_grad()
         pressure.project_step(model, now, schedule, {})
-    return file_size(model) / (share * size), pressure.price(now)
+    return file_size(model) / (share * size), now.price
 
 
 def test_a_model_that_is_too_large_shrinks_to_its_budget():

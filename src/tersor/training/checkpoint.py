@@ -13,7 +13,7 @@ import torch
 from tersor.errors import InputError
 from tersor.storage.atomic import replacing
 
-_VERSION = 0
+_VERSION = 1
 
 
 @dataclass
@@ -27,9 +27,7 @@ class Progress:
     step
         Steps of the optimizer so far.
     price
-        Price of a bit that keeps the budget, but for what the excess asks for.
-    excess
-        Logarithm of the size over the budget, of the latents alone.
+        Price of a bit that keeps the budget.
     rest
         Bytes of the file besides the latents' integers, about.
     losses
@@ -46,7 +44,6 @@ class Progress:
     batch: int = 0
     step: int = 0
     price: float = 0.0
-    excess: float = 0.0
     rest: float = 0.0
     losses: float = 0.0
     best: float | None = None

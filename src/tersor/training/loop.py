@@ -169,7 +169,7 @@ class Run:
         now, schedule = self.progress, self.plan.schedule
         candidate = copy.deepcopy(self.bare).eval()
         counts = curvature(self.bare, self.optimizer)
-        found = fit(candidate, round(schedule.size(now.step)), pressure.price(now), counts)
+        found = fit(candidate, round(schedule.size(now.step)), now.price, counts)
         value = self._value(candidate)
         now.epoch, loss = now.epoch + 1, now.losses / self.feed.batches
         now.batch, now.losses = 0, 0.0

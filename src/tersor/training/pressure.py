@@ -34,13 +34,9 @@ _LEAK = 0.002
 FIRST = 0.01 * PRICE
 """Price that training begins with: hardly any integer is given up for its bits until it has to."""
 
-_GAIN, _HASTE = 0.5, 20.0
-"""What the price's logarithm changes by for each unit of the excess: for good in a step, and for as
-long as it lasts. The size has to be right when the latents come to rest: to make them fit then
-costs more than what they have learnt in hundreds of steps."""
-
-_LASTING, _PASSING = 0.02, 1.0
-"""Most of either: a price that runs ahead of the size lets a whole weight become zero."""
+_GAIN, _MOST = 1.0, 0.05
+"""What the price's logarithm changes by in a step, for each unit of the size's and at most. Integers
+follow a price at once, by some 20 % of its change: a gain of more than 5 would swing."""
 
 _RANGE = (1e-3 * PRICE, 100 * PRICE)
 """Limits of the price: far from its budget it would run away."""
@@ -70,32 +66,19 @@ def rate_term(model: nn.Module, now: Progress, schedule: Schedule) -> Tensor | f
     if not schedule.latents_move(now.step):
         return 0.0
     weights = sum(math.prod(w.shape) for w in factored_weights(model).values())
-    return RATE * (price(now) / PRICE) * rate_loss(model) / weights
+    return RATE * (now.price / PRICE) * rate_loss(model) / weights
 
 
 @torch.no_grad()
 def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
     """Project the latents after a step in which they moved; the last time into the budget."""
-    bits = search_latents(model, price(now), counts)
+    bits = search_latents(model, now.price, counts)
     wanted = 8 * (_FILL * schedule.size(now.step) - now.rest)
-    now.excess = math.log(max(bits, 1.0) / max(wanted, 1.0))
-    now.price = clamped(now.price * math.exp(_limited(_GAIN * now.excess, _LASTING)))
+    change = _GAIN * math.log(max(bits, 1.0) / max(wanted, 1.0))
+    low, high = _RANGE
+    now.price = min(max(now.price * math.exp(min(max(change, -_MOST), _MOST)), low), high)
     for weight in trained_latents(model).values():
         assert weight.coded is not None
         weight.latent.lerp_(weight.coded.to(weight.latent), _LEAK)
     if not schedule.latents_move(now.step):
-        fit(model, schedule.target_size, price(now), counts)
-
-
-def price(now: Progress) -> float:
-    """The price of a bit at this step."""
-    return clamped(now.price * math.exp(_limited(_HASTE * now.excess, _PASSING)))
-
-
-def _limited(value: float, most: float) -> float:
-    return min(max(value, -most), most)
-
-
-def clamped(value: float) -> float:
-    """A price within its limits."""
-    return min(max(value, _RANGE[0]), _RANGE[1])
+        fit(model, schedule.target_size, now.price, counts)
