@@ -159,6 +159,7 @@ def finetune(
     fixed = is_folded(model) if fixed_statistics is None else fixed_statistics
     options = Options(epochs, lr, weight_decay, fixed, accumulate, mixed_precision, seed)
     accelerator = _accelerator(mixed_precision, seed)
+    sharded = _shards(accelerator)
     feed, objective = Feed(train_loader, seed, accelerator), Objective(loss, teacher)
     schedule = _schedule(model, feed.batches, options, start_size, target_size)
     facts = asdict(options) | asdict(schedule) | {"teacher": teacher is not None}
@@ -177,10 +178,10 @@ def finetune(
         if path is not None:
             check_writable(path)
     with ExitStack() as stack:
-        for borrowed in (model, teacher):
-            if borrowed is not None:
-                stack.enter_context(_borrowed(borrowed, accelerator.device))
-        run = Run(model, feed, objective, evaluate, plan, accelerator)
+        stack.enter_context(_borrowed(model, None if sharded else accelerator.device))
+        if teacher is not None:
+            stack.enter_context(_borrowed(teacher, accelerator.device))
+        run = Run(model, feed, objective, evaluate, plan, accelerator, sharded=sharded)
         try:
             with shown("fine-tuning") as show:
                 run(show)
@@ -192,7 +193,7 @@ def finetune(
 
 
 @contextmanager
-def _borrowed(module: nn.Module, device: torch.device) -> Iterator[None]:
+def _borrowed(module: nn.Module, device: torch.device | None) -> Iterator[None]:
     """The module on a device and in evaluation mode; then where it was, in the modes it was in."""
     home = next((p.device for p in module.parameters()), device)
     modes = {part: part.training for part in module.modules()}
@@ -247,15 +248,32 @@ def _accelerator(mixed_precision: Precision, seed: int) -> Accelerator:
         ) from None
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            dataloader_config=loading,
+            cpu=not torch.accelerator.is_available(),  # else processes would not know of each other
+        )
     except ValueError as error:  # one precision for each process, or one that the device lacks
         raise InputError(f"mixed precision {mixed_precision!r} cannot be used: {error}") from None
-    if accelerator.distributed_type == "FSDP":
-        raise InputError(
-            "factors cannot be sharded (FSDP), since each step projects whole latents; launch the "
-            "processes without it, as copies of the model (DDP)"
-        )
     return accelerator
+
+
+def _shards(accelerator: Accelerator) -> bool:
+    """Whether the processes are to share the model's parameters, not only the batches."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    state, wanted = accelerator.state, os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if getattr(state, "fsdp_plugin", None) is None and wanted:  # it shards on GPUs only
+        from accelerate import FullyShardedDataParallelPlugin
+
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    plugin = getattr(state, "fsdp_plugin", None)
+    if plugin is not None and getattr(plugin, "fsdp_version", 1) != 2:
+        raise InputError(
+            "factors can be sharded by FSDP2 only; choose it (accelerate launch --fsdp_version 2, "
+            "FSDP_VERSION=2, or fsdp_version=2 of the plugin), or copies of the model (DDP)"
+        )
+    return plugin is not None
 
 
 def _schedule(

@@ -34,8 +34,9 @@ def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
 
     Those of signs are trained as well, but need no projection: any signs take as many bits.
     """
-    weights = factored_weights(model).items()
-    return {n: w for n, w in weights if w.latent.requires_grad and w.latent.numel() and not w.signs}
+    weights = factored_weights(model)
+    latents = {name: w.own_latent for name, w in weights.items() if not w.signs}
+    return {n: weights[n] for n, own in latents.items() if own.requires_grad and own.numel()}
 
 
 def parameter_groups(
