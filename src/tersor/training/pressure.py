@@ -71,7 +71,8 @@ def rate_terms(model: nn.Module, now: Progress, schedule: Schedule) -> Iterator[
     if schedule.latents_move(now.step):
         weights = factored_weights(model).values()
         worth = RATE * (price(now) / PRICE) / sum(math.prod(w.shape) for w in weights)
-        yield from (worth * bits_of(weight) for weight in weights)
+        terms = (worth * bits_of(weight) for weight in weights)
+        yield from (term for term in terms if term.requires_grad)
 
 
 @torch.no_grad()

@@ -56,7 +56,8 @@ def rate_loss(model: nn.Module) -> Tensor:
 
 def bits_of(weight: FactoredWeight) -> Tensor:
     """Bits of the latent and the codebook of one weight, as `rate_loss` counts them."""
-    latent, rows, codebook = weight.latent, weight.tiling.slices, weight.codebook.T
+    rows, codebook = weight.tiling.slices, weight.codebook.T
+    latent: Tensor = weight.latent
     if not latent.numel():
         return latent.new_zeros(())
     ordered = coding_order(weight.stored_latent, rows).cpu()

@@ -46,7 +46,8 @@ class ShardedWeight(FactoredWeight):
         for name, factor in factors.items():
             assert factor is not None
             values = factor.detach().reshape(-1) if name == "latent" else factor.detach()
-            weight.register_parameter(name + PART, nn.Parameter(values, factor.requires_grad))
+            trains = factor.requires_grad and factor.numel() > 0  # FSDP sends no empty gradients
+            weight.register_parameter(name + PART, nn.Parameter(values, trains))
         weight.project_to(weight.coded)
 
     @property
@@ -147,8 +148,9 @@ class Whole:
     def prepare(
         self, groups: Groups, accelerator: Accelerator
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """What is called in training, and an optimizer of these groups of the model's parameters."""
-        return cast(Any, accelerator.prepare(self.model, torch.optim.AdamW(groups)))
+        """What is called in training, and an optimizer of these groups of parameters."""
+        model, optimizer = accelerator.prepare(self.model, torch.optim.AdamW(groups))
+        return model, optimizer
 
     def gather(self) -> nn.Module:
         """The model, as far as it is trained."""
@@ -207,10 +209,10 @@ class Sharded(Whole):
             values.copy_(whole(part).view(values.shape))
         for weight, sharded in self._weights():
             weight.project_to(sharded.coded)
-        for values, kept in self._buffers():
+        for buffer, kept in self._buffers():
             if kept.is_floating_point():
                 torch.distributed.broadcast(kept, 0)
-            values.copy_(kept)
+            buffer.copy_(kept)
         return self.model
 
     @torch.no_grad()
@@ -220,12 +222,13 @@ class Sharded(Whole):
             part.copy_(part_of(values.to(part.dtype), part))
         for weight, sharded in self._weights():
             sharded.project_to(weight.coded)
-        for values, kept in self._buffers():
-            kept.copy_(values)
+        for buffer, kept in self._buffers():
+            kept.copy_(buffer)
 
     def states(self, optimizer: torch.optim.Optimizer, keep: bool) -> States:
         """States of an optimizer as they would be without shards, in processes that keep them."""
-        states, gathered = optimizer.state_dict(), {}
+        states = optimizer.state_dict()
+        gathered: dict[int, States] = {}
         shapes = {part: values.shape for values, part in self._parameters()}
         for index, parameter in enumerate(_trained(optimizer)):
             for name, value in states["state"].get(index, {}).items():
@@ -262,15 +265,28 @@ def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _check(model: nn.Module) -> None:
-    kinds = {p.dtype for p in model.parameters() if p.requires_grad}
+    kinds = sorted({str(p.dtype) for p in model.parameters() if p.requires_grad})
     if len(kinds) > 1:
         raise InputError(
-            f"FSDP shards parameters of one type, those of the model are of {sorted(map(str, kinds))}"
-            "; call model.float(), and give mixed_precision to compute in 16 bits"
+            f"FSDP shards parameters of one type, those of the model are of {' and '.join(kinds)}; "
+            "call model.float(), and give mixed_precision to compute in 16 bits"
         )
 
 
-def _shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+def _check_apart(module: nn.Module) -> None:
+    """Refuse a module that shares a parameter with another one that is sharded already."""
+    from torch.distributed.fsdp import FSDPModule
+
+    inside = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    own = {p for part in inside for p in cast(nn.Module, part).parameters()}
+    if any(is_sharded(p) and p not in own for p in module.parameters()):
+        raise InputError(
+            f"a {type(module).__name__} shares a weight with another module that FSDP wraps; give "
+            "an auto_wrap_policy that wraps what holds both of them, or none"
+        )
+
+
+def _shard(model: nn.Module, accelerator: Accelerator) -> None:
     """Shard a model in place, as the plugin says, but for its precision: integers stay exact."""
     from accelerate.utils.fsdp_utils import fsdp2_apply_ac, fsdp2_prepare_auto_wrap_policy
     from torch.distributed.device_mesh import init_device_mesh
@@ -287,6 +303,7 @@ def _shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     }
     for module in reversed(list(model.modules())):
         if wraps is not None and module is not model and wraps(module):
+            _check_apart(module)
             fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **shared)
     output = None if accelerator.mixed_precision == "no" else torch.float32
-    return fully_shard(model, mp_policy=MixedPrecisionPolicy(output_dtype=output), **shared)
+    fully_shard(model, mp_policy=MixedPrecisionPolicy(output_dtype=output), **shared)
