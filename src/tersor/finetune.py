@@ -251,7 +251,8 @@ def _accelerator(mixed_precision: Precision, seed: int) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=mixed_precision,
             dataloader_config=loading,
-            cpu=not torch.accelerator.is_available(),  # else processes would not know of each other
+            # Else processes on CPUs would not know of each other.
+            cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
         )
     except ValueError as error:  # one precision for each process, or one that the device lacks
         raise InputError(f"mixed precision {mixed_precision!r} cannot be used: {error}") from None

@@ -185,7 +185,7 @@ class Sharded(Whole):
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
-        _check(model)
+        _check(model, accelerator.state.fsdp_plugin)
         self.model, self.trained = model, copy.deepcopy(model)
         for weight in factored_weights(self.trained).values():
             ShardedWeight.of(weight)
@@ -264,7 +264,11 @@ def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module, plugin: Any) -> None:
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise InputError("sharded factors stay on their device; turn FSDP's cpu_offload off")
     kinds = sorted({str(p.dtype) for p in model.parameters() if p.requires_grad})
     if len(kinds) > 1:
         raise InputError(
@@ -297,13 +301,10 @@ def _shard(model: nn.Module, accelerator: Accelerator) -> None:
     if plugin.activation_checkpointing:
         fsdp2_apply_ac(accelerator, model)
     wraps = fsdp2_prepare_auto_wrap_policy(plugin, model)
-    shared = {
-        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
-        "offload_policy": plugin.cpu_offload,
-    }
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for module in reversed(list(model.modules())):
         if wraps is not None and module is not model and wraps(module):
             _check_apart(module)
-            fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **shared)
+            fully_shard(module, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
     output = None if accelerator.mixed_precision == "no" else torch.float32
-    fully_shard(model, mp_policy=MixedPrecisionPolicy(output_dtype=output), **shared)
+    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(output_dtype=output))
