@@ -86,7 +86,19 @@ def finetune(
     those within the final budget.
 
     Several processes (``torchrun``, ``accelerate launch``) share each batch, so that the result is
-    that of one process within rounding. Batch normalisation sees the part of a process only.
+    that of one process within rounding. Batch normalisation sees the part of a process only. Each
+    is to call this with the same model, and has the same result in the end.
+
+    Each trains a copy of the model (DDP), unless accelerate is told to shard it, by FSDP2
+    (``accelerate launch --use_fsdp --fsdp_version 2``, or ``ACCELERATE_USE_FSDP=true`` and
+    ``FSDP_VERSION=2`` in the environment). Then a copy is trained of which each process holds a
+    part: parameters, gradients and what AdamW keeps of them, 16 bytes for each latent in all. It
+    holds all of the integers that are computed with, at 2 bytes, of buffers and of the teacher.
+    ``model`` itself stays whole, where it is (leave it on the CPU), and is what files are made of;
+    a copy of it goes to the device to be evaluated. Layers are gathered together as the plugin's
+    ``auto_wrap_policy`` says, all at once without one; for each step one latent after the other is,
+    to be projected. Forward passes recompose dense weights, which backward passes need: activation
+    checkpointing keeps those of one layer only.
 
     Parameters
     ----------
@@ -145,7 +157,8 @@ def finetune(
         If the budget cannot be reached.
     InputError
         If the model holds no factors or nothing to train, the loader is empty or has no length,
-        teacher or loss do not fit, or the checkpoint is of a run with other options.
+        teacher or loss do not fit, the checkpoint is of a run with other options, or the model is
+        to be sharded in a way that it cannot be (FSDP1, parameters of several types, cpu_offload).
     MissingExtraError
         If `accelerate` is not installed.
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import InputError
+from tersor.nn.sharded import total, whole
 from tersor.training.groups import trained_latents
-from tersor.training.sharding import total, whole
 
 Curvature = Mapping[str, Tensor]
 """By the first path of a weight, what the squared error of each of its latents counts for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,121 +11,17 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError
 from tersor.nn import FactoredWeight
+from tersor.nn.sharded import ShardedWeight, is_sharded, part_of, whole
 from tersor.training.groups import factored_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch.distributed.tensor import DTensor
 
 Groups = list[dict[str, Any]]
 """Of parameters, as optimizers take them."""
 
 States = dict[str, Any]
 """What `Optimizer.state_dict` gives."""
-
-
-PART = "_part"
-"""A parameter of this name's end holds what a process has of a factor."""
-
-
-class ShardedWeight(FactoredWeight):
-    """A weight of which each process holds a part of the factors, and all of the integers.
-
-    The latent is a parameter of one axis: FSDP cuts the first one, and a latent has few rows, often
-    one. Outside of a forward the factors are gathered, with gradients, when they are asked for.
-    """
-
-    CODED = torch.int16
-
-    @staticmethod
-    def of(weight: FactoredWeight) -> None:
-        """Let a weight become one that can be sharded; its parameters are called by other names."""
-        factors = dict(weight._parameters)
-        weight.__class__ = ShardedWeight
-        weight._parameters.clear()
-        for name, factor in factors.items():
-            assert factor is not None
-            values = factor.detach().reshape(-1) if name == "latent" else factor.detach()
-            trains = factor.requires_grad and factor.numel() > 0  # FSDP sends no empty gradients
-            weight.register_parameter(name + PART, nn.Parameter(values, trains))
-        weight.project_to(weight.coded)
-
-    @property
-    def codebook(self) -> Tensor:  # type: ignore[override]
-        """The whole codebook."""
-        return whole(self._part("codebook"))
-
-    @property
-    def scale(self) -> Tensor:  # type: ignore[override]
-        """The whole scale."""
-        return whole(self._part("scale"))
-
-    @property
-    def latent(self) -> Tensor:  # type: ignore[override]
-        """The whole latent."""
-        return whole(self.own_latent).view(self.grid)
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Shape of the whole latent."""
-        return self._part("codebook").shape[1], self.tiling.count
-
-    @property
-    def own_latent(self) -> nn.Parameter:
-        """The part of this process."""
-        return self._part("latent")
-
-    def _part(self, name: str) -> nn.Parameter:
-        return cast(nn.Parameter, self._parameters[name + PART])
-
-    def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``."""
-        if is_sharded(self.own_latent):
-            raise InputError(
-                f"a weight of shape {self.shape} is used outside of the forward of the module that "
-                "FSDP wraps it in; wrap the layer around that module instead (auto_wrap_policy)"
-            )
-        return super().forward()
-
-    @torch.no_grad()
-    def approach(self, share: float) -> None:
-        """Let the latent go a share of the way to the integers that are computed with."""
-        if self.coded is not None:
-            latent = self.own_latent
-            latent.lerp_(part_of(self.coded.to(latent.dtype), latent), share)
-
-
-def is_sharded(values: Tensor) -> bool:
-    """Whether other processes hold other parts of the values."""
-    return hasattr(values, "full_tensor")
-
-
-def whole(values: Tensor) -> Tensor:
-    """All of the values; to be asked for by all processes."""
-    return cast("DTensor", values).full_tensor() if is_sharded(values) else values
-
-
-def total(tensors: Sequence[Tensor]) -> float:
-    """Sum of all values; to be asked for by all processes if they are sharded."""
-    parts = [cast("DTensor", t).to_local() if is_sharded(t) else t for t in tensors]
-    number = torch.stack([part.sum() for part in parts]).sum()
-    if is_sharded(tensors[0]):
-        torch.distributed.all_reduce(number)
-    return float(number)
-
-
-def part_of(values: Tensor, like: Tensor) -> Tensor:
-    """Of whole values, which each process has, the part that this one holds of another tensor."""
-    values = values.reshape(like.shape)
-    if not is_sharded(like):
-        return values
-    from torch.distributed.tensor import DTensor, Replicate
-
-    sharded = cast(DTensor, like)
-    everywhere = values.to(sharded.to_local().device)
-    return DTensor.from_local(
-        everywhere, sharded.device_mesh, [Replicate()], run_check=False
-    ).redistribute(placements=sharded.placements)
 
 
 class Whole:
@@ -292,19 +188,25 @@ def _check_apart(module: nn.Module) -> None:
 
 def _shard(model: nn.Module, accelerator: Accelerator) -> None:
     """Shard a model in place, as the plugin says, but for its precision: integers stay exact."""
-    from accelerate.utils.fsdp_utils import fsdp2_apply_ac, fsdp2_prepare_auto_wrap_policy
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     plugin = accelerator.state.fsdp_plugin
     plugin.set_auto_wrap_policy(model)
     if plugin.activation_checkpointing:
+        from accelerate.utils.fsdp_utils import fsdp2_apply_ac
+
         fsdp2_apply_ac(accelerator, model)
-    wraps = fsdp2_prepare_auto_wrap_policy(plugin, model)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for module in reversed(list(model.modules())):
-        if wraps is not None and module is not model and wraps(module):
+    for module in reversed(list(model.modules())[1:]):
+        if _is_unit(module, plugin.auto_wrap_policy):
             _check_apart(module)
             fully_shard(module, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
     output = None if accelerator.mixed_precision == "no" else torch.float32
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(output_dtype=output))
+
+
+def _is_unit(module: nn.Module, policy: Callable[..., bool] | None) -> bool:
+    """Whether the parameters of a module are to be gathered together."""
+    numel = sum(p.numel() for p in module.parameters())
+    return policy is not None and policy(module=module, recurse=False, nonwrapped_numel=numel)
