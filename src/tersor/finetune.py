@@ -91,14 +91,13 @@ def finetune(
 
     Each trains a copy of the model (DDP), unless accelerate is told to shard it, by FSDP2
     (``accelerate launch --use_fsdp --fsdp_version 2``, or ``ACCELERATE_USE_FSDP=true`` and
-    ``FSDP_VERSION=2`` in the environment). Then a copy is trained of which each process holds a
-    part: parameters, gradients and what AdamW keeps of them, 16 bytes for each latent in all. It
-    holds all of the integers that are computed with, at 2 bytes, of buffers and of the teacher.
-    ``model`` itself stays whole, where it is (leave it on the CPU), and is what files are made of;
-    a copy of it goes to the device to be evaluated. Layers are gathered together as the plugin's
-    ``auto_wrap_policy`` says, all at once without one; for each step one latent after the other is,
-    to be projected. Forward passes recompose dense weights, which backward passes need: activation
-    checkpointing keeps those of one layer only.
+    ``FSDP_VERSION=2`` in the environment). Then each process trains a part of one copy: parameters,
+    gradients and what AdamW keeps of them, 16 bytes for each latent in all. What each has whole are
+    the integers that are computed with, of 2 bytes, buffers, and the teacher. ``model`` itself
+    stays whole, where it is (leave it on the CPU); files are made of it, and for an evaluation a
+    copy of it goes to the device. Layers are gathered together as the plugin's ``auto_wrap_policy``
+    says, all at once without one, and latents one by one to be projected. Backward passes need the
+    dense weights of all layers, with activation checkpointing only those of one.
 
     Parameters
     ----------
