@@ -227,8 +227,9 @@ def _factored_step(model: nn.Module, images: Tensor, targets: Tensor) -> Callabl
     pressure.begin_epoch(model, now)
 
     def step() -> None:
-        loss = distilled(model(images), targets)
-        (loss + pressure.rate_term(model, now, schedule)).backward()
+        distilled(model(images), targets).backward()
+        for term in pressure.rate_terms(model, now, schedule):
+            term.backward()
         optimizer.step()
         optimizer.zero_grad()
         now.step += 1

@@ -247,33 +247,87 @@ def test_a_finished_run_gives_the_same_again(tmp_path, teacher):
     assert content(first) == content(second)
 
 
+TRAINING = dict(epochs=2, lr=1e-3, target_size=1500)
+
 PROCESSES = """
-import sys
+import copy, os, sys
 import torch
 import tersor
-from trainable import compressed, dense, loader
+from accelerate import Accelerator
+from tersor.training.groups import factored_weights
+from tersor.training.sharding import Sharded
+from test_finetune import TRAINING, content
+from trainable import compressed, dense, drifted, loader
 
 torch.set_num_threads(1)
+first = int(os.environ["RANK"]) == 0
 teacher = dense(norm=False)
-model = compressed(teacher, 15)
-result = tersor.finetune(model, loader(), teacher=teacher, epochs=2, lr=3e-4)
-if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-    tersor.save(model, sys.argv[1])
-    torch.save([h["loss"] for h in result.history], sys.argv[1] + ".losses")
+
+def tuned(stop=None, **options):
+    model, seen = compressed(teacher, 15), []
+
+    def loss(output, targets):
+        seen.append(len(targets))
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        return torch.nn.functional.cross_entropy(output, targets)
+
+    result = tersor.finetune(model, loader(), teacher=teacher, loss=loss, **TRAINING, **options)
+    assert torch.distributed.get_world_size() == 2 and set(seen) <= {8}
+    return model, result
+
+def keep(name, model, result):
+    if first:
+        tersor.save(model, f"{sys.argv[1]}/{name}.tersor")
+        torch.save([h["loss"] for h in result.history], f"{sys.argv[1]}/{name}.losses")
+
+keep("copies", *tuned())
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+whole, result = tuned()
+keep("shards", whole, result)
+
+run = {"checkpoint": sys.argv[1] + "/checkpoint", "checkpoint_interval": 0}
+for stop in (3, 6):  # early, and when latents rest; counted from where it went on
+    try:
+        tuned(stop, **run)
+    except KeyboardInterrupt:
+        pass
+again, after = tuned(**run)
+assert content(again) == content(whole) and after == result
+
+model = drifted(compressed(dense(), 15))
+tersor.project(model, price=0.3)
+held, wanted = Sharded(model, Accelerator(cpu=True)), copy.deepcopy(model)
+parts = sum(p.to_local().numel() for p in held.trained.parameters())
+assert 0.4 < parts / sum(p.numel() for p in model.parameters()) < 0.6
+for each in (held.trained, wanted):
+    for weight in factored_weights(each).values():
+        weight.approach(0.5)
+held.trained[1].running_mean += int(os.environ["RANK"])  # those of the first process count
+for values in (*model.parameters(), model[1].running_mean):
+    values.data.zero_()
+states = zip(held.gather().state_dict().values(), wanted.state_dict().values(), strict=True)
+assert all(map(torch.equal, *zip(*states)))
 """
 
 
-def test_two_processes_do_what_one_does(tmp_path):
+def test_processes_do_what_one_does_as_copies_or_as_shards(tmp_path, teacher):
     script = tmp_path / "script.py"
     script.write_text(PROCESSES)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    for count in (1, 2):
-        done = run(script, tmp_path / f"{count}.tersor", before=[*torchrun, str(count)])
-        assert done.returncode == 0, done.stderr
-    one, two = (tersor.load(tmp_path / f"{n}.tersor", Net(norm=False)) for n in (1, 2))
-    losses = [torch.load(tmp_path / f"{n}.tersor.losses") for n in (1, 2)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
-    torch.testing.assert_close(one(IMAGES), two(IMAGES), rtol=0.05, atol=0.05)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = run(script, tmp_path, before=torchrun, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    teacher = dense(norm=False)
+    one = compressed(teacher, 15)
+    loss = nn.functional.cross_entropy
+    result = tersor.finetune(one, loader(), teacher=teacher, loss=loss, **TRAINING)
+    for name in ("copies", "shards"):
+        losses = torch.load(tmp_path / f"{name}.losses")
+        assert losses == pytest.approx([h["loss"] for h in result.history], rel=1e-2)
+        path = tmp_path / f"{name}.tersor"
+        assert path.stat().st_size <= TRAINING["target_size"]
+        two = tersor.load(path, Net(norm=False))
+        torch.testing.assert_close(one(IMAGES), two(IMAGES), rtol=0.05, atol=0.05)
 
 
 class TestBadInput:
@@ -393,11 +447,10 @@ class TestBadInput:
         with pytest.raises(InputError, match=message):
             tersor.finetune(compressed(teacher), loader(), **options)
 
-    def test_sharding(self, monkeypatch, teacher):
-        import accelerate
-
-        monkeypatch.setattr(accelerate.Accelerator, "distributed_type", "FSDP")
-        with pytest.raises(InputError, match=r"cannot be sharded \(FSDP\).* launch the processes"):
+    def test_the_first_version_of_sharding(self, monkeypatch, teacher):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        with pytest.raises(InputError, match=r"by FSDP2 only; choose it .*FSDP_VERSION=2"):
             tersor.finetune(compressed(teacher), loader())
 
     def test_without_accelerate(self, monkeypatch, teacher):
@@ -406,9 +459,25 @@ class TestBadInput:
             tersor.finetune(compressed(teacher), loader())
 
 
+MIXED = """
+import sys
+import torch
+import tersor
+from trainable import compressed, dense, loader
+
+torch.set_num_threads(1)
+teacher = dense(norm=False)
+model = compressed(teacher, 15)
+result = tersor.finetune(
+    model, loader(), teacher=teacher, epochs=2, lr=3e-4, mixed_precision="bf16"
+)
+tersor.save(model, sys.argv[1])
+torch.save([h["loss"] for h in result.history], sys.argv[1] + ".losses")
+"""
+
+
 def test_mixed_precision_trains(tmp_path):
-    script = PROCESSES.replace("lr=3e-4", 'lr=3e-4, mixed_precision="bf16"')
-    done = run(script, tmp_path / "m.tersor")
+    done = run(MIXED, tmp_path / "m.tersor")
     assert done.returncode == 0, done.stderr
     assert len(tersor.open(tmp_path / "m.tersor"))
     losses = torch.load(tmp_path / "m.tersor.losses")

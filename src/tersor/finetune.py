@@ -86,7 +86,18 @@ def finetune(
     those within the final budget.
 
     Several processes (``torchrun``, ``accelerate launch``) share each batch, so that the result is
-    that of one process within rounding. Batch normalisation sees the part of a process only.
+    that of one process within rounding. Batch normalisation sees the part of a process only. Each
+    is to call this with the same model, and has the same result in the end.
+
+    Each trains a copy of the model (DDP), unless accelerate is told to shard it, by FSDP2
+    (``accelerate launch --use_fsdp --fsdp_version 2``, or ``ACCELERATE_USE_FSDP=true`` and
+    ``FSDP_VERSION=2`` in the environment). Then each process trains a part of one copy: parameters,
+    gradients and what AdamW keeps of them, 16 bytes for each latent in all. What each has whole are
+    the integers that are computed with, of 2 bytes, buffers, and the teacher. ``model`` itself
+    stays whole, where it is (leave it on the CPU); files are made of it, and for an evaluation a
+    copy of it goes to the device. Layers are gathered together as the plugin's ``auto_wrap_policy``
+    says, all at once without one, and latents one by one to be projected. Backward passes need the
+    dense weights of all layers, with activation checkpointing only those of one.
 
     Parameters
     ----------
@@ -145,7 +156,8 @@ def finetune(
         If the budget cannot be reached.
     InputError
         If the model holds no factors or nothing to train, the loader is empty or has no length,
-        teacher or loss do not fit, or the checkpoint is of a run with other options.
+        teacher or loss do not fit, the checkpoint is of a run with other options, or the model is
+        to be sharded in a way that it cannot be (FSDP1, parameters of several types, cpu_offload).
     MissingExtraError
         If `accelerate` is not installed.
 
@@ -159,6 +171,7 @@ def finetune(
     fixed = is_folded(model) if fixed_statistics is None else fixed_statistics
     options = Options(epochs, lr, weight_decay, fixed, accumulate, mixed_precision, seed)
     accelerator = _accelerator(mixed_precision, seed)
+    sharded = _shards(accelerator)
     feed, objective = Feed(train_loader, seed, accelerator), Objective(loss, teacher)
     schedule = _schedule(model, feed.batches, options, start_size, target_size)
     facts = asdict(options) | asdict(schedule) | {"teacher": teacher is not None}
@@ -177,10 +190,10 @@ def finetune(
         if path is not None:
             check_writable(path)
     with ExitStack() as stack:
-        for borrowed in (model, teacher):
-            if borrowed is not None:
-                stack.enter_context(_borrowed(borrowed, accelerator.device))
-        run = Run(model, feed, objective, evaluate, plan, accelerator)
+        stack.enter_context(_borrowed(model, None if sharded else accelerator.device))
+        if teacher is not None:
+            stack.enter_context(_borrowed(teacher, accelerator.device))
+        run = Run(model, feed, objective, evaluate, plan, accelerator, sharded=sharded)
         try:
             with shown("fine-tuning") as show:
                 run(show)
@@ -192,7 +205,7 @@ def finetune(
 
 
 @contextmanager
-def _borrowed(module: nn.Module, device: torch.device) -> Iterator[None]:
+def _borrowed(module: nn.Module, device: torch.device | None) -> Iterator[None]:
     """The module on a device and in evaluation mode; then where it was, in the modes it was in."""
     home = next((p.device for p in module.parameters()), device)
     modes = {part: part.training for part in module.modules()}
@@ -247,15 +260,33 @@ def _accelerator(mixed_precision: Precision, seed: int) -> Accelerator:
         ) from None
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, dataloader_config=loading)
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            dataloader_config=loading,
+            # Else processes on CPUs would not know of each other.
+            cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
+        )
     except ValueError as error:  # one precision for each process, or one that the device lacks
         raise InputError(f"mixed precision {mixed_precision!r} cannot be used: {error}") from None
-    if accelerator.distributed_type == "FSDP":
-        raise InputError(
-            "factors cannot be sharded (FSDP), since each step projects whole latents; launch the "
-            "processes without it, as copies of the model (DDP)"
-        )
     return accelerator
+
+
+def _shards(accelerator: Accelerator) -> bool:
+    """Whether the processes are to share the model's parameters, not only the batches."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    state, wanted = accelerator.state, os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if getattr(state, "fsdp_plugin", None) is None and wanted:  # it shards on GPUs only
+        from accelerate import FullyShardedDataParallelPlugin
+
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    plugin = getattr(state, "fsdp_plugin", None)
+    if plugin is not None and getattr(plugin, "fsdp_version", 1) != 2:
+        raise InputError(
+            "factors can be sharded by FSDP2 only; choose it (accelerate launch --fsdp_version 2, "
+            "FSDP_VERSION=2, or fsdp_version=2 of the plugin), or copies of the model (DDP)"
+        )
+    return plugin is not None
 
 
 def _schedule(

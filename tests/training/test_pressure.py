@@ -19,7 +19,7 @@ def follow(share, steps=100):
     optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
     pressure.begin_epoch(model, now)
     for _ in range(steps):
-        pressure.rate_term(model, now, schedule).backward()
+        sum(pressure.rate_terms(model, now, schedule)).backward()
         optimizer.step()
         optimizer.zero_grad()
         pressure.project_step(model, now, schedule, {})
@@ -37,8 +37,9 @@ def test_a_model_that_is_too_small_pays_less():
 
 def test_nothing_is_added_while_latents_rest():
     model, now = compressed(dense()), Progress(price=0.3, step=90)
-    assert pressure.rate_term(model, now, Schedule(100, 1, 1)) == 0.0
+    assert not list(pressure.rate_terms(model, now, Schedule(100, 1, 1)))
     bits = float(tersor.rate_loss(model).detach())
-    term = float(pressure.rate_term(model, Progress(price=0.3), Schedule(100, 1, 1)).detach())
+    terms = pressure.rate_terms(model, Progress(price=0.3), Schedule(100, 1, 1))
+    term = sum(float(term.detach()) for term in terms)
     weights = 16 * 32 * 9 + 512 * 4  # the first layer is too small to be factored
     assert term == pytest.approx(pressure.RATE * bits / weights)

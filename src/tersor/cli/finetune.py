@@ -65,7 +65,7 @@ def finetune(
     """Train a compressed model further, within its size or a smaller one.
 
     What is stopped goes on where it was, from OUTPUT.checkpoint, when the same command is given.
-    Under torchrun several processes share each batch.
+    Under torchrun several processes share each batch, and with FSDP2 (accelerate launch) the model.
     """
     with reporting_errors():
         from tersor.training import command

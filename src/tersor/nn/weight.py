@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,8 @@ class FactoredWeight(HeldWeight):
         (One axis, because FSDP refuses parameters without any.)
     coded
         What is computed with and stored in the place of the latent, a buffer of its shape; None if
-        that is the latent itself, rounded. (int32, because gloo and NCCL do not send int16.)
+        that is the latent itself, rounded. (int32, because DDP sends buffers, and gloo and NCCL do
+        not send int16.)
     unit
         Mean length of the codebook's columns at first, in units of the weight: about the step.
     states
@@ -61,6 +62,8 @@ class FactoredWeight(HeldWeight):
     signs
         Whether the latent holds nothing but signs, and stays so.
     """
+
+    CODED: ClassVar = torch.int32
 
     codebook: nn.Parameter
     latent: nn.Parameter
@@ -132,7 +135,23 @@ class FactoredWeight(HeldWeight):
 
         None: with the latent itself again, rounded.
         """
-        self.coded = None if coded is None else coded.to(self.latent.device, torch.int32)
+        self.coded = None if coded is None else coded.to(self.exponent.device, self.CODED)
+
+    @property
+    def own_latent(self) -> nn.Parameter:
+        """The latent as an optimizer trains it."""
+        return self.latent
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of the latent."""
+        return tuple(self.latent.shape)
+
+    @torch.no_grad()
+    def approach(self, share: float) -> None:
+        """Let the latent go a share of the way to the integers that are computed with."""
+        if self.coded is not None:
+            self.latent.lerp_(self.coded.to(self.latent), share)
 
     @torch.no_grad()
     def settle(self) -> None:

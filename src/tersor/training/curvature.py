@@ -8,12 +8,14 @@ arXiv 1612.01543, section 3.5; here it decides which latents are worth their bit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tersor.errors import InputError
+from tersor.nn.sharded import total, whole
 from tersor.training.groups import trained_latents
 
 Curvature = Mapping[str, Tensor]
@@ -49,8 +51,8 @@ def curvature(model: nn.Module, optimizer: torch.optim.Optimizer) -> Curvature:
     InputError
         If it keeps no second moments, or does not train the latents.
     """
-    latents = {name: weight.latent for name, weight in trained_latents(model).items()}
-    states = {name: optimizer.state.get(latent, {}) for name, latent in latents.items()}
+    weights = trained_latents(model)
+    states = {name: optimizer.state.get(weight.own_latent, {}) for name, weight in weights.items()}
     moments = {name: state[_MOMENT] for name, state in states.items() if _MOMENT in state}
     if not moments:
         if any(states.values()):
@@ -58,18 +60,38 @@ def curvature(model: nn.Module, optimizer: torch.optim.Optimizer) -> Curvature:
                 f"the optimizer ({type(optimizer).__name__}) keeps no second moments "
                 f"({_MOMENT!r}); use Adam or AdamW, or leave the optimizer out"
             )
-        _check_trains(optimizer, list(latents.values()))
+        _check_trains(optimizer, [weight.own_latent for weight in weights.values()])
         return {}
-    count = sum(moment.numel() for moment in moments.values())
-    mean = float(torch.stack([moment.sum() for moment in moments.values()]).sum()) / count
+    mean = total(list(moments.values())) / sum(moment.numel() for moment in moments.values())
     if not mean > 0:
         return {}
-    return {
-        name: _mixed(moment / mean, float(states[name]["step"])) for name, moment in moments.items()
-    }
+    return _Counts(
+        {
+            name: partial(_count, moment, weights[name].grid, mean, float(states[name]["step"]))
+            for name, moment in moments.items()
+        }
+    )
 
 
-def _mixed(relative: Tensor, steps: float) -> Tensor:
+class _Counts(Curvature):
+    """Worked out when asked for: those of all latents at once would take as much memory as they."""
+
+    def __init__(self, counts: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._counts = counts
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._counts[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+
+@torch.no_grad()
+def _count(moment: Tensor, grid: tuple[int, ...], mean: float, steps: float) -> Tensor:
+    relative = whole(moment).view(grid) / mean
     share = steps / (steps + _STEPS)
     return torch.lerp(torch.ones_like(relative), relative.pow(_POWER), share).clamp_(*_RANGE)
 

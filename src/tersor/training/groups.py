@@ -13,6 +13,9 @@ from tersor.nn import FactoredWeight
 
 LATENTS, CODEBOOKS, REST = "latents", "codebooks", "rest"
 
+_WRAPPER = "_checkpoint_wrapped_module."
+"""What activation checkpointing puts into paths."""
+
 _LATENT = 20.0
 """Learning rate of latents, in units of their grid, over that of dense weights."""
 
@@ -23,7 +26,7 @@ _CODEBOOK = 1.0
 def factored_weights(model: nn.Module) -> dict[str, FactoredWeight]:
     """The weights of a model that are integer factors, each once, by their first paths."""
     return {
-        name: module
+        name.replace(_WRAPPER, ""): module
         for name, module in model.named_modules()
         if isinstance(module, FactoredWeight) and module.integer_latent and module.integer_codebook
     }
@@ -34,8 +37,9 @@ def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
 
     Those of signs are trained as well, but need no projection: any signs take as many bits.
     """
-    weights = factored_weights(model).items()
-    return {n: w for n, w in weights if w.latent.requires_grad and w.latent.numel() and not w.signs}
+    weights = factored_weights(model)
+    latents = {name: w.own_latent for name, w in weights.items() if not w.signs}
+    return {n: weights[n] for n, own in latents.items() if own.requires_grad and own.numel()}
 
 
 def parameter_groups(

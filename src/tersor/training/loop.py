@@ -28,6 +28,7 @@ from tersor.training.groups import LATENTS, parameter_groups
 from tersor.training.objective import Objective
 from tersor.training.projection import fit
 from tersor.training.schedule import Schedule
+from tersor.training.sharding import Sharded, Whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,11 +70,13 @@ class Run:
     Parameters
     ----------
     model
-        On the device of the accelerator.
+        On the device of the accelerator, unless ``sharded``.
     feed, objective, evaluate, plan
         What it is trained with, and what its files are judged by.
     accelerator
         Where it runs.
+    sharded
+        Whether each process trains a part of the parameters.
     """
 
     def __init__(
@@ -84,16 +87,20 @@ class Run:
         evaluate: Evaluate | None,
         plan: Plan,
         accelerator: Accelerator,
+        *,
+        sharded: bool,
     ) -> None:
         self.feed, self.objective, self.evaluate, self.plan = feed, objective, evaluate, plan
-        self.accelerator, self.bare = accelerator, model
-        self.normalizations = list(normalizations(model).values())
+        self.accelerator = accelerator
         groups = parameter_groups(model, lr=plan.lr, weight_decay=plan.weight_decay)
-        self.momenta = [layer.momentum for layer in self.normalizations]
         self.rates = [group["lr"] for group in groups]
         pressure.begin(model, plan.schedule)
         self.progress = Progress(price=pressure.FIRST)
-        self.model, self.optimizer = accelerator.prepare(model, torch.optim.AdamW(groups))
+        self.held = Sharded(model, accelerator) if sharded else Whole(model)
+        self.bare = self.held.trained
+        self.normalizations = list(normalizations(self.bare).values())
+        self.momenta = [layer.momentum for layer in self.normalizations]
+        self.model, self.optimizer = self.held.prepare(groups, accelerator)
         self.written = time.monotonic()
 
     def __call__(self, show: Show) -> Progress:
@@ -102,7 +109,7 @@ class Run:
         try:
             while self.progress.epoch < self.plan.epochs:
                 if not self.progress.batch:
-                    pressure.begin_epoch(self.bare, self.progress)
+                    pressure.begin_epoch(self.held.gather(), self.progress)
                 self._epoch(show)
                 self._finish_epoch()
                 self._save()
@@ -120,7 +127,7 @@ class Run:
             now.losses += self._step(group) * len(group)
             now.batch += len(group)
             show(self._message(), now.step / self.plan.schedule.steps)
-            if now.batch < batches and time.monotonic() - self.written > self.plan.interval:
+            if now.batch < batches and self._is_due():
                 self._save()
 
     def _step(self, group: Sequence[Batch]) -> float:
@@ -141,7 +148,11 @@ class Run:
         self.optimizer.zero_grad()
         now.step += 1
         if moving:
-            pressure.project_step(self.bare, now, schedule, curvature(self.bare, self.optimizer))
+            counts = curvature(self.bare, self.optimizer)
+            pressure.project_step(self.bare, now, schedule, counts)
+            if not schedule.latents_move(now.step):
+                pressure.rest(self.held.gather(), now, schedule, counts)
+                self.held.spread()
         return loss
 
     def _settle(self, number: int) -> None:
@@ -158,16 +169,17 @@ class Run:
             with nullcontext() if whole else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     loss = self.objective(self.model, batch) / len(group)
-                rate = pressure.rate_term(self.bare, now, schedule) if whole else 0.0
-                self.accelerator.backward(loss + rate)
+                self.accelerator.backward(loss)
             losses.append(loss.detach())
+        for term in pressure.rate_terms(self.bare, now, schedule):
+            self.accelerator.backward(term)
         total = self.accelerator.reduce(torch.stack(losses).sum(), "mean")
         return float(total)
 
     def _finish_epoch(self) -> None:
         """Make a file of the model as it is, and judge it."""
         now, schedule = self.progress, self.plan.schedule
-        candidate = copy.deepcopy(self.bare).eval()
+        candidate = copy.deepcopy(self.held.gather()).eval().to(self.accelerator.device)
         counts = curvature(self.bare, self.optimizer)
         found = fit(candidate, round(schedule.size(now.step)), now.price, counts)
         value = self._value(candidate)
@@ -197,13 +209,24 @@ class Run:
         loss = now.losses / max(now.batch, 1)
         return f"epoch {now.epoch + 1}/{self.plan.epochs}, loss {loss:.4g}{value}, {size} bytes"
 
+    def _is_due(self) -> bool:
+        """Whether some process finds it time to write the checkpoint: all take part in that."""
+        if self.plan.checkpoint is None:
+            return False
+        late = time.monotonic() - self.written > self.plan.interval
+        votes = torch.tensor(float(late), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(votes, "sum"))
+
     def _save(self) -> None:
         """Write the checkpoint, in the first process."""
-        self.written = time.monotonic()
-        if self.plan.checkpoint is not None and self.accelerator.is_main_process:
-            states = {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
-            if self.accelerator.scaler is not None:
-                states["scaler"] = self.accelerator.scaler.state_dict()
+        self.written, writes = time.monotonic(), self.accelerator.is_main_process
+        if self.plan.checkpoint is None:
+            return
+        states = {"model": self.held.gather().state_dict()}
+        states["optimizer"] = self.held.states(self.optimizer, keep=writes)
+        if self.accelerator.scaler is not None:
+            states["scaler"] = self.accelerator.scaler.state_dict()
+        if writes:
             checkpoint.write(self.plan.checkpoint, self.progress, self.plan.options, states)
 
     def _resume(self) -> None:
@@ -212,8 +235,9 @@ class Run:
             return
         self.progress, states = checkpoint.read(path, self.plan.options)
         with explained(f"the checkpoint {path}", "remove it, or give the model that it is of"):
-            self.bare.load_state_dict(states["model"])
-            self.optimizer.load_state_dict(states["optimizer"])
+            self.held.model.load_state_dict(states["model"])
+            self.held.spread()
+            self.held.load_states(self.optimizer, states["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(states["scaler"])
 

@@ -8,6 +8,7 @@ are trained, far from the integers that the model computes with.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from tersor.training.projection import (
     latent_bits,
     search_latents,
 )
-from tersor.training.rate_loss import rate_loss
+from tersor.training.rate_loss import bits_of
 from tersor.training.schedule import Schedule
 
 RATE = 3.0
@@ -61,24 +62,27 @@ def begin_epoch(model: nn.Module, now: Progress) -> None:
     now.rest = file_size(model) - latent_bits(model) / 8
 
 
-def rate_term(model: nn.Module, now: Progress, schedule: Schedule) -> Tensor | float:
-    """What is added to the loss for the bits, while the latents move."""
-    if not schedule.latents_move(now.step):
-        return 0.0
-    weights = sum(math.prod(w.shape) for w in factored_weights(model).values())
-    return RATE * (now.price / PRICE) * rate_loss(model) / weights
+def rate_terms(model: nn.Module, now: Progress, schedule: Schedule) -> Iterator[Tensor]:
+    """What is added to the loss for the bits, weight by weight, while the latents move."""
+    if schedule.latents_move(now.step):
+        weights = factored_weights(model).values()
+        worth = RATE * (now.price / PRICE) / sum(math.prod(w.shape) for w in weights)
+        terms = (worth * bits_of(weight) for weight in weights)
+        yield from (term for term in terms if term.requires_grad)
 
 
 @torch.no_grad()
 def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
-    """Project the latents after a step in which they moved; the last time into the budget."""
+    """Project the latents after a step in which they moved."""
     bits = search_latents(model, now.price, counts)
     wanted = 8 * (_FILL * schedule.size(now.step) - now.rest)
     change = _GAIN * math.log(max(bits, 1.0) / max(wanted, 1.0))
     low, high = _RANGE
     now.price = min(max(now.price * math.exp(min(max(change, -_MOST), _MOST)), low), high)
     for weight in trained_latents(model).values():
-        assert weight.coded is not None
-        weight.latent.lerp_(weight.coded.to(weight.latent), _LEAK)
-    if not schedule.latents_move(now.step):
-        fit(model, schedule.target_size, now.price, counts)
+        weight.approach(_LEAK)
+
+
+def rest(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
+    """Let latents that move no more fit the last budget, and all else be what the file holds."""
+    fit(model, schedule.target_size, now.price, counts)

@@ -51,15 +51,17 @@ def rate_loss(model: nn.Module) -> Tensor:
     weights = factored_weights(model).values()
     if not weights:
         raise InputError("the model holds no quantized factors; call tersor.compress first")
-    return torch.stack([_bits(weight) for weight in weights]).sum()
+    return torch.stack([bits_of(weight) for weight in weights]).sum()
 
 
-def _bits(weight: FactoredWeight) -> Tensor:
-    if not weight.latent.numel():
-        return weight.latent.new_zeros(())
+def bits_of(weight: FactoredWeight) -> Tensor:
+    """Bits of the latent and the codebook of one weight, as `rate_loss` counts them."""
     rows, codebook = weight.tiling.slices, weight.codebook.T
+    latent: Tensor = weight.latent
+    if not latent.numel():
+        return latent.new_zeros(())
     ordered = coding_order(weight.stored_latent, rows).cpu()
-    latent = weight.latent.detach() if weight.signs else weight.latent  # those are paid for anyway
+    latent = latent.detach() if weight.signs else latent  # those are paid for anyway
     values, states = coding_order(latent, rows), trellis_of(ordered, rows)
     of_codebook = _coded(codebook, codebook.detach().round().cpu(), codebook.shape[1], 1)
     return _coded(values, ordered, rows, states) + of_codebook
