@@ -5,6 +5,7 @@
 
 #include "integers.hpp"
 #include "lookup.hpp"
+#include "panels.hpp"
 #include "threads.hpp"
 
 namespace tersor {
@@ -111,5 +112,18 @@ inline void linear(const Kernels& kernels, const Layer& w, const float* x, int64
 }
 
 }  // namespace lookup
+
+// y (batch, rows) = x (batch, inputs) times the matrix, plus bias; up to `many` inputs at once.
+inline void linear(const PanelKernels& kernels, const Panels& w, const float* x, int64_t batch,
+                   const float* bias, float* y, int64_t threads, int64_t many, Workspace&) {
+    threads = worth(w.rows * w.inputs * batch / 8, threads);
+    const int64_t sets = (batch + many - 1) / many, panels = w.count();
+    const int64_t parts = std::min(sets < 2 * threads ? threads : 1, panels);
+    parallel(sets * parts, threads, [&](int64_t job, int64_t) {
+        const int64_t first = job / parts * batch / sets, last = (job / parts + 1) * batch / sets;
+        kernels.multiply(w, x + first * w.inputs, last - first, bias, y + first * w.rows,
+                         job % parts * panels / parts, (job % parts + 1) * panels / parts);
+    });
+}
 
 }  // namespace tersor

@@ -16,20 +16,24 @@ struct Target {
     const lookup::Kernels* lookup;
     const ConvolutionKernels* convolutions;
     const DirectKernels* direct;
+    const PanelKernels* panels;
 };
 
 static Target choose() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw"))
-        return {"AVX-512 VNNI", &integers_avx512, &lookup::avx512, &convolutions_avx512, &direct_avx512};
+        return {"AVX-512 VNNI", &integers_avx512, &lookup::avx512, &convolutions_avx512, &direct_avx512,
+                &panels_avx512};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return {"AVX2", &integers_avx2, &lookup::avx2, &convolutions_avx2, &direct_avx2};
-    return {"", nullptr, nullptr, nullptr, nullptr};
+        return {"AVX2", &integers_avx2, &lookup::avx2, &convolutions_avx2, &direct_avx2,
+                &panels_avx2};
+    return {"", nullptr, nullptr, nullptr, nullptr, nullptr};
 #elif defined(__ARM_NEON)
-    return {"NEON", &integers_baseline, &lookup::baseline, &convolutions_baseline, &direct_baseline};
+    return {"NEON", &integers_baseline, &lookup::baseline, &convolutions_baseline, &direct_baseline,
+                &panels_baseline};
 #else
-    return {"", nullptr, nullptr, nullptr, nullptr};
+    return {"", nullptr, nullptr, nullptr, nullptr, nullptr};
 #endif
 }
 
@@ -99,6 +103,15 @@ NB_MODULE(_kernels, m) {
         .def("__call__", [](const Product<lookup::Layer>& matrix, uintptr_t x, uintptr_t bias, uintptr_t y,
                             int64_t batch, int64_t threads) {
             matrix(*target.lookup, x, bias, y, batch, threads);
+        });
+    nb::class_<Product<Panels>>(m, "Panels")
+        .def("__init__",
+             [](Product<Panels>* self, int64_t many, int64_t rows, int64_t inputs, uintptr_t numbers) {
+                 new (self) Product<Panels>{many, {rows, inputs, at<const float>(numbers)}};
+             })
+        .def("__call__", [](const Product<Panels>& matrix, uintptr_t x, uintptr_t bias, uintptr_t y,
+                            int64_t batch, int64_t threads) {
+            matrix(*target.panels, x, bias, y, batch, threads);
         });
     m.def("convolve_listed", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
                                 const std::vector<int64_t>& window, int64_t rows, int64_t inputs, int64_t d,

@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.errors import BudgetError, InputError
 from tersor.kernels import instructions, missing_on
+from tersor.nn.absorb import Pairs, absorb, absorb_dense, find_pairs, gains
 from tersor.nn.convolution import FORMS, ListedWeight
 from tersor.nn.frozen import (
     DenseWeight,
@@ -22,6 +24,7 @@ from tersor.nn.frozen import (
 )
 from tersor.nn.held import HeldWeight
 from tersor.nn.owner import FORWARDS, FactoredOwner, attach, forget
+from tersor.nn.panels import PanelWeight
 from tersor.nn.sites import Site, find_sites
 from tersor.nn.weight import FactoredWeight
 from tersor.plan.budget import format_size, parse_size
@@ -76,9 +79,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Optimized:
-    """What `optimize` chose; printing it gives a table."""
+    """What `optimize` chose; printing it gives a table.
+
+    Parameters
+    ----------
+    choices
+        What became of each weight.
+    absorbed
+        Names of the layers of batch normalisation that are done by the convolutions before them.
+    """
 
     choices: tuple[Choice, ...]
+    absorbed: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -90,6 +102,8 @@ class Optimized:
             f"{c.name}: {c.mode}, {format_size(c.nbytes)} of {format_size(c.dense_bytes)} dense"
             for c in self.choices
         ]
+        if self.absorbed:
+            lines.append(f"done by the convolution before it: {', '.join(self.absorbed)}")
         return "\n".join([*lines, f"in all {format_size(self.nbytes)}"])
 
 
@@ -156,14 +170,24 @@ def optimize(
     weights = _weights(model)
     if not weights:
         raise InputError("the model holds no factors to optimize; compress it first, or load one")
+    names = {module: name for name, module in model.named_modules()}
+    pairs = {} if mode in ("recompose", "factored") else _find_pairs(model, weights, inputs)
     if mode == "auto":
         _find_inputs(model, weights, inputs)
         numbers = min(CACHE, sum(_dense_bytes(w.holder) for w in weights)) // 4
         others = {d: torch.zeros(numbers, device=d) for d in {w.holder.device for w in weights}}
         for weight in weights:
             weight.others = others[weight.holder.device]
-        return _chosen(weights, None if memory is None else parse_size(memory))
-    return Optimized(tuple(_put(weight, _fixed(weight, mode), 0.0) for weight in weights))
+        forms = _chosen(weights, None if memory is None else parse_size(memory))
+    else:
+        forms = [(_fixed(weight, mode), 0.0) for weight in weights]
+    choices = tuple(_put(weight, *form) for weight, form in zip(weights, forms, strict=True))
+    if any(form.is_dense for form, _ in forms):  # else the model can be saved, as it was
+        for conv, norm in pairs.items():
+            if not isinstance(conv, FactoredOwner):
+                absorb_dense(conv, norm)
+    absorbed = (names[norm] for norm in pairs.values() if isinstance(norm, nn.Identity))
+    return Optimized(choices, tuple(absorbed))
 
 
 @dataclass
@@ -175,6 +199,8 @@ class _Named:
     holder: FactoredWeight
     is_read: bool = False
     """Whether a module above one of the sites reads the weight itself."""
+    norm: _BatchNorm | None = None
+    """What normalises the outputs of its only module, and could be left to it."""
     input: Tensor | None = None
     """What its forms are compared with: what one of its modules gets."""
     others: Tensor | None = None
@@ -191,6 +217,19 @@ def _weights(model: nn.Module) -> list[_Named]:
             weight.sites.append(site)
             weight.is_read |= site.module in read
     return list(found.values())
+
+
+def _arguments(inputs: Any) -> tuple[Any, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _find_pairs(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> Pairs:
+    """Convolutions and what normalises their outputs; the weights are told."""
+    pairs = {} if inputs is None else find_pairs(model, lambda: model(*_arguments(inputs)))
+    for weight in weights:
+        if len(weight.sites) == 1:
+            weight.norm = pairs.get(weight.sites[0].module)
+    return pairs
 
 
 def _find_inputs(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> None:
@@ -211,7 +250,7 @@ def _find_inputs(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> No
     hooks = [module.register_forward_pre_hook(keep) for module in modules]
     try:
         with torch.inference_mode():
-            model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+            model(*_arguments(inputs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -242,8 +281,9 @@ def _own_forms(weight: _Named) -> list[type[FrozenWeight]]:
     ]
     if weight.holder.device.type != "cpu":  # convolutions have no kernels of ours on GPUs
         return own
+    forms = [*FORMS, *([PanelWeight] if weight.holder.dtype is torch.float32 else [])]
     return own + [
-        form for form in FORMS if all(form.takes(site.module, factors) for site in weight.sites)
+        form for form in forms if all(form.takes(site.module, factors) for site in weight.sites)
     ]
 
 
@@ -251,11 +291,15 @@ def _put(weight: _Named, form: type[FrozenWeight], seconds: float) -> Choice:
     """Replace a weight at all its sites; the old one is freed."""
     holder, owners = weight.holder, [(s.module, s.attribute) for s in weight.sites]
     weight.sites.clear()
-    frozen = form(holder.to_factors(), holder.dtype).to(holder.device)
+    norm = weight.norm if form.is_dense else None
+    gain = () if norm is None else (gains(owners[0][0], norm)[0],)
+    frozen = form(holder.to_factors(), holder.dtype, *gain).to(holder.device)
     del holder, weight.holder
     for module, name in owners:
         forget(module, name)
         attach(module, name, frozen)
+        if norm is not None:
+            absorb(module, norm)
     return Choice(weight.name, frozen.mode, frozen.nbytes, _dense_bytes(frozen), seconds)
 
 
@@ -272,7 +316,10 @@ class _Option:
     seconds: float
 
 
-def _chosen(weights: Sequence[_Named], memory: int | None) -> Optimized:
+def _chosen(
+    weights: Sequence[_Named], memory: int | None
+) -> list[tuple[type[FrozenWeight], float]]:
+    """The form of each weight, and its time."""
     options = []
     with shown("trying forms") as show:
         for number, weight in enumerate(weights):
@@ -284,10 +331,7 @@ def _chosen(weights: Sequence[_Named], memory: int | None) -> Optimized:
             f"the weights take at least {format_size(least)} ({least} bytes) in memory, allowed "
             f"are {memory} bytes; allow more, or compress the model further"
         )
-    choices = _trade(options, memory)
-    return Optimized(
-        tuple(_put(w, c.form, c.seconds) for w, c in zip(weights, choices, strict=True))
-    )
+    return [(option.form, option.seconds) for option in _trade(options, memory)]
 
 
 def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Option]:
@@ -357,8 +401,16 @@ def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
         if image is None:
             size = (PIXELS,) * (len(frozen.shape) - 2)
             image = torch.randn(1, module.in_channels, *size).to(frozen.device, frozen.dtype)
-        return lambda: frozen.convolve(module, image)
+        norm = None if frozen.is_dense else weight.norm
+        return lambda: _in_order(image, frozen.convolve(module, image), norm)
     return frozen
+
+
+def _in_order(image: Tensor, y: Tensor, norm: nn.Module | None) -> Tensor:
+    """An output as what follows gets it: normalised, in the order in memory of the input."""
+    is_last = image.dim() == 4 and image.is_contiguous(memory_format=torch.channels_last)
+    y = y.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+    return y if norm is None else norm(y)
 
 
 def _seconds(function: Callable[[], object], weight: _Named, runs: int = 5) -> float:

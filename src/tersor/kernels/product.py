@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.errors import InputError
-from tersor.kernels import integers, lookup
+from tersor.kernels import integers, lookup, panels
 
 try:
     from tersor import _kernels
 except ImportError:  # built without a compiler
     _kernels = None  # type: ignore[assignment]
 
-Packed = integers.Packed | lookup.Packed
-Layout = integers.Layout | lookup.Layout
+Packed = integers.Packed | lookup.Packed | panels.Packed
+Layout = integers.Layout | lookup.Layout | panels.Layout
 
-_WAYS = {len(way.Layout._fields): way for way in (integers, lookup)}
+_WAYS = {len(way.Layout._fields): way for way in (integers, lookup, panels)}
 """Modules of the ways of packing, told apart by the number of sizes that they need."""
 
 _NOWHERE = 1 << 40
@@ -121,7 +121,7 @@ def reference(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) ->
 
 def recompose(packed: Packed, layout: Layout) -> Tensor:
     """The dense matrix, float32, shape (rows, inputs)."""
-    every = torch.arange(layout.rows, device=packed.codes.device)
+    every = torch.arange(layout.rows, device=packed[0].device)
     matrix: Tensor = _WAYS[len(layout)].rows_of(packed, layout, every)
     return matrix
 
@@ -216,9 +216,9 @@ def _given(packed: Sequence[Tensor], layout: Sequence[int]) -> tuple[Any, Any, A
 
 
 def _check_place(packed: Packed, device: torch.device) -> None:
-    if packed.codes.device != device:
+    if packed[0].device != device:
         raise InputError(
-            f"the matrix is on {packed.codes.device} and the input on {device}; move one of them"
+            f"the matrix is on {packed[0].device} and the input on {device}; move one of them"
         )
 
 
@@ -238,16 +238,18 @@ def _check(x: Tensor, bias: Tensor | None, layout: Layout) -> None:
 
 @torch.library.impl("tersor::linear", ("CPU", "CUDA"))
 def _linear(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int]) -> Tensor:
-    _, given, sizes = _given(packed, layout)
+    way, given, sizes = _given(packed, layout)
     _check(x, bias, sizes)
     _check_place(given, x.device)
-    return _kernel_of(x.device)(x, given, bias, sizes)
+    return _kernel_of(x.device, way)(x, given, bias, sizes)
 
 
-def _kernel_of(device: torch.device) -> Callable[[Tensor, Any, Tensor | None, Any], Tensor]:
+def _kernel_of(
+    device: torch.device, way: Any
+) -> Callable[[Tensor, Any, Tensor | None, Any], Tensor]:
     if device.type == "cpu":
         return _native if instructions() else reference
-    if missing_on(device):
+    if way is panels or missing_on(device):
         return reference
     from tersor.kernels import gpu
 

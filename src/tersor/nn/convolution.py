@@ -153,8 +153,9 @@ class DirectWeight(PackedConvolution, DenseWeight):
     size = 0
     _way = DIRECT
 
-    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
-        super().__init__(factors, dtype)
+    def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
+        DenseWeight.__init__(self, factors, dtype, gain)
+        self._plans = {}
         weight = self.weight
         tensors, layout = direct.pack(
             weight if weight.dim() == 4 else weight[:, :, None], self.size
