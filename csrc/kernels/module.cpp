@@ -126,7 +126,8 @@ NB_MODULE(_kernels, m) {
         convolve(*target.convolutions, w, window_of(window), at<const float>(x), at<const float>(bias),
                  at<float>(y), threads, around, workspace);
     });
-    // Dense weights: panels for tiles of this size, or depthwise if it is 0.
+    // Dense weights: panels for tiles of this size, or depthwise if it is 0. Of images channels last: panels
+    // if it is 1, or depthwise if it is -1.
     m.def("convolve_direct", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
                                 const std::vector<int64_t>& window, int64_t rows, int64_t size,
                                 uintptr_t weight) {
@@ -136,6 +137,8 @@ NB_MODULE(_kernels, m) {
         const auto *in = at<const float>(x), *w = at<const float>(weight), *b = at<const float>(bias);
         auto* out = at<float>(y);
         nb::gil_scoped_release release;
+        if (size == 1) return convolve_panels(*target.panels, s, rows, in, w, b, out, threads, workspace);
+        if (size == -1) return convolve_depthwise_last(kernels, s, in, w, b, out, threads, workspace);
         if (size) return convolve_winograd(kernels, s, size, rows, in, w, b, out, threads, around, workspace);
         convolve_depthwise(kernels, s, in, w, b, out, threads, around);
     });

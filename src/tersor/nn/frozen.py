@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tersor import kernels
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.kernels import integers, lookup
+from tersor.kernels import integers, lookup, panels
 from tersor.kernels.product import Known, Layout, Packed
 from tersor.nn.held import HeldWeight
 from tersor.nn.weight import split_scale
@@ -236,6 +236,32 @@ class LookupWeight(PackedWeight):
         codebook = cast(Tensor, self.exact_codebook)
         latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
         return Factors(codebook, latent, self.exact_scale, self.shape, self.dtype)
+
+
+class PanelWeight(KernelWeight):
+    """The dense weight of linear layers, in the order in which it is multiplied, and no other."""
+
+    mode = "dense, packed"
+    is_dense = True
+    way: ClassVar[ModuleType] = panels
+
+    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
+        super().__init__(factors, dtype)
+        self._hold(*self.way.pack(factors.recompose()))
+
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
+        """Whether this form is one for such a module."""
+        return isinstance(module, nn.Linear)
+
+    def forward(self) -> Tensor:
+        """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
+        matrix: Tensor = self.way.matrix_of(self.packed, self.layout)
+        return matrix.to(self.dtype)
+
+    def to_factors(self) -> Factors:
+        """Not possible."""
+        raise gone()
 
 
 def _bits(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
