@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ SLOWER = 0.02
 
 LISTED = 0.6
 """Share of nonzero integers up to which lists can be faster than dense weights: measured."""
+
+ORDERS = (torch.channels_last, torch.contiguous_format)
+"""Orders in memory of the images between layers; forms are chosen for that with which the model is
+faster. Each is measured with what it costs to take and give such images."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
@@ -330,13 +334,15 @@ def _chosen(
         for number, weight in enumerate(weights):
             show(weight.name, number / len(weights))
             options.append(_options(weight))
-    least = sum(min(option.nbytes for option in of_one) for of_one in options)
+    least = sum(min(option.nbytes for option in of_one[0]) for of_one in options)
     if memory is not None and least > memory:
         raise BudgetError(
             f"the weights take at least {format_size(least)} ({least} bytes) in memory, allowed "
             f"are {memory} bytes; allow more, or compress the model further"
         )
-    return [(option.form, option.seconds) for option in _trade(options, memory)]
+    plans = [_trade(of_order, memory) for of_order in zip(*options, strict=True)]
+    best = min(plans, key=lambda plan: sum(option.seconds for option in plan))
+    return [(option.form, option.seconds) for option in best]
 
 
 def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Option]:
@@ -359,15 +365,22 @@ def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Op
         chosen[i] = other
 
 
-def _options(weight: _Named) -> list[_Option]:
-    """The forms that a weight can take here, measured."""
+def _options(weight: _Named) -> list[list[_Option]]:
+    """The forms that a weight can take here, measured with images in each of `ORDERS`."""
     forms: list[type[FrozenWeight]] = [DenseWeight, RecomposedWeight]
     if _has_kernels(weight.holder.device) or _is_table(weight):
         forms += [form for form in _own_forms(weight) if not _is_hopeless(form, weight)]
-    tried = [form(weight.holder.to_factors(), weight.holder.dtype) for form in forms]
-    with torch.inference_mode():
-        times = _times([_use(weight, f.to(weight.holder.device)) for f in tried], weight)
-    return [_Option(type(f), f.nbytes, t) for f, t in zip(tried, times, strict=True)]
+    factors, dtype, device = weight.holder.to_factors(), weight.holder.dtype, weight.holder.device
+    tried = [form(factors, dtype).to(device) for form in forms]
+
+    @torch.inference_mode()
+    def measured(order: torch.memory_format) -> list[_Option]:
+        times = _times([_use(weight, frozen, order) for frozen in tried], weight)
+        return [_Option(type(f), f.nbytes, t) for f, t in zip(tried, times, strict=True)]
+
+    if not isinstance(weight.sites[0].module, nn.Conv2d):
+        return [measured(ORDERS[0])] * len(ORDERS)
+    return [measured(order) for order in ORDERS]
 
 
 def _has_kernels(device: torch.device) -> bool:
@@ -384,7 +397,9 @@ def _is_table(weight: _Named) -> bool:
     return all(isinstance(site.module, nn.Embedding) for site in weight.sites)
 
 
-def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
+def _use(
+    weight: _Named, frozen: FrozenWeight, order: torch.memory_format
+) -> Callable[[], Tensor]:
     """What a forward does with a weight: as far as the forms differ in it."""
     given = weight.input
     if _is_table(weight):
@@ -403,16 +418,16 @@ def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
         if image is None:
             size = (PIXELS,) * (len(frozen.shape) - 2)
             image = torch.randn(1, module.in_channels, *size).to(frozen.device, frozen.dtype)
-        norm = None if frozen.is_dense else weight.norm
-        return lambda: _in_order(image, frozen.convolve(module, image), norm)
+        if not isinstance(module, nn.Conv2d) or image.dim() != 4:
+            order = torch.contiguous_format
+        x, norm = image.contiguous(memory_format=order), None if frozen.is_dense else weight.norm
+
+        def convolve() -> Tensor:
+            y = frozen.convolve(module, x).contiguous(memory_format=order)
+            return y if norm is None else cast(Tensor, norm(y))
+
+        return convolve
     return frozen
-
-
-def _in_order(image: Tensor, y: Tensor, norm: nn.Module | None) -> Tensor:
-    """An output as what follows gets it: normalised, in the order in memory of the input."""
-    is_last = image.dim() == 4 and image.is_contiguous(memory_format=torch.channels_last)
-    y = y.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
-    return y if norm is None else norm(y)
 
 
 def _times(functions: Sequence[Callable[[], object]], weight: _Named) -> list[float]:
