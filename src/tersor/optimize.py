@@ -72,7 +72,7 @@ class Choice:
     name
         First of its names in the dense model's ``state_dict``.
     mode
-        "dense", "recompose", "factored" or, where that is by look-up, "look-up".
+        "dense", "dense, packed", "recompose", "factored" or, where that is by look-up, "look-up".
     nbytes, dense_bytes
         Bytes in memory, and what the dense weight takes.
     seconds
@@ -140,9 +140,16 @@ def optimize(
       On a GPU, linear layers compute in the type of their inputs, by Triton's kernels, and
       convolutions are recomposed.
 
-    With "auto", weights of convolutions may also be dense and prepared for kernels of their own:
-    3 x 3 windows by Winograd's algorithm, with 1.8 or 4 times the dense weight in memory, and
-    depthwise ones. All these kernels give contiguous images.
+    With "auto", weights may also be dense and prepared for kernels of their own. Of linear layers,
+    and of convolutions of images that lie channels last, they are held in the order in which they
+    are multiplied, and in no other ("dense, packed"): as large as the dense weight, and of few
+    vectors faster. Others give contiguous images: depthwise ones, and 3 x 3 windows by Winograd's
+    algorithm, with 1.8 or 4 times the dense weight in memory besides it.
+
+    With inputs given, a convolution whose weight becomes dense takes over the batch normalisation
+    of its output, which becomes `torch.nn.Identity`, if the model is seen to use that output for
+    nothing else: nothing is, where a layer of batch normalisation is not called, or several times,
+    or in training mode. So does each convolution that had a weight of its own.
 
     Parameters
     ----------
@@ -150,15 +157,16 @@ def optimize(
         Model with factors, from `tersor.compress` or `tersor.load`.
     mode
         One of these for all weights, or "auto": what is fastest, measured layer by layer on this
-        machine in a few milliseconds each, with up to 5 % of the time given where that saves most
+        machine in a few milliseconds each, with up to 2 % of the time given where that saves most
         memory.
     memory
         Most that these weights may take, for "auto", such as ``"8MB"`` (1 kB is 1000 bytes) or a
         number of bytes; by default no limit.
     inputs
-        What the model will be called with, one tensor or a tuple of all arguments, for "auto": it
-        runs once, and the forms of a weight are compared with what its module gets. By default
-        with `BATCH` vectors, or with one image of `PIXELS` x `PIXELS`.
+        What the model will be called with, one tensor or a tuple of all arguments. For "auto" and
+        "dense" it runs up to three times: to see what convolutions can take over, and for "auto"
+        what the module of each weight gets, with which its forms are compared. By default with
+        `BATCH` vectors, or with one image of `PIXELS` x `PIXELS`.
 
     Returns
     -------
@@ -290,9 +298,13 @@ def _own_forms(weight: _Named) -> list[type[FrozenWeight]]:
     ]
     if weight.holder.device.type != "cpu":  # convolutions have no kernels of ours on GPUs
         return own
-    forms = [*FORMS, *([PanelWeight] if weight.holder.dtype is torch.float32 else [])]
+    exact = weight.holder.dtype is torch.float64  # which kernels are not
+    others: list[type[FrozenWeight]] = [*FORMS, PanelWeight]
     return own + [
-        form for form in forms if all(form.takes(site.module, factors) for site in weight.sites)
+        form
+        for form in others
+        if not (exact and form.is_dense)
+        and all(form.takes(site.module, factors) for site in weight.sites)
     ]
 
 
@@ -397,9 +409,7 @@ def _is_table(weight: _Named) -> bool:
     return all(isinstance(site.module, nn.Embedding) for site in weight.sites)
 
 
-def _use(
-    weight: _Named, frozen: FrozenWeight, order: torch.memory_format
-) -> Callable[[], Tensor]:
+def _use(weight: _Named, frozen: FrozenWeight, order: torch.memory_format) -> Callable[[], Tensor]:
     """What a forward does with a weight: as far as the forms differ in it."""
     given = weight.input
     if _is_table(weight):
@@ -408,10 +418,10 @@ def _use(
             index = torch.arange(BATCH, device=frozen.device) % frozen.shape[0]
         return (lambda: frozen.embed(index)) if frozen.by_rows else (lambda: frozen()[index])
     if all(isinstance(site.module, nn.Linear) for site in weight.sites):
-        x = given
-        if x is None:
-            x = torch.randn(BATCH, frozen.shape[1], dtype=frozen.dtype, device=frozen.device)
-        return lambda: frozen.linear(x, None)
+        vectors = given
+        if vectors is None:
+            vectors = torch.randn(BATCH, frozen.shape[1]).to(frozen.device, frozen.dtype)
+        return lambda: frozen.linear(vectors, None)
     modules = {site.module for site in weight.sites}
     if len(modules) == 1 and isinstance(module := modules.pop(), CONVOLUTIONS):
         image = given

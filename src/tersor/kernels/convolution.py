@@ -124,9 +124,13 @@ def plan(shape: Sequence[int], weight: Weight, place: Place, result: tuple[int, 
     if way == LISTED:
         inputs = listed.Layout(*layout).inputs
         sizes = (rows, inputs, *layout[4:], *(t.data_ptr() for t in packed))
-        return Plan(product.module().convolve_listed, result, order(weight), (window, *sizes), tuple(packed))
+        return Plan(
+            product.module().convolve_listed, result, order(weight), (window, *sizes), tuple(packed)
+        )
     sizes = (rows, direct.Layout(*layout).size, packed[-1].data_ptr())
-    return Plan(product.module().convolve_direct, result, order(weight), (window, *sizes), tuple(packed))
+    return Plan(
+        product.module().convolve_direct, result, order(weight), (window, *sizes), tuple(packed)
+    )
 
 
 def run(x: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -136,9 +140,7 @@ def run(x: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         real = real.contiguous(memory_format=plan.order)
     if bias is not None:
         bias = bias.to(torch.float32).contiguous()
-    y = torch.empty(
-        plan.shape, dtype=torch.float32, device=real.device, memory_format=plan.order
-    )
+    y = torch.empty(plan.shape, dtype=torch.float32, device=real.device, memory_format=plan.order)
     plan.kernel(
         real.data_ptr(),
         0 if bias is None else bias.data_ptr(),

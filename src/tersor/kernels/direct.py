@@ -5,8 +5,8 @@ tiles of 2 x 2 or 4 x 4 pixels at once, with 16 products for 4 pixels or 36 for 
 9 for each; of (size + 2)² / 9 times the weights. And depthwise convolutions, a channel at a time.
 
 Of images that lie channels last, what each window sees times a matrix in panels, as in
-`tersor.kernels.panels`; and depthwise convolutions, all channels of a pixel at a time. These take the
-place of the dense weight, in as many bytes.
+`tersor.kernels.panels`; and depthwise convolutions, all channels of a pixel at a time. These take
+the place of the dense weight, in as many bytes.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ def pack(weight: Tensor, size: int) -> tuple[list[Tensor], Layout]:
 
 def weight_of(packed: Sequence[Tensor], layout: Layout) -> Tensor:
     """The dense weight that was packed, float32."""
-    rows, channels, *kernel, groups, size = layout
+    rows, channels, *kernel, _, size = layout
     if size == LAST:
         matrix = panels.matrix_of(panels.Packed(*packed), panels.Layout(rows, layout.inputs))
-        return matrix.reshape(rows, *kernel, channels).permute(0, 3, 1, 2)
+        return matrix.reshape(rows, *kernel, channels).permute(0, 3, 1, 2).contiguous()
     if size == DEPTHWISE_LAST:
-        return packed[0].T.reshape(rows, 1, *kernel)
+        return packed[0].T.reshape(rows, 1, *kernel).contiguous()
     return packed[0].to(torch.float32)
 
 

@@ -73,17 +73,17 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Te
     ``MANY`` vectors, which each way of packing has its own of) or to about 12 bits (more): for
     inputs without outliers the relative error of the output, in the Frobenius norm, is below 1 %
     and 0.1 %, or 0.2 % of integers that are spread evenly over their 4 bits. Where integers take 6
-    or 8 bits, 3 vectors or more are not rounded. Threads are as many as torch's. On a GPU, Triton's
-    kernels compute in the type of the input; see `tersor.kernels.gpu`. The reference, which is
-    exact but for rounding in float32, runs where there are no such kernels.
+    or 8 bits, 3 vectors or more are not rounded; a dense matrix is not. Threads are as many as
+    torch's. On a GPU, Triton's kernels compute in the type of the input; see `tersor.kernels.gpu`.
+    The reference, which is exact but for rounding in float32, runs where there are no such kernels.
 
     Parameters
     ----------
     x
         Floating-point, shape (..., inputs); any strides, also empty.
     packed, layout
-        From ``pack`` of `tersor.kernels.integers` or `tersor.kernels.lookup`; on the device of x.
-        They have no gradient.
+        From ``pack`` of `tersor.kernels.integers`, `tersor.kernels.lookup` or
+        `tersor.kernels.panels`; on the device of x. They have no gradient.
     bias
         Shape (rows,), or None.
 

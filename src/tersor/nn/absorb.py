@@ -46,7 +46,7 @@ def find_pairs(model: nn.Module, call: Callable[[], Any]) -> Pairs:
 
 
 def gains(conv: nn.Module, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """What the rows of the convolution's weight are to be multiplied by, and its bias after that."""
+    """What the rows of a convolution's weight are to be multiplied by, and its bias then."""
     assert norm.running_mean is not None and norm.running_var is not None
     gain = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:

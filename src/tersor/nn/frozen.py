@@ -36,6 +36,11 @@ class FrozenWeight(HeldWeight):
         super().__init__()
         self.tiling, self.dtype = factors.tiling, dtype
 
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
+        """Whether this form is one for such a module."""
+        return True
+
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
