@@ -1,7 +1,9 @@
 // Convolutions of whole tensors: padding, threads, memory.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "convolution.hpp"
 #include "dispatch.hpp"
@@ -148,7 +150,7 @@ inline void convolve_panels(const PanelKernels& kernels, const Window& s, int64_
     const int64_t most = as_they_are ? 96 : std::clamp<int64_t>(65536 / w.inputs, 24, 96);
     const int64_t sets = (s.pixels() + most - 1) / most, panels = w.count();
     threads = worth(rows * w.inputs * s.pixels() / 8, threads);
-    const int64_t parts = std::min(sets < 2 * threads ? threads : 1, panels);
+    const int64_t parts = parts_of(sets, panels, threads);
     const int64_t bytes = as_they_are ? 0 : aligned(most * w.inputs * sizeof(float));
     char* memory = workspace.of(threads * bytes);
     parallel(sets * parts, threads, [&](int64_t job, int64_t slot) {
