@@ -2,6 +2,7 @@
 
 import copy
 import io
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tersor import kernels
 from tersor.errors import BudgetError, InputError
 from tersor.factors import Factors
 from tersor.nn import insert_factors
+from tersor.nn.convolution import LastWeight, TiledWeight
 from tersor.nn.frozen import DenseWeight, FrozenWeight, PackedWeight, RecomposedWeight
 
 
@@ -253,6 +255,27 @@ def test_inputs_are_what_the_forms_are_measured_with(monkeypatch):
     )
     tersor.optimize(compressed(), inputs=TOKENS)
     assert set(seen) == ({(2, 20, 32)} if kernels.instructions() else set())
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_convolutions_are_chosen_for_one_order_of_images(last, monkeypatch):
+    """Not each for its own: what the others give would have to be put into another order."""
+    module = import_module("tersor.optimize")
+    times = {
+        (LastWeight, torch.channels_last): 1.0,
+        (TiledWeight, torch.contiguous_format): 1.5 if last else 0.9,
+        (DenseWeight, torch.contiguous_format): 1.2 if last else 1.0,
+    }
+    monkeypatch.setattr(module, "_use", lambda _, frozen, order: (type(frozen), order))
+    monkeypatch.setattr(module, "_times", lambda found, _: [times.get(f, 9.0) for f in found])
+    monkeypatch.setattr(module, "instructions", lambda: "some")
+    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3, stride=2)).eval()
+    weights = {n: w for n, w in model.named_parameters() if w.ndim == 4}
+    insert_factors(model, {n: factors_of(w, 0) for n, w in weights.items()})
+    report = tersor.optimize(model)
+    found = [type(layer.weight_factors) for layer in model]
+    assert found == ([LastWeight] * 2 if last else [TiledWeight, DenseWeight])
+    assert [choice.seconds for choice in report.choices] == ([1.0] * 2 if last else [0.9, 1.0])
 
 
 def test_without_native_kernels(monkeypatch):

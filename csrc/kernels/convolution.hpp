@@ -59,6 +59,22 @@ struct DirectKernels {
                      int64_t first, const float* bias, float* y, int64_t oh, int64_t ow, float* workspace);
     // One channel of one image.
     void (*depthwise)(const Window&, const float* x, const float* weight, float bias, float* y);
+    // All channels of one row of the output, images channels last, as the weight is: [ky][kx][channel].
+    // `memory` has DepthwiseLast::bytes, of which the zeros are set.
+    void (*depthwise_last)(const Window&, const float* image, const float* weight, const float* bias, int64_t oy,
+                           float* y, char* memory);
+};
+
+// What a row of depthwise_last needs: addresses of what PIXELS windows see, a pixel of zeros, and one to
+// write to where there are fewer.
+struct DepthwiseLast {
+    static constexpr int64_t PIXELS = 4;
+    const float** seen;
+    float *zeros, *spare;
+    DepthwiseLast(const Window& s, char* memory)
+        : seen(reinterpret_cast<const float**>(memory)),
+          zeros(reinterpret_cast<float*>(seen + s.kernel_h * s.kernel_w * PIXELS)), spare(zeros + s.c) {}
+    static int64_t bytes(const Window& s) { return s.kernel_h * s.kernel_w * PIXELS * 8 + 2 * s.c * 4; }
 };
 
 extern const ConvolutionKernels convolutions_baseline, convolutions_avx2, convolutions_avx512;

@@ -1,7 +1,9 @@
 // Convolutions of whole tensors: padding, threads, memory.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "convolution.hpp"
 #include "dispatch.hpp"
@@ -101,6 +103,63 @@ inline void convolve_depthwise(const DirectKernels& kernels, const Window& s, co
         const int64_t c = plane % s.c;
         kernels.depthwise(s, in + plane * size, weight + c * window, bias ? bias[c] : 0,
                           y + plane * s.oh * s.ow);
+    });
+}
+
+// The same of images that lie channels last.
+inline void convolve_depthwise_last(const DirectKernels& kernels, const Window& s, const float* x,
+                                    const float* weight, const float* bias, float* y, int64_t threads,
+                                    Workspace& workspace) {
+    const int64_t bytes = aligned(DepthwiseLast::bytes(s));
+    threads = worth(s.pixels() * s.c * s.kernel_h * s.kernel_w / 4, threads);
+    char* memory = workspace.of(threads * bytes);
+    for (int64_t slot = 0; slot < threads; ++slot)
+        std::memset(DepthwiseLast(s, memory + slot * bytes).zeros, 0, s.c * sizeof(float));
+    parallel(s.n * s.oh, threads, [&](int64_t row, int64_t slot) {
+        const float* image = x + row / s.oh * s.h * s.w * s.c;
+        kernels.depthwise_last(s, image, weight, bias, row % s.oh, y + row * s.ow * s.c, memory + slot * bytes);
+    });
+}
+
+// What the windows of pixels first to last see, of images that lie channels last: (last - first, kernel_h,
+// kernel_w, c), with zeros from outside.
+inline void gather(const Window& s, const float* x, int64_t first, int64_t last, float* to) {
+    for (int64_t pixel = first; pixel < last; ++pixel) {
+        const int64_t oy = pixel / s.ow % s.oh, ox = pixel % s.ow;
+        const float* image = x + pixel / (s.oh * s.ow) * s.h * s.w * s.c;
+        for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
+            const int64_t iy = oy * s.stride_h - s.top + ky * s.dilation_h;
+            for (int64_t kx = 0; kx < s.kernel_w; ++kx, to += s.c) {
+                const int64_t ix = ox * s.stride_w - s.left + kx * s.dilation_w;
+                if (0 <= iy && iy < s.h && 0 <= ix && ix < s.w)
+                    std::copy_n(image + (iy * s.w + ix) * s.c, s.c, to);
+                else
+                    std::fill_n(to, s.c, 0.f);
+            }
+        }
+    }
+}
+
+// Of images that lie channels last: a matrix (rows, (kernel_h, kernel_w, c)) times what each window sees.
+inline void convolve_panels(const PanelKernels& kernels, const Window& s, int64_t rows, const float* x,
+                            const float* numbers, const float* bias, float* y, int64_t threads,
+                            Workspace& workspace) {
+    const Panels w{rows, s.kernel_h * s.kernel_w * s.c, numbers};
+    const bool as_they_are = w.inputs == s.c && s.stride_h == 1 && s.stride_w == 1 && !s.is_padded();
+    // What is gathered, and multiplied by all panels, stays in the cache.
+    const int64_t most = as_they_are ? 96 : std::clamp<int64_t>(65536 / w.inputs, 24, 96);
+    const int64_t sets = (s.pixels() + most - 1) / most, panels = w.count();
+    threads = worth(rows * w.inputs * s.pixels() / 8, threads);
+    const int64_t parts = parts_of(sets, panels, threads);
+    const int64_t bytes = as_they_are ? 0 : aligned(most * w.inputs * sizeof(float));
+    char* memory = workspace.of(threads * bytes);
+    parallel(sets * parts, threads, [&](int64_t job, int64_t slot) {
+        const int64_t set = job / parts, part = job % parts;
+        const int64_t first = set * s.pixels() / sets, last = (set + 1) * s.pixels() / sets;
+        auto* gathered = reinterpret_cast<float*>(memory + slot * bytes);
+        if (!as_they_are) gather(s, x, first, last, gathered);
+        kernels.multiply(w, as_they_are ? x + first * s.c : gathered, last - first, bias, y + first * rows,
+                         part * panels / parts, (part + 1) * panels / parts);
     });
 }
 

@@ -236,8 +236,59 @@ static void depthwise(const Window& s, const float* x, const float* weight, floa
             *y++ = alone(s, x + oy * s.stride_h * s.padded_w() + ox * s.stride_w, weight) + bias;
 }
 
+// ---- all channels of a pixel, side by side ----
+
+constexpr int PIXELS = DepthwiseLast::PIXELS;
+
+// Channels c to c + 8 N of as many pixels.
+template <int N>
+static inline void windows(const float* const* seen, int64_t taps, int64_t channels, const float* weight,
+                           const float* bias, int64_t c, float* const* y) {
+    Eight sums[PIXELS][N];
+    for (int p = 0; p < PIXELS; ++p)
+        for (int n = 0; n < N; ++n) sums[p][n] = bias ? load<Eight>(bias + c + 8 * n) : Eight{};
+    for (int64_t tap = 0; tap < taps; ++tap, seen += PIXELS, weight += channels) {
+        Eight some[N];
+        for (int n = 0; n < N; ++n) some[n] = load<Eight>(weight + c + 8 * n);
+        for (int p = 0; p < PIXELS; ++p)
+            for (int n = 0; n < N; ++n) sums[p][n] += load<Eight>(seen[p] + c + 8 * n) * some[n];
+    }
+    for (int p = 0; p < PIXELS; ++p)
+        for (int n = 0; n < N; ++n) store(y[p] + c + 8 * n, sums[p][n]);
+}
+
+static void depthwise_last(const Window& s, const float* image, const float* weight, const float* bias,
+                           int64_t oy, float* y, char* memory) {
+    const DepthwiseLast room(s, memory);
+    const int64_t taps = s.kernel_h * s.kernel_w;
+    for (int64_t ox = 0; ox < s.ow; ox += PIXELS) {
+        float* to[PIXELS];
+        for (int p = 0; p < PIXELS; ++p) {
+            to[p] = ox + p < s.ow ? y + (ox + p) * s.c : room.spare;
+            const int64_t left = (ox + p) * s.stride_w - s.left;
+            const float** seen = room.seen + p;
+            for (int64_t ky = 0; ky < s.kernel_h; ++ky)
+                for (int64_t kx = 0; kx < s.kernel_w; ++kx, seen += PIXELS) {
+                    const int64_t iy = oy * s.stride_h - s.top + ky * s.dilation_h, ix = left + kx * s.dilation_w;
+                    const bool inside = 0 <= iy && iy < s.h && 0 <= ix && ix < s.w;
+                    *seen = inside ? image + (iy * s.w + ix) * s.c : room.zeros;
+                }
+        }
+        int64_t c = 0;
+        for (; c + 16 <= s.c; c += 16) windows<2>(room.seen, taps, s.c, weight, bias, c, to);
+        for (; c + 8 <= s.c; c += 8) windows<1>(room.seen, taps, s.c, weight, bias, c, to);
+        for (; c < s.c; ++c)
+            for (int p = 0; p < PIXELS; ++p) {
+                float sum = bias ? bias[c] : 0;
+                for (int64_t tap = 0; tap < taps; ++tap) sum += room.seen[tap * PIXELS + p][c] * weight[tap * s.c + c];
+                to[p][c] = sum;
+            }
+    }
+}
+
 }  // namespace TERSOR_TARGET
 
 #define JOIN(a, b) a##b
 #define NAMED(target) JOIN(direct_, target)
-const tersor::DirectKernels tersor::NAMED(TERSOR_TARGET) = {TERSOR_TARGET::winograd, TERSOR_TARGET::depthwise};
+const tersor::DirectKernels tersor::NAMED(TERSOR_TARGET) = {TERSOR_TARGET::winograd, TERSOR_TARGET::depthwise,
+                                                             TERSOR_TARGET::depthwise_last};

@@ -5,6 +5,7 @@
 
 #include "integers.hpp"
 #include "lookup.hpp"
+#include "panels.hpp"
 #include "threads.hpp"
 
 namespace tersor {
@@ -111,5 +112,23 @@ inline void linear(const Kernels& kernels, const Layer& w, const float* x, int64
 }
 
 }  // namespace lookup
+
+// Parts of a matrix, where there are too few sets of vectors: several for each thread, since one may be late.
+inline int64_t parts_of(int64_t sets, int64_t panels, int64_t threads) {
+    return threads == 1 || sets >= 4 * threads ? 1 : std::min(4 * threads, panels);
+}
+
+// y (batch, rows) = x (batch, inputs) times the matrix, plus bias; up to `many` inputs at once.
+inline void linear(const PanelKernels& kernels, const Panels& w, const float* x, int64_t batch,
+                   const float* bias, float* y, int64_t threads, int64_t many, Workspace&) {
+    threads = worth(w.rows * w.inputs * batch / 8, threads);
+    const int64_t sets = (batch + many - 1) / many, panels = w.count();
+    const int64_t parts = parts_of(sets, panels, threads);
+    parallel(sets * parts, threads, [&](int64_t job, int64_t) {
+        const int64_t first = job / parts * batch / sets, last = (job / parts + 1) * batch / sets;
+        kernels.multiply(w, x + first * w.inputs, last - first, bias, y + first * w.rows,
+                         job % parts * panels / parts, (job % parts + 1) * panels / parts);
+    });
+}
 
 }  // namespace tersor

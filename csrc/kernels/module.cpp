@@ -16,20 +16,24 @@ struct Target {
     const lookup::Kernels* lookup;
     const ConvolutionKernels* convolutions;
     const DirectKernels* direct;
+    const PanelKernels* panels;
 };
 
 static Target choose() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw"))
-        return {"AVX-512 VNNI", &integers_avx512, &lookup::avx512, &convolutions_avx512, &direct_avx512};
+        return {"AVX-512 VNNI", &integers_avx512, &lookup::avx512, &convolutions_avx512, &direct_avx512,
+                &panels_avx512};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return {"AVX2", &integers_avx2, &lookup::avx2, &convolutions_avx2, &direct_avx2};
-    return {"", nullptr, nullptr, nullptr, nullptr};
+        return {"AVX2", &integers_avx2, &lookup::avx2, &convolutions_avx2, &direct_avx2,
+                &panels_avx2};
+    return {"", nullptr, nullptr, nullptr, nullptr, nullptr};
 #elif defined(__ARM_NEON)
-    return {"NEON", &integers_baseline, &lookup::baseline, &convolutions_baseline, &direct_baseline};
+    return {"NEON", &integers_baseline, &lookup::baseline, &convolutions_baseline, &direct_baseline,
+                &panels_baseline};
 #else
-    return {"", nullptr, nullptr, nullptr, nullptr};
+    return {"", nullptr, nullptr, nullptr, nullptr, nullptr};
 #endif
 }
 
@@ -100,6 +104,15 @@ NB_MODULE(_kernels, m) {
                             int64_t batch, int64_t threads) {
             matrix(*target.lookup, x, bias, y, batch, threads);
         });
+    nb::class_<Product<Panels>>(m, "Panels")
+        .def("__init__",
+             [](Product<Panels>* self, int64_t many, int64_t rows, int64_t inputs, uintptr_t numbers) {
+                 new (self) Product<Panels>{many, {rows, inputs, at<const float>(numbers)}};
+             })
+        .def("__call__", [](const Product<Panels>& matrix, uintptr_t x, uintptr_t bias, uintptr_t y,
+                            int64_t batch, int64_t threads) {
+            matrix(*target.panels, x, bias, y, batch, threads);
+        });
     m.def("convolve_listed", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
                                 const std::vector<int64_t>& window, int64_t rows, int64_t inputs, int64_t d,
                                 int64_t rank, int64_t blocks, int64_t parts, uintptr_t codebook, uintptr_t block,
@@ -113,7 +126,8 @@ NB_MODULE(_kernels, m) {
         convolve(*target.convolutions, w, window_of(window), at<const float>(x), at<const float>(bias),
                  at<float>(y), threads, around, workspace);
     });
-    // Dense weights: panels for tiles of this size, or depthwise if it is 0.
+    // Dense weights: panels for tiles of this size, or depthwise if it is 0. Of images channels last: panels
+    // if it is 1, or depthwise if it is -1.
     m.def("convolve_direct", [](uintptr_t x, uintptr_t bias, uintptr_t y, int64_t threads,
                                 const std::vector<int64_t>& window, int64_t rows, int64_t size,
                                 uintptr_t weight) {
@@ -123,6 +137,8 @@ NB_MODULE(_kernels, m) {
         const auto *in = at<const float>(x), *w = at<const float>(weight), *b = at<const float>(bias);
         auto* out = at<float>(y);
         nb::gil_scoped_release release;
+        if (size == 1) return convolve_panels(*target.panels, s, rows, in, w, b, out, threads, workspace);
+        if (size == -1) return convolve_depthwise_last(kernels, s, in, w, b, out, threads, workspace);
         if (size) return convolve_winograd(kernels, s, size, rows, in, w, b, out, threads, around, workspace);
         convolve_depthwise(kernels, s, in, w, b, out, threads, around);
     });

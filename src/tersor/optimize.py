@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.errors import BudgetError, InputError
 from tersor.kernels import instructions, missing_on
+from tersor.nn.absorb import Pairs, absorb, absorb_dense, find_pairs, gains
 from tersor.nn.convolution import FORMS, ListedWeight
 from tersor.nn.frozen import (
     DenseWeight,
     FrozenWeight,
     LookupWeight,
     PackedWeight,
+    PanelWeight,
     RecomposedWeight,
 )
 from tersor.nn.held import HeldWeight
@@ -39,11 +42,20 @@ CACHE = 32_000_000
 """Bytes that are read between two measurements, at most: the weights of a model that is larger than
 the cache come from memory each time."""
 
-SLOWER = 0.05
+RUNS = 9
+"""Times that each form is measured, if it is not `FAR` slower than another."""
+
+FAR = 1.5
+
+SLOWER = 0.02
 """Share of the fastest time that "auto" gives for memory."""
 
 LISTED = 0.6
 """Share of nonzero integers up to which lists can be faster than dense weights: measured."""
+
+ORDERS = (torch.channels_last, torch.contiguous_format)
+"""Orders in memory of the images between layers; forms are chosen for that with which the model is
+faster. Each is measured with what it costs to take and give such images."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
@@ -60,7 +72,7 @@ class Choice:
     name
         First of its names in the dense model's ``state_dict``.
     mode
-        "dense", "recompose", "factored" or, where that is by look-up, "look-up".
+        "dense", "dense, packed", "recompose", "factored" or, where that is by look-up, "look-up".
     nbytes, dense_bytes
         Bytes in memory, and what the dense weight takes.
     seconds
@@ -76,9 +88,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Optimized:
-    """What `optimize` chose; printing it gives a table."""
+    """What `optimize` chose; printing it gives a table.
+
+    Parameters
+    ----------
+    choices
+        What became of each weight.
+    absorbed
+        Names of the layers of batch normalisation that are done by the convolutions before them.
+    """
 
     choices: tuple[Choice, ...]
+    absorbed: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -90,6 +111,8 @@ class Optimized:
             f"{c.name}: {c.mode}, {format_size(c.nbytes)} of {format_size(c.dense_bytes)} dense"
             for c in self.choices
         ]
+        if self.absorbed:
+            lines.append(f"done by the convolution before it: {', '.join(self.absorbed)}")
         return "\n".join([*lines, f"in all {format_size(self.nbytes)}"])
 
 
@@ -117,9 +140,16 @@ def optimize(
       On a GPU, linear layers compute in the type of their inputs, by Triton's kernels, and
       convolutions are recomposed.
 
-    With "auto", weights of convolutions may also be dense and prepared for kernels of their own:
-    3 x 3 windows by Winograd's algorithm, with 1.8 or 4 times the dense weight in memory, and
-    depthwise ones. All these kernels give contiguous images.
+    With "auto", weights may also be dense and prepared for kernels of their own. Of linear layers,
+    and of convolutions of images that lie channels last, they are held in the order in which they
+    are multiplied, and in no other ("dense, packed"): as large as the dense weight, and of few
+    vectors faster. Others give contiguous images: depthwise ones, and 3 x 3 windows by Winograd's
+    algorithm, with 1.8 or 4 times the dense weight in memory besides it.
+
+    With inputs given, a convolution whose weight becomes dense takes over the batch normalisation
+    of its output, which becomes `torch.nn.Identity`, if the model is seen to use that output for
+    nothing else: nothing is, where a layer of batch normalisation is not called, or several times,
+    or in training mode. So does each convolution that had a weight of its own.
 
     Parameters
     ----------
@@ -127,15 +157,16 @@ def optimize(
         Model with factors, from `tersor.compress` or `tersor.load`.
     mode
         One of these for all weights, or "auto": what is fastest, measured layer by layer on this
-        machine in a few milliseconds each, with up to 5 % of the time given where that saves most
+        machine in a few milliseconds each, with up to 2 % of the time given where that saves most
         memory.
     memory
         Most that these weights may take, for "auto", such as ``"8MB"`` (1 kB is 1000 bytes) or a
         number of bytes; by default no limit.
     inputs
-        What the model will be called with, one tensor or a tuple of all arguments, for "auto": it
-        runs once, and the forms of a weight are compared with what its module gets. By default
-        with `BATCH` vectors, or with one image of `PIXELS` x `PIXELS`.
+        What the model will be called with, one tensor or a tuple of all arguments. For "auto" and
+        "dense" it runs up to three times: to see what convolutions can take over, and for "auto"
+        what the module of each weight gets, with which its forms are compared. By default with
+        `BATCH` vectors, or with one image of `PIXELS` x `PIXELS`.
 
     Returns
     -------
@@ -156,14 +187,24 @@ def optimize(
     weights = _weights(model)
     if not weights:
         raise InputError("the model holds no factors to optimize; compress it first, or load one")
+    names = {module: name for name, module in model.named_modules()}
+    pairs = {} if mode in ("recompose", "factored") else _find_pairs(model, weights, inputs)
     if mode == "auto":
         _find_inputs(model, weights, inputs)
         numbers = min(CACHE, sum(_dense_bytes(w.holder) for w in weights)) // 4
         others = {d: torch.zeros(numbers, device=d) for d in {w.holder.device for w in weights}}
         for weight in weights:
             weight.others = others[weight.holder.device]
-        return _chosen(weights, None if memory is None else parse_size(memory))
-    return Optimized(tuple(_put(weight, _fixed(weight, mode), 0.0) for weight in weights))
+        forms = _chosen(weights, None if memory is None else parse_size(memory))
+    else:
+        forms = [(_fixed(weight, mode), 0.0) for weight in weights]
+    choices = tuple(_put(weight, *form) for weight, form in zip(weights, forms, strict=True))
+    if any(form.is_dense for form, _ in forms):  # else the model can be saved, as it was
+        for conv, norm in pairs.items():
+            if not isinstance(conv, FactoredOwner):
+                absorb_dense(conv, norm)
+    absorbed = (names[norm] for norm in pairs.values() if isinstance(norm, nn.Identity))
+    return Optimized(choices, tuple(absorbed))
 
 
 @dataclass
@@ -175,6 +216,8 @@ class _Named:
     holder: FactoredWeight
     is_read: bool = False
     """Whether a module above one of the sites reads the weight itself."""
+    norm: _BatchNorm | None = None
+    """What normalises the outputs of its only module, and could be left to it."""
     input: Tensor | None = None
     """What its forms are compared with: what one of its modules gets."""
     others: Tensor | None = None
@@ -191,6 +234,19 @@ def _weights(model: nn.Module) -> list[_Named]:
             weight.sites.append(site)
             weight.is_read |= site.module in read
     return list(found.values())
+
+
+def _arguments(inputs: Any) -> tuple[Any, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _find_pairs(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> Pairs:
+    """Convolutions and what normalises their outputs; the weights are told."""
+    pairs = {} if inputs is None else find_pairs(model, lambda: model(*_arguments(inputs)))
+    for weight in weights:
+        if len(weight.sites) == 1:
+            weight.norm = pairs.get(weight.sites[0].module)
+    return pairs
 
 
 def _find_inputs(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> None:
@@ -211,7 +267,7 @@ def _find_inputs(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> No
     hooks = [module.register_forward_pre_hook(keep) for module in modules]
     try:
         with torch.inference_mode():
-            model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+            model(*_arguments(inputs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -242,8 +298,13 @@ def _own_forms(weight: _Named) -> list[type[FrozenWeight]]:
     ]
     if weight.holder.device.type != "cpu":  # convolutions have no kernels of ours on GPUs
         return own
+    exact = weight.holder.dtype is torch.float64  # which kernels are not
+    others: list[type[FrozenWeight]] = [*FORMS, PanelWeight]
     return own + [
-        form for form in FORMS if all(form.takes(site.module, factors) for site in weight.sites)
+        form
+        for form in others
+        if not (exact and form.is_dense)
+        and all(form.takes(site.module, factors) for site in weight.sites)
     ]
 
 
@@ -251,11 +312,15 @@ def _put(weight: _Named, form: type[FrozenWeight], seconds: float) -> Choice:
     """Replace a weight at all its sites; the old one is freed."""
     holder, owners = weight.holder, [(s.module, s.attribute) for s in weight.sites]
     weight.sites.clear()
-    frozen = form(holder.to_factors(), holder.dtype).to(holder.device)
+    norm = weight.norm if form.is_dense else None
+    gain = () if norm is None else (gains(owners[0][0], norm)[0],)
+    frozen = form(holder.to_factors(), holder.dtype, *gain).to(holder.device)
     del holder, weight.holder
     for module, name in owners:
         forget(module, name)
         attach(module, name, frozen)
+        if norm is not None:
+            absorb(module, norm)
     return Choice(weight.name, frozen.mode, frozen.nbytes, _dense_bytes(frozen), seconds)
 
 
@@ -272,22 +337,24 @@ class _Option:
     seconds: float
 
 
-def _chosen(weights: Sequence[_Named], memory: int | None) -> Optimized:
+def _chosen(
+    weights: Sequence[_Named], memory: int | None
+) -> list[tuple[type[FrozenWeight], float]]:
+    """The form of each weight, and its time."""
     options = []
     with shown("trying forms") as show:
         for number, weight in enumerate(weights):
             show(weight.name, number / len(weights))
             options.append(_options(weight))
-    least = sum(min(option.nbytes for option in of_one) for of_one in options)
+    least = sum(min(option.nbytes for option in of_one[0]) for of_one in options)
     if memory is not None and least > memory:
         raise BudgetError(
             f"the weights take at least {format_size(least)} ({least} bytes) in memory, allowed "
             f"are {memory} bytes; allow more, or compress the model further"
         )
-    choices = _trade(options, memory)
-    return Optimized(
-        tuple(_put(w, c.form, c.seconds) for w, c in zip(weights, choices, strict=True))
-    )
+    plans = [_trade(of_order, memory) for of_order in zip(*options, strict=True)]
+    best = min(plans, key=lambda plan: sum(option.seconds for option in plan))
+    return [(option.form, option.seconds) for option in best]
 
 
 def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Option]:
@@ -310,12 +377,22 @@ def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Op
         chosen[i] = other
 
 
-def _options(weight: _Named) -> list[_Option]:
-    """The forms that a weight can take here, measured."""
+def _options(weight: _Named) -> list[list[_Option]]:
+    """The forms that a weight can take here, measured with images in each of `ORDERS`."""
     forms: list[type[FrozenWeight]] = [DenseWeight, RecomposedWeight]
     if _has_kernels(weight.holder.device) or _is_table(weight):
         forms += [form for form in _own_forms(weight) if not _is_hopeless(form, weight)]
-    return [_measured(weight, form) for form in forms]
+    factors, dtype, device = weight.holder.to_factors(), weight.holder.dtype, weight.holder.device
+    tried = [form(factors, dtype).to(device) for form in forms]
+
+    @torch.inference_mode()
+    def measured(order: torch.memory_format) -> list[_Option]:
+        times = _times([_use(weight, frozen, order) for frozen in tried], weight)
+        return [_Option(type(f), f.nbytes, t) for f, t in zip(tried, times, strict=True)]
+
+    if not isinstance(weight.sites[0].module, nn.Conv2d):
+        return [measured(ORDERS[0])] * len(ORDERS)
+    return [measured(order) for order in ORDERS]
 
 
 def _has_kernels(device: torch.device) -> bool:
@@ -332,13 +409,7 @@ def _is_table(weight: _Named) -> bool:
     return all(isinstance(site.module, nn.Embedding) for site in weight.sites)
 
 
-def _measured(weight: _Named, form: type[FrozenWeight]) -> _Option:
-    frozen = form(weight.holder.to_factors(), weight.holder.dtype).to(weight.holder.device)
-    with torch.inference_mode():
-        return _Option(form, frozen.nbytes, _seconds(_use(weight, frozen), weight))
-
-
-def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
+def _use(weight: _Named, frozen: FrozenWeight, order: torch.memory_format) -> Callable[[], Tensor]:
     """What a forward does with a weight: as far as the forms differ in it."""
     given = weight.input
     if _is_table(weight):
@@ -347,24 +418,38 @@ def _use(weight: _Named, frozen: FrozenWeight) -> Callable[[], Tensor]:
             index = torch.arange(BATCH, device=frozen.device) % frozen.shape[0]
         return (lambda: frozen.embed(index)) if frozen.by_rows else (lambda: frozen()[index])
     if all(isinstance(site.module, nn.Linear) for site in weight.sites):
-        x = given
-        if x is None:
-            x = torch.randn(BATCH, frozen.shape[1], dtype=frozen.dtype, device=frozen.device)
-        return lambda: frozen.linear(x, None)
+        vectors = given
+        if vectors is None:
+            vectors = torch.randn(BATCH, frozen.shape[1]).to(frozen.device, frozen.dtype)
+        return lambda: frozen.linear(vectors, None)
     modules = {site.module for site in weight.sites}
     if len(modules) == 1 and isinstance(module := modules.pop(), CONVOLUTIONS):
         image = given
         if image is None:
             size = (PIXELS,) * (len(frozen.shape) - 2)
             image = torch.randn(1, module.in_channels, *size).to(frozen.device, frozen.dtype)
-        return lambda: frozen.convolve(module, image)
+        if not isinstance(module, nn.Conv2d) or image.dim() != 4:
+            order = torch.contiguous_format
+        x, norm = image.contiguous(memory_format=order), None if frozen.is_dense else weight.norm
+
+        def convolve() -> Tensor:
+            y = frozen.convolve(module, x).contiguous(memory_format=order)
+            return y if norm is None else cast(Tensor, norm(y))
+
+        return convolve
     return frozen
 
 
-def _seconds(function: Callable[[], object], weight: _Named, runs: int = 5) -> float:
-    """Least time of a function, after a first call: what disturbs it only adds to it."""
-    function()
-    return min(_timed(function, weight) for _ in range(runs))
+def _times(functions: Sequence[Callable[[], object]], weight: _Named) -> list[float]:
+    """Least time of each, after a first call, in turns: what disturbs them only adds to it."""
+    for function in functions:
+        function()
+    least = [_timed(function, weight) for function in functions]
+    for _ in range(RUNS - 1):
+        for i, function in enumerate(functions):
+            if least[i] <= FAR * min(least):
+                least[i] = min(least[i], _timed(function, weight))
+    return least
 
 
 def _timed(function: Callable[[], object], weight: _Named) -> float:
@@ -372,10 +457,18 @@ def _timed(function: Callable[[], object], weight: _Named) -> float:
     if weight.others is not None:
         weight.others.sum()
     _finish(device)
-    start = time.perf_counter()
+    clock = _clock(device)
+    start = clock()
     function()
     _finish(device)
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    """What one thread spends, where that is all and can be told; else what passes."""
+    exact = time.get_clock_info("thread_time").resolution < 1e-6
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time if alone and exact else time.perf_counter
 
 
 def _finish(device: torch.device) -> None:

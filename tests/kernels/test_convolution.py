@@ -18,8 +18,10 @@ from tersor.kernels import convolution, direct, listed
 from tersor.kernels.convolution import DIRECT, LISTED, Place
 from tersor.nn import insert_factors
 from tersor.nn.convolution import (
+    DepthwiseLastWeight,
     DepthwiseWeight,
     LargeTiledWeight,
+    LastWeight,
     ListedWeight,
     TiledWeight,
     place_of,
@@ -200,6 +202,46 @@ def test_depthwise(channels, kernel, place, image):
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-4)
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    kernel_sizes,
+    places,
+    st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 20)),
+    st.booleans(),
+)
+def test_images_channels_last(rows, channels, kernel, place, size, depthwise):
+    batch, *image = size
+    if min(place.output(image, kernel)) < 1:
+        return
+    x, groups = torch.randn(batch, channels, *image), channels if depthwise else 1
+    rows = channels if depthwise else rows
+    weight, bias = torch.randn(rows, channels // groups, *kernel), torch.randn(rows)
+    packed = dense(weight, direct.DEPTHWISE_LAST if depthwise else direct.LAST)
+    assert torch.equal(convolution.dense(packed), weight)
+    got = convolution.conv2d(x, packed, bias, place)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    wanted = expected(x, weight, place, bias, groups)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", [LastWeight, DepthwiseLastWeight])
+def test_weights_in_the_order_of_the_kernels_take_no_more_memory(form):
+    name = "plain" if form is LastWeight else "depthwise"
+    module, weight = with_form(name, form)
+    rows = -(-len(weight) // 16) * 16 if form is LastWeight else len(weight)
+    assert module.weight_factors.nbytes == weight[0].nbytes * rows
+    with pytest.raises(InputError, match="factors of this weight are gone"):
+        module.weight_factors.to_factors()
+    state = {n: part.flatten() for n, part in module.state_dict().items()}
+    with pytest.raises((InputError, RuntimeError)):
+        module.load_state_dict(state, assign=True)
+    state = {n: part.double() for n, part in module.state_dict().items()}
+    with pytest.raises(InputError, match="packed tensor"):
+        module.load_state_dict(state, assign=True)
+
+
 MODULES = {
     "pointwise": nn.Conv2d(6, 9, 1),
     "plain": nn.Conv2d(6, 9, 3, padding=1),
@@ -213,7 +255,14 @@ MODULES = {
     "grouped": nn.Conv2d(6, 9, 3, groups=3),
     "circular": nn.Conv2d(6, 9, 3, padding=1, padding_mode="circular"),
 }
-FORMS = (ListedWeight, DepthwiseWeight, TiledWeight, LargeTiledWeight)
+FORMS = (
+    ListedWeight,
+    DepthwiseWeight,
+    TiledWeight,
+    LargeTiledWeight,
+    LastWeight,
+    DepthwiseLastWeight,
+)
 
 
 def taken():
@@ -260,14 +309,14 @@ def test_which_forms_are_for_which_modules():
     found = {name: {form for other, form in taken() if other == name} for name in MODULES}
     tiled = {TiledWeight, LargeTiledWeight}
     assert found == {
-        "pointwise": {ListedWeight},
-        "plain": {ListedWeight, *tiled},
-        "same": {ListedWeight},
-        "valid": {ListedWeight, *tiled},
-        "strided": {ListedWeight},
-        "dilated": {ListedWeight},
+        "pointwise": {ListedWeight, LastWeight},
+        "plain": {ListedWeight, LastWeight, *tiled},
+        "same": {ListedWeight, LastWeight},
+        "valid": {ListedWeight, LastWeight, *tiled},
+        "strided": {ListedWeight, LastWeight},
+        "dilated": {ListedWeight, LastWeight},
         "row": {ListedWeight},
-        "depthwise": {DepthwiseWeight},
+        "depthwise": {DepthwiseWeight, DepthwiseLastWeight},
         "depthwise row": {DepthwiseWeight},
         "grouped": set(),
         "circular": set(),
@@ -364,7 +413,7 @@ def test_gradients_are_those_of_the_dense_weight(name, form):
     )
 
 
-@pytest.mark.parametrize("form", [ListedWeight, LargeTiledWeight])
+@pytest.mark.parametrize("form", [ListedWeight, LargeTiledWeight, LastWeight])
 def test_compile_and_export(form):
     model = nn.Sequential(with_form("plain", form)[0], nn.ReLU()).eval()
     for parameter in model.parameters():
@@ -393,7 +442,7 @@ def test_same_result_for_any_number_of_threads(name, form):
     assert same(results[1], results[0]) and same(results[2], results[0])
 
 
-@pytest.mark.parametrize("form", [ListedWeight, TiledWeight])
+@pytest.mark.parametrize("form", [ListedWeight, TiledWeight, LastWeight])
 def test_several_threads_at_once(form):
     module, _ = with_form("plain", form)
     inputs = [image_of(module, 1 + i, 9 + i) for i in range(6)]

@@ -2,8 +2,9 @@
 
 Two are there: factors as lists of multiples (`tersor.kernels.listed`), and dense weights
 (`tersor.kernels.direct`), for what is faster multiplied out. Native kernels compute in float32, of
-contiguous images, and give such images, whatever the order of the axes in memory was. A
-convolution in one dimension is one of images of one row.
+images that are contiguous, or lie channels last, as each way of packing needs it, and give such
+images, whatever the order of the axes in memory was. A convolution in one dimension is one of
+images of one row.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class Place(NamedTuple):
         return height // self.stride_h + 1, width // self.stride_w + 1
 
 
+PLAIN = Place(1, 1, 0, 0, 0, 0, 1, 1)
+"""Every pixel, and no more."""
+
 Weight = tuple[int, Sequence[Tensor], Sequence[int]]
 """How it is packed, tensors, and their sizes."""
 
@@ -71,7 +75,7 @@ def conv2d(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tens
     Returns
     -------
     Tensor
-        Shape (n, rows, ...), of x's type, contiguous.
+        Shape (n, rows, ...), of x's type, contiguous or channels last.
     """
     way, packed, layout = weight
     result: Tensor = torch.ops.tersor.conv2d(x, list(packed), bias, [way, *layout], list(place))
@@ -83,7 +87,13 @@ def dense(weight: Weight) -> Tensor:
     way, packed, layout = weight
     if way == LISTED:
         return listed.recompose(listed.Packed(*packed), listed.Layout(*layout))
-    return packed[0].to(torch.float32)
+    return direct.weight_of(packed, direct.Layout(*layout))
+
+
+def order(weight: Weight) -> torch.memory_format:
+    """How images lie in memory."""
+    is_last = weight[0] == DIRECT and direct.Layout(*weight[2]).is_last
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def reference(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tensor:
@@ -91,7 +101,7 @@ def reference(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> T
     bias = None if bias is None else bias.to(torch.float32)
     padded = F.pad(x.to(torch.float32), place[4:6] + place[2:4])
     y = F.conv2d(padded, dense(weight), bias, place[:2], 0, place[6:], _sizes(weight)[4])
-    return y.to(x.dtype).contiguous()
+    return y.to(x.dtype).contiguous(memory_format=order(weight))
 
 
 class Plan(NamedTuple):
@@ -100,6 +110,7 @@ class Plan(NamedTuple):
     kernel: Callable[..., None]
     shape: tuple[int, ...]
     """Of the output."""
+    order: torch.memory_format
     sizes: tuple[Any, ...]
     tensors: tuple[Tensor, ...]
 
@@ -113,19 +124,23 @@ def plan(shape: Sequence[int], weight: Weight, place: Place, result: tuple[int, 
     if way == LISTED:
         inputs = listed.Layout(*layout).inputs
         sizes = (rows, inputs, *layout[4:], *(t.data_ptr() for t in packed))
-        return Plan(product.module().convolve_listed, result, (window, *sizes), tuple(packed))
+        return Plan(
+            product.module().convolve_listed, result, order(weight), (window, *sizes), tuple(packed)
+        )
     sizes = (rows, direct.Layout(*layout).size, packed[-1].data_ptr())
-    return Plan(product.module().convolve_direct, result, (window, *sizes), tuple(packed))
+    return Plan(
+        product.module().convolve_direct, result, order(weight), (window, *sizes), tuple(packed)
+    )
 
 
 def run(x: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """`conv2d` by a native kernel, on the CPU, of tensors that are known to fit."""
     real = x if x.dtype is torch.float32 else x.to(torch.float32)
-    if not real.is_contiguous():
-        real = real.contiguous()
+    if not real.is_contiguous(memory_format=plan.order):
+        real = real.contiguous(memory_format=plan.order)
     if bias is not None:
         bias = bias.to(torch.float32).contiguous()
-    y = torch.empty(plan.shape)
+    y = torch.empty(plan.shape, dtype=torch.float32, device=real.device, memory_format=plan.order)
     plan.kernel(
         real.data_ptr(),
         0 if bias is None else bias.data_ptr(),
@@ -201,8 +216,10 @@ def _cuda(
 def _fake(
     x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int], place: list[int]
 ) -> Tensor:
-    rows, _, *kernel, _ = _sizes(_given(packed, layout))
-    return x.new_empty((x.shape[0], rows, *Place(*place).output(x.shape[2:], kernel)))
+    weight = _given(packed, layout)
+    rows, _, *kernel, _ = _sizes(weight)
+    shape = (x.shape[0], rows, *Place(*place).output(x.shape[2:], kernel))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order(weight))
 
 
 @torch.library.impl("tersor::conv2d_weight", ("CPU", "CUDA"))

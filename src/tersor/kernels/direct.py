@@ -3,6 +3,10 @@
 Windows of 3 x 3 and stride 1 by Winograd's algorithm (Lavin and Gray, 2016, arXiv 1509.09308):
 tiles of 2 x 2 or 4 x 4 pixels at once, with 16 products for 4 pixels or 36 for 16 in the place of
 9 for each; of (size + 2)² / 9 times the weights. And depthwise convolutions, a channel at a time.
+
+Of images that lie channels last, what each window sees times a matrix in panels, as in
+`tersor.kernels.panels`; and depthwise convolutions, all channels of a pixel at a time. These take
+the place of the dense weight, in as many bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.errors import InputError
+from tersor.kernels import panels
 
 SIZES = (2, 4)
 """Sizes of tiles."""
+
+DEPTHWISE, LAST, DEPTHWISE_LAST = 0, 1, -1
+"""What has no tiles: depthwise, and both of images that lie channels last."""
 
 _PANEL = 6
 """Rows that are multiplied at once."""
@@ -44,7 +52,17 @@ class Layout(NamedTuple):
     kernel_w: int
     groups: int
     size: int
-    """Of tiles; 0 if depthwise."""
+    """Of tiles, or one of `DEPTHWISE`, `LAST` and `DEPTHWISE_LAST`."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether images lie channels last."""
+        return self.size in (LAST, DEPTHWISE_LAST)
+
+    @property
+    def inputs(self) -> int:
+        """What a window sees."""
+        return self.channels * self.kernel_h * self.kernel_w
 
 
 def pack(weight: Tensor, size: int) -> tuple[list[Tensor], Layout]:
@@ -56,29 +74,50 @@ def pack(weight: Tensor, size: int) -> tuple[list[Tensor], Layout]:
         Shape (rows, channels, 3, 3) for tiles; (rows, 1, height, width) for a depthwise
         convolution.
     size
-        One of `SIZES`; 0 for a depthwise convolution.
+        One of `SIZES`, or what is in their place.
     """
     rows, channels, height, width = weight.shape
     real = weight.to(torch.float32).contiguous()
-    if not size:
+    if size == LAST:
+        (matrix,), _ = panels.pack(real.permute(0, 2, 3, 1).flatten(1))
+        return [matrix], Layout(rows, channels, height, width, 1, size)
+    if size == DEPTHWISE_LAST:
+        return [real.flatten(1).T.contiguous()], Layout(rows, rows, height, width, rows, size)
+    if size == DEPTHWISE:
         return [real], Layout(rows, rows, height, width, rows, 0)
     g = torch.tensor(_TRANSFORMS[size], dtype=torch.float64)
     tiles = torch.einsum("ai,bj,rcij->abrc", g, g, real.to(torch.float64)).flatten(0, 1)
     tiles = F.pad(tiles, (0, 0, 0, -rows % _PANEL)).to(torch.float32)
-    panels = tiles.reshape(len(tiles), -1, _PANEL, channels).transpose(2, 3).contiguous()
-    return [real, panels], Layout(rows, channels, 3, 3, 1, size)
+    packed = tiles.reshape(len(tiles), -1, _PANEL, channels).transpose(2, 3).contiguous()
+    return [real, packed], Layout(rows, channels, 3, 3, 1, size)
+
+
+def weight_of(packed: Sequence[Tensor], layout: Layout) -> Tensor:
+    """The dense weight that was packed, float32."""
+    rows, channels, *kernel, _, size = layout
+    if size == LAST:
+        matrix = panels.matrix_of(panels.Packed(*packed), panels.Layout(rows, layout.inputs))
+        return matrix.reshape(rows, *kernel, channels).permute(0, 3, 1, 2).contiguous()
+    if size == DEPTHWISE_LAST:
+        return packed[0].T.reshape(rows, 1, *kernel).contiguous()
+    return packed[0].to(torch.float32)
 
 
 def check(packed: Sequence[Tensor], layout: Layout, place: Sequence[int]) -> None:
     """Refuse what the kernels are not for: they do not look."""
     rows, channels, *kernel, groups, size = layout
     sizes = [rows * channels // groups * kernel[0] * kernel[1]]
-    if size:
+    if size == LAST:
+        panels.check(panels.Packed(*packed), panels.Layout(rows, layout.inputs))
+        sizes = [packed[0].numel()]
+        if groups != 1:
+            raise InputError(f"panels are for one group, not {layout}")
+    elif size in SIZES:
         sizes.append((size + 2) ** 2 * -(-rows // _PANEL) * _PANEL * channels)
         steps = (*place[:2], *place[6:])
-        if kernel != [3, 3] or groups != 1 or size not in SIZES or steps != (1, 1, 1, 1):
+        if kernel != [3, 3] or groups != 1 or steps != (1, 1, 1, 1):
             raise InputError(f"tiles are for 3 x 3 windows of stride 1, not {layout} at {place}")
-    elif not rows == channels == groups:
+    elif size not in (DEPTHWISE, DEPTHWISE_LAST) or not rows == channels == groups:
         raise InputError(f"not a depthwise convolution: {layout}")
     if [t.numel() for t in packed] != sizes or not all(
         t.dtype == torch.float32 and t.is_contiguous() for t in packed

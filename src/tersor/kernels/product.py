@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.errors import InputError
-from tersor.kernels import integers, lookup
+from tersor.kernels import integers, lookup, panels
 
 try:
     from tersor import _kernels
 except ImportError:  # built without a compiler
     _kernels = None  # type: ignore[assignment]
 
-Packed = integers.Packed | lookup.Packed
-Layout = integers.Layout | lookup.Layout
+Packed = integers.Packed | lookup.Packed | panels.Packed
+Layout = integers.Layout | lookup.Layout | panels.Layout
 
-_WAYS = {len(way.Layout._fields): way for way in (integers, lookup)}
+_WAYS = {len(way.Layout._fields): way for way in (integers, lookup, panels)}
 """Modules of the ways of packing, told apart by the number of sizes that they need."""
 
 _NOWHERE = 1 << 40
@@ -73,17 +73,17 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Te
     ``MANY`` vectors, which each way of packing has its own of) or to about 12 bits (more): for
     inputs without outliers the relative error of the output, in the Frobenius norm, is below 1 %
     and 0.1 %, or 0.2 % of integers that are spread evenly over their 4 bits. Where integers take 6
-    or 8 bits, 3 vectors or more are not rounded. Threads are as many as torch's. On a GPU, Triton's
-    kernels compute in the type of the input; see `tersor.kernels.gpu`. The reference, which is
-    exact but for rounding in float32, runs where there are no such kernels.
+    or 8 bits, 3 vectors or more are not rounded; a dense matrix is not. Threads are as many as
+    torch's. On a GPU, Triton's kernels compute in the type of the input; see `tersor.kernels.gpu`.
+    The reference, which is exact but for rounding in float32, runs where there are no such kernels.
 
     Parameters
     ----------
     x
         Floating-point, shape (..., inputs); any strides, also empty.
     packed, layout
-        From ``pack`` of `tersor.kernels.integers` or `tersor.kernels.lookup`; on the device of x.
-        They have no gradient.
+        From ``pack`` of `tersor.kernels.integers`, `tersor.kernels.lookup` or
+        `tersor.kernels.panels`; on the device of x. They have no gradient.
     bias
         Shape (rows,), or None.
 
@@ -121,7 +121,7 @@ def reference(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) ->
 
 def recompose(packed: Packed, layout: Layout) -> Tensor:
     """The dense matrix, float32, shape (rows, inputs)."""
-    every = torch.arange(layout.rows, device=packed.codes.device)
+    every = torch.arange(layout.rows, device=packed[0].device)
     matrix: Tensor = _WAYS[len(layout)].rows_of(packed, layout, every)
     return matrix
 
@@ -216,9 +216,9 @@ def _given(packed: Sequence[Tensor], layout: Sequence[int]) -> tuple[Any, Any, A
 
 
 def _check_place(packed: Packed, device: torch.device) -> None:
-    if packed.codes.device != device:
+    if packed[0].device != device:
         raise InputError(
-            f"the matrix is on {packed.codes.device} and the input on {device}; move one of them"
+            f"the matrix is on {packed[0].device} and the input on {device}; move one of them"
         )
 
 
@@ -238,16 +238,18 @@ def _check(x: Tensor, bias: Tensor | None, layout: Layout) -> None:
 
 @torch.library.impl("tersor::linear", ("CPU", "CUDA"))
 def _linear(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int]) -> Tensor:
-    _, given, sizes = _given(packed, layout)
+    way, given, sizes = _given(packed, layout)
     _check(x, bias, sizes)
     _check_place(given, x.device)
-    return _kernel_of(x.device)(x, given, bias, sizes)
+    return _kernel_of(x.device, way)(x, given, bias, sizes)
 
 
-def _kernel_of(device: torch.device) -> Callable[[Tensor, Any, Tensor | None, Any], Tensor]:
+def _kernel_of(
+    device: torch.device, way: Any
+) -> Callable[[Tensor, Any, Tensor | None, Any], Tensor]:
     if device.type == "cpu":
         return _native if instructions() else reference
-    if missing_on(device):
+    if way is panels or missing_on(device):
         return reference
     from tersor.kernels import gpu
 

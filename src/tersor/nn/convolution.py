@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tersor.factors import Factors
 from tersor.kernels import convolution, direct, listed, product
-from tersor.kernels.convolution import DIRECT, LISTED, Place, Weight
-from tersor.nn.frozen import DenseWeight, FrozenWeight
+from tersor.kernels.convolution import DIRECT, LISTED, PLAIN, Place, Weight
+from tersor.nn.frozen import DenseWeight, FrozenWeight, dense, gone
 
 Convolution = nn.Conv1d | nn.Conv2d
 
@@ -153,8 +153,9 @@ class DirectWeight(PackedConvolution, DenseWeight):
     size = 0
     _way = DIRECT
 
-    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
-        super().__init__(factors, dtype)
+    def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
+        DenseWeight.__init__(self, factors, dtype, gain)
+        self._plans = {}
         weight = self.weight
         tensors, layout = direct.pack(
             weight if weight.dim() == 4 else weight[:, :, None], self.size
@@ -203,9 +204,68 @@ class LargeTiledWeight(TiledWeight):
     size = 4
 
 
+class LastWeight(PackedConvolution):
+    """The dense weight of a convolution of images that lie channels last.
+
+    It is held in the order of the kernels only, in as many bytes as the dense weight.
+    """
+
+    mode = "dense, packed"
+    is_dense = True
+    size = direct.LAST
+    _way = DIRECT
+    part: Tensor
+    _names = ("part",)
+
+    def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
+        super().__init__(factors, dtype)
+        (part,), layout = direct.pack(dense(factors, gain), self.size)
+        self._layout = tuple(layout)
+        self.register_buffer("part", part)
+
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
+        """Whether this form is one for such a module."""
+        return isinstance(module, nn.Conv2d) and is_plain(module) and module.groups == 1
+
+    def forward(self) -> Tensor:
+        """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
+        return convolution.dense(self.packed).to(self.dtype)
+
+    def to_factors(self) -> Factors:
+        """Not possible."""
+        raise gone()
+
+    def convolve(self, module: Convolution, x: Tensor) -> Tensor:
+        """What `nn.Conv2d` computes with this weight."""
+        if x.dim() == 3:  # an image alone has no order of its own
+            return self.convolve(module, x[None])[0]
+        return super().convolve(module, x)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        part = state_dict.get(prefix + "part", self.part)
+        direct.check([part], direct.Layout(*self._layout), PLAIN)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class DepthwiseLastWeight(LastWeight):
+    """The same of a depthwise convolution."""
+
+    size = direct.DEPTHWISE_LAST
+
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
+        """Whether this form is one for such a module."""
+        return isinstance(module, nn.Conv2d) and DepthwiseWeight.takes(module, factors)
+
+
 FORMS: tuple[type[PackedConvolution], ...] = (
     ListedWeight,
     DepthwiseWeight,
     TiledWeight,
     LargeTiledWeight,
+    LastWeight,
+    DepthwiseLastWeight,
 )

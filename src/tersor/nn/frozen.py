@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tersor import kernels
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.kernels import integers, lookup
-from tersor.kernels.product import Known, Packed
+from tersor.kernels import integers, lookup, panels
+from tersor.kernels.product import Known, Layout, Packed
 from tersor.nn.held import HeldWeight
 from tersor.nn.weight import split_scale
 
@@ -29,10 +29,17 @@ class FrozenWeight(HeldWeight):
     """A weight for inference only, in one form."""
 
     mode = ""
+    is_dense = False
+    """Whether the weight is multiplied out, and its factors are gone."""
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__()
         self.tiling, self.dtype = factors.tiling, dtype
+
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
+        """Whether this form is one for such a module."""
+        return True
 
     @property
     def nbytes(self) -> int:
@@ -50,15 +57,30 @@ class FrozenWeight(HeldWeight):
         return self
 
 
+def dense(factors: Factors, gain: Tensor | None) -> Tensor:
+    """The dense weight, each of its rows times a number, if there are any."""
+    weight = factors.recompose()
+    return weight if gain is None else weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def gone() -> InputError:
+    """The error of weights that cannot be saved any more."""
+    return InputError(
+        "the factors of this weight are gone: tersor.optimize has made it dense; save the model "
+        "before, or load the file again"
+    )
+
+
 class DenseWeight(FrozenWeight):
     """The dense weight: as fast and as large as the dense model. The factors are gone."""
 
     mode = "dense"
+    is_dense = True
     weight: Tensor
 
-    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
+    def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         super().__init__(factors, dtype)
-        self.register_buffer("weight", factors.recompose().to(dtype))
+        self.register_buffer("weight", dense(factors, gain).to(dtype))
 
     def forward(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``."""
@@ -66,10 +88,7 @@ class DenseWeight(FrozenWeight):
 
     def to_factors(self) -> Factors:
         """Not possible."""
-        raise InputError(
-            "the factors of this weight are gone: tersor.optimize has made it dense; save the "
-            "model before, or load the file again"
-        )
+        raise gone()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
         nn.Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
@@ -126,20 +145,16 @@ class RecomposedWeight(FrozenWeight):
         return flat.index_add(0, self.places, self.beyond).reshape(self.latent.shape)
 
 
-class PackedWeight(FrozenWeight):
-    """Integers of a matrix, packed for the kernels that compute without the dense weight."""
+class KernelWeight(FrozenWeight):
+    """A matrix, packed for the kernels that compute with it."""
 
-    mode = "factored"
-    by_rows = True
-    way: ClassVar[ModuleType] = integers
+    way: ClassVar[ModuleType]
+    layout: Layout
 
-    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
-        super().__init__(factors, dtype)
-        # Packed on the CPU; the tensors are the same on a GPU.
-        factors = replace(factors, codebook=factors.codebook.cpu(), latent=factors.latent.cpu())
-        packed, self.layout = self.way.pack(factors)
+    def _hold(self, packed: Packed, layout: Layout) -> None:
         for name, part in packed._asdict().items():
             self.register_buffer(name, part)
+        self.layout = layout
         self._known: Known | None = None
 
     @property
@@ -148,30 +163,11 @@ class PackedWeight(FrozenWeight):
         kind = self.way.Packed
         return cast(Packed, kind(*(getattr(self, name) for name in kind._fields)))
 
-    def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
-        return self.to_factors().recompose()
-
-    def to_factors(self) -> Factors:
-        """Factors that recompose to exactly what `forward` returns."""
-        latent = self.way.latent_of(self.packed, self.layout)
-        codebook = cast(Tensor, self.codebook)[:, : latent.shape[0]]
-        return Factors(codebook, latent, float(cast(Tensor, self.scale)), self.shape, self.dtype)
-
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What `nn.Linear` computes with this weight, by ``tersor::linear``."""
         if not kernels.is_plain(x):
             return kernels.linear(x, self.packed, bias, self.layout)
         return kernels.native(x, bias, self._known or self._prepared())
-
-    def embed(self, index: Tensor) -> Tensor:
-        """What `nn.Embedding` computes with this weight: only the rows asked for are made."""
-        flat = index.reshape(-1).long()
-        if isinstance(self.layout, integers.Layout) and kernels.is_plain(flat):
-            rows = kernels.native_rows(flat, self._known or self._prepared())
-        else:
-            rows = kernels.rows(flat, self.packed, self.layout)
-        return rows.reshape(*index.shape, self.shape[1]).to(self.dtype)
 
     def _prepared(self) -> Known:
         matrix = kernels.known(self.packed, self.layout)
@@ -196,6 +192,39 @@ class PackedWeight(FrozenWeight):
         return {**self.__dict__, "_known": None}
 
 
+class PackedWeight(KernelWeight):
+    """Integers of a matrix, packed for the kernels that compute without the dense weight."""
+
+    mode = "factored"
+    by_rows = True
+    way: ClassVar[ModuleType] = integers
+
+    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
+        super().__init__(factors, dtype)
+        # Packed on the CPU; the tensors are the same on a GPU.
+        factors = replace(factors, codebook=factors.codebook.cpu(), latent=factors.latent.cpu())
+        self._hold(*self.way.pack(factors))
+
+    def forward(self) -> Tensor:
+        """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
+        return self.to_factors().recompose()
+
+    def to_factors(self) -> Factors:
+        """Factors that recompose to exactly what `forward` returns."""
+        latent = self.way.latent_of(self.packed, self.layout)
+        codebook = cast(Tensor, self.codebook)[:, : latent.shape[0]]
+        return Factors(codebook, latent, float(cast(Tensor, self.scale)), self.shape, self.dtype)
+
+    def embed(self, index: Tensor) -> Tensor:
+        """What `nn.Embedding` computes with this weight: only the rows asked for are made."""
+        flat = index.reshape(-1).long()
+        if isinstance(self.layout, integers.Layout) and kernels.is_plain(flat):
+            rows = kernels.native_rows(flat, self._known or self._prepared())
+        else:
+            rows = kernels.rows(flat, self.packed, self.layout)
+        return rows.reshape(*index.shape, self.shape[1]).to(self.dtype)
+
+
 class LookupWeight(PackedWeight):
     """Signs or few integers of a matrix, packed for the kernels that look them up."""
 
@@ -212,6 +241,32 @@ class LookupWeight(PackedWeight):
         codebook = cast(Tensor, self.exact_codebook)
         latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
         return Factors(codebook, latent, self.exact_scale, self.shape, self.dtype)
+
+
+class PanelWeight(KernelWeight):
+    """The dense weight of linear layers, in the order in which it is multiplied, and no other."""
+
+    mode = "dense, packed"
+    is_dense = True
+    way: ClassVar[ModuleType] = panels
+
+    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
+        super().__init__(factors, dtype)
+        self._hold(*self.way.pack(factors.recompose()))
+
+    @classmethod
+    def takes(cls, module: nn.Module, factors: Factors) -> bool:
+        """Whether this form is one for such a module."""
+        return isinstance(module, nn.Linear)
+
+    def forward(self) -> Tensor:
+        """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
+        matrix: Tensor = self.way.matrix_of(self.packed, self.layout)
+        return matrix.to(self.dtype)
+
+    def to_factors(self) -> Factors:
+        """Not possible."""
+        raise gone()
 
 
 def _bits(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
