@@ -12,11 +12,12 @@ import tersor
 from tersor import models
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import methods
+from tersor.factorization.rate_aware import PRICE
 from tersor.nn import insert_factors, state
 from tersor.storage.entropy import trellis_of
 from tersor.tiling import coding_order
 from tersor.training.groups import factored_weights
-from tersor.training.projection import fit
+from tersor.training.projection import file_size, fit
 
 IMAGES = data()[0]
 
@@ -136,3 +137,18 @@ def test_what_cannot_be_projected():
         model[3].weight_factors.latent[0, 0] = torch.nan
     with pytest.raises(InputError, match=r"shape \(32, 16, 3, 3\) is NaN or infinite"):
         tersor.project(model)
+
+
+def test_codebooks_of_signs_that_have_grown_become_coarser():
+    torch.manual_seed(0)
+    model = nn.Linear(64, 256)
+    tersor.compress(model, bits_per_weight=2, fast=["*"])
+    (weight,) = factored_weights(model).values()
+    assert weight.signs
+    before, target = weight().detach(), file_size(model)
+    with torch.no_grad():
+        weight.codebook.mul_(4).add_(torch.randn(weight.codebook.shape))
+        weight.scale.div_(4)
+    assert file_size(model) > target
+    assert fit(model, target, PRICE, {}).nbytes == file_size(model) <= target
+    assert float((weight().detach() - before).norm() / before.norm()) < 0.2

@@ -29,6 +29,10 @@ _HIGH = 1e3
 """Factor of a price at which next to nothing is left."""
 
 
+_COARSER = 0.95, 40
+"""What codebooks are multiplied by where they are too large, and how often at most."""
+
+
 @dataclass(frozen=True)
 class Projection:
     """Where a projection has led.
@@ -119,6 +123,7 @@ def fit(model: nn.Module, target: int, price: float, counts: Curvature) -> Proje
     if nbytes > target:
         for weight in trained_latents(model).values():
             weight.settle()
+        _coarsen(model, target)
         return replace(_within(model, target, 0.1 * price, counts), price=price)
     _round_kept(model)
     return Projection(price, nbytes)
@@ -209,16 +214,36 @@ def _lowest_price(
 
 def check_reachable(model: nn.Module, target: int) -> None:
     """Refuse a budget that latents of nothing but zeros would exceed."""
-    weights = trained_latents(model).values()
-    before = [weight.coded for weight in weights]
-    compute_with(weights, [torch.zeros_like(weight.latent) for weight in weights])
-    least = file_size(model)
-    compute_with(weights, before)
+    least = least_size(model)
     if target < least:
         raise BudgetError(
             f"{target} bytes are too few: with the latents that are trained all zero the file "
             f"has {least} bytes; ask for more"
         )
+
+
+def least_size(model: nn.Module) -> int:
+    """Bytes of the file with nothing but zeros for the latents that are trained."""
+    weights = trained_latents(model).values()
+    before = [weight.coded for weight in weights]
+    compute_with(weights, [torch.zeros_like(weight.latent) for weight in weights])
+    least = file_size(model)
+    compute_with(weights, before)
+    return least
+
+
+def _coarsen(model: nn.Module, target: int) -> None:
+    """Give codebooks larger steps, if latents alone cannot make a budget.
+
+    Signs always take as many bits, while the codebooks that they add up grow as they are trained.
+    """
+    trained = [w for w in factored_weights(model).values() if w.codebook.requires_grad]
+    for _ in range(_COARSER[1]):
+        if least_size(model) <= target:
+            break
+        for weight in trained:
+            weight.codebook.mul_(_COARSER[0])
+            weight.scale.div_(_COARSER[0])
 
 
 def compute_with(weights: Iterable[FactoredWeight], latents: Iterable[Tensor | None]) -> None:
