@@ -36,8 +36,8 @@ FIRST = 0.01 * PRICE
 """Price that training begins with: hardly any integer is given up for its bits until it has to."""
 
 _GAIN, _MOST = 1.0, 0.05
-"""What the price's logarithm changes by in a step, for each unit of the size's and at most. Integers
-follow a price at once, by some 20 % of its change: a gain of more than 5 would swing."""
+"""What the price's logarithm changes by in a step, for each unit of that of the size's excess and at
+most. Bits follow a price at once, by a power of about -0.2: a gain of more than 5 would swing."""
 
 _RANGE = (1e-3 * PRICE, 100 * PRICE)
 """Limits of the price: far from its budget it would run away."""
