@@ -36,7 +36,7 @@ FIRST = 0.01 * PRICE
 """Price that training begins with: hardly any integer is given up for its bits until it has to."""
 
 _GAIN, _MOST = 1.0, 0.05
-"""What the price's logarithm changes by in a step, for each unit of that of the size's excess and at
+"""What the logarithm of the price changes by in a step: for each unit of that of the excess, and at
 most. Bits follow a price at once, by a power of about -0.2: a gain of more than 5 would swing."""
 
 _RANGE = (1e-3 * PRICE, 100 * PRICE)
