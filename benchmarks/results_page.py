@@ -243,6 +243,11 @@ def kernels_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def peers_of(rows: list[Row]) -> str:
+    """Names of the peers of matrices."""
+    return ", ".join(dict.fromkeys(name for r in rows for name in r.get("ratios_peers", {})))
+
+
 def models_table(rows: list[Row]) -> str:
     """One line per network: ratios of times, memory, and quality."""
     lines = [
@@ -435,8 +440,8 @@ dense tensors). Ours reads and writes files; ZipNN works in memory.
 ## Inference
 
 `python benchmarks/kernels.py`: layers from their factors, never multiplied out. How many times
-faster than torch in fp32, and than the best of its peers (torch bf16 and dynamic int8, torchao,
-onnxruntime), every time with weights that are not in the cache.
+faster than torch in fp32, and than the fastest of its peers at any number of bits
+({peers_of(kernels["rows"])}), every time with weights that are not in the cache.
 
 {kernels_table(kernels["rows"])}
 
