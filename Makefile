@@ -26,7 +26,7 @@ demo: $(VENV)/installed
 	$(BIN)/tersor demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from test_lookup import packed as packed_lookup
 from test_product import random_factors, relative_error
 from torch import Tensor
 
-from tersor.kernels import integers, product
+from tersor.kernels import integers, panels, product
 from tersor.kernels.product import reference
 
 gpu = pytest.importorskip("tersor.kernels.gpu", reason="needs triton", exc_type=ImportError)
@@ -153,7 +153,7 @@ def test_what_is_not_finite_stays_in_its_item(name: str, batch: int) -> None:
 
 @pytest.mark.parametrize("name", ["4 bits", "signs"])
 def test_the_operator_is_well_formed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "_kernel_of", lambda device: gpu.linear)
+    monkeypatch.setattr(product, "_kernel_of", lambda device, way: gpu.linear)
     given, layout = moved(MATRICES[name])
     for batch, grad in ((1, True), (5, False)):
         x = torch.randn(batch, layout.inputs, device=DEVICE, requires_grad=grad)
@@ -164,11 +164,12 @@ def test_the_operator_is_well_formed(name: str, monkeypatch: pytest.MonkeyPatch)
 def test_which_kernels_run_where(monkeypatch: pytest.MonkeyPatch) -> None:
     here = torch.device("cuda", 0)
     monkeypatch.setattr(product, "missing_on", lambda device: "")
-    assert product._kernel_of(here) is gpu.linear
+    assert product._kernel_of(here, integers) is gpu.linear
+    assert product._kernel_of(here, panels) is reference  # those of a model moved afterwards
     monkeypatch.setattr(product, "missing_on", lambda device: "no triton")
-    assert product._kernel_of(here) is reference
+    assert product._kernel_of(here, integers) is reference
     monkeypatch.setattr(product, "_kernels", None)
-    assert product._kernel_of(torch.device("cpu")) is reference
+    assert product._kernel_of(torch.device("cpu"), integers) is reference
 
 
 COMPILE = """
