@@ -284,21 +284,25 @@ def memory_words(rows: list[Row]) -> str:
     return ", ".join(f"{words[r['what']]} {r['risen_bytes'] / 1e6:.0f} MB" for r in rows)
 
 
+BASELINES = """ Baselines have files of their
+own, with the same kept tensors: entropy-coded indices and codebooks of 16 bits (vector quantization
+whose codebooks are trained, as in BGD and PQF; differentiable k-means), scalar quantization-aware
+training with learned steps and the entropy coder of tersor, factors of weight SVD."""
+
+
 def fine_tuned() -> str:
     """The part about fine-tuning, once `finetuning.py` has written results, and its picture."""
     if not (RESULTS / "finetuning.json").exists():
         return ""
     tuned = load("finetuning")
+    baselines = BASELINES if any(r["method"] != "tersor" for r in tuned["rows"]) else ""
     finetuned_part.picture(TRAINED_PICTURE, tuned["rows"], load("post_training")["rows"])
     return f"""## Fine-tuned
 
 `python benchmarks/finetuning.py`: the dense network's own answers are learnt on the augmented
-training set (batches of 128, its order and augmentation the same for all methods, one cosine), and
+training set (batches of 128, order and augmentation the same for all methods, one cosine), and
 the model loaded back from the file is evaluated on the 10,000 test images in a fresh process. The
-last state counts. Ours starts from what there is without training. Baselines have files of their
-own, with the same kept tensors: entropy-coded indices and codebooks of 16 bits (vector quantization
-whose codebooks are trained, as in BGD and PQF; differentiable k-means), scalar quantization-aware
-training with learned steps and the entropy coder of tersor, factors of weight SVD.
+last state counts. Ours starts from what there is without training.{baselines}
 What is blank was not measured.
 
 {finetuned_part.table(tuned["rows"])}
