@@ -33,12 +33,9 @@ def run(*arguments):
 
 def start(*arguments, **options):
     """The installed command in a process of its own."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [TERSOR, *map(str, arguments)],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job may ignore it
-        **pipes | options,
-    )
+    usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    usual["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job ignores it
+    return subprocess.Popen([TERSOR, *map(str, arguments)], **usual | options)
 
 
 @pytest.fixture
