@@ -445,7 +445,8 @@ dense tensors). Ours reads and writes files; ZipNN works in memory.
 
 `python benchmarks/kernels.py`: layers from their factors, never multiplied out. How many times
 faster than torch in fp32, and than the fastest of its peers at any number of bits
-({peers_of(kernels["rows"])}), every time with weights that are not in the cache.
+({peers_of(kernels["rows"])}),
+every time with weights that are not in the cache.
 
 {kernels_table(kernels["rows"])}
 
@@ -454,7 +455,8 @@ faster than torch in fp32, and than the fastest of its peers at any number of bi
 `python benchmarks/whole_models.py`: whole models from the file after `tersor.optimize`, one input
 at a time: how many times faster than each other way to run the dense model, memory of the weights
 as a share of the dense ones, and relative error of the output. "In 1/5" is with that limit of
-memory. Below 1 is slower: small convolutions and small matrices gain little or nothing so far.
+memory. Below 1 is slower. Threads wait without spinning (`OMP_WAIT_POLICY=PASSIVE`), which torch
+eager loses more by than others: judge two threads by the milliseconds, too.
 
 {models_table(models["rows"])}
 
