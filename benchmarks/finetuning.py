@@ -260,7 +260,8 @@ def main() -> None:
         print(evaluate(network, options.method, options.evaluate))
     elif options.overhead:
         row = overhead(network, options.threads)
-        kept = [r for r in record.load("finetuning_step") if r["network"] != network.name]
+        same = {"network": network.name, "threads": options.threads}
+        kept = [r for r in record.load("finetuning_step") if not same.items() <= r.items()]
         print(row)
         record.write("finetuning_step", [*kept, row])
     else:

@@ -264,10 +264,13 @@ def models_table(rows: list[Row]) -> str:
 
 def step_words(rows: list[Row]) -> str:
     """What a step of the factored model takes, in words."""
-    parts = [f"{r['overhead']:.2f} of {finetuned_part.NETWORKS[r['network']]}" for r in rows]
+    parts = [
+        f"{r['overhead']:.2f} of {finetuned_part.NETWORKS[r['network']]} on {r['threads']}"
+        for r in sorted(rows, key=lambda r: (r["network"], r["threads"]))
+    ]
     return (
         "`--overhead`: a training step of the factored model takes as many times that of the dense "
-        f"one, measured in turn, with batches of {rows[0]['batch']}: {', '.join(parts)}."
+        f"one, measured in turn, with batches of {rows[0]['batch']}: {', '.join(parts)} threads."
     )
 
 
