@@ -46,6 +46,7 @@ RUNS = 9
 """Times that each form is measured, if it is not `FAR` slower than another."""
 
 FAR = 1.5
+"""Times the least time beyond which a form is not measured again."""
 
 SLOWER = 0.02
 """Share of the fastest time that "auto" gives for memory."""
