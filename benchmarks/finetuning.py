@@ -34,10 +34,9 @@ from views import CLASSES, NETWORKS, Network, Views
 
 import tersor
 from tersor.training import pressure
-from tersor.training.checkpoint import Progress
 from tersor.training.curvature import curvature
 from tersor.training.objective import distance
-from tersor.training.projection import file_size, project
+from tersor.training.projection import file_size
 from tersor.training.schedule import Schedule
 
 NAME = "finetuning"
@@ -222,9 +221,9 @@ def _factored_step(model: nn.Module, images: Tensor, targets: Tensor) -> Callabl
     """What `finetune` does in a step."""
     optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-5))
     size = file_size(model)
-    now = Progress(price=project(model, target_size=size).price)
     schedule = Schedule(1000, size, size)
-    pressure.begin_epoch(model, now)
+    now = pressure.begin(model, schedule)
+    now.price = pressure.PRICE
 
     def step() -> None:
         distilled(model(images), targets).backward()

@@ -94,8 +94,7 @@ class Run:
         self.accelerator = accelerator
         groups = parameter_groups(model, lr=plan.lr, weight_decay=plan.weight_decay)
         self.rates = [group["lr"] for group in groups]
-        pressure.begin(model, plan.schedule)
-        self.progress = Progress(price=pressure.FIRST)
+        self.progress = pressure.begin(model, plan.schedule)
         self.held = Sharded(model, accelerator) if sharded else Whole(model)
         self.bare = self.held.trained
         self.normalizations = list(normalizations(self.bare).values())
@@ -108,8 +107,6 @@ class Run:
         self._resume()
         try:
             while self.progress.epoch < self.plan.epochs:
-                if not self.progress.batch:
-                    pressure.begin_epoch(self.held.gather(), self.progress)
                 self._epoch(show)
                 self._finish_epoch()
                 self._save()
@@ -183,6 +180,7 @@ class Run:
         counts = curvature(self.bare, self.optimizer)
         found = fit(candidate, round(schedule.size(now.step)), now.price, counts)
         value = self._value(candidate)
+        now.rest = pressure.rest_of(candidate)
         now.epoch, loss = now.epoch + 1, now.losses / self.feed.batches
         now.batch, now.losses = 0, 0.0
         now.history.append(

@@ -42,11 +42,11 @@ most. Bits follow a price at once, by a power of about -0.2: a gain of more than
 _RANGE = (1e-3 * PRICE, 100 * PRICE)
 """Limits of the price: far from its budget it would run away."""
 
-_FILL = 0.99
+_FILL = 0.995
 """Share of the budget that the price aims at."""
 
 
-def begin(model: nn.Module, schedule: Schedule) -> None:
+def begin(model: nn.Module, schedule: Schedule) -> Progress:
     """Let the model fit its first budget; if it does, its integers stay as they are.
 
     Those of a compressed model are better than what a search at any price makes of them: their
@@ -55,11 +55,12 @@ def begin(model: nn.Module, schedule: Schedule) -> None:
     fit(model, schedule.start_size, PRICE, {})
     for weight in trained_latents(model).values():
         weight.project_to(weight.stored_latent)
+    return Progress(price=FIRST, rest=rest_of(model))
 
 
-def begin_epoch(model: nn.Module, now: Progress) -> None:
-    """Measure what the file holds besides the latents."""
-    now.rest = file_size(model) - latent_bits(model) / 8
+def rest_of(model: nn.Module) -> float:
+    """Bytes of the file besides the integers of the latents; true where all else is rounded."""
+    return file_size(model) - latent_bits(model) / 8
 
 
 def rate_terms(model: nn.Module, now: Progress, schedule: Schedule) -> Iterator[Tensor]:

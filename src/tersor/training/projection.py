@@ -17,7 +17,7 @@ from tersor.nn import FactoredWeight, state
 from tersor.plan.budget import parse_size
 from tersor.plan.search import finest_fit
 from tersor.storage import container
-from tersor.storage.archive import as_tensor
+from tersor.storage.archive import Plain
 from tersor.tiling import coding_order, natural_order
 from tersor.training.curvature import Curvature, curvature
 from tersor.training.groups import factored_weights, trained_latents
@@ -31,6 +31,14 @@ _HIGH = 1e3
 
 _COARSER = 0.95, 40
 """What codebooks are multiplied by where they are too large, and how often at most."""
+
+_MORE = 3
+"""Binary digits that biases and normalisation parameters have more than weights have bits. Those
+are few numbers of which each counts for a channel: with 3 their errors are 20 dB below those of the
+weights, and in a ResNet-20 of 27 kB the file is 3 % smaller than with all digits."""
+
+_DIGITS = 8
+"""Binary digits of bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,9 @@ def project(
     each of its steps, at a price. Rows of latents that are not worth their bits become zeros.
 
     With a budget the price is found, as the lowest that fits, and everything else becomes what the
-    file holds of it: biases and normalisation parameters are rounded to 16 bits. The model loaded
-    from the file then computes exactly what this one does.
+    file holds of it: biases and normalisation parameters that are trained are rounded to 3 binary
+    digits more than the budget has bits for each weight, others to 16 bits. The model loaded from
+    the file then computes exactly what this one does.
 
     Parameters
     ----------
@@ -119,14 +128,13 @@ def fit(model: nn.Module, target: int, price: float, counts: Curvature) -> Proje
     the trellis would make another model of those. What errors count for tells apart integers that
     would else all go at one price.
     """
-    nbytes = file_size(model)
-    if nbytes > target:
+    if _rounded_size(model, target) > target:
         for weight in trained_latents(model).values():
             weight.settle()
         _coarsen(model, target)
         return replace(_within(model, target, 0.1 * price, counts), price=price)
-    _round_kept(model)
-    return Projection(price, nbytes)
+    _round_kept(model, target)
+    return Projection(price, file_size(model))
 
 
 @torch.no_grad()
@@ -180,9 +188,10 @@ def _within(model: nn.Module, target: int, start: float, counts: Curvature) -> P
     check_reachable(model, target)
     named = trained_latents(model)
     weights = named.values()
-    kept = [container.stamp(section) for section in container.kept_sections(archive_of(model))]
-    before = [weight.coded for weight in weights]
     origins = [weight.stored_latent for weight in weights]
+    restore = _memory(model)
+    _round_kept(model, target)
+    kept = [container.stamp(section) for section in container.kept_sections(archive_of(model))]
 
     def attempt(price: float) -> tuple[int, list[Tensor]]:
         latents = [
@@ -195,10 +204,9 @@ def _within(model: nn.Module, target: int, start: float, counts: Curvature) -> P
     try:
         price, latents = _lowest_price(attempt, target, start)
     except BudgetError:
-        compute_with(weights, before)
+        restore()
         raise
     compute_with(weights, latents)
-    _round_kept(model)
     return Projection(price, file_size(model))
 
 
@@ -214,7 +222,9 @@ def _lowest_price(
 
 def check_reachable(model: nn.Module, target: int) -> None:
     """Refuse a budget that latents of nothing but zeros would exceed."""
-    least = least_size(model)
+    least = target
+    while (more := least_size(model, least)) > least:
+        least = more
     if target < least:
         raise BudgetError(
             f"{target} bytes are too few: with the latents that are trained all zero the file "
@@ -222,14 +232,38 @@ def check_reachable(model: nn.Module, target: int) -> None:
         )
 
 
-def least_size(model: nn.Module) -> int:
+def least_size(model: nn.Module, target: int) -> int:
     """Bytes of the file with nothing but zeros for the latents that are trained."""
     weights = trained_latents(model).values()
-    before = [weight.coded for weight in weights]
+    restore = _memory(model)
     compute_with(weights, [torch.zeros_like(weight.latent) for weight in weights])
-    least = file_size(model)
-    compute_with(weights, before)
+    least = _rounded_size(model, target)
+    restore()
     return least
+
+
+def _rounded_size(model: nn.Module, target: int) -> int:
+    """Bytes of the file with everything as it is, and rounded for the budget."""
+    restore = _memory(model)
+    _round_kept(model, target)
+    nbytes = file_size(model)
+    restore()
+    return nbytes
+
+
+def _memory(model: nn.Module) -> Callable[[], None]:
+    """What puts back all that a model computes with as it is now."""
+    weights = trained_latents(model).values()
+    coded = [weight.coded for weight in weights]
+    kept = [value for value in state(model).values() if isinstance(value, Tensor)]
+    copies = [value.clone() for value in kept]
+
+    def restore() -> None:
+        compute_with(weights, coded)
+        for value, copy in zip(kept, copies, strict=True):
+            value.copy_(copy)
+
+    return restore
 
 
 def _coarsen(model: nn.Module, target: int) -> None:
@@ -239,7 +273,7 @@ def _coarsen(model: nn.Module, target: int) -> None:
     """
     trained = [w for w in factored_weights(model).values() if w.codebook.requires_grad]
     for _ in range(_COARSER[1]):
-        if least_size(model) <= target:
+        if least_size(model, target) <= target:
             break
         for weight in trained:
             weight.codebook.mul_(_COARSER[0])
@@ -258,9 +292,25 @@ def _settled(weight: FactoredWeight, latent: Tensor, price: float, counts: Tenso
     return latent
 
 
-def _round_kept(model: nn.Module) -> None:
-    """Let all tensors that are no factors be what the file holds of them."""
-    archive = archive_of(model)
+def _round_kept(model: nn.Module, target: int) -> None:
+    """Let all tensors that are no factors be what a file of so many bytes holds of them."""
+    archive, digits = archive_of(model), _digits(model, target)
+    named = model.named_parameters(remove_duplicate=False)
+    trained = {name for name, parameter in named if parameter.requires_grad}
     for name, value in state(model).items():
-        if isinstance(value, Tensor):
-            value.copy_(as_tensor(archive.value(name)))
+        content = archive.entries[archive.original(name)].content
+        if isinstance(value, Tensor) and isinstance(content, Plain):
+            fewer = name in trained and content.values.dtype != value.dtype
+            value.copy_(round_to(value, digits) if fewer else content.values)
+
+
+def _digits(model: nn.Module, target: int) -> int:
+    """Binary digits of biases and normalisation parameters that suit a budget."""
+    weights = sum(math.prod(weight.shape) for weight in factored_weights(model).values())
+    return min(math.ceil(8 * target / max(weights, 1)) + _MORE, _DIGITS)
+
+
+def round_to(values: Tensor, digits: int) -> Tensor:
+    """Numbers of so many binary digits each."""
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp((mantissa * 2**digits).round(), exponent - digits)
