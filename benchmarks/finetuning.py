@@ -129,12 +129,13 @@ def baseline(job: Job, views: Views) -> None:
     """Train a baseline."""
     model = job.network.dense()
     forms = trained_baselines.attach(model, job.method, job.target)
-    kept = trained_baselines.kept_bytes(job.network.dense())
+    kept = trained_baselines.kept_bytes(job.network.dense(), job.target)
     training = baseline_training.Training(
         model, forms, views, job.epochs, job.lr, distilled, job.target - kept
     )
     training.run(job.file("checkpoint"), lambda text: print(text, flush=True))
-    trained_baselines.write(job.network.dense(), model, forms, job.file("model.tersor"))
+    dense, path = job.network.dense(), job.file("model.tersor")
+    trained_baselines.write(dense, model, forms, job.target, path)
 
 
 def run(job: Job, count: int) -> None:

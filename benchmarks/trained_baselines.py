@@ -9,11 +9,13 @@
 
 Tile sizes, numbers of codewords and ranks are chosen for each layer, to lower the sum of the
 layers' relative squared errors most per byte. Everything is stored as tightly as ours: integers by
-our own coder, indices by a range coder with the frequencies of their layer (`indices`).
+our own coder, indices by a range coder with the frequencies of their layer (`indices`); biases and
+normalisation parameters have as many binary digits as ours.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,6 +35,7 @@ from tersor.nn.weight import round_through
 from tersor.storage import container, records
 from tersor.storage.archive import Archive
 from tersor.tiling import Tiling, window_size
+from tersor.training.projection import digits_of, round_to
 
 RESERVE = 0.985
 """Share of the budget that is given out at first: trained integers are a little less regular."""
@@ -234,10 +237,20 @@ class Choice(NamedTuple):
     make: Callable[[], Form]
 
 
-def kept_bytes(model: nn.Module) -> int:
-    """Bytes of a file of a dense model besides the weights that are compressed."""
-    source = source_of(model)
+def kept_bytes(dense: nn.Module, target: int) -> int:
+    """Bytes besides the weights in a file of so many; the dense model is rounded for it."""
+    round_vectors(dense, target)
+    source = source_of(dense)
     return container.size(Archive(survey(source)[0], source.nbytes))
+
+
+@torch.no_grad()
+def round_vectors(dense: nn.Module, target: int) -> None:
+    """Let biases and normalisation parameters have the digits that suit a file of so many bytes."""
+    weights = sum(p.numel() for p in dense.parameters() if p.ndim > 1)
+    for parameter in dense.parameters():
+        if parameter.ndim == 1:
+            parameter.copy_(round_to(parameter, digits_of(weights, target)))
 
 
 def attach(model: nn.Module, method: str, target: int) -> dict[str, Form]:
@@ -245,7 +258,7 @@ def attach(model: nn.Module, method: str, target: int) -> dict[str, Form]:
     source = source_of(model)
     weights = {w.name for w in survey(source)[1]}
     tensors = {n: source.load(n).detach().float().clone() for n in source.names if n in weights}
-    forms = METHODS[method](tensors, RESERVE * target - kept_bytes(model))
+    forms = METHODS[method](tensors, RESERVE * target - kept_bytes(copy.deepcopy(model), target))
     for name, form in forms.items():
         module, _, attribute = name.rpartition(".")
         parametrize.register_parametrization(model.get_submodule(module), attribute, form)
@@ -356,7 +369,9 @@ def coded_bytes(model: nn.Module, forms: dict[str, Form]) -> int:
     )
 
 
-def write(dense: nn.Module, model: nn.Module, forms: dict[str, Form], path: Path) -> None:
+def write(
+    dense: nn.Module, model: nn.Module, forms: dict[str, Form], target: int, path: Path
+) -> None:
     """Write a file of a trained model.
 
     Parameters
@@ -365,6 +380,8 @@ def write(dense: nn.Module, model: nn.Module, forms: dict[str, Form], path: Path
         Model of the architecture, which is changed.
     model, forms
         Trained model with its forms, by the names of the weights.
+    target
+        Bytes that it was trained for.
     path
         The file.
     """
@@ -372,4 +389,5 @@ def write(dense: nn.Module, model: nn.Module, forms: dict[str, Form], path: Path
     with torch.no_grad():
         others = {n: t for n, t in model.state_dict().items() if ".parametrizations." not in n}
         dense.load_state_dict(others, strict=False)
+    round_vectors(dense, target)
     indices.write(dense, {n: form.stored(weights[n]) for n, form in forms.items()}, path)

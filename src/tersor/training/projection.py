@@ -294,7 +294,8 @@ def _settled(weight: FactoredWeight, latent: Tensor, price: float, counts: Tenso
 
 def _round_kept(model: nn.Module, target: int) -> None:
     """Let all tensors that are no factors be what a file of so many bytes holds of them."""
-    archive, digits = archive_of(model), _digits(model, target)
+    weights = sum(math.prod(weight.shape) for weight in factored_weights(model).values())
+    archive, digits = archive_of(model), digits_of(weights, target)
     named = model.named_parameters(remove_duplicate=False)
     trained = {name for name, parameter in named if parameter.requires_grad}
     for name, value in state(model).items():
@@ -304,9 +305,8 @@ def _round_kept(model: nn.Module, target: int) -> None:
             value.copy_(round_to(value, digits) if fewer else content.values)
 
 
-def _digits(model: nn.Module, target: int) -> int:
-    """Binary digits of biases and normalisation parameters that suit a budget."""
-    weights = sum(math.prod(weight.shape) for weight in factored_weights(model).values())
+def digits_of(weights: int, target: int) -> int:
+    """Binary digits of biases and normalisation parameters that suit so many bytes for weights."""
     return min(math.ceil(8 * target / max(weights, 1)) + _MORE, _DIGITS)
 
 
