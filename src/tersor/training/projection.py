@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from tersor.plan.budget import parse_size
 from tersor.plan.search import finest_fit
 from tersor.storage import container
 from tersor.storage.archive import Plain
-from tersor.tiling import coding_order, natural_order
+from tersor.storage.parallel import ordered
+from tersor.tiling import Rows, coding_order, natural_order
 from tersor.training.curvature import Curvature, curvature
 from tersor.training.groups import factored_weights, trained_latents
 
@@ -147,12 +149,11 @@ def latent_bits(model: nn.Module) -> float:
 @torch.no_grad()
 def search_latents(model: nn.Module, price: float, counts: Curvature) -> float:
     """Project all trained latents at a price; gives the bits that they had before."""
-    bits = 0.0
-    for name, weight in trained_latents(model).items():
-        coded, before = _search(weight, weight.stored_latent, price, counts.get(name))
-        weight.project_to(coded)
-        bits += before
-    return bits
+    weights = trained_latents(model)
+    searches = (_search(w, w.stored_latent, price, counts.get(n)) for n, w in weights.items())
+    found = list(ordered(_found, searches, _nbytes))
+    compute_with(weights.values(), [coded for coded, _ in found])
+    return sum(bits for _, bits in found)
 
 
 def file_size(model: nn.Module) -> int:
@@ -165,23 +166,58 @@ def _ordered(weight: FactoredWeight) -> Tensor:
     return coding_order(weight.stored_latent, weight.tiling.slices).cpu()
 
 
-def _search(
-    weight: FactoredWeight, start: Tensor, price: float, counts: Tensor | None
-) -> tuple[Tensor, float]:
-    """Integers near the latent of a weight, and the bits of those that the search started from."""
+class _Search(NamedTuple):
+    """A search for the integers of a weight, all in coding order.
+
+    Parameters
+    ----------
+    coder, rows
+        What they are coded with, and how the latent is ordered.
+    basis
+        The codebook in units of the step, (d, k).
+    wanted, latent
+        What they should be near, and what they were, (k, n).
+    importance
+        What errors count for, (k, n); None: all the same.
+    """
+
+    coder: Coder
+    rows: Rows
+    basis: Tensor
+    wanted: Tensor
+    latent: Tensor
+    importance: Tensor | None
+
+
+def _search(weight: FactoredWeight, start: Tensor, price: float, counts: Tensor | None) -> _Search:
+    """The search near the latent of a weight. Under FSDP all processes are to call this in turn."""
     rows = weight.tiling.slices
-    coder = Coder(rows, weight.states, price)
     wanted = coding_order(weight.latent.detach().float(), rows).cpu()
     if not bool(wanted.isfinite().all()):
         raise InputError(f"a latent of the weight of shape {weight.shape} is NaN or infinite")
-    latent = coding_order(start, rows).float().cpu()
     scale = float(weight.scale.detach().double()) * 2.0 ** int(weight.exponent) / weight.unit
-    basis = weight.codebook.detach().round().float().cpu() * scale
+    return _Search(
+        Coder(rows, weight.states, price),
+        rows,
+        weight.codebook.detach().round().float().cpu() * scale,
+        wanted,
+        coding_order(start, rows).float().cpu(),
+        None if counts is None else coding_order(counts, rows).float().cpu(),
+    )
+
+
+def _found(search: _Search) -> tuple[Tensor, float]:
+    """The integers that a search leads to, and the bits of those that it started from."""
+    coder, latent = search.coder, search.latent
+    quadratic = Quadratic(search.basis, search.basis @ search.wanted)
     bits = float(coder.bits(latent).sum())
-    importance = None if counts is None else coding_order(counts, rows).float().cpu()
-    quadratic = Quadratic(basis, basis @ wanted)
-    coded, _ = coder.search(quadratic, latent, coder.analyse(latent), importance)
-    return natural_order(coded, rows).to(torch.int16), bits
+    coded, _ = coder.search(quadratic, latent, coder.analyse(latent), search.importance)
+    return natural_order(coded, search.rows).to(torch.int16), bits
+
+
+def _nbytes(search: _Search) -> int:
+    """Memory that a search takes."""
+    return 4 * search.latent.nbytes
 
 
 def _within(model: nn.Module, target: int, start: float, counts: Curvature) -> Projection:
@@ -288,7 +324,7 @@ def compute_with(weights: Iterable[FactoredWeight], latents: Iterable[Tensor | N
 
 def _settled(weight: FactoredWeight, latent: Tensor, price: float, counts: Tensor | None) -> Tensor:
     for _ in range(_SWEEPS):
-        latent, _ = _search(weight, latent, price, counts)
+        latent, _ = _found(_search(weight, latent, price, counts))
     return latent
 
 
