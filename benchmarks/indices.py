@@ -70,7 +70,7 @@ def encode(weight: Indexed) -> bytes:
     """Bytes of a weight in the file."""
     k, d = weight.codebook.shape
     nothing = torch.zeros(k, 0, dtype=torch.int16)
-    coding, payload = coder.encode(weight.codebook.T.contiguous(), nothing, 1)
+    coding, (payload,) = coder.encode(weight.codebook.T.contiguous(), nothing, 1)
     head = _HEAD.pack(
         d, k, weight.scale, coding.states, coding.codebook_start, coding.latent_start, len(payload)
     )
@@ -83,7 +83,7 @@ def decode(data: bytes, shape: tuple[int, ...]) -> Indexed:
     """The weight that `encode` had."""
     d, k, scale, states, start, latent_start, size = _HEAD.unpack_from(data)
     payload, rest = data[_HEAD.size : _HEAD.size + size], data[_HEAD.size + size :]
-    codebook, _ = coder.decode(payload, coder.Coding(states, start, latent_start), d, k, 0, 1)
+    codebook, _ = coder.decode(payload, coder.Coding(states, start, latent_start, 0), d, k, 0, 1)
     tiling, table = Tiling(shape, d), np.frombuffer(rest[:k], np.uint8)
     labels = _decoded(rest[k:], _frequencies(table), tiling.count)
     return Indexed(tiling, codebook.T.contiguous(), torch.tensor(labels), scale)
