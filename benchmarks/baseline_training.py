@@ -16,6 +16,7 @@ from tersor.errors import TrainingError
 from tersor.normalization import normalizations
 from tersor.storage.atomic import replacing
 from tersor.training.groups import norm_weights
+from tersor.training.rounding import Rounding
 from tersor.training.schedule import Schedule
 
 INTERVAL = 300
@@ -42,6 +43,8 @@ class Training:
         Of outputs and targets.
     target
         Bytes that all forms together may take.
+    digits
+        Binary digits of biases and normalisation parameters.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class Training:
         lr: float,
         loss: Callable[[Tensor, Tensor], Tensor],
         target: int,
+        digits: int,
     ) -> None:
         self.model, self.forms, self.views, self.epochs = model, forms, views, epochs
         self.loss, self.target = loss, target
         self.schedule = Schedule(epochs * len(views), target, target)
         self.optimizer = torch.optim.AdamW(_groups(model, forms, lr), weight_decay=0.0)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.rounding = Rounding(baselines.vectors(model), digits)
         self.scalar = any(isinstance(form, baselines.Scalar) for form in forms.values())
         self.step, self.losses, self.spent = 0, [0.0, 0.0], 0.0
 
@@ -90,7 +95,8 @@ class Training:
             raise TrainingError(f"the loss is {float(loss)} at step {self.step + 1}")
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        with self.rounding.real():
+            self.optimizer.step()
         self.step += 1
         self.losses = [self.losses[0] + float(loss.detach()), self.losses[1] + 1]
 
@@ -132,6 +138,7 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.model.load_state_dict(state["model"])
+        self.rounding.begin()
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.losses, self.spent = state["numbers"]
         for name, (resting, dead, temperature) in state["forms"].items():
@@ -140,7 +147,7 @@ class Training:
 
     def _save(self, checkpoint: Path, seconds: float) -> None:
         self.spent += seconds
-        with replacing(checkpoint) as temporary:
+        with self.rounding.real(), replacing(checkpoint) as temporary:
             torch.save(self.state_dict(), temporary)
 
 

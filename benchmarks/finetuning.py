@@ -127,15 +127,16 @@ def compressed(job: Job, images: Tensor, trials: int = 2) -> nn.Module:
 
 def baseline(job: Job, views: Views) -> None:
     """Train a baseline."""
-    model = job.network.dense()
-    forms = trained_baselines.attach(model, job.method, job.target)
-    kept = trained_baselines.kept_bytes(job.network.dense(), job.target)
+    model, dense, path = job.network.dense(), job.network.dense(), job.file("model.tersor")
+    digits = trained_baselines.digits_for(dense, job.target)
+    kept = trained_baselines.kept_bytes(dense, digits)
+    budget = trained_baselines.RESERVE * job.target - kept
+    forms = trained_baselines.attach(model, job.method, budget)
     training = baseline_training.Training(
-        model, forms, views, job.epochs, job.lr, distilled, job.target - kept
+        model, forms, views, job.epochs, job.lr, distilled, job.target - kept, digits
     )
     training.run(job.file("checkpoint"), lambda text: print(text, flush=True))
-    dense, path = job.network.dense(), job.file("model.tersor")
-    trained_baselines.write(dense, model, forms, job.target, path)
+    trained_baselines.write(dense, model, forms, digits, path)
 
 
 def run(job: Job, count: int) -> None:

@@ -15,7 +15,6 @@ normalisation parameters have as many binary digits as ours.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,7 +34,7 @@ from tersor.nn.weight import round_through
 from tersor.storage import container, records
 from tersor.storage.archive import Archive
 from tersor.tiling import Tiling, window_size
-from tersor.training.projection import digits_of, round_to
+from tersor.training.rounding import Rounding, digits_of
 
 RESERVE = 0.985
 """Share of the budget that is given out at first: trained integers are a little less regular."""
@@ -237,28 +236,30 @@ class Choice(NamedTuple):
     make: Callable[[], Form]
 
 
-def kept_bytes(dense: nn.Module, target: int) -> int:
-    """Bytes besides the weights in a file of so many; the dense model is rounded for it."""
-    round_vectors(dense, target)
+def digits_for(dense: nn.Module, target: int) -> int:
+    """Binary digits of biases and normalisation parameters, as many as ours have."""
+    return digits_of(sum(p.numel() for p in dense.parameters() if p.ndim > 1), target)
+
+
+def vectors(model: nn.Module) -> list[nn.Parameter]:
+    """Biases and normalisation parameters."""
+    named = model.named_parameters()
+    return [p for name, p in named if p.ndim == 1 and ".parametrizations." not in name]
+
+
+def kept_bytes(dense: nn.Module, digits: int) -> int:
+    """Bytes of a file besides the weights; the dense model is rounded."""
+    Rounding(vectors(dense), digits)
     source = source_of(dense)
     return container.size(Archive(survey(source)[0], source.nbytes))
 
 
-@torch.no_grad()
-def round_vectors(dense: nn.Module, target: int) -> None:
-    """Let biases and normalisation parameters have the digits that suit a file of so many bytes."""
-    weights = sum(p.numel() for p in dense.parameters() if p.ndim > 1)
-    for parameter in dense.parameters():
-        if parameter.ndim == 1:
-            parameter.copy_(round_to(parameter, digits_of(weights, target)))
-
-
-def attach(model: nn.Module, method: str, target: int) -> dict[str, Form]:
-    """Give a dense model the forms of a method, for a file of so many bytes; by weights' names."""
+def attach(model: nn.Module, method: str, budget: float) -> dict[str, Form]:
+    """Give a dense model the forms of a method, of so many bytes in all; by weights' names."""
     source = source_of(model)
     weights = {w.name for w in survey(source)[1]}
     tensors = {n: source.load(n).detach().float().clone() for n in source.names if n in weights}
-    forms = METHODS[method](tensors, RESERVE * target - kept_bytes(copy.deepcopy(model), target))
+    forms = METHODS[method](tensors, budget)
     for name, form in forms.items():
         module, _, attribute = name.rpartition(".")
         parametrize.register_parametrization(model.get_submodule(module), attribute, form)
@@ -370,7 +371,7 @@ def coded_bytes(model: nn.Module, forms: dict[str, Form]) -> int:
 
 
 def write(
-    dense: nn.Module, model: nn.Module, forms: dict[str, Form], target: int, path: Path
+    dense: nn.Module, model: nn.Module, forms: dict[str, Form], digits: int, path: Path
 ) -> None:
     """Write a file of a trained model.
 
@@ -380,8 +381,8 @@ def write(
         Model of the architecture, which is changed.
     model, forms
         Trained model with its forms, by the names of the weights.
-    target
-        Bytes that it was trained for.
+    digits
+        Of biases and normalisation parameters.
     path
         The file.
     """
@@ -389,5 +390,5 @@ def write(
     with torch.no_grad():
         others = {n: t for n, t in model.state_dict().items() if ".parametrizations." not in n}
         dense.load_state_dict(others, strict=False)
-    round_vectors(dense, target)
+    Rounding(vectors(dense), digits)
     indices.write(dense, {n: form.stored(weights[n]) for n, form in forms.items()}, path)

@@ -28,6 +28,7 @@ from tersor.training.groups import factored_weights
 from tersor.training.loop import Evaluate, Plan, Run
 from tersor.training.objective import Loss, Objective
 from tersor.training.projection import check_reachable, file_size
+from tersor.training.rounding import digits_for
 from tersor.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -301,8 +302,10 @@ def _schedule(
     start = max(size, target) if start_size is None else parse_size(start_size)
     if start < target:
         raise BudgetError(f"the start size, {start} bytes, is below the target size, {target}")
-    check_reachable(model, target)
-    return Schedule(options.epochs * math.ceil(batches / options.accumulate), start, target)
+    digits = digits_for(model, target)
+    check_reachable(model, target, digits)
+    steps = options.epochs * math.ceil(batches / options.accumulate)
+    return Schedule(steps, start, target, digits)
 
 
 def _finish(model: nn.Module, progress: Progress) -> Finetuned:

@@ -95,10 +95,14 @@ def whole(values: Tensor) -> Tensor:
     return cast("DTensor", values).full_tensor() if is_sharded(values) else values
 
 
+def local(values: Tensor) -> Tensor:
+    """The part of the values that this process holds; all of them if they are not sharded."""
+    return cast("DTensor", values).to_local() if is_sharded(values) else values
+
+
 def total(tensors: Sequence[Tensor]) -> float:
     """Sum of all values; to be asked for by all processes if they are sharded."""
-    parts = [cast("DTensor", t).to_local() if is_sharded(t) else t for t in tensors]
-    number = torch.stack([part.sum() for part in parts]).sum()
+    number = torch.stack([local(tensor).sum() for tensor in tensors]).sum()
     if is_sharded(tensors[0]):
         torch.distributed.all_reduce(number)
     return float(number)

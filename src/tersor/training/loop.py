@@ -27,6 +27,7 @@ from tersor.training.feed import Feed
 from tersor.training.groups import LATENTS, parameter_groups
 from tersor.training.objective import Objective
 from tersor.training.projection import fit
+from tersor.training.rounding import Rounding, rounded
 from tersor.training.schedule import Schedule
 from tersor.training.sharding import Sharded, Whole
 
@@ -94,12 +95,16 @@ class Run:
         self.accelerator = accelerator
         groups = parameter_groups(model, lr=plan.lr, weight_decay=plan.weight_decay)
         self.rates = [group["lr"] for group in groups]
+        names = rounded(model)
+        coarse = [n for n, (name, _) in enumerate(model.named_parameters()) if name in names]
         self.progress = pressure.begin(model, plan.schedule)
         self.held = Sharded(model, accelerator) if sharded else Whole(model)
         self.bare = self.held.trained
         self.normalizations = list(normalizations(self.bare).values())
         self.momenta = [layer.momentum for layer in self.normalizations]
         self.model, self.optimizer = self.held.prepare(groups, accelerator)
+        own = list(self.bare.parameters())
+        self.rounding = Rounding([own[n] for n in coarse], plan.schedule.digits)
         self.written = time.monotonic()
 
     def __call__(self, show: Show) -> Progress:
@@ -141,7 +146,8 @@ class Run:
                 f"the loss is {loss} at step {now.step + 1}, epoch {now.epoch + 1}; try a smaller "
                 "learning rate, or look at the batches"
             )
-        self.optimizer.step()
+        with self.rounding.real():
+            self.optimizer.step()
         self.optimizer.zero_grad()
         now.step += 1
         if moving:
@@ -178,7 +184,7 @@ class Run:
         now, schedule = self.progress, self.plan.schedule
         candidate = copy.deepcopy(self.held.gather()).eval().to(self.accelerator.device)
         counts = curvature(self.bare, self.optimizer)
-        found = fit(candidate, round(schedule.size(now.step)), now.price, counts)
+        found = fit(candidate, round(schedule.size(now.step)), now.price, counts, schedule.digits)
         value = self._value(candidate)
         now.rest = pressure.rest_of(candidate)
         now.epoch, loss = now.epoch + 1, now.losses / self.feed.batches
@@ -220,12 +226,13 @@ class Run:
         self.written, writes = time.monotonic(), self.accelerator.is_main_process
         if self.plan.checkpoint is None:
             return
-        states = {"model": self.held.gather().state_dict()}
-        states["optimizer"] = self.held.states(self.optimizer, keep=writes)
-        if self.accelerator.scaler is not None:
-            states["scaler"] = self.accelerator.scaler.state_dict()
-        if writes:
-            checkpoint.write(self.plan.checkpoint, self.progress, self.plan.options, states)
+        with self.rounding.real():
+            states = {"model": self.held.gather().state_dict()}
+            states["optimizer"] = self.held.states(self.optimizer, keep=writes)
+            if self.accelerator.scaler is not None:
+                states["scaler"] = self.accelerator.scaler.state_dict()
+            if writes:
+                checkpoint.write(self.plan.checkpoint, self.progress, self.plan.options, states)
 
     def _resume(self) -> None:
         path = self.plan.checkpoint
@@ -235,6 +242,7 @@ class Run:
         with explained(f"the checkpoint {path}", "remove it, or give the model that it is of"):
             self.held.model.load_state_dict(states["model"])
             self.held.spread()
+            self.rounding.begin()
             self.held.load_states(self.optimizer, states["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(states["scaler"])

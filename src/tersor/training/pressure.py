@@ -52,7 +52,7 @@ def begin(model: nn.Module, schedule: Schedule) -> Progress:
     Those of a compressed model are better than what a search at any price makes of them: their
     errors make up for each other.
     """
-    fit(model, schedule.start_size, PRICE, {})
+    fit(model, schedule.start_size, PRICE, {}, schedule.digits)
     for weight in trained_latents(model).values():
         weight.project_to(weight.stored_latent)
     return Progress(price=FIRST, rest=rest_of(model))
@@ -86,4 +86,4 @@ def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Cu
 
 def rest(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
     """Let latents that move no more fit the last budget, and all else be what the file holds."""
-    fit(model, schedule.target_size, now.price, counts)
+    fit(model, schedule.target_size, now.price, counts, schedule.digits)

@@ -18,11 +18,11 @@ from tersor.nn import FactoredWeight, state
 from tersor.plan.budget import parse_size
 from tersor.plan.search import finest_fit
 from tersor.storage import container
-from tersor.storage.archive import Plain
 from tersor.storage.parallel import ordered
 from tersor.tiling import Rows, coding_order, natural_order
 from tersor.training.curvature import Curvature, curvature
 from tersor.training.groups import factored_weights, trained_latents
+from tersor.training.rounding import DIGITS, round_kept
 
 _SWEEPS = 2
 """Searches for one price where bytes count: the second is at the prices of the first's latent."""
@@ -33,14 +33,6 @@ _HIGH = 1e3
 
 _COARSER = 0.95, 40
 """What codebooks are multiplied by where they are too large, and how often at most."""
-
-_MORE = 3
-"""Binary digits that biases and normalisation parameters have more than weights have bits. Those
-are few numbers of which each counts for a channel: with 3 their errors are 20 dB below those of the
-weights, and in a ResNet-20 of 27 kB the file is 3 % smaller than with all digits."""
-
-_DIGITS = 8
-"""Binary digits of bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +66,8 @@ def project(
     each of its steps, at a price. Rows of latents that are not worth their bits become zeros.
 
     With a budget the price is found, as the lowest that fits, and everything else becomes what the
-    file holds of it: biases and normalisation parameters that are trained are rounded to 3 binary
-    digits more than the budget has bits for each weight, others to 16 bits. The model loaded from
-    the file then computes exactly what this one does.
+    file holds of it: biases and normalisation parameters are rounded to 16 bits. The model loaded
+    from the file then computes exactly what this one does.
 
     Parameters
     ----------
@@ -117,25 +108,29 @@ def project(
     counts = {} if optimizer is None else curvature(model, optimizer)
     with torch.no_grad():
         if target_size is not None:
-            return _within(model, parse_size(target_size), start, counts)
+            return _within(model, parse_size(target_size), start, counts, DIGITS)
         search_latents(model, start, counts)
         return Projection(start, file_size(model))
 
 
 @torch.no_grad()
-def fit(model: nn.Module, target: int, price: float, counts: Curvature) -> Projection:
+def fit(
+    model: nn.Module, target: int, price: float, counts: Curvature, digits: int = DIGITS
+) -> Projection:
     """Fit the integers that the model computes with into a budget; if they do, they stay the same.
+
+    Biases and normalisation parameters that are trained get so many binary digits.
 
     It is these that are projected, not the real latents that they came from: another path through
     the trellis would make another model of those. What errors count for tells apart integers that
     would else all go at one price.
     """
-    if _rounded_size(model, target) > target:
+    if _rounded_size(model, digits) > target:
         for weight in trained_latents(model).values():
             weight.settle()
-        _coarsen(model, target)
-        return replace(_within(model, target, 0.1 * price, counts), price=price)
-    _round_kept(model, target)
+        _coarsen(model, target, digits)
+        return replace(_within(model, target, 0.1 * price, counts, digits), price=price)
+    round_kept(model, digits)
     return Projection(price, file_size(model))
 
 
@@ -220,13 +215,15 @@ def _nbytes(search: _Search) -> int:
     return 4 * search.latent.nbytes
 
 
-def _within(model: nn.Module, target: int, start: float, counts: Curvature) -> Projection:
-    check_reachable(model, target)
+def _within(
+    model: nn.Module, target: int, start: float, counts: Curvature, digits: int
+) -> Projection:
+    check_reachable(model, target, digits)
     named = trained_latents(model)
     weights = named.values()
     origins = [weight.stored_latent for weight in weights]
     restore = _memory(model)
-    _round_kept(model, target)
+    round_kept(model, digits)
     kept = [container.stamp(section) for section in container.kept_sections(archive_of(model))]
 
     def attempt(price: float) -> tuple[int, list[Tensor]]:
@@ -256,11 +253,9 @@ def _lowest_price(
         return finest_fit(attempt, target, _HIGH * start)
 
 
-def check_reachable(model: nn.Module, target: int) -> None:
+def check_reachable(model: nn.Module, target: int, digits: int) -> None:
     """Refuse a budget that latents of nothing but zeros would exceed."""
-    least = target
-    while (more := least_size(model, least)) > least:
-        least = more
+    least = least_size(model, digits)
     if target < least:
         raise BudgetError(
             f"{target} bytes are too few: with the latents that are trained all zero the file "
@@ -268,20 +263,20 @@ def check_reachable(model: nn.Module, target: int) -> None:
         )
 
 
-def least_size(model: nn.Module, target: int) -> int:
+def least_size(model: nn.Module, digits: int) -> int:
     """Bytes of the file with nothing but zeros for the latents that are trained."""
     weights = trained_latents(model).values()
     restore = _memory(model)
     compute_with(weights, [torch.zeros_like(weight.latent) for weight in weights])
-    least = _rounded_size(model, target)
+    least = _rounded_size(model, digits)
     restore()
     return least
 
 
-def _rounded_size(model: nn.Module, target: int) -> int:
-    """Bytes of the file with everything as it is, and rounded for the budget."""
+def _rounded_size(model: nn.Module, digits: int) -> int:
+    """Bytes of the file with everything as it is, and rounded."""
     restore = _memory(model)
-    _round_kept(model, target)
+    round_kept(model, digits)
     nbytes = file_size(model)
     restore()
     return nbytes
@@ -302,14 +297,14 @@ def _memory(model: nn.Module) -> Callable[[], None]:
     return restore
 
 
-def _coarsen(model: nn.Module, target: int) -> None:
+def _coarsen(model: nn.Module, target: int, digits: int) -> None:
     """Give codebooks larger steps, if latents alone cannot make a budget.
 
     Signs always take as many bits, while the codebooks that they add up grow as they are trained.
     """
     trained = [w for w in factored_weights(model).values() if w.codebook.requires_grad]
     for _ in range(_COARSER[1]):
-        if least_size(model, target) <= target:
+        if least_size(model, digits) <= target:
             break
         for weight in trained:
             weight.codebook.mul_(_COARSER[0])
@@ -326,27 +321,3 @@ def _settled(weight: FactoredWeight, latent: Tensor, price: float, counts: Tenso
     for _ in range(_SWEEPS):
         latent, _ = _found(_search(weight, latent, price, counts))
     return latent
-
-
-def _round_kept(model: nn.Module, target: int) -> None:
-    """Let all tensors that are no factors be what a file of so many bytes holds of them."""
-    weights = sum(math.prod(weight.shape) for weight in factored_weights(model).values())
-    archive, digits = archive_of(model), digits_of(weights, target)
-    named = model.named_parameters(remove_duplicate=False)
-    trained = {name for name, parameter in named if parameter.requires_grad}
-    for name, value in state(model).items():
-        content = archive.entries[archive.original(name)].content
-        if isinstance(value, Tensor) and isinstance(content, Plain):
-            fewer = name in trained and content.values.dtype != value.dtype
-            value.copy_(round_to(value, digits) if fewer else content.values)
-
-
-def digits_of(weights: int, target: int) -> int:
-    """Binary digits of biases and normalisation parameters that suit so many bytes for weights."""
-    return min(math.ceil(8 * target / max(weights, 1)) + _MORE, _DIGITS)
-
-
-def round_to(values: Tensor, digits: int) -> Tensor:
-    """Numbers of so many binary digits each."""
-    mantissa, exponent = torch.frexp(values)
-    return torch.ldexp((mantissa * 2**digits).round(), exponent - digits)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tersor.training.rounding import DIGITS
+
 _WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
 
@@ -28,11 +30,14 @@ class Schedule:
         Steps of the optimizer in all, 1 or more.
     start_size, target_size
         Bytes of the file at the beginning and at the end.
+    digits
+        Binary digits of biases and normalisation parameters.
     """
 
     steps: int
     start_size: int
     target_size: int
+    digits: int = DIGITS
 
     def rate(self, step: int) -> float:
         """Factor of the learning rates: linear warm-up, then half a cosine (Loshchilov, 2017)."""
