@@ -81,10 +81,11 @@ def finetune(
 
     AdamW with warm-up and a cosine schedule. The latents train as real numbers; after each step
     they are projected onto the trellis, and the gradients pass straight through. One price of a
-    bit, which follows the budget, acts in that projection and in the loss. In the last 15 % of the
-    steps the latents rest and all else adapts to them. After each epoch a copy is made what a file
-    of the present budget would hold, and evaluated; what ``model`` is in the end is the best of
-    those within the final budget.
+    bit, which follows the budget, acts in that projection and in the loss. Biases, normalisation
+    parameters and small weights have 3 binary digits more than the budget has bits for a weight (8
+    at most), and train in the same way. In the last 15 % of the steps the latents rest and all else
+    adapts to them. After each epoch a copy is made what a file of the present budget would hold,
+    and evaluated; what ``model`` is in the end is the best of those within the final budget.
 
     Several processes (``torchrun``, ``accelerate launch``) share each batch, so that the result is
     that of one process within rounding. Batch normalisation sees the part of a process only. Each
