@@ -104,8 +104,8 @@ def test_auto_chooses_by_measurement(loaded, monkeypatch):
 
     module = import_module("tersor.optimize")
 
-    monkeypatch.setattr(module, "_use", lambda weight, frozen, order: type(frozen))
-    monkeypatch.setattr(module, "_times", lambda found, _: [times.get(f, 2.0) for f in found])
+    monkeypatch.setattr(module, "forward_of", lambda weight, frozen, order: type(frozen))
+    monkeypatch.setattr(module, "times", lambda found, _: [times.get(f, 2.0) for f in found])
     monkeypatch.setattr(module, "instructions", lambda: "some")
     fast = copy.deepcopy(loaded)
     tersor.optimize(fast)

@@ -266,8 +266,8 @@ def test_convolutions_are_chosen_for_one_order_of_images(last, monkeypatch):
         (TiledWeight, torch.contiguous_format): 1.5 if last else 0.9,
         (DenseWeight, torch.contiguous_format): 1.2 if last else 1.0,
     }
-    monkeypatch.setattr(module, "_use", lambda _, frozen, order: (type(frozen), order))
-    monkeypatch.setattr(module, "_times", lambda found, _: [times.get(f, 9.0) for f in found])
+    monkeypatch.setattr(module, "forward_of", lambda _, frozen, order: (type(frozen), order))
+    monkeypatch.setattr(module, "times", lambda found, _: [times.get(f, 9.0) for f in found])
     monkeypatch.setattr(module, "instructions", lambda: "some")
     model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3, stride=2)).eval()
     weights = {n: w for n, w in model.named_parameters() if w.ndim == 4}

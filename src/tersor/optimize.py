@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.errors import BudgetError, InputError
 from tersor.kernels import instructions, missing_on
-from tersor.nn.absorb import Pairs, absorb, absorb_dense, find_pairs, gains
+from tersor.nn.absorb import absorb, absorb_dense, gains
 from tersor.nn.convolution import FORMS, ListedWeight
 from tersor.nn.frozen import (
     DenseWeight,
@@ -25,28 +23,16 @@ from tersor.nn.frozen import (
 )
 from tersor.nn.held import HeldWeight
 from tersor.nn.owner import FORWARDS, FactoredOwner, attach, forget
-from tersor.nn.sites import Site, find_sites
-from tersor.nn.weight import FactoredWeight
 from tersor.plan.budget import format_size, parse_size
 from tersor.plan.progress import shown
+from tersor.timing import forward_of, times
+from tersor.uses import Use, learn_inputs, learn_pairs, uses_of
 
 Mode = Literal["auto", "dense", "recompose", "factored"]
-
-BATCH = 16
-"""Vectors that the forms of a matrix are compared with, if it is not known what it gets."""
-
-PIXELS = 14
-"""Height and width of the image that those of a convolution are compared with, if none is known."""
 
 CACHE = 32_000_000
 """Bytes that are read between two measurements, at most: the weights of a model that is larger than
 the cache come from memory each time."""
-
-RUNS = 9
-"""Times that each form is measured, if it is not `FAR` slower than another."""
-
-FAR = 1.5
-"""Times the least time beyond which a form is not measured again."""
 
 SLOWER = 0.02
 """Share of the fastest time that "auto" gives for memory."""
@@ -57,11 +43,6 @@ LISTED = 0.6
 ORDERS = (torch.channels_last, torch.contiguous_format)
 """Orders in memory of the images between layers; forms are chosen for that with which the model is
 faster. Each is measured with what it costs to take and give such images."""
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-
-READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-"""Modules that may read the weights of the modules that they hold, not call these."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +148,7 @@ def optimize(
         What the model will be called with, one tensor or a tuple of all arguments. For "auto" and
         "dense" it runs up to three times: to see what convolutions can take over, and for "auto"
         what the module of each weight gets, with which its forms are compared. By default with
-        `BATCH` vectors, or with one image of `PIXELS` x `PIXELS`.
+        16 vectors, or with one image of 14 x 14.
 
     Returns
     -------
@@ -185,21 +166,21 @@ def optimize(
         raise InputError(f"unknown mode {mode!r}, choose one of {get_args(Mode)}")
     if memory is not None and mode != "auto":
         raise InputError('a limit of memory needs mode="auto", which chooses by it')
-    weights = _weights(model)
-    if not weights:
+    uses = uses_of(model)
+    if not uses:
         raise InputError("the model holds no factors to optimize; compress it first, or load one")
     names = {module: name for name, module in model.named_modules()}
-    pairs = {} if mode in ("recompose", "factored") else _find_pairs(model, weights, inputs)
+    pairs = {} if mode in ("recompose", "factored") else learn_pairs(model, uses, inputs)
     if mode == "auto":
-        _find_inputs(model, weights, inputs)
-        numbers = min(CACHE, sum(_dense_bytes(w.holder) for w in weights)) // 4
-        others = {d: torch.zeros(numbers, device=d) for d in {w.holder.device for w in weights}}
-        for weight in weights:
-            weight.others = others[weight.holder.device]
-        forms = _chosen(weights, None if memory is None else parse_size(memory))
+        learn_inputs(model, uses, inputs)
+        numbers = min(CACHE, sum(_dense_bytes(use.holder) for use in uses)) // 4
+        others = {d: torch.zeros(numbers, device=d) for d in {use.holder.device for use in uses}}
+        for use in uses:
+            use.others = others[use.holder.device]
+        forms = _chosen(uses, None if memory is None else parse_size(memory))
     else:
-        forms = [(_fixed(weight, mode), 0.0) for weight in weights]
-    choices = tuple(_put(weight, *form) for weight, form in zip(weights, forms, strict=True))
+        forms = [(_fixed(use, mode), 0.0) for use in uses]
+    choices = tuple(_put(use, *form) for use, form in zip(uses, forms, strict=True))
     if any(form.is_dense for form, _ in forms):  # else the model can be saved, as it was
         for conv, norm in pairs.items():
             if not isinstance(conv, FactoredOwner):
@@ -208,80 +189,14 @@ def optimize(
     return Optimized(choices, tuple(absorbed))
 
 
-@dataclass
-class _Named:
-    """All sites of one weight."""
-
-    name: str
-    sites: list[Site]
-    holder: FactoredWeight
-    is_read: bool = False
-    """Whether a module above one of the sites reads the weight itself."""
-    norm: _BatchNorm | None = None
-    """What normalises the outputs of its only module, and could be left to it."""
-    input: Tensor | None = None
-    """What its forms are compared with: what one of its modules gets."""
-    others: Tensor | None = None
-    """As many bytes as the model's weights, up to `CACHE`, to be read between two measurements."""
-
-
-def _weights(model: nn.Module) -> list[_Named]:
-    readers = [module for module in model.modules() if isinstance(module, READERS)]
-    read = {child for module in readers for child in module.children()}
-    found: dict[HeldWeight, _Named] = {}
-    for name, site in find_sites(model).items():
-        if isinstance(site.weight, FactoredWeight):
-            weight = found.setdefault(site.weight, _Named(name, [], site.weight))
-            weight.sites.append(site)
-            weight.is_read |= site.module in read
-    return list(found.values())
-
-
-def _arguments(inputs: Any) -> tuple[Any, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
-
-
-def _find_pairs(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> Pairs:
-    """Convolutions and what normalises their outputs; the weights are told."""
-    pairs = {} if inputs is None else find_pairs(model, lambda: model(*_arguments(inputs)))
-    for weight in weights:
-        if len(weight.sites) == 1:
-            weight.norm = pairs.get(weight.sites[0].module)
-    return pairs
-
-
-def _find_inputs(model: nn.Module, weights: Sequence[_Named], inputs: Any) -> None:
-    """Tell the weights what their modules get when the model is called."""
-    modules: dict[nn.Module, _Named] = {
-        site.module: weight
-        for weight in weights
-        for site in weight.sites
-        if isinstance(site.module, (*CONVOLUTIONS, nn.Linear, nn.Embedding))
-    }
-    if inputs is None or not modules:
-        return
-
-    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        if modules[module].input is None and arguments:
-            modules[module].input = arguments[0].detach()
-
-    hooks = [module.register_forward_pre_hook(keep) for module in modules]
-    try:
-        with torch.inference_mode():
-            model(*_arguments(inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _fixed(weight: _Named, mode: str) -> type[FrozenWeight]:
+def _fixed(use: Use, mode: str) -> type[FrozenWeight]:
     if mode == "dense":
         return DenseWeight
-    own = [form for form in _own_forms(weight) if form.mode in ("factored", "look-up")]
+    own = [form for form in _own_forms(use) if form.mode in ("factored", "look-up")]
     return own[0] if mode == "factored" and own else RecomposedWeight
 
 
-def _own_forms(weight: _Named) -> list[type[FrozenWeight]]:
+def _own_forms(use: Use) -> list[type[FrozenWeight]]:
     """Forms with kernels of their own, of weights whose modules all leave the product to them.
 
     Whatever can be looked up takes fewer bytes then, and less time: it comes first.
@@ -289,40 +204,40 @@ def _own_forms(weight: _Named) -> list[type[FrozenWeight]]:
     leave = all(
         isinstance(site.module, FactoredOwner)
         and getattr(site.module.dense_class, "forward", None) in FORWARDS
-        for site in weight.sites
+        for site in use.sites
     )
-    if weight.is_read or not leave:
+    if use.is_read or not leave:
         return []
-    factors = weight.holder.to_factors()
+    factors = use.holder.to_factors()
     own: list[type[FrozenWeight]] = [
         form for form in (LookupWeight, PackedWeight) if form.way.packable(factors)
     ]
-    if weight.holder.device.type != "cpu":  # convolutions have no kernels of ours on GPUs
+    if use.holder.device.type != "cpu":  # convolutions have no kernels of ours on GPUs
         return own
-    exact = weight.holder.dtype is torch.float64  # which kernels are not
+    exact = use.holder.dtype is torch.float64  # which kernels are not
     others: list[type[FrozenWeight]] = [*FORMS, PanelWeight]
     return own + [
         form
         for form in others
         if not (exact and form.is_dense)
-        and all(form.takes(site.module, factors) for site in weight.sites)
+        and all(form.takes(site.module, factors) for site in use.sites)
     ]
 
 
-def _put(weight: _Named, form: type[FrozenWeight], seconds: float) -> Choice:
+def _put(use: Use, form: type[FrozenWeight], seconds: float) -> Choice:
     """Replace a weight at all its sites; the old one is freed."""
-    holder, owners = weight.holder, [(s.module, s.attribute) for s in weight.sites]
-    weight.sites.clear()
-    norm = weight.norm if form.is_dense else None
+    holder, owners = use.holder, [(s.module, s.attribute) for s in use.sites]
+    use.sites.clear()
+    norm = use.norm if form.is_dense else None
     gain = () if norm is None else (gains(owners[0][0], norm)[0],)
     frozen = form(holder.to_factors(), holder.dtype, *gain).to(holder.device)
-    del holder, weight.holder
+    del holder, use.holder
     for module, name in owners:
         forget(module, name)
         attach(module, name, frozen)
         if norm is not None:
             absorb(module, norm)
-    return Choice(weight.name, frozen.mode, frozen.nbytes, _dense_bytes(frozen), seconds)
+    return Choice(use.name, frozen.mode, frozen.nbytes, _dense_bytes(frozen), seconds)
 
 
 def _dense_bytes(weight: HeldWeight) -> int:
@@ -338,15 +253,13 @@ class _Option:
     seconds: float
 
 
-def _chosen(
-    weights: Sequence[_Named], memory: int | None
-) -> list[tuple[type[FrozenWeight], float]]:
+def _chosen(uses: Sequence[Use], memory: int | None) -> list[tuple[type[FrozenWeight], float]]:
     """The form of each weight, and its time."""
     options = []
     with shown("trying forms") as show:
-        for number, weight in enumerate(weights):
-            show(weight.name, number / len(weights))
-            options.append(_options(weight))
+        for number, use in enumerate(uses):
+            show(use.name, number / len(uses))
+            options.append(_options(use))
     least = sum(min(option.nbytes for option in of_one[0]) for of_one in options)
     if memory is not None and least > memory:
         raise BudgetError(
@@ -378,20 +291,20 @@ def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Op
         chosen[i] = other
 
 
-def _options(weight: _Named) -> list[list[_Option]]:
+def _options(use: Use) -> list[list[_Option]]:
     """The forms that a weight can take here, measured with images in each of `ORDERS`."""
     forms: list[type[FrozenWeight]] = [DenseWeight, RecomposedWeight]
-    if _has_kernels(weight.holder.device) or _is_table(weight):
-        forms += [form for form in _own_forms(weight) if not _is_hopeless(form, weight)]
-    factors, dtype, device = weight.holder.to_factors(), weight.holder.dtype, weight.holder.device
+    if _has_kernels(use.holder.device) or use.is_table:
+        forms += [form for form in _own_forms(use) if not _is_hopeless(form, use)]
+    factors, dtype, device = use.holder.to_factors(), use.holder.dtype, use.holder.device
     tried = [form(factors, dtype).to(device) for form in forms]
 
     @torch.inference_mode()
     def measured(order: torch.memory_format) -> list[_Option]:
-        times = _times([_use(weight, frozen, order) for frozen in tried], weight)
-        return [_Option(type(f), f.nbytes, t) for f, t in zip(tried, times, strict=True)]
+        seconds = times([forward_of(use, frozen, order) for frozen in tried], use)
+        return [_Option(type(f), f.nbytes, t) for f, t in zip(tried, seconds, strict=True)]
 
-    if not isinstance(weight.sites[0].module, nn.Conv2d):
+    if not isinstance(use.sites[0].module, nn.Conv2d):
         return [measured(ORDERS[0])] * len(ORDERS)
     return [measured(order) for order in ORDERS]
 
@@ -400,79 +313,7 @@ def _has_kernels(device: torch.device) -> bool:
     return bool(instructions()) if device.type == "cpu" else not missing_on(device)
 
 
-def _is_hopeless(form: type[FrozenWeight], weight: _Named) -> bool:
+def _is_hopeless(form: type[FrozenWeight], use: Use) -> bool:
     """Whether a form is not worth its packing: lists of nearly everything are slow."""
-    latent = weight.holder.to_factors().latent
+    latent = use.holder.to_factors().latent
     return form is ListedWeight and int(latent.count_nonzero()) > LISTED * latent.numel()
-
-
-def _is_table(weight: _Named) -> bool:
-    return all(isinstance(site.module, nn.Embedding) for site in weight.sites)
-
-
-def _use(weight: _Named, frozen: FrozenWeight, order: torch.memory_format) -> Callable[[], Tensor]:
-    """What a forward does with a weight: as far as the forms differ in it."""
-    given = weight.input
-    if _is_table(weight):
-        index = given
-        if index is None:
-            index = torch.arange(BATCH, device=frozen.device) % frozen.shape[0]
-        return (lambda: frozen.embed(index)) if frozen.by_rows else (lambda: frozen()[index])
-    if all(isinstance(site.module, nn.Linear) for site in weight.sites):
-        vectors = given
-        if vectors is None:
-            vectors = torch.randn(BATCH, frozen.shape[1]).to(frozen.device, frozen.dtype)
-        return lambda: frozen.linear(vectors, None)
-    modules = {site.module for site in weight.sites}
-    if len(modules) == 1 and isinstance(module := modules.pop(), CONVOLUTIONS):
-        image = given
-        if image is None:
-            size = (PIXELS,) * (len(frozen.shape) - 2)
-            image = torch.randn(1, module.in_channels, *size).to(frozen.device, frozen.dtype)
-        if not isinstance(module, nn.Conv2d) or image.dim() != 4:
-            order = torch.contiguous_format
-        x, norm = image.contiguous(memory_format=order), None if frozen.is_dense else weight.norm
-
-        def convolve() -> Tensor:
-            y = frozen.convolve(module, x).contiguous(memory_format=order)
-            return y if norm is None else cast(Tensor, norm(y))
-
-        return convolve
-    return frozen
-
-
-def _times(functions: Sequence[Callable[[], object]], weight: _Named) -> list[float]:
-    """Least time of each, after a first call, in turns: what disturbs them only adds to it."""
-    for function in functions:
-        function()
-    least = [_timed(function, weight) for function in functions]
-    for _ in range(RUNS - 1):
-        for i, function in enumerate(functions):
-            if least[i] <= FAR * min(least):
-                least[i] = min(least[i], _timed(function, weight))
-    return least
-
-
-def _timed(function: Callable[[], object], weight: _Named) -> float:
-    device = weight.holder.device
-    if weight.others is not None:
-        weight.others.sum()
-    _finish(device)
-    clock = _clock(device)
-    start = clock()
-    function()
-    _finish(device)
-    return clock() - start
-
-
-def _clock(device: torch.device) -> Callable[[], float]:
-    """What one thread spends, where that is all and can be told; else what passes."""
-    exact = time.get_clock_info("thread_time").resolution < 1e-6
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    return time.thread_time if alone and exact else time.perf_counter
-
-
-def _finish(device: torch.device) -> None:
-    """Wait for what a GPU has been asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
