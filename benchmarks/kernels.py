@@ -30,6 +30,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import convolutions
 import record
@@ -46,6 +47,10 @@ CACHE = 64_000_000
 
 ERRORS = 8
 """Inputs whose errors count, as a norm over all; single ones of a small layer differ by a third."""
+
+REST = 0.005
+"""Seconds before each product on several threads: those of the one before spin on for a while, in
+the place of whatever comes next."""
 
 SPREADS = {4: 2.0, 2: 0.37}
 """Standard deviation of the latent before rounding, by bits of a code."""
@@ -149,6 +154,7 @@ def onnx_int4(factors: Factors, weight: Tensor) -> list[Product]:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     assert np is not None and onnx is not None
     sessions = [
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -227,6 +233,8 @@ def peers(factors: Factors, weight: Tensor) -> Iterator[tuple[str, list[Product]
 
 def seconds(products: list[Product], x: Tensor, turn: int) -> float:
     product = products[turn % len(products)]
+    if torch.get_num_threads() > 1:
+        time.sleep(REST)
     start = time.perf_counter()
     product(x)
     return time.perf_counter() - start
@@ -300,7 +308,6 @@ def main() -> None:
     parser.add_argument("--no-file", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
-    rows = []
     for threads in options.threads:
         torch.set_num_threads(threads)
         for size in options.sizes:
@@ -309,10 +316,22 @@ def main() -> None:
                 weight = factors.recompose()
                 kinds = {"torch fp32": torch_fp32(factors, weight), "tersor": ours(form, factors)}
                 kinds |= {} if options.no_peers else dict(peers(factors, weight))
-                rows += [row(kinds, weight, batch, form, bits) for batch in options.batches]
-        rows += convolutions.rows(options.runs) if options.runs else []
+                keep([row(kinds, weight, b, form, bits) for b in options.batches], options)
+        keep(convolutions.rows(options.runs) if options.runs else [], options)
+
+
+def keep(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write rows into the file, in the place of those of the same case."""
     if not options.no_file:
-        record.write("kernels", rows, seed=0)
+        cases = [case(row) for row in rows]
+        others = [row for row in record.load("kernels") if case(row) not in cases]
+        record.save("kernels", sorted([*others, *rows], key=case), seed=0)
+
+
+def case(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a row from others."""
+    kind = f"{row.get('factors', '')} {row['bits']:.1f} bits"  # random factors differ in bits
+    return row["threads"], row["op"], row["kernel"], str(row["shape"]), kind, row["batch"]
 
 
 if __name__ == "__main__":
