@@ -10,9 +10,10 @@
 
 namespace tersor {
 
-// Number of threads that so much work is worth: starting one takes about as long as 100,000 steps.
+// Number of threads that so much work is worth. Starting one takes about as long as 100,000 steps, waking one
+// of OpenMP's a third of that at most.
 inline int64_t worth(int64_t steps, int64_t threads) {
-    const int64_t most = steps / 400000 + 1;
+    const int64_t most = steps / (openmp().parallel ? 130000 : 400000) + 1;
     return threads < most ? threads : most;
 }
 
