@@ -9,12 +9,15 @@ the faster of its two orders.
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
+from functools import partial
 
 import kernels
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from turns import seconds
 
 import tersor
 from tersor.factors import Factors
@@ -65,9 +68,12 @@ def rows_of(case: tuple[int, int, str, float], runs: int) -> list[dict[str, obje
     theirs = {"torch fp32": by_torch(weight, torch.float32)}
     theirs |= {"torch bf16": by_torch(weight, torch.bfloat16)}
     times: dict[str, list[float]] = {name: [] for name in kinds | theirs}
+    turns = {name: itertools.cycle(products) for name, products in (kinds | theirs).items()}
     for turn in range(-1, runs):  # what a first call prepares is not timed
-        for name, products in (kinds | theirs).items():
-            spent = kernels.seconds(products, last if name in theirs else x, turn)
+        for name, products in turns.items():
+            image = last if name in theirs else x
+            run = partial(lambda products, image: next(products)(image), products, image)
+            spent = seconds(run, torch.get_num_threads())
             times[name] += [spent] if turn >= 0 else []
     found: list[dict[str, object]] = []
     for name, products in kinds.items():

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -37,6 +37,7 @@ import record
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from turns import seconds
 
 from tersor.factorization.weights import SIGNS
 from tersor.factors import Factors
@@ -47,10 +48,6 @@ CACHE = 64_000_000
 
 ERRORS = 8
 """Inputs whose errors count, as a norm over all; single ones of a small layer differ by a third."""
-
-REST = 0.005
-"""Seconds before each product on several threads: those of the one before spin on for a while, in
-the place of whatever comes next."""
 
 SPREADS = {4: 2.0, 2: 0.37}
 """Standard deviation of the latent before rounding, by bits of a code."""
@@ -185,12 +182,14 @@ def ggml_kind(name: str, factors: Factors, weight: Tensor) -> list[Product]:
 
 
 def aqlm_2x8(factors: Factors, weight: Tensor) -> list[Product]:
+    if torch.get_num_threads() > 1:
+        raise RuntimeError("on several threads its products are 3 to 13 % off")
     import numba
     import threadpoolctl
     from aqlm.inference import QuantizedLinear
     from aqlm.utils import _dequantize_weight, unpack_int_data
 
-    numba.set_num_threads(torch.get_num_threads())
+    numba.set_num_threads(1)
     # its small dense product is scipy's, whose idle threads would spin on while others are timed
     threadpoolctl.threadpool_limits(1, "blas")
     rows, inputs = weight.shape
@@ -231,17 +230,9 @@ def peers(factors: Factors, weight: Tensor) -> Iterator[tuple[str, list[Product]
             torch.set_num_threads(threads)
 
 
-def seconds(products: list[Product], x: Tensor, turn: int) -> float:
-    product = products[turn % len(products)]
-    if torch.get_num_threads() > 1:
-        time.sleep(REST)
-    start = time.perf_counter()
-    product(x)
-    return time.perf_counter() - start
-
-
 def runs_for(size: int, batch: int) -> int:
-    return max(9, min(200, round(2e9 / (size * size * (batch + 4)))))
+    most = 100 if torch.get_num_threads() == 1 else 30  # which are of several products each
+    return max(9, min(most, round(2e9 / (size * size * (batch + 4)))))
 
 
 def compare(kinds: dict[str, list[Product]], x: Tensor, runs: int) -> dict[str, list[float]]:
@@ -250,9 +241,11 @@ def compare(kinds: dict[str, list[Product]], x: Tensor, runs: int) -> dict[str, 
         products[0](x)
         for product in products:
             product(x[:1])
-    for turn in range(runs):
-        for name, products in kinds.items():
-            times[name].append(seconds(products, x, turn))
+    turns = {name: itertools.cycle(products) for name, products in kinds.items()}
+    threads = torch.get_num_threads()
+    for _ in range(runs):
+        for name, products in turns.items():
+            times[name].append(seconds(lambda products=products: next(products)(x), threads))
     return times
 
 
@@ -303,7 +296,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[4096, 384])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--runs", type=int, default=60, help="of convolutions")
+    parser.add_argument("--runs", type=int, default=30, help="of convolutions")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-file", action="store_true")
     options = parser.parse_args()

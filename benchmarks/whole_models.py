@@ -18,12 +18,10 @@ timed by a process of its own, in turns with ours. To export to it, ``onnx`` mus
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +34,7 @@ import networks
 import record
 import torch
 from torch import nn
+from turns import seconds
 
 import tersor
 
@@ -44,17 +43,18 @@ Run = Callable[[], object]
 CALIBRATION = networks.IMAGENET_CALIBRATION
 
 SERVER = """
-import json, sys, time
+import sys
 import numpy, onnxruntime
+sys.path.append(sys.argv[4])
+from turns import seconds
+threads = int(sys.argv[2])
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = int(sys.argv[2])
+options.intra_op_num_threads = threads
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 inputs = dict(numpy.load(sys.argv[3]))
 session.run(None, inputs)
 for _ in sys.stdin:
-    start = time.perf_counter()
-    session.run(None, inputs)
-    print(json.dumps(time.perf_counter() - start), flush=True)
+    print(seconds(lambda: session.run(None, inputs), threads), flush=True)
 """
 
 QUANTIZE = """
@@ -138,6 +138,7 @@ class Session:
             model,
             threads,
             inputs,
+            Path(__file__).parent,
         ]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen([str(part) for part in command], text=True, **pipes)
@@ -145,7 +146,7 @@ class Session:
     def seconds(self) -> float:
         self.process.stdin.write("run\n")
         self.process.stdin.flush()
-        return float(json.loads(self.process.stdout.readline()))
+        return float(self.process.stdout.readline())
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -180,12 +181,6 @@ def sessions(
     except Exception as error:
         print(f"  onnxruntime is left out: {type(error).__name__}: {str(error)[:80]}")
         return {}
-
-
-def timed(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def torch_runs(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Run]:
@@ -234,7 +229,7 @@ def measure(name: str, network: Network, options: argparse.Namespace) -> dict[st
         peers = {} if options.no_peers else sessions(dense, inputs, Path(folder))
         times: dict[str, list[float]] = {other: [] for other in (*runs, *peers)}
         for turn in range(-2, options.runs):
-            spent = {other: timed(run) for other, run in runs.items()}
+            spent = {other: seconds(run, torch.get_num_threads()) for other, run in runs.items()}
             spent |= {other: session.seconds() for other, session in peers.items()}
             for other, seconds in spent.items():
                 times[other] += [seconds] if turn >= 0 else []
@@ -280,12 +275,18 @@ def main() -> None:
     parser.add_argument("--no-file", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
-    rows = []
     for threads in options.threads:
         torch.set_num_threads(threads)
-        rows += [measure(name, NETWORKS[name], options) for name in options.networks]
-    if not options.no_file:
-        record.write("kernels_models", rows, seed=0)
+        for name in options.networks:
+            row = measure(name, NETWORKS[name], options)
+            if not options.no_file:
+                kept = [r for r in record.load("kernels_models") if case(r) != case(row)]
+                record.save("kernels_models", sorted([*kept, row], key=case), seed=0)
+
+
+def case(row: dict[str, Any]) -> tuple[int, int]:
+    """What tells a row from others."""
+    return row["threads"], list(NETWORKS).index(row["network"])
 
 
 if __name__ == "__main__":
