@@ -231,8 +231,8 @@ def measure(name: str, network: Network, options: argparse.Namespace) -> dict[st
         for turn in range(-2, options.runs):
             spent = {other: seconds(run, torch.get_num_threads()) for other, run in runs.items()}
             spent |= {other: session.seconds() for other, session in peers.items()}
-            for other, seconds in spent.items():
-                times[other] += [seconds] if turn >= 0 else []
+            for other, took in spent.items():
+                times[other] += [took] if turn >= 0 else []
         for session in peers.values():
             session.close()
     ratios = {
