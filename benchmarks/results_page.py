@@ -6,6 +6,7 @@ python benchmarks/results_page.py
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,16 @@ def peers_of(rows: list[Row]) -> str:
     return ", ".join(dict.fromkeys(name for r in rows for name in r.get("ratios_peers", {})))
 
 
+def one_vector(rows: list[Row]) -> str:
+    """What torch takes for one vector, by threads: what ratios at batch 1 are of."""
+    times: dict[int, list[float]] = {}
+    for r in rows:
+        if r["op"] == "linear" and r["shape"] == [4096, 4096] and r["batch"] == 1:
+            times.setdefault(r["threads"], []).append(1e3 * r["seconds"] * r["ratio_fp32"])
+    medians = [f"{statistics.median(t):.1f} ms on {n}" for n, t in sorted(times.items())]
+    return f"For one vector torch takes about {' and '.join(medians)} at 4096."
+
+
 def models_table(rows: list[Row]) -> str:
     """One line per network: ratios of times, memory, and quality."""
     lines = [
@@ -449,7 +460,8 @@ dense tensors). Ours reads and writes files; ZipNN works in memory.
 `python benchmarks/kernels.py`: layers from their factors, never multiplied out. How many times
 faster than torch in fp32, and than the fastest of its peers at any number of bits
 ({peers_of(kernels["rows"])}),
-every time with weights that are not in the cache.
+every time with weights that are not in the cache. On several threads each turn lets those of others
+fall asleep and its own wake up (`turns.py`). {one_vector(kernels["rows"])}
 
 {kernels_table(kernels["rows"])}
 
@@ -458,8 +470,7 @@ every time with weights that are not in the cache.
 `python benchmarks/whole_models.py`: whole models from the file after `tersor.optimize`, one input
 at a time: how many times faster than each other way to run the dense model, memory of the weights
 as a share of the dense ones, and relative error of the output. "In 1/5" is with that limit of
-memory. Below 1 is slower. Threads wait without spinning (`OMP_WAIT_POLICY=PASSIVE`), which torch
-eager loses more by than others: judge two threads by the milliseconds, too.
+memory. Below 1 is slower.
 
 {models_table(models["rows"])}
 
