@@ -17,7 +17,7 @@ from tersor.normalization import normalizations
 from tersor.storage.atomic import replacing
 from tersor.training.groups import norm_weights
 from tersor.training.rounding import Rounding
-from tersor.training.schedule import Schedule
+from tersor.training.schedule import MOVING, Schedule
 
 INTERVAL = 300
 """Seconds between checkpoints."""
@@ -87,7 +87,7 @@ class Training:
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
         moving = self.schedule.latents_move(self.step)
-        self._forms(self.step / (0.85 * self.schedule.steps), moving)
+        self._forms(self.step / (MOVING * self.schedule.steps), moving)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.schedule.rate(self.step)
         loss = self.loss(self._mode()(images), targets)

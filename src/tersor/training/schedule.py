@@ -13,7 +13,7 @@ _WARM_UP = 0.05
 _TIGHTENING = 0.5
 """Share of the steps in which the budget goes from the first to the last size."""
 
-_MOVING = 0.85
+MOVING = 0.85
 """Share of the steps in which latents move; codebooks and the rest adapt to them afterwards."""
 
 _SETTLING = 0.95
@@ -51,7 +51,7 @@ class Schedule:
 
     def latents_move(self, step: int) -> bool:
         """Whether this step changes latents."""
-        return step < _MOVING * self.steps
+        return step < MOVING * self.steps
 
     def settling(self, step: int) -> int:
         """Steps that statistics are averaged over, this one included; 0 before the first."""
