@@ -9,9 +9,7 @@ the faster of its two orders.
 from __future__ import annotations
 
 import copy
-import itertools
 import statistics
-from functools import partial
 
 import kernels
 import torch
@@ -59,6 +57,7 @@ def by_torch(weight: Tensor, dtype: torch.dtype) -> list[kernels.Product]:
 
 def rows_of(case: tuple[int, int, str, float], runs: int) -> list[dict[str, object]]:
     channels, size, kind, number = case
+    torch.manual_seed(0)  # the same factors, whatever was drawn before
     factors = factors_of(channels, kind, number)
     weight = factors.recompose()
     x = torch.randn(1, channels, size, size).relu()
@@ -68,11 +67,10 @@ def rows_of(case: tuple[int, int, str, float], runs: int) -> list[dict[str, obje
     theirs = {"torch fp32": by_torch(weight, torch.float32)}
     theirs |= {"torch bf16": by_torch(weight, torch.bfloat16)}
     times: dict[str, list[float]] = {name: [] for name in kinds | theirs}
-    turns = {name: itertools.cycle(products) for name, products in (kinds | theirs).items()}
+    each = {name: kernels.in_turn(products, x) for name, products in kinds.items()}
+    each |= {name: kernels.in_turn(products, last) for name, products in theirs.items()}
     for turn in range(-1, runs):  # what a first call prepares is not timed
-        for name, products in turns.items():
-            image = last if name in theirs else x
-            run = partial(lambda products, image: next(products)(image), products, image)
+        for name, run in each.items():
             spent = seconds(run, torch.get_num_threads())
             times[name] += [spent] if turn >= 0 else []
     found: list[dict[str, object]] = []

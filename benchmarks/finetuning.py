@@ -261,10 +261,8 @@ def main() -> None:
         print(evaluate(network, options.method, options.evaluate))
     elif options.overhead:
         row = overhead(network, options.threads)
-        same = {"network": network.name, "threads": options.threads}
-        kept = [r for r in record.load("finetuning_step") if not same.items() <= r.items()]
         print(row)
-        record.write("finetuning_step", [*kept, row])
+        record.merge("finetuning_step", [row], lambda row: (row["network"], row["threads"]))
     else:
         lr = options.lr or LR[options.method]
         job = Job(network, options.method, options.ratio, options.epochs, options.seed, lr)

@@ -241,12 +241,17 @@ def compare(kinds: dict[str, list[Product]], x: Tensor, runs: int) -> dict[str, 
         products[0](x)
         for product in products:
             product(x[:1])
-    turns = {name: itertools.cycle(products) for name, products in kinds.items()}
-    threads = torch.get_num_threads()
+    each = {name: in_turn(products, x) for name, products in kinds.items()}
     for _ in range(runs):
-        for name, products in turns.items():
-            times[name].append(seconds(lambda products=products: next(products)(x), threads))
+        for name, run in each.items():
+            times[name].append(seconds(run, torch.get_num_threads()))
     return times
+
+
+def in_turn(products: list[Product], x: Tensor) -> Callable[[], Tensor]:
+    """Another of the products in each call."""
+    left = itertools.cycle(products)
+    return lambda: next(left)(x)
 
 
 def ratio(times: dict[str, list[float]], name: str) -> float:
@@ -301,6 +306,13 @@ def main() -> None:
     parser.add_argument("--no-file", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
+    for rows in measured(options):
+        if not options.no_file:
+            record.merge("kernels", rows, case, seed=0)
+
+
+def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Rows, as they come."""
     for threads in options.threads:
         torch.set_num_threads(threads)
         for size in options.sizes:
@@ -309,16 +321,9 @@ def main() -> None:
                 weight = factors.recompose()
                 kinds = {"torch fp32": torch_fp32(factors, weight), "tersor": ours(form, factors)}
                 kinds |= {} if options.no_peers else dict(peers(factors, weight))
-                keep([row(kinds, weight, b, form, bits) for b in options.batches], options)
-        keep(convolutions.rows(options.runs) if options.runs else [], options)
-
-
-def keep(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Write rows into the file, in the place of those of the same case."""
-    if not options.no_file:
-        cases = [case(row) for row in rows]
-        others = [row for row in record.load("kernels") if case(row) not in cases]
-        record.save("kernels", sorted([*others, *rows], key=case), seed=0)
+                yield [row(kinds, weight, b, form, bits) for b in options.batches]
+        if options.runs:
+            yield convolutions.rows(options.runs)
 
 
 def case(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def save(name: str, rows: list[dict[str, Any]], **facts: Any) -> Path:
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(path)
     return path
+
+
+def merge(
+    name: str, rows: list[dict[str, Any]], case: Callable[[dict[str, Any]], Any], **facts: Any
+) -> Path:
+    """As `save`, in the place of rows of the same cases; others stay, in the order of cases."""
+    cases = [case(row) for row in rows]
+    others = [row for row in load(name) if case(row) not in cases]
+    return save(name, sorted([*others, *rows], key=case), **facts)
 
 
 def load(name: str) -> list[dict[str, Any]]:

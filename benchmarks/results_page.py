@@ -255,8 +255,11 @@ def one_vector(rows: list[Row]) -> str:
     for r in rows:
         if r["op"] == "linear" and r["shape"] == [4096, 4096] and r["batch"] == 1:
             times.setdefault(r["threads"], []).append(1e3 * r["seconds"] * r["ratio_fp32"])
-    medians = [f"{statistics.median(t):.1f} ms on {n}" for n, t in sorted(times.items())]
-    return f"For one vector torch takes about {' and '.join(medians)} at 4096."
+    medians = [
+        f"{statistics.median(t):.1f} ms on {n} thread{'s' * (n > 1)}"
+        for n, t in sorted(times.items())
+    ]
+    return f"Torch takes {' and '.join(medians)} for one vector of 4096 numbers."
 
 
 def models_table(rows: list[Row]) -> str:

@@ -280,8 +280,7 @@ def main() -> None:
         for name in options.networks:
             row = measure(name, NETWORKS[name], options)
             if not options.no_file:
-                kept = [r for r in record.load("kernels_models") if case(r) != case(row)]
-                record.save("kernels_models", sorted([*kept, row], key=case), seed=0)
+                record.merge("kernels_models", [row], case, seed=0)
 
 
 def case(row: dict[str, Any]) -> tuple[int, int]:
