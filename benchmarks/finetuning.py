@@ -13,6 +13,7 @@ run again. ``--overhead`` compares a step of the factored model with one of the 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import baseline_training
 import cifar10
 import indices
 import networks
+import on_gpu
 import record
 import torch
 import trained_baselines
@@ -33,6 +35,7 @@ from torch import Tensor, nn
 from views import CLASSES, NETWORKS, Network, Views
 
 import tersor
+from tersor.storage.atomic import replacing
 from tersor.training import pressure
 from tersor.training.curvature import curvature
 from tersor.training.objective import distance
@@ -96,6 +99,9 @@ def ours(job: Job, views: Views) -> None:
     if not start.exists():
         tersor.save(compressed(job, images), start)
     model = tersor.load(start, job.network.dense())
+    if views.pixels.is_cuda:
+        on_gpu.move(model, views)
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # factors stay where their search runs
     tersor.finetune(
         model,
         views,
@@ -129,14 +135,26 @@ def baseline(job: Job, views: Views) -> None:
     """Train a baseline."""
     model, dense, path = job.network.dense(), job.network.dense(), job.file("model.tersor")
     digits = trained_baselines.digits_for(dense, job.target)
-    kept = trained_baselines.kept_bytes(dense, digits)
-    budget = trained_baselines.RESERVE * job.target - kept
-    forms = trained_baselines.attach(model, job.method, budget)
+    others = trained_baselines.others_bytes(dense, digits)
+    forms = baseline_forms(job, trained_baselines.RESERVE * job.target - others)
+    trained_baselines.attach(model, forms)
+    if views.pixels.is_cuda:
+        on_gpu.move(model, views)
     training = baseline_training.Training(
-        model, forms, views, job.epochs, job.lr, distilled, job.target - kept, digits
+        model, forms, views, job.epochs, job.lr, distilled, job.target - others, digits
     )
     training.run(job.file("checkpoint"), lambda text: print(text, flush=True))
     trained_baselines.write(dense, model, forms, digits, path)
+
+
+def baseline_forms(job: Job, budget: float) -> dict[str, trained_baselines.Form]:
+    """The forms that training starts from, made once: clusterings take minutes."""
+    path = job.file("forms")
+    if not path.exists():
+        forms = trained_baselines.make(job.network.dense(), job.method, budget)
+        with replacing(path) as temporary:
+            torch.save(forms, temporary)
+    return torch.load(path, weights_only=False)
 
 
 def run(job: Job, count: int) -> None:
@@ -156,6 +174,7 @@ def run(job: Job, count: int) -> None:
         "top1": top1,
         "minutes": (time.monotonic() - start) / 60,
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if views.pixels.is_cuda else "CPU",
     }
     print(f"{job.key}: {size} bytes, {top1:.2f} %", flush=True)
     if count == len(views.pixels):

@@ -247,23 +247,26 @@ def vectors(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in named if p.ndim == 1 and ".parametrizations." not in name]
 
 
-def kept_bytes(dense: nn.Module, digits: int) -> int:
+def others_bytes(dense: nn.Module, digits: int) -> int:
     """Bytes of a file besides the weights; the dense model is rounded."""
     Rounding(vectors(dense), digits)
     source = source_of(dense)
     return container.size(Archive(survey(source)[0], source.nbytes))
 
 
-def attach(model: nn.Module, method: str, budget: float) -> dict[str, Form]:
-    """Give a dense model the forms of a method, of so many bytes in all; by weights' names."""
+def make(model: nn.Module, method: str, budget: float) -> dict[str, Form]:
+    """The forms of a method for a dense model, of so many bytes in all; by weights' names."""
     source = source_of(model)
     weights = {w.name for w in survey(source)[1]}
     tensors = {n: source.load(n).detach().float().clone() for n in source.names if n in weights}
-    forms = METHODS[method](tensors, budget)
+    return METHODS[method](tensors, budget)
+
+
+def attach(model: nn.Module, forms: dict[str, Form]) -> None:
+    """Let a dense model compute with its weights in these forms."""
     for name, form in forms.items():
         module, _, attribute = name.rpartition(".")
         parametrize.register_parametrization(model.get_submodule(module), attribute, form)
-    return forms
 
 
 def _clustered(soft: bool) -> Callable[[dict[str, Tensor], float], dict[str, Form]]:

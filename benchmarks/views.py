@@ -23,6 +23,9 @@ from torch.nn import functional as F
 import tersor
 from tersor.storage.atomic import replacing
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where dense networks run, and images are."""
+
 IMAGES, CLASSES = 50_000, 10
 MARGIN = 4
 """Pixels that images are moved by at most (He et al., 2016, section 4.2)."""
@@ -45,8 +48,8 @@ def cropped(pixels: Tensor, draws: Tensor) -> Tensor:
     count, _, height, width = pixels.shape
     padded = F.pad(mirrored(pixels, draws[:, 0]), (MARGIN,) * 4)
     y, x = ((2 * MARGIN + 1) * draws[:, 1:3]).long().T[..., None]
-    rows, columns = torch.arange(height) + y, torch.arange(width) + x
-    numbers = torch.arange(count)[:, None, None]
+    numbers, rows, columns = (torch.arange(n, device=y.device) for n in (count, height, width))
+    numbers, rows, columns = numbers[:, None, None], rows + y, columns + x
     moved = padded[numbers, :, rows[:, :, None], columns[:, None, :]]  # (n, h, w, c)
     return moved.permute(0, 3, 1, 2).float()
 
@@ -100,7 +103,7 @@ class Network:
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """What the network takes, of pixels from 0 to 255."""
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (pixels.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -127,7 +130,8 @@ def training_pixels() -> tuple[Tensor, Tensor]:
 class Views:
     """An iterable over batches ``(inputs, targets)`` of the view of an epoch, for `finetune`.
 
-    Targets are (n, 11): the dense network's answers, and in the last column the class.
+    Targets are (n, 11): the dense network's answers, and in the last column the class. Inputs are
+    images or, where there is a GPU, what `images` makes them of there, (n, 5).
 
     Parameters
     ----------
@@ -143,7 +147,8 @@ class Views:
 
     def __init__(self, network: Network, batch_size: int, seed: int, count: int = IMAGES) -> None:
         self.network, self.batch_size, self.seed, self.count = network, batch_size, seed, count
-        self.pixels, self.labels = training_pixels()
+        pixels, self.labels = training_pixels()
+        self.pixels = pixels.to(DEVICE)
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -153,19 +158,22 @@ class Views:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        answers, draws = self.answers(self.epoch), self.draws(self.epoch)
+        answers, drawn = self.answers(self.epoch), self.drawn(self.epoch)
         order = torch.randperm(self.count, generator=seeded(1000 * (self.seed + 1) + self.epoch))
         for chosen in order.split(self.batch_size)[: len(self)]:
-            labels = self.labels[chosen, None].float()
-            yield self.images(chosen, draws), torch.cat([answers[chosen], labels], 1)
+            inputs = drawn[chosen] if self.pixels.is_cuda else self.images(drawn[chosen])
+            yield inputs, torch.cat([answers[chosen], self.labels[chosen, None].float()], 1)
 
-    def images(self, chosen: Tensor, draws: Tensor) -> Tensor:
-        """Inputs of these images."""
-        return self.network.inputs(self.network.augment(self.pixels[chosen], draws[chosen]))
+    def images(self, drawn: Tensor) -> Tensor:
+        """Inputs of the network, of rows of `drawn`."""
+        drawn = drawn.to(self.pixels.device, non_blocking=True)
+        chosen, draws = drawn[:, 0].long(), drawn[:, 1:]
+        return self.network.inputs(self.network.augment(self.pixels[chosen], draws))
 
-    def draws(self, view: int) -> Tensor:
-        """What is done to each image in a view, (50000, 4)."""
-        return torch.rand(IMAGES, 4, generator=seeded(view))
+    def drawn(self, view: int) -> Tensor:
+        """The number of each image, and what is done to it in a view, (50000, 5)."""
+        draws = torch.rand(IMAGES, 4, generator=seeded(view))
+        return torch.cat([torch.arange(IMAGES)[:, None], draws], 1)
 
     def answers(self, view: int) -> Tensor:
         """Answers of the dense network to the images of a view, (n, 10)."""
@@ -178,13 +186,13 @@ class Views:
 
     @torch.inference_mode()
     def _answers(self, view: int) -> Tensor:
-        dense, draws = self.network.dense(), self.draws(view)
-        chunks = torch.arange(self.count).split(500)
-        return torch.cat([dense(self.images(chosen, draws)) for chosen in chunks])
+        dense = self.network.dense().to(DEVICE)
+        chunks = self.drawn(view)[: self.count].split(500)
+        return torch.cat([dense(self.images(drawn)) for drawn in chunks]).cpu()
 
     def calibration(self, count: int = 1024) -> Tensor:
-        """The first images as they are, for what needs no training."""
-        return self.network.inputs(self.pixels[:count].float())
+        """The first images as they are, for what needs no training, on the CPU."""
+        return self.network.inputs(self.pixels[:count].cpu().float())
 
 
 def seeded(number: int) -> torch.Generator:
