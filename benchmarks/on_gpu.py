@@ -28,7 +28,8 @@ def move(model: nn.Module, views: Views) -> None:
     graph = torch.cuda.make_graphed_callables(network, (example, start))
 
     def forward(inputs: Tensor) -> Tensor:
-        weights = [of(model, name).flatten() for name in parameters]
+        # The template is named here to stay alive: the graph reads its buffers.
+        weights = [of(model, name).flatten() for name, _ in template.named_parameters()]
         return graph(views.images(inputs), torch.cat(weights).to(example.device)).cpu()
 
     model.forward = forward  # type: ignore[method-assign]
