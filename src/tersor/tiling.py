@@ -106,7 +106,7 @@ def slice_length(rows: int, slice_rows: int, position: int) -> int:
 
 def cut(latent: Tensor, rows: Rows) -> list[Tensor]:
     """The columns of each slice of a latent (k, n), in natural or in coding order."""
-    if isinstance(rows, int):
+    if isinstance(rows, int) or len(rows) == 1:
         return [latent]
     per_row = latent.shape[1] // sum(rows)
     return list(torch.split(latent, [per_row * r for r in rows], dim=1))

@@ -9,7 +9,9 @@ from trainable import compressed, dense, drifted
 
 import tersor
 from tersor.errors import InputError
+from tersor.factorization.rate import analyse
 from tersor.storage import records
+from tersor.training.costs import Cost
 from tersor.training.groups import factored_weights
 from tersor.training.rate_loss import Rate
 
@@ -54,7 +56,8 @@ def test_following_the_gradient_makes_the_file_smaller(tmp_path):
 def slope(value, integer, states):
     """Slope at a value of a matrix of one element, coded as an integer."""
     values = torch.tensor([[value]], requires_grad=True)
-    Rate.apply(values, torch.tensor([[integer]]), 1, states).backward()
+    cost = Cost(analyse(torch.tensor([[integer]]), 1, states), states)
+    Rate.apply(values, cost).backward()
     return float(values.grad)
 
 
@@ -79,3 +82,15 @@ def test_frozen_parameters_get_no_gradient():
 def test_a_model_without_factors_has_no_bits():
     with pytest.raises(InputError, match=r"no quantized factors; call tersor\.compress first"):
         tersor.rate_loss(nn.Linear(3, 3))
+
+
+def test_bits_follow_what_is_computed_with():
+    model = compressed(dense())
+    weight = model[3].weight_factors
+    tersor.project(model)
+    before = float(tersor.rate_loss(model).detach())
+    assert float(tersor.rate_loss(model).detach()) == before
+    weight.coded.zero_()  # written to, not replaced
+    fewer = float(tersor.rate_loss(model).detach())
+    weight.project_to(weight.stored_latent)
+    assert fewer == float(tersor.rate_loss(model).detach()) < before

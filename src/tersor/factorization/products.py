@@ -19,6 +19,8 @@ working set stays in the cache."""
 
 def inner(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """``a.T @ b`` for a (m, k) and b (m, n), summed in float64; rounded to ``dtype``, or b's."""
+    if b.numel() <= _ELEMENTS and len(a) <= _BLOCK:
+        return (a.T.double() @ b.double()).to(dtype or b.dtype)
     result = b.new_empty(a.shape[1], b.shape[1], dtype=dtype or b.dtype)
     for columns in blocks(*b.shape):
         total = result.new_zeros(len(result), columns.stop - columns.start, dtype=torch.float64)

@@ -34,8 +34,8 @@ def starting_level(integers: Tensor, states: int = 1) -> int:
     """Expected magnitude that coding begins with: 16 log2 of that of the first row, plus 128."""
     if not integers.numel():
         return 128
-    first = integers[0].abs().to(torch.int64)
-    mean = float((first if states == 1 else (first + 1) // 2).sum()) / first.numel()
+    first = np.abs(integers[0].numpy()).astype(np.int64)
+    mean = int((first if states == 1 else (first + 1) // 2).sum()) / first.size
     level = 128 + round(16 * math.log2(mean)) if mean > 0 else _FIRST
     return min(max(level, _FIRST), _LAST)
 

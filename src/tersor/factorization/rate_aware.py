@@ -98,7 +98,7 @@ class Coder:
         for columns in blocks(*rounded.shape):
             quotient = quadratic.targets(columns) / curvature[:, None]
             rounded[:, columns] = quotient.round_().clamp_(-LARGEST, LARGEST)
-        return self.search(quadratic, rounded, self._prices_of_rounding(rounded))[0]
+        return self.search(quadratic, rounded, self._prices_of_rounding(rounded))
 
     def _prices_of_rounding(self, rounded: Tensor) -> _native.Analysis:
         indices = rounded if self.states == 1 else (rounded / 2).round_()
@@ -109,7 +109,8 @@ class Coder:
 
         The latter is what sets the rank.
         """
-        improved, avoided = self.search(quadratic, latent, self.analyse(latent))
+        avoided = torch.zeros(len(latent), dtype=torch.float64)
+        improved = self.search(quadratic, latent, self.analyse(latent), avoided=avoided)
         column_bits = COLUMN_ELEMENT_BITS * quadratic.basis.shape[0]
         keep = avoided > torch.from_numpy(
             self.price * (self.bits(improved) + ROW_BITS + column_bits)
@@ -125,17 +126,17 @@ class Coder:
         latent: Tensor,
         analysis: _native.Analysis,
         importance: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        avoided: Tensor | None = None,
+    ) -> Tensor:
         """Row by row, the others fixed, the latent of least distortion + price * bits.
 
         The squared error of each element counts as much as its importance, float32 like the latent,
-        if that is given. Also gives the squared error that each row avoids, (k,), without it.
+        if that is given. To ``avoided``, (k,), is added the squared error that each row avoids.
         """
         gram = quadratic.gram.contiguous()
         own = gram.diagonal().diag()
         at_once = len(gram) > _ROWS_IN_TURN
         result = torch.empty_like(latent, memory_format=torch.contiguous_format)
-        avoided = torch.zeros(len(gram), dtype=torch.float64)
         for columns in blocks(*latent.shape):
             target = quadratic.targets(columns)
             z = latent[:, columns].clone(memory_format=torch.contiguous_format)
@@ -151,12 +152,13 @@ class Coder:
                 torch.get_num_threads(),
             )
             result[:, columns] = z
-            gain = target.addmm_(gram, z, beta=2, alpha=-2)  # 2 (target - gram z) + diag(gram) z
-            gain.addcmul_(gram.diagonal()[:, None], z)
-            avoided += gain.mul_(z).sum(dim=1, dtype=torch.float64)
+            if avoided is not None:
+                gain = target.addmm_(gram, z, beta=2, alpha=-2)  # 2 (target - gram z)
+                gain.addcmul_(gram.diagonal()[:, None], z)  # + diag(gram) z
+                avoided += gain.mul_(z).sum(dim=1, dtype=torch.float64)
             if latent.numel() > _LARGE:
                 _native.release_memory()  # the allocator would keep what the block took
-        return result, avoided
+        return result
 
     def penalty(self, codebook: Tensor, latent: Tensor) -> float:
         """Price of the bits of both factors, unused rows left out."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tersor import _native
 from tersor.errors import BudgetError, InputError
 from tersor.factorization.rate_aware import PRICE, Coder
 from tersor.factorization.solve import Quadratic
@@ -20,6 +21,7 @@ from tersor.plan.search import finest_fit
 from tersor.storage import container
 from tersor.storage.parallel import ordered
 from tersor.tiling import Rows, coding_order, natural_order
+from tersor.training.costs import Cost, cost_of
 from tersor.training.curvature import Curvature, curvature
 from tersor.training.groups import factored_weights, trained_latents
 from tersor.training.rounding import DIGITS, round_kept
@@ -137,28 +139,23 @@ def fit(
 @torch.no_grad()
 def latent_bits(model: nn.Module) -> float:
     """Bits of the latents that are trained, as the model computes with them."""
-    weights = trained_latents(model).values()
-    return sum(float(Coder(w.tiling.slices, w.states).bits(_ordered(w)).sum()) for w in weights)
+    return sum(cost_of(weight).bits for weight in trained_latents(model).values())
 
 
 @torch.no_grad()
 def search_latents(model: nn.Module, price: float, counts: Curvature) -> float:
     """Project all trained latents at a price; gives the bits that they had before."""
-    weights = trained_latents(model)
-    searches = (_search(w, w.stored_latent, price, counts.get(n)) for n, w in weights.items())
-    found = list(ordered(_found, searches, _nbytes))
-    compute_with(weights.values(), [coded for coded, _ in found])
-    return sum(bits for _, bits in found)
+    weights, bits = trained_latents(model), latent_bits(model)
+    searches = (
+        _search(w, w.stored_latent, price, counts.get(n), cost_of(w)) for n, w in weights.items()
+    )
+    compute_with(weights.values(), list(ordered(_found, searches, _nbytes)))
+    return bits
 
 
 def file_size(model: nn.Module) -> int:
     """Bytes of the file that `tersor.save` would write."""
     return container.size(archive_of(model))
-
-
-def _ordered(weight: FactoredWeight) -> Tensor:
-    """What the weight is computed with, in coding order."""
-    return coding_order(weight.stored_latent, weight.tiling.slices).cpu()
 
 
 class _Search(NamedTuple):
@@ -174,6 +171,8 @@ class _Search(NamedTuple):
         What they should be near, and what they were, (k, n).
     importance
         What errors count for, (k, n); None: all the same.
+    analysis
+        Of the latent, if that is known.
     """
 
     coder: Coder
@@ -182,9 +181,16 @@ class _Search(NamedTuple):
     wanted: Tensor
     latent: Tensor
     importance: Tensor | None
+    analysis: _native.Analysis | None
 
 
-def _search(weight: FactoredWeight, start: Tensor, price: float, counts: Tensor | None) -> _Search:
+def _search(
+    weight: FactoredWeight,
+    start: Tensor,
+    price: float,
+    counts: Tensor | None,
+    cost: Cost | None = None,
+) -> _Search:
     """The search near the latent of a weight. Under FSDP all processes are to call this in turn."""
     rows = weight.tiling.slices
     wanted = coding_order(weight.latent.detach().float(), rows).cpu()
@@ -198,16 +204,17 @@ def _search(weight: FactoredWeight, start: Tensor, price: float, counts: Tensor 
         wanted,
         coding_order(start, rows).float().cpu(),
         None if counts is None else coding_order(counts, rows).float().cpu(),
+        cost.analysis if cost is not None and cost.states == weight.states else None,
     )
 
 
-def _found(search: _Search) -> tuple[Tensor, float]:
-    """The integers that a search leads to, and the bits of those that it started from."""
+def _found(search: _Search) -> Tensor:
+    """The integers that a search leads to."""
     coder, latent = search.coder, search.latent
     quadratic = Quadratic(search.basis, search.basis @ search.wanted)
-    bits = float(coder.bits(latent).sum())
-    coded, _ = coder.search(quadratic, latent, coder.analyse(latent), search.importance)
-    return natural_order(coded, search.rows).to(torch.int16), bits
+    analysis = search.analysis or coder.analyse(latent)
+    coded = coder.search(quadratic, latent, analysis, search.importance)
+    return natural_order(coded, search.rows).to(torch.int16)
 
 
 def _nbytes(search: _Search) -> int:
@@ -319,5 +326,5 @@ def compute_with(weights: Iterable[FactoredWeight], latents: Iterable[Tensor | N
 
 def _settled(weight: FactoredWeight, latent: Tensor, price: float, counts: Tensor | None) -> Tensor:
     for _ in range(_SWEEPS):
-        latent, _ = _found(_search(weight, latent, price, counts))
+        latent = _found(_search(weight, latent, price, counts))
     return latent

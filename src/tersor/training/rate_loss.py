@@ -11,8 +11,8 @@ from tersor import _native
 from tersor.errors import InputError
 from tersor.factorization.rate import analyse
 from tersor.nn import FactoredWeight
-from tersor.storage.entropy import trellis_of
-from tersor.tiling import Rows, coding_order
+from tersor.tiling import coding_order
+from tersor.training.costs import Cost, cost_of
 from tersor.training.groups import factored_weights
 
 
@@ -60,32 +60,30 @@ def bits_of(weight: FactoredWeight) -> Tensor:
     latent: Tensor = weight.latent
     if not latent.numel():
         return latent.new_zeros(())
-    ordered = coding_order(weight.stored_latent, rows).cpu()
     latent = latent.detach() if weight.signs else latent  # those are paid for anyway
-    values, states = coding_order(latent, rows), trellis_of(ordered, rows)
-    of_codebook = _coded(codebook, codebook.detach().round().cpu(), codebook.shape[1], 1)
-    return _coded(values, ordered, rows, states) + of_codebook
+    coded, price = codebook.detach().round().cpu(), cost_of(weight)
+    of_codebook = Cost(analyse(coded, codebook.shape[1]), 1)
+    return _rate(coding_order(latent, rows), price) + _rate(codebook, of_codebook)
 
 
-def _coded(values: Tensor, integers: Tensor, outer: Rows, states: int) -> Tensor:
-    return cast(Tensor, Rate.apply(values, integers, outer, states))  # type: ignore[no-untyped-call]
+def _rate(values: Tensor, cost: Cost) -> Tensor:
+    return cast(Tensor, Rate.apply(values, cost))  # type: ignore[no-untyped-call]
 
 
 class Rate(torch.autograd.Function):
     """Bits of integers in coding order, as a function of what they are rounded from."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, integers: Tensor, outer: Rows, states: int) -> Tensor:
+    def forward(ctx: Any, values: Tensor, cost: Cost) -> Tensor:
         """The bits; keeps the slopes of the prices at the values."""
-        analysis = analyse(integers, outer, states)
         if ctx.needs_input_grad[0]:
             slopes = values.detach().to("cpu", torch.float32, copy=True).contiguous()
-            _native.slopes(slopes.numpy(), analysis, states)
+            _native.slopes(slopes.numpy(), cost.analysis, cost.states)
             ctx.save_for_backward(slopes.to(values))
-        return values.new_tensor(sum(analysis.bits), dtype=torch.float32)
+        return values.new_tensor(cost.bits, dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
         """The slopes."""
         slopes = ctx.saved_tensors[0] if ctx.needs_input_grad[0] else None
-        return None if slopes is None else grad.to(slopes.dtype) * slopes, None, None, None
+        return None if slopes is None else grad.to(slopes.dtype) * slopes, None

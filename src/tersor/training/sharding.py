@@ -45,7 +45,7 @@ class Whole:
         self, groups: Groups, accelerator: Accelerator
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """What is called in training, and an optimizer of these groups of parameters."""
-        model, optimizer = accelerator.prepare(self.model, torch.optim.AdamW(groups))
+        model, optimizer = accelerator.prepare(self.model, torch.optim.AdamW(groups, fused=True))
         return model, optimizer
 
     def gather(self) -> nn.Module:
@@ -93,7 +93,8 @@ class Sharded(Whole):
         """The copy, and an optimizer of its parameters in the place of the model's."""
         parts = dict(self._parameters())
         own = [group | {"params": [parts[p] for p in group["params"]]} for group in groups]
-        return self.trained, cast(Any, accelerator.prepare_optimizer(torch.optim.AdamW(own)))
+        optimizer = torch.optim.AdamW(own, fused=True)
+        return self.trained, cast(Any, accelerator.prepare_optimizer(optimizer))
 
     @torch.no_grad()
     def gather(self) -> nn.Module:
