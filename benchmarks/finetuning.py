@@ -13,6 +13,7 @@ run again. ``--overhead`` compares a step of the factored model with one of the 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -60,6 +61,7 @@ class Job:
     epochs: int
     seed: int
     lr: float
+    batch: int = BATCH
 
     @property
     def target(self) -> int:
@@ -76,6 +78,7 @@ class Job:
             "epochs": self.epochs,
             "seed": self.seed,
             "lr": self.lr,
+            "batch": self.batch,
         }
 
     def file(self, name: str) -> Path:
@@ -164,7 +167,7 @@ def run(job: Job, count: int) -> None:
         print(f"done already: {job.key}")
         return
     start = time.monotonic()
-    views = Views(job.network, BATCH, job.seed, count)
+    views = Views(job.network, job.batch, job.seed, count)
     (ours if job.method == "tersor" else baseline)(job, views)
     path = job.file("model.tersor")
     size, top1 = path.stat().st_size, evaluate_file(job, path)
@@ -176,7 +179,7 @@ def run(job: Job, count: int) -> None:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if views.pixels.is_cuda else "CPU",
     }
-    print(f"{job.key}: {size} bytes, {top1:.2f} %", flush=True)
+    print(json.dumps(row), flush=True)
     if count == len(views.pixels):
         record.save(NAME, [*record.load(NAME), row])
 
@@ -267,6 +270,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=20)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lr", type=float, help="learning rate; by default that of the method")
     parser.add_argument("--images", type=int, default=50_000, help="fewer: a trial, not recorded")
@@ -284,8 +288,8 @@ def main() -> None:
         record.merge("finetuning_step", [row], lambda row: (row["network"], row["threads"]))
     else:
         lr = options.lr or LR[options.method]
-        job = Job(network, options.method, options.ratio, options.epochs, options.seed, lr)
-        run(job, options.images)
+        numbers = options.epochs, options.seed, lr, options.batch
+        run(Job(network, options.method, options.ratio, *numbers), options.images)
 
 
 if __name__ == "__main__":
