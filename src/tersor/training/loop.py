@@ -182,10 +182,10 @@ class Run:
     def _finish_epoch(self) -> None:
         """Make a file of the model as it is, and judge it."""
         now, schedule = self.progress, self.plan.schedule
-        candidate = copy.deepcopy(self.held.gather()).eval().to(self.accelerator.device)
+        candidate = copy.deepcopy(self.held.gather()).eval().cpu()  # where searches are
         counts = curvature(self.bare, self.optimizer)
         found = fit(candidate, round(schedule.size(now.step)), now.price, counts, schedule.digits)
-        value = self._value(candidate)
+        value = self._value(candidate.to(self.accelerator.device))
         now.rest = pressure.rest_of(candidate)
         now.epoch, loss = now.epoch + 1, now.losses / self.feed.batches
         now.batch, now.losses = 0, 0.0
