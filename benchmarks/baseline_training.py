@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ INTERVAL = 300
 """Seconds between checkpoints."""
 
 CONTROL = 10, 0.5
-"""Steps between two looks at the size, and how much of what is missing the dead zones make up."""
+"""Steps between two looks at the size, and how much of what is missing pruning makes up."""
 
 
 class Training:
@@ -60,7 +61,8 @@ class Training:
     ) -> None:
         self.model, self.forms, self.views, self.epochs = model, forms, views, epochs
         self.loss, self.target = loss, target
-        self.schedule = Schedule(epochs * len(views), target, target)
+        size = math.ceil(baselines.coded_bytes(model, forms))
+        self.schedule = Schedule(epochs * len(views), max(size, target), target)
         self.optimizer = torch.optim.AdamW(_groups(model, forms, lr), weight_decay=0.0)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.rounding = Rounding(baselines.vectors(model), digits)
@@ -111,16 +113,16 @@ class Training:
         for form in forms:
             form.at(min(share, 1.0))
         if moving and self.scalar and self.step % CONTROL[0] == 0:
-            baselines.widen(forms, self._excess() ** CONTROL[1])
+            baselines.widen(forms, self._excess(self.schedule.size(self.step)) ** CONTROL[1])
         if not moving and not all(form.resting for form in forms):
-            while self.scalar and self._excess() > 1 and baselines.widen(forms, 1.01):
+            while self.scalar and self._excess(self.target) > 1 and baselines.widen(forms, 1.01):
                 pass
             for name, weight in baselines.originals(self.model, self.forms).items():
                 self.forms[name].rest(weight)
 
-    def _excess(self) -> float:
+    def _excess(self, size: float) -> float:
         """Size of the forms over what they may have."""
-        return baselines.coded_bytes(self.model, self.forms) / self.target
+        return baselines.coded_bytes(self.model, self.forms) / size
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run goes on from."""

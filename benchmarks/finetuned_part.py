@@ -17,27 +17,30 @@ METHODS = {
     "lsq1": "1-bit scalar quantization-aware training, coded",
     "svd": "weight SVD",
 }
-STYLES = ("o-", "s--", "^--", "v--", "D--", "x--")
+STYLES = ("C1o-", "C2s--", "C3^--", "C4v--", "C5D--", "C6x--")
 
 Row = dict[str, Any]
 
 
 def table(rows: list[Row]) -> str:
-    """One line per network, size and number of epochs; one column per method."""
+    """One line per network, size, epochs, batch and device; one column per method."""
     methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
     lines = [
-        "| network | asked | epochs | " + " | ".join(METHODS[m] for m in methods) + " |",
-        "| --- |" + " ---: |" * (2 + len(methods)),
+        "| network | asked | epochs | batch | on | " + " | ".join(map(METHODS.get, methods)) + " |",
+        "| --- |" + " ---: |" * 3 + " --- |" + " ---: |" * len(methods),
     ]
-    keys = {(list(NETWORKS).index(r["network"]), r["asked"], r["epochs"]) for r in rows}
-    for place, asked, epochs in sorted(keys):
-        network, title = list(NETWORKS.items())[place]
-        same = [
-            r for r in rows if (r["network"], r["asked"], r["epochs"]) == (network, asked, epochs)
-        ]
-        cells = [cell([r for r in same if r["method"] == m]) for m in methods]
-        lines.append("| " + " | ".join([title, f"{asked:g}x", str(epochs), *cells]) + " |")
+    for key in sorted({_run(r) for r in rows}):
+        place, asked, epochs, batch, device = key
+        cells = [cell([r for r in rows if (_run(r), r["method"]) == (key, m)]) for m in methods]
+        heads = [list(NETWORKS.values())[place], f"{asked:g}x", str(epochs), str(batch), device]
+        lines.append("| " + " | ".join(heads + cells) + " |")
     return "\n".join(lines)
+
+
+def _run(row: Row) -> tuple[int, float, int, int, str]:
+    """What all methods have in common."""
+    place = list(NETWORKS).index(row["network"])
+    return place, row["asked"], row["epochs"], row["batch"], row["device"]
 
 
 def cell(rows: list[Row]) -> str:
@@ -60,13 +63,13 @@ def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
         Of `finetuning.py` and of `post_training.py`.
     """
     names = [n for n in NETWORKS if any(r["network"] == n for r in rows)]
-    figure = Figure(figsize=(4.8 * len(names), 4), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(names), 4.4), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
         ours = [r for r in untrained if r["network"] == name]
         dense = next(r["quality"] for r in ours if r["method"] == "dense")
         before = {r["bytes"]: r["quality"] for r in ours if r["method"] == "tersor"}
-        _line(axes, before, "*:", "tersor, without training")
+        _line(axes, before, "C0*:", "tersor, without training")
         for (method, label), style in zip(METHODS.items(), STYLES, strict=True):
             of_one = [r for r in rows if (r["network"], r["method"]) == (name, method)]
             _line(axes, _best(of_one), style, label)
@@ -75,16 +78,18 @@ def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
         axes.set_xlabel("kB on disk, everything included")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("top-1 accuracy, %")
-    panels[-1].legend(loc="lower right", fontsize=8)
+    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    labels = [label for label in ("tersor, without training", *METHODS.values()) if label in lines]
+    handles = [lines[label] for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
 def _best(rows: list[Row]) -> dict[int, float]:
-    """Of each size asked for, the run of the most epochs."""
-    found: dict[float, Row] = {}
-    for row in sorted(rows, key=lambda r: (r["epochs"], r["top1"])):
-        found[row["asked"]] = row
-    return {row["bytes"]: row["top1"] for row in found.values()}
+    """Of each size asked for, the best of the runs of the most epochs."""
+    most = max((r["epochs"] for r in rows), default=0)
+    rows = sorted((r for r in rows if r["epochs"] == most), key=lambda r: float(r["top1"]))
+    return {row["bytes"]: row["top1"] for row in {r["asked"]: r for r in rows}.values()}
 
 
 def _line(axes: Axes, points: dict[int, float], style: str, label: str) -> None:

@@ -304,11 +304,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30, help="of convolutions")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-file", action="store_true")
+    parser.add_argument("--name", default="kernels", help="of the file of results")
     options = parser.parse_args()
     torch.manual_seed(0)
     for rows in measured(options):
         if not options.no_file:
-            record.merge("kernels", rows, case, seed=0)
+            record.merge(options.name, rows, case, seed=0)
 
 
 def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:

@@ -6,11 +6,11 @@ python benchmarks/results_page.py
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 import finetuned_part
+import kernels_part
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -217,65 +217,6 @@ def fast_table(fast: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def kernels_table(rows: list[Row]) -> str:
-    """One line per layer and kernel: how many times faster at each batch, and than which peer."""
-    linear = [r for r in rows if r["op"] == "linear"]
-    batches = sorted({r["batch"] for r in linear})
-    lines = [
-        "| layer | kernel | threads | " + " | ".join(f"batch {b}" for b in batches) + " |",
-        "| --- | --- | ---: |" + " ---: |" * len(batches),
-    ]
-    groups = dict.fromkeys(
-        (tuple(r["shape"]), r["kernel"], r["bits"], r["threads"]) for r in linear
-    )
-    for shape, kernel, bits, threads in groups:
-        cells = [
-            f"{r['ratio_fp32']:.1f}, {r['ratio_best_peer']:.1f} ({r['best_peer']})"
-            for r in sorted(linear, key=lambda r: float(r["batch"]))
-            if (tuple(r["shape"]), r["kernel"], r["bits"], r["threads"])
-            == (shape, kernel, bits, threads)
-        ]
-        heads = [
-            " x ".join(map(str, shape)),
-            f"{kernel}, {bits} bit{'s' * (bits > 1)}",
-            str(threads),
-        ]
-        lines.append("| " + " | ".join(heads + cells) + " |")
-    return "\n".join(lines)
-
-
-def peers_of(rows: list[Row]) -> str:
-    """Names of the peers of matrices."""
-    return ", ".join(dict.fromkeys(name for r in rows for name in r.get("ratios_peers", {})))
-
-
-def one_vector(rows: list[Row]) -> str:
-    """What torch takes for one vector, by threads: what ratios at batch 1 are of."""
-    times: dict[int, list[float]] = {}
-    for r in rows:
-        if r["op"] == "linear" and r["shape"] == [4096, 4096] and r["batch"] == 1:
-            times.setdefault(r["threads"], []).append(1e3 * r["seconds"] * r["ratio_fp32"])
-    medians = [
-        f"{statistics.median(t):.1f} ms on {n} thread{'s' * (n > 1)}"
-        for n, t in sorted(times.items())
-    ]
-    return f"Torch takes {' and '.join(medians)} for one vector of 4096 numbers."
-
-
-def models_table(rows: list[Row]) -> str:
-    """One line per network: ratios of times, memory, and quality."""
-    lines = [
-        "| network | threads | ms | " + " | ".join(rows[0]["ratios"]) + " | memory | error |",
-        "| --- |" + " ---: |" * (4 + len(rows[0]["ratios"])),
-    ]
-    for r in rows:
-        cells = [r["network"], str(r["threads"]), f"{1e3 * r['seconds']['tersor']:.1f}"]
-        cells += [f"{ratio:.2f}" for ratio in r["ratios"].values()]
-        cells += [f"{r['memory'] / r['dense_memory']:.2f}", f"{100 * r['error']:.2f} %"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def step_words(rows: list[Row]) -> str:
     """What a step of the factored model takes, in words."""
     parts = [
@@ -317,10 +258,12 @@ def fine_tuned() -> str:
     return f"""## Fine-tuned
 
 `python benchmarks/finetuning.py`: the dense network's own answers are learnt on the augmented
-training set (batches of 128, order and augmentation the same for all methods, one cosine), and
+training set (order, augmentation and number of steps the same for all methods, one cosine), and
 the model loaded back from the file is evaluated on the 10,000 test images in a fresh process. The
-last state counts. Ours starts from what there is without training.{baselines}
-What is blank was not measured.
+last state counts; where there are several learning rates, the best is shown, for every method.
+Ours starts from what there is without training.{baselines} On a GPU ran the dense network only
+(`on_gpu.py`). What is blank was not measured. One-bit weights take the bytes that they take,
+whatever was asked for.
 
 {finetuned_part.table(tuned["rows"])}
 
@@ -338,6 +281,7 @@ def page(resnet20: dict[str, Any], minilm: dict[str, Any]) -> str:
     (timed,) = speed["rows"]
     lossless, storage, trained = load("lossless"), load("storage"), load("post_training")
     kernels, models = load("kernels"), load("kernels_models")
+    wide, gpu = load("kernels_avx512"), load("kernels_gpu")
     rows, encoder = resnet20["rows"], minilm["rows"][0]
     dense = next(r for r in rows if r["method"] == "fp32")
     return f"""# Results
@@ -462,20 +406,36 @@ dense tensors). Ours reads and writes files; ZipNN works in memory.
 
 `python benchmarks/kernels.py`: layers from their factors, never multiplied out. How many times
 faster than torch in fp32, and than the fastest of its peers at any number of bits
-({peers_of(kernels["rows"])}),
+({kernels_part.peers_of(kernels["rows"])}),
 every time with weights that are not in the cache. On several threads each turn lets those of others
-fall asleep and its own wake up (`turns.py`). {one_vector(kernels["rows"])}
+fall asleep and its own wake up (`turns.py`). {kernels_part.one_vector(kernels["rows"])}
 
-{kernels_table(kernels["rows"])}
+{kernels_part.table(kernels["rows"])}
 
 {setting(kernels)}
+
+`python benchmarks/kernels.py --threads 1 --no-peers --name kernels_avx512`, on a processor with
+AVX-512 and its 8-bit products, where torch is faster, too:
+
+{kernels_part.table(wide["rows"])}
+
+{setting(wide)}
+
+`python benchmarks/gpu_kernels.py`: Triton kernels, inputs of 16 bits: time, and how many times
+faster than dense bf16 (cuBLAS) and than torchao's int4 weights, all as CUDA graphs over weights
+that are not in the cache. At this size they are slower than dense weights: each takes two or three
+programs, where one vector times a dense matrix takes one of a few microseconds.
+
+{kernels_part.gpu_table(gpu["rows"])}
+
+{gpu["rows"][0]["device"]}; {setting(gpu)}
 
 `python benchmarks/whole_models.py`: whole models from the file after `tersor.optimize`, one input
 at a time: how many times faster than each other way to run the dense model, memory of the weights
 as a share of the dense ones, and relative error of the output. "In 1/5" is with that limit of
 memory. Below 1 is slower.
 
-{models_table(models["rows"])}
+{kernels_part.models_table(models["rows"])}
 
 {setting(models)}
 

@@ -4,7 +4,8 @@
   (Martinez et al., 2021);
 - ``dkm``: weights attend to the codebook, ever more sharply (Cho et al., 2022), then as ``vq``;
 - ``lsq2``, ``lsq1``: 2 and 1 bit with learned steps (Esser et al., 2020), first and last layer with
-  8 bits as there. Zeros are made more frequent as the budget asks for;
+  8 bits as there. With 2 bits small weights are pruned, ever more during the first half of the
+  steps (Zhu and Gupta, 2017), until the coded integers are within the budget;
 - ``svd``: low-rank factors of 8 bits.
 
 Tile sizes, numbers of codewords and ranks are chosen for each layer, to lower the sum of the
@@ -42,8 +43,8 @@ RESERVE = 0.985
 SHARPENING = 1e-3
 """Temperature of the attention at the end, of that at the beginning."""
 
-WIDEST = 8.0
-"""Most steps on either side of zero that a dead zone takes: as many as any budget here needs."""
+PRUNED = 0.05, 8.0
+"""Magnitude below which weights are pruned, over the root of their mean square: at first, most."""
 
 CODEWORDS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -152,7 +153,7 @@ class Scalar(Form):
 
     def __init__(self, weight: Tensor, low: int, high: int, binary: bool = False) -> None:
         super().__init__()
-        self.low, self.high, self.binary, self.dead = low, high, binary, 0.5
+        self.low, self.high, self.binary, self.dead = low, high, binary, PRUNED[0]
         mean = float(weight.abs().mean())
         # Esser et al., 2020, section 2.1; for 1 bit the step of least squared error.
         self.step = nn.Parameter(torch.tensor([mean if binary else 2 * mean / math.sqrt(high)]))
@@ -163,22 +164,18 @@ class Scalar(Form):
         step = self.step * self.gain + (self.step * (1 - self.gain)).detach()
         if self.resting:
             return self.coded * step
-        steps = weight / step
-        within = steps.clamp(self.low, self.high)
-        return (within + (self.integers(steps.detach()) - within).detach()) * step
-
-    def integers(self, steps: Tensor) -> Tensor:
-        """Levels of a weight in units of the step."""
-        if self.binary:
-            return torch.where(steps < 0, -1.0, 1.0)
-        levels = steps.clamp(self.low, self.high).round()
-        return torch.where(steps.abs() < self.dead, 0.0, levels)
+        within = (weight / step).clamp(self.low, self.high)
+        return (within + (self.now(weight.detach()) - within).detach()) * step
 
     def now(self, weight: Tensor) -> Tensor:
         """The integers of a weight; those fixed if they rest."""
         if self.resting:
             return self.coded
-        return self.integers(weight / self.step.detach())
+        if self.binary:
+            return torch.where(weight < 0, -1.0, 1.0)
+        levels = (weight / self.step.detach()).clamp(self.low, self.high).round()
+        pruned = weight.abs() < self.dead * weight.square().mean().sqrt()
+        return torch.where(pruned, 0.0, levels)
 
     def rest(self, weight: Tensor) -> None:
         self.coded.copy_(self.now(weight))
@@ -354,11 +351,11 @@ def originals(model: nn.Module, forms: Iterable[str]) -> dict[str, Tensor]:
 
 
 def widen(forms: Iterable[Form], factor: float) -> bool:
-    """Multiply the dead zones of scalar forms, within limits; whether any of them changed."""
+    """Multiply what scalar forms prune below, within limits; whether any of them changed."""
     changed = False
     for form in forms:
         if isinstance(form, Scalar) and not form.binary:
-            dead = min(max(0.5, form.dead * factor), WIDEST)
+            dead = min(max(PRUNED[0], form.dead * factor), PRUNED[1])
             changed, form.dead = changed or dead != form.dead, dead
     return changed
 
