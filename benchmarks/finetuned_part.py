@@ -37,6 +37,26 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def headline(rows: list[Row], untrained: list[Row]) -> str:
+    """One line per network and size: ours, and the best baseline of as many epochs."""
+    lines = [
+        "| | dense | asked | tersor, fine-tuned | best baseline |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, title in NETWORKS.items():
+        own = [r for r in rows if r["network"] == name]
+        dense = next(r for r in untrained if (r["network"], r["method"]) == (name, "dense"))
+        for asked in sorted({r["asked"] for r in own}):
+            ours, others = (
+                _best([r for r in own if (r["method"] == "tersor") == is_ours], asked)
+                for is_ours in (True, False)
+            )
+            best = f"{METHODS[others['method']]}: {cell([others])}" if others else ""
+            cells = [title, f"{dense['quality']:.2f} %", f"{asked:g}x", cell([ours]), best]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _run(row: Row) -> tuple[int, float, int, int, str]:
     """What all methods have in common."""
     place = list(NETWORKS).index(row["network"])
@@ -72,7 +92,8 @@ def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
         _line(axes, before, "C0*:", "tersor, without training")
         for (method, label), style in zip(METHODS.items(), STYLES, strict=True):
             of_one = [r for r in rows if (r["network"], r["method"]) == (name, method)]
-            _line(axes, _best(of_one), style, label)
+            best = [_best(of_one, asked) for asked in {r["asked"] for r in of_one}]
+            _line(axes, {r["bytes"]: r["top1"] for r in best}, style, label)
         axes.axhline(dense, color="gray", linewidth=1)
         axes.set_title(f"{NETWORKS[name]} on CIFAR-10, fp32: {dense:.2f} %", fontsize=11)
         axes.set_xlabel("kB on disk, everything included")
@@ -85,11 +106,10 @@ def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _best(rows: list[Row]) -> dict[int, float]:
-    """Of each size asked for, the best of the runs of the most epochs."""
-    most = max((r["epochs"] for r in rows), default=0)
-    rows = sorted((r for r in rows if r["epochs"] == most), key=lambda r: float(r["top1"]))
-    return {row["bytes"]: row["top1"] for row in {r["asked"]: r for r in rows}.values()}
+def _best(rows: list[Row], asked: float) -> Row:
+    """The best run of those of the most epochs at a size; empty if there is none."""
+    found = [r for r in rows if r["asked"] == asked]
+    return max(found, key=lambda r: (r["epochs"], r["top1"]), default={})
 
 
 def _line(axes: Axes, points: dict[int, float], style: str, label: str) -> None:

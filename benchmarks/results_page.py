@@ -18,6 +18,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "resnet20_cifar10.png"
 TRAINED_PICTURE = ROOT / "docs" / "finetuning.png"
 START, END = "<!-- results: made by benchmarks/results_page.py -->", "<!-- end of results -->"
+TRAINED_START, TRAINED_END = "<!-- fine-tuned: made by the same -->", "<!-- end of fine-tuned -->"
 NAMES = {
     "reconstructed": "tersor, reconstructed",
     "calibrated": "tersor, calibrated",
@@ -249,11 +250,8 @@ training with learned steps and the entropy coder of tersor, factors of weight S
 
 
 def fine_tuned() -> str:
-    """The part about fine-tuning, once `finetuning.py` has written results, and its picture."""
-    if not (RESULTS / "finetuning.json").exists():
-        return ""
+    """The part about fine-tuning, and its picture."""
     tuned = load("finetuning")
-    baselines = BASELINES if any(r["method"] != "tersor" for r in tuned["rows"]) else ""
     finetuned_part.picture(TRAINED_PICTURE, tuned["rows"], load("post_training")["rows"])
     return f"""## Fine-tuned
 
@@ -261,7 +259,7 @@ def fine_tuned() -> str:
 training set (order, augmentation and number of steps the same for all methods, one cosine), and
 the model loaded back from the file is evaluated on the 10,000 test images in a fresh process. The
 last state counts; where there are several learning rates, the best is shown, for every method.
-Ours starts from what there is without training.{baselines} On a GPU ran the dense network only
+Ours starts from what there is without training.{BASELINES} On a GPU ran the dense network only
 (`on_gpu.py`). What is blank was not measured. One-bit weights take the bytes that they take,
 whatever was asked for.
 
@@ -456,16 +454,23 @@ def reconstructed(rows: list[Row]) -> list[Row]:
     return [r | {"method": "reconstructed", "top1": r["quality"]} for r in found]
 
 
+def between(start: str, end: str, table: str, text: str) -> str:
+    """The text with this table between two marks."""
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}\n{table}\n{end}{after}"
+
+
 def main() -> None:
     resnet20, minilm = load("resnet20_cifar10"), load("minilm")
     resnet20["rows"] += reconstructed(load("post_training")["rows"])
     picture(resnet20["rows"])
     (ROOT / "docs" / "results.md").write_text(page(resnet20, minilm))
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{START}\n{resnet20_table(resnet20['rows'])}\n{END}{after}")
-    print("wrote docs/results.md, its picture and the table in README.md")
+    readme, rows = ROOT / "README.md", load("finetuning")["rows"]
+    trained = finetuned_part.headline(rows, load("post_training")["rows"])
+    text = between(START, END, resnet20_table(resnet20["rows"]), readme.read_text())
+    readme.write_text(between(TRAINED_START, TRAINED_END, trained, text))
+    print("wrote docs/results.md, its pictures and the tables in README.md")
 
 
 if __name__ == "__main__":
