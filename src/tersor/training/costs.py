@@ -48,8 +48,8 @@ def cost_of(weight: FactoredWeight) -> Cost:
         return last[2]
     rows = weight.tiling.slices
     ordered = coding_order(weight.stored_latent, rows).cpu()
-    usual = weight.states if weight.states == 1 or reachable(ordered, rows, weight.states) else 0
-    states = usual or trellis_of(ordered, rows)
+    usual = reachable(ordered, rows, weight.states)
+    states = weight.states if usual else trellis_of(ordered, rows)
     cost = Cost(analyse(ordered, rows, states), states)
     if coded is not None:
         _LAST[weight] = coded, coded._version, cost
