@@ -1,11 +1,12 @@
 """How accurate are CIFAR-10 networks at 1/20 to 1/60 of their size after fine-tuning?
 
-The dense network is compressed, trained with its own answers as the target on the whole training
-set, augmented as when it was trained itself (`views`), written to a file, and evaluated from that
-on the whole test set in a fresh process. The last state counts; nothing is chosen by the test set.
-Baselines (`trained_baselines`) have the same model, data, order, steps and schedule. A run that was
-stopped goes on where it was (``.cache/finetuning``); what ``results/finetuning.json`` has is not
-run again. ``--overhead`` compares a step of the factored model with one of the dense model instead.
+The dense network is compressed, trained with its own answers as the target (or, with ``--teacher``,
+those of the other network) on the whole training set, augmented as when the teacher was trained
+itself (`views`), written to a file, and evaluated from that on the whole test set in a fresh
+process. The last state counts; nothing is chosen by the test set. Baselines (`trained_baselines`)
+have the same model, data, order, steps and schedule. A run that was stopped goes on where it was
+(``.cache/finetuning``); what ``results/finetuning.json`` has is not run again. ``--overhead``
+compares a step of the factored model with one of the dense model instead.
 
     python benchmarks/finetuning.py --network resnet20 --method tersor --ratio 20 --epochs 15
 """
@@ -61,7 +62,8 @@ class Job:
     epochs: int
     seed: int
     lr: float
-    batch: int = BATCH
+    batch: int
+    teacher: Network
 
     @property
     def target(self) -> int:
@@ -79,6 +81,7 @@ class Job:
             "seed": self.seed,
             "lr": self.lr,
             "batch": self.batch,
+            "teacher": self.teacher.name,
         }
 
     def file(self, name: str) -> Path:
@@ -92,7 +95,7 @@ class Job:
 
 
 def distilled(output: Tensor, targets: Tensor) -> Tensor:
-    """Distance to the dense network's answers; the classes are not looked at."""
+    """Distance to the teacher's answers; the classes are not looked at."""
     return distance(output, targets[:, :CLASSES])
 
 
@@ -167,7 +170,7 @@ def run(job: Job, count: int) -> None:
         print(f"done already: {job.key}")
         return
     start = time.monotonic()
-    views = Views(job.network, job.batch, job.seed, count)
+    views = Views(job.network, job.batch, job.seed, count, job.teacher)
     (ours if job.method == "tersor" else baseline)(job, views)
     path = job.file("model.tersor")
     size, top1 = path.stat().st_size, evaluate_file(job, path)
@@ -270,6 +273,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=20)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--teacher", choices=NETWORKS, help="by default the same network, dense")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lr", type=float, help="learning rate; by default that of the method")
@@ -289,7 +293,8 @@ def main() -> None:
     else:
         lr = options.lr or LR[options.method]
         numbers = options.epochs, options.seed, lr, options.batch
-        run(Job(network, options.method, options.ratio, *numbers), options.images)
+        teacher = NETWORKS[options.teacher or options.network]
+        run(Job(network, options.method, options.ratio, *numbers, teacher), options.images)
 
 
 if __name__ == "__main__":

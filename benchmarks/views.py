@@ -1,9 +1,9 @@
 """CIFAR-10's training images as the dense networks saw them, and what those say of each.
 
 A view is the whole training set, each image augmented in its own way, which depends on the number
-of the view alone: view e is what every run sees in its epoch e, in its own order. So the dense
-network's answers to a view are computed once and kept, in ``.cache/views``, for all runs of all
-methods; a teacher costs an epoch nothing.
+of the view alone: view e is what every run sees in its epoch e, in its own order. So a teacher's
+answers to a view are computed once and kept, in ``.cache/views``, for all runs of all methods; a
+teacher costs an epoch nothing.
 """
 
 from __future__ import annotations
@@ -130,23 +130,33 @@ def training_pixels() -> tuple[Tensor, Tensor]:
 class Views:
     """An iterable over batches ``(inputs, targets)`` of the view of an epoch, for `finetune`.
 
-    Targets are (n, 11): the dense network's answers, and in the last column the class. Inputs are
-    images or, where there is a GPU, what `images` makes them of there, (n, 5).
+    Targets are (n, 11): the teacher's answers, and in the last column the class. Inputs are images
+    or, where there is a GPU, what `images` makes them of there, (n, 5).
 
     Parameters
     ----------
     network
-        Whose inputs and answers.
+        Whose inputs.
     batch_size
         Images of a batch; the last ones of an epoch that fill none are left out.
     seed
         Of the order.
     count
         Images in use, the first ones; the others are for probes.
+    teacher
+        Dense network that answers, and that images are augmented for; by default the same network.
     """
 
-    def __init__(self, network: Network, batch_size: int, seed: int, count: int = IMAGES) -> None:
+    def __init__(
+        self,
+        network: Network,
+        batch_size: int,
+        seed: int,
+        count: int = IMAGES,
+        teacher: Network | None = None,
+    ) -> None:
         self.network, self.batch_size, self.seed, self.count = network, batch_size, seed, count
+        self.teacher = teacher or network
         pixels, self.labels = training_pixels()
         self.pixels = pixels.to(DEVICE)
         self.epoch = 0
@@ -166,9 +176,11 @@ class Views:
 
     def images(self, drawn: Tensor) -> Tensor:
         """Inputs of the network, of rows of `drawn`."""
+        return self.network.inputs(self._augmented(drawn))
+
+    def _augmented(self, drawn: Tensor) -> Tensor:
         drawn = drawn.to(self.pixels.device, non_blocking=True)
-        chosen, draws = drawn[:, 0].long(), drawn[:, 1:]
-        return self.network.inputs(self.network.augment(self.pixels[chosen], draws))
+        return self.teacher.augment(self.pixels[drawn[:, 0].long()], drawn[:, 1:])
 
     def drawn(self, view: int) -> Tensor:
         """The number of each image, and what is done to it in a view, (50000, 5)."""
@@ -176,8 +188,8 @@ class Views:
         return torch.cat([torch.arange(IMAGES)[:, None], draws], 1)
 
     def answers(self, view: int) -> Tensor:
-        """Answers of the dense network to the images of a view, (n, 10)."""
-        path = cifar10.CACHE / "views" / f"{self.network.name}-{view}-{self.count}.npy"
+        """Answers of the teacher to the images of a view, (n, 10)."""
+        path = cifar10.CACHE / "views" / f"{self.teacher.name}-{view}-{self.count}.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, temporary.open("wb") as file:
@@ -186,9 +198,10 @@ class Views:
 
     @torch.inference_mode()
     def _answers(self, view: int) -> Tensor:
-        dense = self.network.dense().to(DEVICE)
+        dense = self.teacher.dense().to(DEVICE)
         chunks = self.drawn(view)[: self.count].split(500)
-        return torch.cat([dense(self.images(drawn)) for drawn in chunks]).cpu()
+        images = (self.teacher.inputs(self._augmented(drawn)) for drawn in chunks)
+        return torch.cat([dense(inputs) for inputs in images]).cpu()
 
     def calibration(self, count: int = 1024) -> Tensor:
         """The first images as they are, for what needs no training, on the CPU."""
