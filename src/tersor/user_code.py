@@ -95,18 +95,18 @@ def model_of(source: Source, reference: str) -> nn.Module:
     return model
 
 
-def make(reference: str) -> nn.Module:
-    """The model that ``module:callable`` returns.
+def make(reference: str, option: str = "--model") -> nn.Module:
+    """The model that the ``module:callable`` of an option returns.
 
     Raises
     ------
     InputError
         If it cannot be imported, raises or returns something else.
     """
-    model = call("--model", reference)
+    model = call(option, reference)
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"--model {reference} returned a {type(model).__name__}; an nn.Module is needed"
+            f"{option} {reference} returned a {type(model).__name__}; an nn.Module is needed"
         )
     return model
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from trainable import compressed, data, dense
+from trainable import Net, compressed, data, dense
 from typer.testing import CliRunner
 
 import tersor
@@ -26,6 +26,9 @@ def batches():
 
 def nothing():
     return 5
+
+def plain():
+    return Net(norm=False)
 """
 
 
@@ -68,6 +71,18 @@ def test_from_archives_with_a_teacher(folder):
     assert not (folder / "out.tersor.checkpoint").exists()
     log = json.loads((folder / "log.json").read_text())
     assert [h["epoch"] for h in log["history"]] == [1, 2] and log["nbytes"] == size
+
+
+def test_a_teacher_of_another_architecture(folder):
+    save_file(Net(norm=False).state_dict(), "other.safetensors")
+    common = (*COMMON, "--data", "toynet:batches", "--epochs", 1, "--log", "log.json")
+    losses = []
+    for teacher in ((), ("--teacher-model", "toynet:plain", "--teacher", "other.safetensors")):
+        result = run(*common, *teacher)
+        assert result.exit_code == 0, result.stderr
+        losses += [json.loads((folder / "log.json").read_text())["history"][0]["loss"]]
+    assert losses[0] != losses[1]
+    assert run(*common, "--teacher-model", "toynet:plain").exit_code == 0  # as it is made
 
 
 def test_from_a_callable_to_a_smaller_size(folder):
@@ -121,6 +136,11 @@ def test_it_goes_on_from_the_checkpoint(folder, monkeypatch):
         ("--data train.npz --mean a,b", "--mean 'a,b' is not a number"),
         ("--data train.npz --batch-size 100", "64 images, fewer than a batch of 100"),
         ("--data train.npz --teacher none.pt", "no such file: none.pt"),
+        ("--data train.npz --teacher-model toynet:nothing", "-model toynet:nothing returned a int"),
+        (
+            "--data train.npz --teacher-model toynet:plain --teacher teacher.safetensors",
+            "does not fit a Net: it lacks 2.weight",
+        ),
         ("--data toynet:batches --target-size 10", "10 bytes are too few"),
         ("--data toynet:batches --epochs 0", "epochs must be a whole number"),
         ("--data toynet:batches --mixed-precision fp64", "unknown mixed precision 'fp64'"),

@@ -44,6 +44,13 @@ def finetune(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Checkpoint of the dense model, whose answers are learnt."),
     ] = None,
+    teacher_model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="MODULE:CALLABLE",
+            help="Returns a teacher of another kind; without --teacher with its weights.",
+        ),
+    ] = None,
     target_size: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Size of the output: 54kB, 1.5MiB, 54000; by default that of MODEL."),
@@ -77,6 +84,7 @@ def finetune(
             train=data,
             validate=validate,
             teacher=teacher,
+            teacher_architecture=teacher_model,
             data=command.Data(batch_size, image_size, mean, std),
             target_size=target_size,
             epochs=epochs,

@@ -82,6 +82,7 @@ def run(
     validate: str | None,
     teacher: Path | None,
     data: Data,
+    teacher_architecture: str | None = None,
     target_size: str | None = None,
     **options: Any,
 ) -> Finetuned:
@@ -98,9 +99,12 @@ def run(
     train, validate
         Data to train with, and to choose the best epoch with.
     teacher
-        Checkpoint of the dense model of the same architecture.
+        Checkpoint of the teacher.
     data
         How images are read.
+    teacher_architecture
+        ``module:callable`` that makes the teacher, with its weights where there is no checkpoint;
+        by default the same as of the model.
     target_size
         Most bytes of the output; by default those of the source.
     **options
@@ -118,7 +122,11 @@ def run(
                 f"the output keeps, takes {said} bytes; allow more"
             )
         target_size = str(allowed)
-    guide = None if teacher is None else make(architecture)
+    guide = None
+    if teacher_architecture is not None:
+        guide = make(teacher_architecture, "--teacher-model")
+    elif teacher is not None:
+        guide = make(architecture)
     if guide is not None and teacher is not None:
         load_weights(guide, open_checkpoint(teacher))
     loader = data.loader("--data", train, training=True)
