@@ -20,47 +20,72 @@ METHODS = {
 STYLES = ("C1o-", "C2s--", "C3^--", "C4v--", "C5D--", "C6x--")
 
 Row = dict[str, Any]
+Task = tuple[str, str]
+"""What all methods of a comparison have in common: a network and its teacher."""
 
 
 def table(rows: list[Row]) -> str:
-    """One line per network, size, epochs, batch and device; one column per method."""
+    """One line per task, size, epochs, batch and device; one column per method."""
     methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
     lines = [
         "| network | asked | epochs | batch | on | " + " | ".join(map(METHODS.get, methods)) + " |",
         "| --- |" + " ---: |" * 3 + " --- |" + " ---: |" * len(methods),
     ]
-    for key in sorted({_run(r) for r in rows}):
-        place, asked, epochs, batch, device = key
-        cells = [cell([r for r in rows if (_run(r), r["method"]) == (key, m)]) for m in methods]
-        heads = [list(NETWORKS.values())[place], f"{asked:g}x", str(epochs), str(batch), device]
-        lines.append("| " + " | ".join(heads + cells) + " |")
+    for task in tasks(rows):
+        own = [r for r in rows if _task(r) == task]
+        for run in sorted({_run(r) for r in own}):
+            cells = [cell([r for r in own if (_run(r), r["method"]) == (run, m)]) for m in methods]
+            asked, epochs, batch, device = run
+            heads = [title(task), f"{asked:g}x", str(epochs), str(batch), device]
+            lines.append("| " + " | ".join(heads + cells) + " |")
     return "\n".join(lines)
 
 
 def headline(rows: list[Row], untrained: list[Row]) -> str:
-    """One line per network and size: the best of our runs, and of those of all baselines."""
+    """One line per task and size: the best of our runs, and of those of all baselines."""
     lines = [
         "| | dense | asked | tersor, fine-tuned | best baseline |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, title in NETWORKS.items():
-        own = [r for r in rows if r["network"] == name]
-        dense = next(r for r in untrained if (r["network"], r["method"]) == (name, "dense"))
-        for asked in sorted({r["asked"] for r in own}):
+    for task in tasks(rows):
+        own = [r for r in rows if _task(r) == task]
+        dense = _dense(untrained, task[0])
+        for asked in sorted({r["asked"] for r in own if r["method"] == "tersor"}):
             ours, others = (
                 _best([r for r in own if (r["method"] == "tersor") == is_ours], asked)
                 for is_ours in (True, False)
             )
             best = f"{METHODS[others['method']]}: {cell([others])}" if others else ""
-            cells = [title, f"{dense['quality']:.2f} %", f"{asked:g}x", cell([ours]), best]
+            cells = [title(task), f"{dense:.2f} %", f"{asked:g}x", cell([ours]), best]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _run(row: Row) -> tuple[int, float, int, int, str]:
-    """What all methods have in common."""
-    place = list(NETWORKS).index(row["network"])
-    return place, row["asked"], row["epochs"], row["batch"], row["device"]
+def tasks(rows: list[Row]) -> list[Task]:
+    """Those that there are rows of; first a network that learns from its own dense one."""
+    order = list(NETWORKS)
+    return sorted({_task(r) for r in rows}, key=lambda t: (order.index(t[0]), t[0] != t[1], t[1]))
+
+
+def title(task: Task) -> str:
+    """A task in words."""
+    network, teacher = (NETWORKS[name] for name in task)
+    return network if network == teacher else f"{network}, taught by {teacher}"
+
+
+def _task(row: Row) -> Task:
+    return row["network"], row["teacher"]
+
+
+def _dense(untrained: list[Row], network: str) -> float:
+    """Accuracy of the dense network."""
+    wanted = network, "dense"
+    return next(r["quality"] for r in untrained if (r["network"], r["method"]) == wanted)
+
+
+def _run(row: Row) -> tuple[float, int, int, str]:
+    """What all methods have in common, besides the task."""
+    return row["asked"], row["epochs"], row["batch"], row["device"]
 
 
 def cell(rows: list[Row]) -> str:
@@ -73,7 +98,7 @@ def cell(rows: list[Row]) -> str:
 
 
 def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
-    """Accuracy against bytes, one panel per network.
+    """Accuracy against bytes, one panel per task.
 
     Parameters
     ----------
@@ -82,20 +107,19 @@ def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
     rows, untrained
         Of `finetuning.py` and of `post_training.py`.
     """
-    names = [n for n in NETWORKS if any(r["network"] == n for r in rows)]
-    figure = Figure(figsize=(4.8 * len(names), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
-    for axes, name in zip(panels, names, strict=True):
-        ours = [r for r in untrained if r["network"] == name]
-        dense = next(r["quality"] for r in ours if r["method"] == "dense")
-        before = {r["bytes"]: r["quality"] for r in ours if r["method"] == "tersor"}
-        _line(axes, before, "C0*:", "tersor, without training")
+    shown = tasks(rows)
+    figure = Figure(figsize=(4.8 * len(shown), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, task in zip(panels, shown, strict=True):
+        ours = [r for r in untrained if (r["network"], r["method"]) == (task[0], "tersor")]
+        dense = _dense(untrained, task[0])
+        _line(axes, {r["bytes"]: r["quality"] for r in ours}, "C0*:", "tersor, without training")
         for (method, label), style in zip(METHODS.items(), STYLES, strict=True):
-            of_one = [r for r in rows if (r["network"], r["method"]) == (name, method)]
+            of_one = [r for r in rows if (_task(r), r["method"]) == (task, method)]
             best = [_best(of_one, asked) for asked in {r["asked"] for r in of_one}]
             _line(axes, {r["bytes"]: r["top1"] for r in best}, style, label)
         axes.axhline(dense, color="gray", linewidth=1)
-        axes.set_title(f"{NETWORKS[name]} on CIFAR-10, fp32: {dense:.2f} %", fontsize=11)
+        axes.set_title(f"{title(task)}\nCIFAR-10, fp32: {dense:.2f} %", fontsize=11)
         axes.set_xlabel("kB on disk, everything included")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("top-1 accuracy, %")
