@@ -55,8 +55,8 @@ def headline(rows: list[Row], untrained: list[Row]) -> str:
                 _best([r for r in own if (r["method"] == "tersor") == is_ours], asked)
                 for is_ours in (True, False)
             )
-            best = f"{METHODS[others['method']]}: {cell([others])}" if others else ""
-            cells = [title(task), f"{dense:.2f} %", f"{asked:g}x", cell([ours]), best]
+            best = f"{METHODS[others['method']]}: {_with_epochs(others)}" if others else ""
+            cells = [title(task), f"{dense:.2f} %", f"{asked:g}x", _with_epochs(ours), best]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -95,6 +95,10 @@ def cell(rows: list[Row]) -> str:
     rows = list({r["seed"]: r for r in sorted(rows, key=lambda r: float(r["top1"]))}.values())
     mean, size = sum(r["top1"] for r in rows) / len(rows), max(r["bytes"] for r in rows)
     return f"{mean:.2f} % at {size:,} bytes" + (f", {len(rows)} seeds" if len(rows) > 1 else "")
+
+
+def _with_epochs(row: Row) -> str:
+    return f"{cell([row])}, {row['epochs']} epochs"
 
 
 def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:

@@ -255,10 +255,11 @@ def fine_tuned() -> str:
     finetuned_part.picture(TRAINED_PICTURE, tuned["rows"], load("post_training")["rows"])
     return f"""## Fine-tuned
 
-`python benchmarks/finetuning.py`: the dense network's own answers are learnt on the augmented
-training set (order, augmentation and number of steps the same for all methods, one cosine), and
-the model loaded back from the file is evaluated on the 10,000 test images in a fresh process. The
-last state counts; where there are several learning rates, the best is shown, for every method.
+`python benchmarks/finetuning.py`: the dense network's own answers, or those of a better teacher,
+are learnt on the augmented training set (order, augmentation, teacher and number of steps the same
+for all methods, one cosine; images augmented as when the teacher was trained), and the model loaded
+back from the file is evaluated on the 10,000 test images in a fresh process. The last state counts;
+where there are several learning rates, the best is shown, for every method.
 Ours starts from what there is without training.{BASELINES} On a GPU ran the dense network only
 (`on_gpu.py`); the last fifth of differentiable k-means of ResNet-20 at 20x ran on a CPU. The 2-bit
 row is from before weights were pruned by their magnitude: zeros were those within so many learned
