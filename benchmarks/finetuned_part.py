@@ -36,7 +36,7 @@ def table(rows: list[Row]) -> str:
         for run in sorted({_run(r) for r in own}):
             cells = [cell([r for r in own if (_run(r), r["method"]) == (run, m)]) for m in methods]
             asked, epochs, batch, device = run
-            heads = [title(task), f"{asked:g}x", str(epochs), str(batch), device]
+            heads = [title(task), f"{asked:g}x", epochs, str(batch), device]
             lines.append("| " + " | ".join(heads + cells) + " |")
     return "\n".join(lines)
 
@@ -83,9 +83,14 @@ def _dense(untrained: list[Row], network: str) -> float:
     return next(r["quality"] for r in untrained if (r["network"], r["method"]) == wanted)
 
 
-def _run(row: Row) -> tuple[float, int, int, str]:
+def _run(row: Row) -> tuple[float, str, int, str]:
     """What all methods have in common, besides the task."""
-    return row["asked"], row["epochs"], row["batch"], row["device"]
+    return row["asked"], _epochs(row), row["batch"], row["device"]
+
+
+def _epochs(row: Row) -> str:
+    """How many; before those that the network learnt from its own dense one, if it did."""
+    return f"{row['before']} + {row['epochs']}" if row["before"] else str(row["epochs"])
 
 
 def cell(rows: list[Row]) -> str:
@@ -98,7 +103,7 @@ def cell(rows: list[Row]) -> str:
 
 
 def _with_epochs(row: Row) -> str:
-    return f"{cell([row])}, {row['epochs']} epochs"
+    return f"{cell([row])}, {_epochs(row)} epochs"
 
 
 def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:

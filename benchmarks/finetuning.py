@@ -64,6 +64,7 @@ class Job:
     lr: float
     batch: int
     teacher: Network
+    before: int = 0
 
     @property
     def target(self) -> int:
@@ -82,6 +83,7 @@ class Job:
             "lr": self.lr,
             "batch": self.batch,
             "teacher": self.teacher.name,
+            "before": self.before,
         }
 
     def file(self, name: str) -> Path:
@@ -99,12 +101,12 @@ def distilled(output: Tensor, targets: Tensor) -> Tensor:
     return distance(output, targets[:, :CLASSES])
 
 
-def ours(job: Job, views: Views) -> None:
-    """Compress without training, once; then train."""
-    start, images = job.file("start.tersor"), views.calibration()
-    if not start.exists():
-        tersor.save(compressed(job, images), start)
-    model = tersor.load(start, job.network.dense())
+def ours(job: Job, views: Views, start: Path | None) -> None:
+    """Compress without training, once, or take what was trained before; then train."""
+    first = start or job.file("start.tersor")
+    if not first.exists():
+        tersor.save(compressed(job, views.calibration()), first)
+    model = tersor.load(first, job.network.dense())
     if views.pixels.is_cuda:
         on_gpu.move(model, views)
         os.environ["ACCELERATE_USE_CPU"] = "true"  # factors stay where their search runs
@@ -163,22 +165,25 @@ def baseline_forms(job: Job, budget: float) -> dict[str, trained_baselines.Form]
     return torch.load(path, weights_only=False)
 
 
-def run(job: Job, count: int) -> None:
-    """Train, evaluate and record, unless that was done."""
+def run(job: Job, count: int, start: Path | None = None) -> None:
+    """Train, evaluate and record, unless that was done; ours from a file, if there is one."""
     rows = record.load(NAME)
     if any(job.key.items() <= row.items() for row in rows):
         print(f"done already: {job.key}")
         return
-    start = time.monotonic()
+    began = time.monotonic()
     views = Views(job.network, job.batch, job.seed, count, job.teacher)
-    (ours if job.method == "tersor" else baseline)(job, views)
+    if job.method == "tersor":
+        ours(job, views, start)
+    else:
+        baseline(job, views)
     path = job.file("model.tersor")
     size, top1 = path.stat().st_size, evaluate_file(job, path)
     row = job.key | {
         "bytes": size,
         "ratio": job.network.path.stat().st_size / size,
         "top1": top1,
-        "minutes": (time.monotonic() - start) / 60,
+        "minutes": (time.monotonic() - began) / 60,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if views.pixels.is_cuda else "CPU",
     }
@@ -274,6 +279,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teacher", choices=NETWORKS, help="by default the same network, dense")
+    parser.add_argument(
+        "--start", type=Path, help="file of a run of ours that this one goes on from"
+    )
+    parser.add_argument("--before", type=int, default=0, help="epochs of that run")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lr", type=float, help="learning rate; by default that of the method")
@@ -290,11 +299,14 @@ def main() -> None:
         row = overhead(network, options.threads)
         print(row)
         record.merge("finetuning_step", [row], lambda row: (row["network"], row["threads"]))
+    elif bool(options.start) != bool(options.before):
+        parser.error("--start and --before belong together")
     else:
         lr = options.lr or LR[options.method]
         numbers = options.epochs, options.seed, lr, options.batch
         teacher = NETWORKS[options.teacher or options.network]
-        run(Job(network, options.method, options.ratio, *numbers, teacher), options.images)
+        job = Job(network, options.method, options.ratio, *numbers, teacher, options.before)
+        run(job, options.images, options.start)
 
 
 if __name__ == "__main__":
