@@ -35,8 +35,8 @@ def table(rows: list[Row]) -> str:
         own = [r for r in rows if _task(r) == task]
         for run in sorted({_run(r) for r in own}):
             cells = [cell([r for r in own if (_run(r), r["method"]) == (run, m)]) for m in methods]
-            asked, epochs, batch, device = run
-            heads = [title(task), f"{asked:g}x", epochs, str(batch), device]
+            asked, before, epochs, batch, device = run
+            heads = [title(task), f"{asked:g}x", _epochs(before, epochs), str(batch), device]
             lines.append("| " + " | ".join(heads + cells) + " |")
     return "\n".join(lines)
 
@@ -83,14 +83,14 @@ def _dense(untrained: list[Row], network: str) -> float:
     return next(r["quality"] for r in untrained if (r["network"], r["method"]) == wanted)
 
 
-def _run(row: Row) -> tuple[float, str, int, str]:
+def _run(row: Row) -> tuple[float, int, int, int, str]:
     """What all methods have in common, besides the task."""
-    return row["asked"], _epochs(row), row["batch"], row["device"]
+    return row["asked"], row["before"], row["epochs"], row["batch"], row["device"]
 
 
-def _epochs(row: Row) -> str:
+def _epochs(before: int, epochs: int) -> str:
     """How many; before those that the network learnt from its own dense one, if it did."""
-    return f"{row['before']} + {row['epochs']}" if row["before"] else str(row["epochs"])
+    return f"{before} + {epochs}" if before else str(epochs)
 
 
 def cell(rows: list[Row]) -> str:
@@ -103,7 +103,7 @@ def cell(rows: list[Row]) -> str:
 
 
 def _with_epochs(row: Row) -> str:
-    return f"{cell([row])}, {_epochs(row)} epochs"
+    return f"{cell([row])}, {_epochs(row['before'], row['epochs'])} epochs"
 
 
 def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
