@@ -262,8 +262,8 @@ back from the file is evaluated on the 10,000 test images in a fresh process. Th
 where there are several learning rates, the best is shown, for every method.
 Ours starts from what there is without training; 44 + 5 epochs are 44 with the dense network's own
 answers, and 5 with the teacher's from the file of those (`--start`).{BASELINES} On a GPU ran the
-dense network only (`on_gpu.py`); the last fifth of differentiable k-means of ResNet-20 at 20x ran on
-a CPU. The 2-bit figure of 24 epochs is from before weights were pruned by their magnitude: zeros
+dense network only (`on_gpu.py`); the last fifth of differentiable k-means of ResNet-20 at 20x ran
+on a CPU. The 2-bit figure of 24 epochs is from before weights were pruned by their magnitude: zeros
 were those within so many learned steps. What is blank was not measured. One-bit weights take the
 bytes that they take, whatever was asked for.
 
