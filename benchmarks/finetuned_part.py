@@ -107,7 +107,7 @@ def _with_epochs(row: Row) -> str:
 
 
 def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
-    """Accuracy against bytes, one panel per task.
+    """Accuracy against bytes, one panel per task; hollow: fewer epochs than ours has at that size.
 
     Parameters
     ----------
@@ -124,19 +124,35 @@ def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
         dense = _dense(untrained, task[0])
         _line(axes, {r["bytes"]: r["quality"] for r in ours}, "C0*:", "tersor, without training")
         for (method, label), style in zip(METHODS.items(), STYLES, strict=True):
-            of_one = [r for r in rows if (_task(r), r["method"]) == (task, method)]
-            best = [_best(of_one, asked) for asked in {r["asked"] for r in of_one}]
-            _line(axes, {r["bytes"]: r["top1"] for r in best}, style, label)
+            for is_equal in (True, False):
+                best = [r for r in _shown(rows, task, method) if _is_equal(r, rows) == is_equal]
+                style = style if is_equal else style[:3]
+                points = {r["bytes"]: r["top1"] for r in best}
+                _line(axes, points, style, label, "full" if is_equal else "none")
         axes.axhline(dense, color="gray", linewidth=1)
         axes.set_title(f"{title(task)}\nCIFAR-10, fp32: {dense:.2f} %", fontsize=11)
         axes.set_xlabel("kB on disk, everything included")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("top-1 accuracy, %")
-    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    drawn = [line for axes in panels for line in axes.get_lines()]
+    lines = {line.get_label(): line for line in reversed(drawn)}  # full ones are drawn first
     labels = [label for label in ("tersor, without training", *METHODS.values()) if label in lines]
     handles = [lines[label] for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+def _shown(rows: list[Row], task: Task, method: str) -> list[Row]:
+    """The best run of a method at each size."""
+    own = [r for r in rows if (_task(r), r["method"]) == (task, method)]
+    return [_best(own, asked) for asked in {r["asked"] for r in own}]
+
+
+def _is_equal(row: Row, rows: list[Row]) -> bool:
+    """Whether a run has as many epochs as our best at that size."""
+    ours = [r for r in rows if (_task(r), r["method"]) == (_task(row), "tersor")]
+    best = _best(ours, row["asked"])
+    return not best or row["before"] + row["epochs"] >= best["before"] + best["epochs"]
 
 
 def _best(rows: list[Row], asked: float) -> Row:
@@ -144,7 +160,7 @@ def _best(rows: list[Row], asked: float) -> Row:
     return max((r for r in rows if r["asked"] == asked), key=lambda r: r["top1"], default={})
 
 
-def _line(axes: Axes, points: dict[int, float], style: str, label: str) -> None:
+def _line(axes: Axes, points: dict[int, float], style: str, label: str, fill: str = "full") -> None:
     if points:
-        sizes = sorted(points)
-        axes.plot([s / 1e3 for s in sizes], [points[s] for s in sizes], style, label=label)
+        sizes, values = sorted(points), [points[size] for size in sorted(points)]
+        axes.plot([s / 1e3 for s in sizes], values, style, label=label, fillstyle=fill)

@@ -264,8 +264,9 @@ Ours starts from what there is without training; 44 + 5 epochs are 44 with the d
 answers, and 5 with the teacher's from the file of those (`--start`).{BASELINES} On a GPU ran the
 dense network only (`on_gpu.py`); the last fifth of differentiable k-means of ResNet-20 at 20x ran
 on a CPU. The 2-bit figure of 24 epochs is from before weights were pruned by their magnitude: zeros
-were those within so many learned steps. What is blank was not measured. One-bit weights take the
-bytes that they take, whatever was asked for.
+were those within so many learned steps. What is blank was not measured; what is hollow in the
+picture had fewer epochs than ours. One-bit weights take the bytes that they take, whatever was
+asked for.
 
 {finetuned_part.table(tuned["rows"])}
 
