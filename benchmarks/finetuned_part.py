@@ -126,9 +126,9 @@ def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
         for (method, label), style in zip(METHODS.items(), STYLES, strict=True):
             for is_equal in (True, False):
                 best = [r for r in _shown(rows, task, method) if _is_equal(r, rows) == is_equal]
-                style = style if is_equal else style[:3]
                 points = {r["bytes"]: r["top1"] for r in best}
-                _line(axes, points, style, label, "full" if is_equal else "none")
+                form, fill = (style, "full") if is_equal else (style[:3], "none")
+                _line(axes, points, form, label, fill)
         axes.axhline(dense, color="gray", linewidth=1)
         axes.set_title(f"{title(task)}\nCIFAR-10, fp32: {dense:.2f} %", fontsize=11)
         axes.set_xlabel("kB on disk, everything included")

@@ -104,7 +104,7 @@ def distilled(output: Tensor, targets: Tensor) -> Tensor:
 def ours(job: Job, views: Views, start: Path | None) -> None:
     """Compress without training, once, or take what was trained before; then train."""
     first = start or job.file("start.tersor")
-    if not first.exists():
+    if start is None and not first.exists():
         tersor.save(compressed(job, views.calibration()), first)
     model = tersor.load(first, job.network.dense())
     if views.pixels.is_cuda:
@@ -300,7 +300,9 @@ def main() -> None:
         print(row)
         record.merge("finetuning_step", [row], lambda row: (row["network"], row["threads"]))
     elif bool(options.start) != bool(options.before):
-        parser.error("--start and --before belong together")
+        parser.error("--start and --before belong together: a file, and how many epochs it had")
+    elif options.start and (options.method != "tersor" or not options.start.exists()):
+        parser.error("--start needs --method tersor and a file that exists")
     else:
         lr = options.lr or LR[options.method]
         numbers = options.epochs, options.seed, lr, options.batch

@@ -257,7 +257,7 @@ def fine_tuned() -> str:
 
 `python benchmarks/finetuning.py`: the dense network's own answers, or those of a better teacher,
 are learnt on the augmented training set (order, augmentation, teacher and number of steps the same
-for all methods, one cosine; images augmented as when the teacher was trained), and the model loaded
+within a line, one cosine; images augmented as when the teacher was trained), and the model loaded
 back from the file is evaluated on the 10,000 test images in a fresh process. The last state counts;
 where there are several learning rates, the best is shown, for every method.
 Ours starts from what there is without training; 44 + 5 epochs are 44 with the dense network's own
