@@ -424,6 +424,19 @@ class TestBadInput:
         with pytest.raises(InputError, match="is a directory"):
             tersor.finetune(compressed(teacher), loader(), checkpoint=tmp_path)
 
+    def test_resuming_with_another_teacher(self, tmp_path, teacher):
+        path, options = tmp_path / "c", dict(epochs=1, checkpoint=tmp_path / "c")
+        first = tersor.finetune(compressed(teacher), loader(), teacher=teacher, **options)
+        same = tersor.finetune(compressed(teacher), loader(), teacher=dense(), **options)
+        assert same == first
+        other, before = copy.deepcopy(teacher), path.read_bytes()
+        other[-1].weight.data.mul_(1.01)
+        message = r"other options: teacher 'Net, \d+ numbers, .* now"
+        for changed in (other, nn.Sequential(teacher), None):
+            with pytest.raises(InputError, match=message):
+                tersor.finetune(compressed(teacher), loader(), teacher=changed, **options)
+        assert path.read_bytes() == before
+
     def test_models(self, teacher):
         with pytest.raises(InputError, match=r"no quantized factors; call tersor\.compress first"):
             tersor.finetune(copy.deepcopy(teacher), loader())

@@ -22,7 +22,7 @@ from tersor.plan.budget import parse_size
 from tersor.plan.progress import shown
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.opened import OpenFile
-from tersor.training.checkpoint import Progress
+from tersor.training.checkpoint import Progress, identity
 from tersor.training.feed import Feed
 from tersor.training.groups import factored_weights
 from tersor.training.loop import Evaluate, Plan, Run
@@ -158,8 +158,9 @@ def finetune(
         If the budget cannot be reached.
     InputError
         If the model holds no factors or nothing to train, the loader is empty or has no length,
-        teacher or loss do not fit, the checkpoint is of a run with other options, or the model is
-        to be sharded in a way that it cannot be (FSDP1, parameters of several types, cpu_offload).
+        teacher or loss do not fit, the checkpoint is of a run with other options or another
+        teacher, or the model is to be sharded in a way that it cannot be (FSDP1, parameters of
+        several types, cpu_offload).
     MissingExtraError
         If `accelerate` is not installed.
 
@@ -176,7 +177,8 @@ def finetune(
     sharded = _shards(accelerator)
     feed, objective = Feed(train_loader, seed, accelerator), Objective(loss, teacher)
     schedule = _schedule(model, feed.batches, options, start_size, target_size)
-    facts = asdict(options) | asdict(schedule) | {"teacher": teacher is not None}
+    taught = None if teacher is None else identity(teacher)
+    facts = asdict(options) | asdict(schedule) | {"teacher": taught}
     plan = Plan(
         schedule,
         epochs,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from tersor.errors import InputError
 from tersor.storage.atomic import replacing
 
 _VERSION = 1
+
+_SAMPLE = 1024
+"""Elements of each tensor that a model is told by."""
 
 
 @dataclass
@@ -49,6 +54,31 @@ class Progress:
     best: float | None = None
     file: bytes = b""
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def identity(model: nn.Module) -> str:
+    """What tells a model from others, in words: its class, its size, a checksum of samples."""
+    checksum, count = 0, 0
+    for name, tensor in model.state_dict().items():
+        checksum = zlib.crc32(name.encode(), checksum)
+        if _is_plain(tensor):
+            count += tensor.numel()
+            checksum = zlib.crc32(_sample(tensor), checksum)
+    return f"{type(model).__name__}, {count} numbers, checksum {checksum:08x}"
+
+
+def _is_plain(value: object) -> TypeGuard[Tensor]:
+    """Whether this is a tensor whose elements have bytes to look at."""
+    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
+        return False  # those of subclasses may be elsewhere
+    return value.layout is torch.strided and not value.is_quantized and not value.is_meta
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """Shape and bytes of some elements, spread over all."""
+    flat = tensor.detach().reshape(-1)
+    elements = flat[:: -(-flat.numel() // _SAMPLE) or 1].cpu().contiguous()
+    return repr(tuple(tensor.shape)).encode() + elements.view(torch.uint8).numpy().tobytes()
 
 
 def write(
