@@ -69,8 +69,9 @@ def tasks(rows: list[Row]) -> list[Task]:
 
 def title(task: Task) -> str:
     """A task in words."""
-    network, teacher = (NETWORKS[name] for name in task)
-    return network if network == teacher else f"{network}, taught by {teacher}"
+    network, teacher = task
+    names = " and ".join(NETWORKS[name] for name in teacher.split("+"))
+    return names if network == teacher else f"{NETWORKS[network]}, taught by {names}"
 
 
 def _task(row: Row) -> Task:

@@ -1,7 +1,7 @@
 """How accurate are CIFAR-10 networks at 1/20 to 1/60 of their size after fine-tuning?
 
 The dense network is compressed, trained with its own answers as the target (or, with ``--teacher``,
-those of the other network) on the whole training set, augmented as when the teacher was trained
+those of others, their mean) on the whole training set, augmented as when the teacher was trained
 itself (`views`), written to a file, and evaluated from that on the whole test set in a fresh
 process. The last state counts; nothing is chosen by the test set. Baselines (`trained_baselines`)
 have the same model, data, order, steps and schedule. A run that was stopped goes on where it was
@@ -34,7 +34,7 @@ import record
 import torch
 import trained_baselines
 from torch import Tensor, nn
-from views import CLASSES, NETWORKS, Network, Views
+from views import CLASSES, NETWORKS, Network, Teacher, Views
 
 import tersor
 from tersor.storage.atomic import replacing
@@ -63,7 +63,7 @@ class Job:
     seed: int
     lr: float
     batch: int
-    teacher: Network
+    teacher: Teacher
     before: int = 0
 
     @property
@@ -278,7 +278,9 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=20)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--teacher", choices=NETWORKS, help="by default the same network, dense")
+    parser.add_argument(
+        "--teacher", choices=NETWORKS, nargs="+", help="by default the same network, dense"
+    )
     parser.add_argument(
         "--start", type=Path, help="file of a run of ours that this one goes on from"
     )
@@ -306,7 +308,7 @@ def main() -> None:
     else:
         lr = options.lr or LR[options.method]
         numbers = options.epochs, options.seed, lr, options.batch
-        teacher = NETWORKS[options.teacher or options.network]
+        teacher = Teacher(tuple(NETWORKS[n] for n in options.teacher or [options.network]))
         job = Job(network, options.method, options.ratio, *numbers, teacher, options.before)
         run(job, options.images, options.start)
 

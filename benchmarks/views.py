@@ -9,7 +9,7 @@ teacher costs an epoch nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,35 @@ class Network:
         return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """Dense networks that answer together.
+
+    Parameters
+    ----------
+    networks
+        Images are augmented as for the first one.
+    """
+
+    networks: tuple[Network, ...]
+
+    @property
+    def name(self) -> str:
+        return "+".join(network.name for network in self.networks)
+
+    def augment(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """Pixels from 0 to 255 as all of them see them."""
+        return self.networks[0].augment(pixels, draws)
+
+    @torch.inference_mode()
+    def answers(self, chunks: Iterable[Tensor]) -> Tensor:
+        """The mean of their answers, on the CPU, to pixels from 0 to 255 in chunks."""
+        pairs = [(network, network.dense().to(DEVICE)) for network in self.networks]
+        return torch.cat(
+            [torch.stack([dense(n.inputs(p)) for n, dense in pairs]).mean(0).cpu() for p in chunks]
+        )
+
+
 def of_255(values: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(255 * value for value in values)
 
@@ -144,7 +173,7 @@ class Views:
     count
         Images in use, the first ones; the others are for probes.
     teacher
-        Dense network that answers, and that images are augmented for; by default the same network.
+        Who answers; by default the same network, dense.
     """
 
     def __init__(
@@ -153,10 +182,10 @@ class Views:
         batch_size: int,
         seed: int,
         count: int = IMAGES,
-        teacher: Network | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.network, self.batch_size, self.seed, self.count = network, batch_size, seed, count
-        self.teacher = teacher or network
+        self.teacher = teacher or Teacher((network,))
         pixels, self.labels = training_pixels()
         self.pixels = pixels.to(DEVICE)
         self.epoch = 0
@@ -196,12 +225,9 @@ class Views:
                 np.save(file, self._answers(view).numpy())
         return torch.from_numpy(np.load(path))
 
-    @torch.inference_mode()
     def _answers(self, view: int) -> Tensor:
-        dense = self.teacher.dense().to(DEVICE)
         chunks = self.drawn(view)[: self.count].split(500)
-        images = (self.teacher.inputs(self._augmented(drawn)) for drawn in chunks)
-        return torch.cat([dense(inputs) for inputs in images]).cpu()
+        return self.teacher.answers(self._augmented(drawn) for drawn in chunks)
 
     def calibration(self, count: int = 1024) -> Tensor:
         """The first images as they are, for what needs no training, on the CPU."""
