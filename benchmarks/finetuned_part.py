@@ -20,23 +20,26 @@ METHODS = {
 STYLES = ("C1o-", "C2s--", "C3^--", "C4v--", "C5D--", "C6x--")
 
 Row = dict[str, Any]
-Task = tuple[str, str]
-"""What all methods of a comparison have in common: a network and its teacher."""
+Task = tuple[str, bool]
+"""A network, and whether others taught it than its own dense one."""
 
 
 def table(rows: list[Row]) -> str:
-    """One line per task, size, epochs, batch and device; one column per method."""
+    """One line per network, teacher, size, epochs, batch and device; one column per method."""
     methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
     lines = [
-        "| network | asked | epochs | batch | on | " + " | ".join(map(METHODS.get, methods)) + " |",
-        "| --- |" + " ---: |" * 3 + " --- |" + " ---: |" * len(methods),
+        "| network | taught by | asked | epochs | batch | on | "
+        + " | ".join(map(METHODS.get, methods))
+        + " |",
+        "| --- | --- |" + " ---: |" * 3 + " --- |" + " ---: |" * len(methods),
     ]
     for task in tasks(rows):
         own = [r for r in rows if _task(r) == task]
         for run in sorted({_run(r) for r in own}):
             cells = [cell([r for r in own if (_run(r), r["method"]) == (run, m)]) for m in methods]
-            asked, before, epochs, batch, device = run
-            heads = [title(task), f"{asked:g}x", _epochs(before, epochs), str(batch), device]
+            teacher, asked, before, epochs, batch, device = run
+            heads = [NETWORKS[task[0]], _names(teacher), f"{asked:g}x", _epochs(before, epochs)]
+            heads += [str(batch), device]
             lines.append("| " + " | ".join(heads + cells) + " |")
     return "\n".join(lines)
 
@@ -62,20 +65,23 @@ def headline(rows: list[Row], untrained: list[Row]) -> str:
 
 
 def tasks(rows: list[Row]) -> list[Task]:
-    """Those that there are rows of; first a network that learns from its own dense one."""
+    """Those that there are rows of."""
     order = list(NETWORKS)
-    return sorted({_task(r) for r in rows}, key=lambda t: (order.index(t[0]), t[0] != t[1], t[1]))
+    return sorted({_task(r) for r in rows}, key=lambda task: (order.index(task[0]), task[1]))
 
 
 def title(task: Task) -> str:
     """A task in words."""
-    network, teacher = task
-    names = " and ".join(NETWORKS[name] for name in teacher.split("+"))
-    return names if network == teacher else f"{NETWORKS[network]}, taught by {names}"
+    return NETWORKS[task[0]] + (", other teachers" if task[1] else "")
 
 
 def _task(row: Row) -> Task:
-    return row["network"], row["teacher"]
+    return row["network"], row["teacher"] != row["network"]
+
+
+def _names(teacher: str) -> str:
+    """Networks that taught together."""
+    return " and ".join(NETWORKS[name] for name in teacher.split("+"))
 
 
 def _dense(untrained: list[Row], network: str) -> float:
@@ -84,9 +90,10 @@ def _dense(untrained: list[Row], network: str) -> float:
     return next(r["quality"] for r in untrained if (r["network"], r["method"]) == wanted)
 
 
-def _run(row: Row) -> tuple[float, int, int, int, str]:
-    """What all methods have in common, besides the task."""
-    return row["asked"], row["before"], row["epochs"], row["batch"], row["device"]
+def _run(row: Row) -> tuple[str, float, int, int, int, str]:
+    """What all methods of a line have in common, besides the network."""
+    names = "teacher", "asked", "before", "epochs", "batch", "device"
+    return tuple(row[name] for name in names)  # type: ignore[return-value]
 
 
 def _epochs(before: int, epochs: int) -> str:
@@ -104,7 +111,8 @@ def cell(rows: list[Row]) -> str:
 
 
 def _with_epochs(row: Row) -> str:
-    return f"{cell([row])}, {_epochs(row['before'], row['epochs'])} epochs"
+    taught = f", {_names(row['teacher'])}" if _task(row)[1] else ""
+    return f"{cell([row])}, {_epochs(row['before'], row['epochs'])} epochs{taught}"
 
 
 def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
