@@ -7,6 +7,7 @@ from trainable import compressed, dense
 import tersor
 from tersor.training import pressure
 from tersor.training.checkpoint import Progress
+from tersor.training.groups import trained_latents
 from tersor.training.projection import file_size
 from tersor.training.schedule import Schedule
 
@@ -43,3 +44,19 @@ def test_nothing_is_added_while_latents_rest():
     term = sum(float(term.detach()) for term in terms)
     weights = 16 * 32 * 9 + 512 * 4  # the first layer is too small to be factored
     assert term == pytest.approx(pressure.RATE * bits / weights)
+
+
+def test_latents_are_drawn_to_their_integers_less_as_the_learning_rate_falls():
+    def drawn(step):
+        model = compressed(dense())
+        weight, *_ = trained_latents(model).values()
+        weight.latent.data += 0.2
+        before = weight.latent.detach().clone()
+        now, schedule = Progress(price=0.01, step=step), Schedule(1000, 10_000, 10_000)
+        pressure.project_step(model, now, schedule, {})
+        gone = (weight.latent.detach() - before).abs().sum()
+        return float(gone / (weight.stored_latent - before).abs().sum()), schedule.rate(step)
+
+    early, late = drawn(100), drawn(800)
+    assert early[0] > 5 * late[0] > 0
+    assert early[0] / late[0] == pytest.approx(early[1] / late[1], rel=1e-2)

@@ -29,8 +29,10 @@ from tersor.training.schedule import Schedule
 RATE = 3.0
 """Loss that a bit per weight is worth at the usual price."""
 
-_LEAK = 0.002
-"""Share of the way to the integers that the latents go with each step, so that they stay near."""
+_LEAK = 0.003
+"""Share of the way to the integers that the latents go with each step at the full learning rate, so
+that they stay near. They forget as fast as they learn: where steps become small, a latent still
+leaves its integer if gradients agree for long enough."""
 
 FIRST = 0.01 * PRICE
 """Price that training begins with: hardly any integer is given up for its bits until it has to."""
@@ -81,7 +83,7 @@ def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Cu
     low, high = _RANGE
     now.price = min(max(now.price * math.exp(min(max(change, -_MOST), _MOST)), low), high)
     for weight in trained_latents(model).values():
-        weight.approach(_LEAK)
+        weight.approach(_LEAK * schedule.rate(now.step))
 
 
 def rest(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
