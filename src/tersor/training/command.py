@@ -145,6 +145,7 @@ def run(
         written = save(model, output, metadata=metadata, content_hash=hashed)
         result = replace(result, nbytes=written.nbytes)
         checkpoint.unlink(missing_ok=True)
+    finish_together()
     return result
 
 
@@ -164,7 +165,18 @@ def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
 
 def is_first_process() -> bool:
     """Whether this process, of those that train together, is to write files."""
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or (
-        distributed.get_rank() == 0
-    )
+    return not _are_several() or torch.distributed.get_rank() == 0
+
+
+def finish_together() -> None:
+    """Wait for the other processes: torchrun stops all, the writing one too, if one fails.
+
+    One that ends right after a collective can: a thread of gloo's gives tensors back to a Python
+    that is no more, and aborts (PyTorch 2.13).
+    """
+    if _are_several():
+        torch.distributed.barrier()
+
+
+def _are_several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
