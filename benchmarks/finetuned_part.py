@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,12 @@ def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
         Of `finetuning.py` and of `post_training.py`.
     """
     shown = tasks(rows)
-    figure = Figure(figsize=(4.8 * len(shown), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, task in zip(panels, shown, strict=True):
+    height = math.ceil(len(shown) / 2)
+    figure = Figure(figsize=(10.5, 4.2 * height), layout="constrained")
+    panels = figure.subplots(height, 2, squeeze=False, sharey="row").ravel()
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    for axes, task in zip(panels, shown, strict=False):
         ours = [r for r in untrained if (r["network"], r["method"]) == (task[0], "tersor")]
         dense = _dense(untrained, task[0])
         _line(axes, {r["bytes"]: r["quality"] for r in ours}, "C0*:", "tersor, without training")
@@ -142,8 +146,9 @@ def picture(path: Path, rows: list[Row], untrained: list[Row]) -> None:
         axes.set_title(f"{title(task)}\nCIFAR-10, fp32: {dense:.2f} %", fontsize=11)
         axes.set_xlabel("kB on disk, everything included")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("top-1 accuracy, %")
-    drawn = [line for axes in panels for line in axes.get_lines()]
+    for axes in panels[::2]:
+        axes.set_ylabel("top-1 accuracy, %")
+    drawn = [line for axes in figure.axes for line in axes.get_lines()]
     lines = {line.get_label(): line for line in reversed(drawn)}  # full ones are drawn first
     labels = [label for label in ("tersor, without training", *METHODS.values()) if label in lines]
     handles = [lines[label] for label in labels]
