@@ -93,8 +93,8 @@ def _dense(untrained: list[Row], network: str) -> float:
 
 def _run(row: Row) -> tuple[str, float, int, int, int, str]:
     """What all methods of a line have in common, besides the network."""
-    names = "teacher", "asked", "before", "epochs", "batch", "device"
-    return tuple(row[name] for name in names)  # type: ignore[return-value]
+    taught = row["teacher"], row["asked"], row["before"]
+    return *taught, row["epochs"], row["batch"], row["device"]
 
 
 def _epochs(before: int, epochs: int) -> str:

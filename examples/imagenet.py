@@ -142,6 +142,8 @@ def main(recipe: Recipe, description: str) -> None:
     )
     if state.is_main_process:
         tersor.save(model, options.output)
+    state.wait_for_everyone()  # torchrun stops the one that writes if another fails while it ends
+    if state.is_main_process:
         print(f"{options.output}: {options.output.stat().st_size} bytes")
         print(f"top-1 of the file: {evaluate(recipe, options, state.device):.2f} %")
 
