@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.models import distinct, fill, source_of
+from tersor.models import source_of
 from tersor.nn import HeldWeight, state
+from tersor.nn.fill import aliases_of, distinct, fill, some
 from tersor.plan import classify
 from tersor.plan.budget import parse_size
 from tersor.plan.progress import Progress, silent
@@ -104,19 +105,32 @@ def _entry(name: str, value: HeldWeight | Tensor, alias: str | None, lossless: b
 
 
 def load(
-    path: Path, model: Model, *, strict: bool = True, max_bytes: str | int | None = None
+    path: Path,
+    model: Model,
+    *,
+    strict: bool = True,
+    assign: bool = False,
+    max_bytes: str | int | None = None,
 ) -> Model:
     """Fill a model from a file; its weights become factors, as they were when saved.
+
+    Weights of modules that cannot hold factors, such as those with a parametrization, get the
+    dense weight. At the end every tensor of the file is compared with what the model holds.
 
     Parameters
     ----------
     path
         File that `save` or ``tersor compress`` wrote.
     model
-        Model of the architecture that was saved, with any weights; changed in place.
+        Model of the architecture that was saved, with any weights; changed in place. It may be on
+        the meta device, without values: its tensors are then made on the CPU, with little memory
+        beside the result.
     strict
         If False, tensors that only the file or only the model has are left alone, as in
         `torch.nn.Module.load_state_dict`.
+    assign
+        If True, tensors take the place of the model's, and have the data types that they have in
+        the file, as in `torch.nn.Module.load_state_dict`.
     max_bytes
         Most that the dense tensors and the integers of the factors may take in memory, such as
         ``"8GB"`` (1 kB is 1000 bytes) or a number of bytes; by default 64 GiB. A file that claims
@@ -130,8 +144,9 @@ def load(
     Raises
     ------
     InputError
-        If there is no such file, or names or shapes of the model differ from those in it; the
-        message lists them, and the model is unchanged.
+        If there is no such file, names or shapes of the model differ from those in it, or a tensor
+        on the meta device is not in the file; the message lists them, and the model is unchanged.
+        If the model's own code changes what is loaded, so that it does not hold it at the end.
     FileFormatError
         If the file is damaged, or needs more than `max_bytes`; the model is unchanged. Only what no
         checksum tells, as in a file that was made to deceive, is found when part of the model is
@@ -141,7 +156,7 @@ def load(
     with open(path, max_bytes=max_bytes) as file:
         file.check_sections()
         _check_match(file, model, strict)
-        fill(model, file)
+        fill(model, file, assign=assign, strict=strict)
     return model
 
 
@@ -179,7 +194,7 @@ def _check_match(contents: Contents, model: nn.Module, strict: bool) -> None:
     found = _differences(contents, model)
     if not strict:
         found = {verb: names for verb, names in found.items() if verb not in (_LACKS, _HAS)}
-    problems = [f"the model {verb} {_some(names)}" for verb, names in found.items() if names]
+    problems = [f"the model {verb} {some(names)}" for verb, names in found.items() if names]
     if problems:
         raise InputError(
             f"the file does not fit a {type(model).__name__}: {'; '.join(problems)}. Give the "
@@ -194,7 +209,7 @@ def _differences(contents: Contents, model: nn.Module) -> dict[str, list[str]]:
     """Names by what is wrong with them, in words."""
     values, shapes = state(model), contents.shapes
     # A tied weight is there if it is there under any of its names.
-    tied = source_of(model).aliases
+    tied = aliases_of(values)
     common = [name for name in shapes if name in values]
     present = {tied.get(name, name) for name in common}
     return {
@@ -207,7 +222,7 @@ def _differences(contents: Contents, model: nn.Module) -> dict[str, list[str]]:
         ],
         "ties what is not the same in the file:": [
             f"{first} and {other}"
-            for first, others in distinct(model, shapes).items()
+            for first, others in distinct(tied, shapes).items()
             for other in others
             if not _same(contents, first, other)
         ],
@@ -222,11 +237,6 @@ def _same(contents: Contents, a: str, b: str) -> bool:
     return contents.original(a) == contents.original(b) or torch.equal(
         contents.tensor(a), contents.tensor(b)
     )
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from torch import nn
 
 from tersor.errors import BudgetError, InputError, MissingExtraError
 from tersor.folding import is_folded
-from tersor.models import fill
 from tersor.nn.checks import check_model
+from tersor.nn.fill import fill
 from tersor.plan.budget import parse_size
 from tersor.plan.progress import shown
 from tersor.storage.atomic import check_writable, replacing

@@ -1,29 +1,28 @@
-"""Models <-> archives: compress a model in place, take its tensors, fill it."""
+"""Compress a model in place, and take its tensors."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from tersor.calibration import Calibration
 from tersor.compress import compress_source
 from tersor.errors import InputError
-from tersor.factors import Factors
 from tersor.nn import HeldWeight, state
-from tersor.nn.checks import check_model, check_module
-from tersor.nn.convert import replace_weight, replaceable
+from tersor.nn.checks import check_model, holding_problem
+from tersor.nn.fill import aliases_of, fill
 from tersor.nn.sites import find_sites
 from tersor.plan.classify import FEWEST_WEIGHTS
 from tersor.plan.overrides import Overrides
 from tersor.plan.progress import shown
 from tersor.quality import Quality, evaluated
 from tersor.storage import container, dtypes
-from tersor.storage.archive import Archive, Contents, as_tensor
-from tersor.storage.checkpoint import Source, shared
+from tersor.storage.archive import Archive
+from tersor.storage.checkpoint import Source
 from tersor.storage.summary import Report, summarize
 from tersor.tiling import is_tileable
 
@@ -102,8 +101,9 @@ def compress(
     """
     overrides = Overrides(keep, {} if bits is None else bits, fast)
     quality = _quality(model, max_drop, evaluate)
-    check_holders(model)
+    check_model(model)
     source = source_of(model)
+    check_modules(model)
     with shown("compressing") as progress:
         archive = compress_source(
             source,
@@ -140,33 +140,50 @@ def _quality(
     return Quality(max_drop, measure)
 
 
-def check_holders(model: nn.Module) -> None:
-    """Refuse a model that could not hold the factors, before they are computed."""
-    check_model(model)
-    for name, site in find_sites(model).items():
-        if isinstance(site.weight, Tensor):
-            dtypes.check(name, site.weight)
-        if is_tileable(site.weight.shape) and math.prod(site.weight.shape) >= FEWEST_WEIGHTS:
-            check_module(name, site.module)
+def check_modules(model: nn.Module) -> None:
+    """Warn of weights that stay dense since their modules cannot hold factors; refuse only such.
+
+    Raises
+    ------
+    InputError
+        If no weight of the model could be factored.
+    """
+    large = {
+        name: site.module
+        for name, site in find_sites(model).items()
+        if is_tileable(site.weight.shape) and math.prod(site.weight.shape) >= FEWEST_WEIGHTS
+    }
+    problems = {n: holding_problem(module) for n, module in large.items()}
+    unfactored = {n: p for n, p in problems.items() if p}
+    if not unfactored:
+        return
+    name, problem = next(iter(unfactored.items()))
+    told = f"{name!r} belongs to a {type(large[name]).__name__} {problem}"
+    if len(unfactored) == len(large):
+        raise InputError(told)
+    others = f"; as do {len(unfactored) - 1} others" if len(unfactored) > 1 else ""
+    warnings.warn(f"a weight stays as it is, uncompressed: {told}{others}", stacklevel=3)
 
 
 def source_of(model: nn.Module) -> Source:
-    """The tensors of a model, dense even where it holds factors. Buffers are not to be factored."""
+    """The tensors of a model, dense even where it holds factors.
+
+    Buffers are not to be factored, nor weights of modules that cannot hold factors.
+    """
     entries = state(model)
-    plain = {name: t for name, t in entries.items() if isinstance(t, Tensor)}
-    factored: dict[HeldWeight, str] = {}
-    aliases = shared(plain)
     for name, value in entries.items():
-        if isinstance(value, HeldWeight) and factored.setdefault(value, name) != name:
-            aliases[name] = factored[value]
+        if isinstance(value, Tensor):
+            dtypes.check(name, value)
+    aliases = aliases_of(entries)
     size = sum(nbytes(value) for name, value in entries.items() if name not in aliases)
-    buffers = entries.keys() - find_sites(model).keys()
+    sites = find_sites(model)
+    unchanged = (n for n in entries if n not in sites or holding_problem(sites[n].module))
     return Source(
         list(entries),
         lambda name: dense(entries[name]),
         size,
         aliases,
-        unchanged=frozenset(buffers),
+        unchanged=frozenset(unchanged),
     )
 
 
@@ -182,42 +199,3 @@ def nbytes(value: HeldWeight | Tensor) -> int:
     if isinstance(value, HeldWeight):
         return math.prod(value.shape) * value.dtype.itemsize
     return value.nbytes if dtypes.is_dense(value) else 0
-
-
-def fill(model: nn.Module, contents: Contents) -> None:
-    """Put contents into a model whose names and shapes are known to fit, one tensor at a time.
-
-    Raises
-    ------
-    InputError
-        If a module cannot hold factors; the model is unchanged.
-    """
-    shapes, held = contents.shapes, set(find_sites(model))
-    names = distinct(model, shapes)
-    factored = {n: shapes[n] for n in names if n in held and contents.is_factored(n)}
-    places = replaceable(model, factored)
-    # None of the weights that are replaced, which would then stay in memory.
-    others = {n: t for n, t in state(model).items() if n in names and n not in places}
-    uses: dict[str, list[str]] = {}  # names in the model, by that of the tensor in the contents
-    for name in (*places, *others):
-        uses.setdefault(contents.original(name), []).append(name)
-    with torch.no_grad():
-        for original, value in contents.stream(uses):
-            for name in uses[original]:
-                if isinstance(value, Factors) and name in places:
-                    replace_weight(places.pop(name), value)
-                elif isinstance(tensor := others[name], Tensor):
-                    tensor.copy_(as_tensor(value))
-
-
-def distinct(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
-    """The first name of each tensor of a model, and the other names that it is tied to."""
-    aliases = source_of(model).aliases
-    first: dict[str, str] = {}
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        leader = first.setdefault(aliases.get(name, name), name)
-        others = groups.setdefault(leader, [])
-        if name != leader:
-            others.append(name)
-    return groups

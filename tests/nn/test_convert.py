@@ -221,7 +221,6 @@ class OwningSequential(nn.Sequential):
         (old_weight_norm, "0.weight_v", "remove"),
         (pruned, "0.weight_orig", "remove"),
         (wrapped(lambda: nn.LazyLinear(6)), "0.weight", "run the model once"),
-        (wrapped(lambda: nn.Linear(20, 6, device="meta")), "0.weight", "meta"),
         (wrapped(lambda: nn.Linear(20, 6, dtype=torch.complex64)), "0.weight", "complex64"),
         (wrapped(lambda: nn.Embedding(6, 20, sparse=True)), "0.weight", "sparse"),
         pytest.param(

@@ -49,8 +49,6 @@ def check_weight(name: str, weight: Weight, shape: tuple[int, ...]) -> None:
     if isinstance(weight, nn.Parameter):
         if torch.nn.parameter.is_lazy(weight):
             raise InputError(f"{name!r} is not initialized yet; run the model once first")
-        if weight.is_meta:
-            raise InputError(f"{name!r} is on the meta device; load its values first")
         if type(weight.data) is not Tensor or not weight.is_floating_point():
             raise InputError(
                 f"{name!r} is a {weight.dtype} {type(weight.data).__name__}; only plain "
@@ -64,6 +62,12 @@ def check_weight(name: str, weight: Weight, shape: tuple[int, ...]) -> None:
 
 def check_module(name: str, module: nn.Module) -> None:
     """Refuse a module that cannot hold factors."""
+    if problem := holding_problem(module):
+        raise InputError(f"{name!r} belongs to a {type(module).__name__} {problem}")
+
+
+def holding_problem(module: nn.Module) -> str | None:
+    """Why a module cannot hold factors, and what to do; None if it can."""
     hooks = module._forward_pre_hooks.values()
     computed = (WeightNorm, SpectralNorm, BasePruningMethod)
     if (
@@ -71,17 +75,13 @@ def check_module(name: str, module: nn.Module) -> None:
         or isinstance(module, parametrize.ParametrizationList)
         or any(isinstance(hook, computed) for hook in hooks)
     ):
-        raise InputError(
-            f"{name!r} belongs to a module with a parametrization (weight_norm, spectral_norm, "
-            "pruning); remove that first"
+        return (
+            "with a parametrization (weight_norm, spectral_norm, pruning); remove that first, as "
+            "with torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
         )
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        raise InputError(  # its children are its content, and the factors would be one more
-            f"{name!r} belongs directly to a {type(module).__name__}, which cannot hold factors: "
-            "move the parameter to a module of its own"
-        )
+        # Its children are its content, and the factors would be one more.
+        return "directly, which cannot hold factors; move the parameter to a module of its own"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-        raise InputError(
-            f"{name!r} belongs to a module with sparse gradients, which factors do not have; "
-            "set its attribute sparse to False"
-        )
+        return "with sparse gradients, which factors do not have; set its attribute sparse to False"
+    return None

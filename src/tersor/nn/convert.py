@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tersor.errors import InputError
@@ -15,6 +16,8 @@ from tersor.nn.held import HeldWeight
 from tersor.nn.owner import attach, forget
 from tersor.nn.sites import Site, Weight, find_sites, join_names, weights_of
 from tersor.nn.weight import FactoredWeight
+from tersor.storage import dtypes
+from tersor.storage.checkpoint import shared
 
 
 def insert_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
@@ -78,14 +81,18 @@ def replaceable(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict
     return {name: uses[sites[name].weight] for name in shapes}
 
 
-def replace_weight(sites: list[Site], factors: Factors) -> None:
-    """Replace one weight, at all its sites, by factors.
+def replace_weight(
+    sites: list[Site], factors: Factors, dtype: torch.dtype | None = None
+) -> FactoredWeight:
+    """Replace one weight, at all its sites, by factors; returns what holds them.
 
-    The list is emptied: so the dense weight is freed before its factors take memory.
+    The list is emptied: so the dense weight is freed before its factors take memory. The data type
+    is that of the weight, unless another is given. Factors of a weight on the meta device, which
+    has no values, stay on the device that they are on.
     """
     weight = sites[0].weight
     like = weight.codebook if isinstance(weight, FactoredWeight) else weight
-    dtype, device = weight.dtype, like.device
+    dtype, device = dtype or weight.dtype, None if like.is_meta else like.device
     requires_grad = isinstance(like, Tensor) and like.requires_grad
     owners = [(site.module, site.attribute) for site in sites]
     sites.clear()
@@ -95,6 +102,7 @@ def replace_weight(sites: list[Site], factors: Factors) -> None:
     holder = FactoredWeight(factors, dtype=dtype, device=device, requires_grad=requires_grad)
     for module, name in owners:
         attach(module, name, holder)
+    return holder
 
 
 def state(model: nn.Module) -> dict[str, HeldWeight | Tensor]:
@@ -108,10 +116,10 @@ def state(model: nn.Module) -> dict[str, HeldWeight | Tensor]:
     Returns
     -------
     dict
-        The `HeldWeight` of factored weights and plain tensors (parameters and persistent
-        buffers) for the rest, nothing copied, in the order of the dense model. Names of one tied
-        weight have the same object, or tensors of the same storage. Extra state that is no tensor
-        is left out, with a warning.
+        The `HeldWeight` of factored weights, and for the rest the parameters and persistent
+        buffers themselves, in the order of the dense model. Names of one tied weight have the same
+        object, or tensors of the same storage. What modules compute for their ``state_dict``, such
+        as extra state, comes as they give it; what is no tensor is left out, with a warning.
     """
     tensors = model.state_dict()
     entries: dict[str, HeldWeight | Tensor] = {}
@@ -124,9 +132,16 @@ def state(model: nn.Module) -> dict[str, HeldWeight | Tensor]:
             full = join_names(path, name)
             if isinstance(value, HeldWeight):
                 entries[full] = value
-            elif full in tensors:
-                entries[full] = tensors.pop(full)
+            elif isinstance(tensors.get(full), Tensor):
+                entries[full] = _own(value, tensors.pop(full))
     return entries | only_tensors(tensors)
+
+
+def _own(value: Tensor, given: Tensor) -> Tensor:
+    """The tensor of the module itself, unless its ``state_dict`` gives another one for it."""
+    if not (dtypes.is_dense(value) and dtypes.is_dense(given)):
+        return value
+    return value if shared({"own": value, "given": given}) or not value.numel() else given
 
 
 def only_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tersor.errors import InputError
+from tersor.nn.fill import some
 from tersor.storage.checkpoint import Source, shared
 
 
@@ -30,8 +31,8 @@ def load_weights(model: nn.Module, source: Source) -> None:
     missing = [n for n in found.missing_keys if n in real and tied.get(n, n) not in present]
     if missing:
         raise InputError(
-            f"the checkpoint does not fit a {type(model).__name__}: it lacks {_some(missing)}, and "
-            f"has {_some(found.unexpected_keys) or 'no more'} that the model lacks; give the "
+            f"the checkpoint does not fit a {type(model).__name__}: it lacks {some(missing)}, and "
+            f"has {some(found.unexpected_keys) or 'no more'} that the model lacks; give the "
             "architecture that was saved"
         )
 
@@ -39,8 +40,3 @@ def load_weights(model: nn.Module, source: Source) -> None:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Tensors of a model's ``state_dict``, which may hold more."""
     return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

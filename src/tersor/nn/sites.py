@@ -1,10 +1,10 @@
-"""Where the weights of a model are used, dense or factored."""
+"""Where a model has its weights, dense or factored, and its buffers."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from tersor.nn.held import HeldWeight
 from tersor.nn.owner import ORDER, SUFFIX
@@ -20,6 +20,14 @@ class Site(NamedTuple):
     weight: Weight
 
 
+class BufferSite(NamedTuple):
+    """A place where a buffer is: an attribute of a module."""
+
+    module: nn.Module
+    attribute: str
+    weight: Tensor
+
+
 def find_sites(model: nn.Module) -> dict[str, Site]:
     """All uses of all weights by their dense names; a tied weight has several."""
     return {
@@ -28,6 +36,18 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
         if not isinstance(module, HeldWeight)
         for name, weight in weights_of(module).items()
     }
+
+
+def find_tensors(model: nn.Module) -> dict[str, Site | BufferSite]:
+    """All uses of all weights and buffers by their dense names, buffers in no file included."""
+    buffers = {
+        join_names(path, name): BufferSite(module, name, buffer)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, HeldWeight)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    }
+    return {**find_sites(model), **buffers}
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:

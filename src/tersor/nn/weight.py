@@ -172,9 +172,11 @@ class FactoredWeight(HeldWeight):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # A buffer that is there in only one of the two would be an error.
-        self.coded = torch.empty_like(self.latent, dtype=torch.int32)
-        if prefix + "coded" not in state_dict:
+        # A buffer that is there in only one of the two would be an error. What says nothing of this
+        # weight leaves it alone.
+        if prefix + "coded" in state_dict:
+            self.coded = torch.empty_like(self.latent, dtype=torch.int32)
+        elif any(prefix + name in state_dict for name in self._parameters):
             self.coded = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

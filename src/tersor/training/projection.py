@@ -294,12 +294,13 @@ def _memory(model: nn.Module) -> Callable[[], None]:
     weights = trained_latents(model).values()
     coded = [weight.coded for weight in weights]
     kept = [value for value in state(model).values() if isinstance(value, Tensor)]
-    copies = [value.clone() for value in kept]
+    copies = [value.detach().clone() for value in kept]
 
     def restore() -> None:
         compute_with(weights, coded)
-        for value, copy in zip(kept, copies, strict=True):
-            value.copy_(copy)
+        with torch.no_grad():
+            for value, copy in zip(kept, copies, strict=True):
+                value.copy_(copy)
 
     return restore
 

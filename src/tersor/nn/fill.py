@@ -1,0 +1,185 @@
+"""Fill a model with the tensors of a file, and make sure that it holds them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import InputError
+from tersor.factors import Factors
+from tersor.nn.checks import check_model, check_weight, holding_problem
+from tersor.nn.convert import replace_weight, state
+from tersor.nn.held import HeldWeight
+from tersor.nn.sites import BufferSite, Site, find_tensors
+from tersor.storage.archive import Contents, as_tensor
+from tersor.storage.checkpoint import shared
+
+
+@torch.no_grad()
+def fill(
+    model: nn.Module, contents: Contents, *, assign: bool = False, strict: bool = True
+) -> None:
+    """Put contents into a model whose names and shapes are known to fit, one tensor at a time.
+
+    Weights that are factored become factors, but in modules that cannot hold these.
+
+    Parameters
+    ----------
+    assign
+        Let tensors take the place of the model's, with their own data types. Those on the meta
+        device are replaced in any case, with the types that they have in the model.
+    strict
+        Whether the contents are for all tensors of the model.
+
+    Raises
+    ------
+    InputError
+        If a tensor would be left on the meta device; the model is unchanged. If the model does not
+        hold the contents at the end, since its own code changes what is loaded.
+    """
+    entries = state(model)
+    groups = distinct(aliases_of(entries), [n for n in contents.shapes if n in entries])
+    check_values(model, groups)
+    places, others = _split(model, contents, groups)
+    foreign = {name for name in groups if name not in places and name not in others}
+    uses: dict[str, list[str]] = {}  # names in the model, by that of the tensor in the contents
+    for name in groups:
+        uses.setdefault(contents.original(name), []).append(name)
+    del entries  # the weights that are replaced would stay in memory
+    given: dict[str, Tensor] = {}
+    filled: dict[str, HeldWeight | int] = {}
+    for original, value in contents.stream(uses):
+        for name in uses[original]:
+            if name in places:
+                assert isinstance(value, Factors)
+                filled[name] = replace_weight(
+                    places.pop(name), value, value.dtype if assign else None
+                )
+            elif name in foreign:
+                given[name] = as_tensor(value)
+                filled[name] = checksum(given[name])
+            else:
+                filled[name] = checksum(_put(others[name], as_tensor(value), assign))
+    if given:
+        model.load_state_dict(given, strict=False)
+    check_filled(model, filled, strict)
+
+
+def _split(
+    model: nn.Module, contents: Contents, groups: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[Site]], dict[str, list[Site | BufferSite]]]:
+    """Sites of weights that become factors, and those of other tensors, by their first names.
+
+    What is in neither is no tensor of a module, but computed for its ``state_dict``.
+    """
+    sites: dict[int, list[Site | BufferSite]] = {}
+    for site in find_tensors(model).values():
+        sites.setdefault(id(site.weight), []).append(site)
+    entries = state(model)
+    factored: dict[str, list[Site]] = {}
+    others: dict[str, list[Site | BufferSite]] = {}
+    for name, more in groups.items():
+        objects = dict.fromkeys(id(entries[n]) for n in (name, *more))
+        found = [site for number in objects for site in sites.get(number, ())]
+        held = [s for s in found if isinstance(s, Site) and not holding_problem(s.module)]
+        if contents.is_factored(name) and held and len(held) == len(found):
+            check_model(model)
+            check_weight(name, held[0].weight, contents.shapes[name])
+            factored[name] = held
+        elif found:
+            others[name] = found
+    return factored, others
+
+
+def _put(sites: Sequence[Site | BufferSite], value: Tensor, assign: bool) -> Tensor:
+    """Copy a tensor to where a model has it, or let it take the place; returns what is there."""
+    old = sites[0].weight
+    assert isinstance(old, Tensor)  # as names and shapes fit
+    if not (assign or old.is_meta):
+        old.copy_(value)
+        return value.to(old.dtype)
+    value = value if assign else value.to(old.dtype)
+    parameter = isinstance(old, nn.Parameter)
+    new = nn.Parameter(value, requires_grad=old.requires_grad) if parameter else value
+    for site in sites:
+        setattr(site.module, site.attribute, new)
+    return value
+
+
+def check_values(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse a model of which tensors on the meta device, without values, would get none."""
+    found = find_tensors(model)
+    given = {id(found[name].weight) for name in names if name in found}
+    lost = [n for n, s in found.items() if _is_meta(s.weight) and id(s.weight) not in given]
+    if lost:
+        raise InputError(
+            f"{some(lost)}: on the meta device, and the file has no values for it; make the model "
+            "so that this has values (buffers that are not persistent are in no file), as with "
+            "accelerate.init_empty_weights(include_buffers=False)"
+        )
+
+
+def _is_meta(value: HeldWeight | Tensor) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def check_filled(
+    model: nn.Module, filled: Mapping[str, HeldWeight | int], strict: bool = True
+) -> None:
+    """Refuse a model that does not hold what it was given, or that was given too little."""
+    now = state(model)
+    aliases = aliases_of(now)
+    given = {aliases.get(name, name) for name in filled}
+    left = [name for name in now if aliases.get(name, name) not in given] if strict else []
+    other = [name for name, value in filled.items() if not _holds(now.get(name), value)]
+    if left or other:
+        problem = f"{some(other)} differ from the file" if other else f"{some(left)} were not given"
+        raise InputError(
+            f"a {type(model).__name__} does not hold what was loaded: {problem}; its own code "
+            "changes what is loaded, so that it cannot be loaded in place: load the tensors with "
+            "tersor.load_state_dict, and give them to the model yourself"
+        )
+
+
+def _holds(now: HeldWeight | Tensor | None, value: HeldWeight | int) -> bool:
+    if isinstance(value, HeldWeight):
+        return now is value
+    return isinstance(now, Tensor) and checksum(now) == value
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of the values of a tensor, of its type and shape."""
+    values = tensor.detach().cpu().contiguous()
+    start = zlib.crc32(repr((tuple(values.shape), values.dtype)).encode())
+    return zlib.crc32(values.reshape(-1).view(torch.uint8).numpy().data, start)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def distinct(aliases: Mapping[str, str], names: Iterable[str]) -> dict[str, list[str]]:
+    """The first name of each tensor of a model, and the other names that it is tied to."""
+    first: dict[str, str] = {}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        leader = first.setdefault(aliases.get(name, name), name)
+        others = groups.setdefault(leader, [])
+        if name != leader:
+            others.append(name)
+    return groups
+
+
+def aliases_of(entries: Mapping[str, HeldWeight | Tensor]) -> dict[str, str]:
+    """Names of what is the same object or memory as an earlier entry, and that one's name."""
+    aliases = shared({name: t for name, t in entries.items() if isinstance(t, Tensor)})
+    first: dict[int, str] = {}
+    for name, value in entries.items():
+        if (original := first.setdefault(id(value), name)) != name:
+            aliases.setdefault(name, aliases.get(original, original))
+    return aliases
