@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -229,7 +230,7 @@ def failing(budget=None, **changes):
             "weight_norm",
         ),
         (nn.Embedding(100, 64, sparse=True), {"ratio": 3}, "sparse gradients"),
-        (nn.LazyLinear(64), {"ratio": 3}, "without values"),
+        (nn.LazyLinear(64), {"ratio": 3}, "run the model once first"),
         (nn.Linear(64, 64, device="meta"), {"ratio": 3}, "without values"),
         (nn.ReLU(), {"ratio": 3}, "only 0 bytes"),
     ],
@@ -292,3 +293,191 @@ def test_weights_may_be_kept_or_have_their_own_bits(tmp_path):
     assert saved.nbytes == report.nbytes
     with pytest.raises(InputError, match=r"similar names: conv.weight"):
         tersor.compress(make_net(), ratio=2, bits={"cnv*": 4})
+
+
+class Tagged(nn.Linear):
+    """Has a tensor of its own in its state."""
+
+    def __init__(self, tag):
+        super().__init__(24, 24)
+        self.tag = tag
+
+    def get_extra_state(self):
+        return torch.tensor(self.tag)
+
+    def set_extra_state(self, state):
+        self.tag = float(state)
+
+
+class Copied(nn.Linear):
+    """Gives copies of its parameters for its state."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in ("weight", "bias"):
+            destination[prefix + name] = destination[prefix + name].clone()
+
+
+class Remembering(nn.Module):
+    """Reads its weight from a container of its own."""
+
+    def __init__(self, kind=list):
+        super().__init__()
+        self.linear = nn.Linear(24, 24)
+        self.weights = kind([self.linear.weight])
+
+    def forward(self, x):
+        return x @ next(iter(self.weights))
+
+
+class Stubborn(nn.Linear):
+    """Loads something else than it is given."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[prefix + "half"] = self.weight.detach() / 2
+
+    def _load_from_state_dict(self, state, prefix, *args):
+        self.weight.data = state[prefix + "half"] * 3
+
+
+def test_extra_state_is_loaded(tmp_path):
+    tersor.save(Tagged(3.0), tmp_path / "model.tersor")
+    assert tersor.load(tmp_path / "model.tersor", Tagged(5.0)).tag == 3.0
+
+
+@pytest.mark.parametrize("way", ["dense", "compressed"])
+def test_copies_in_a_state_are_loaded(tmp_path, way):
+    model = nn.Sequential(Copied(24, 24), nn.Linear(24, 24))
+    promised = tersor.compress(model, ratio=1.5).nbytes if way == "compressed" else 9999
+    assert tersor.save(model, tmp_path / "model.tersor").nbytes <= promised
+    back = tersor.load(tmp_path / "model.tersor", nn.Sequential(Copied(24, 24), nn.Linear(24, 24)))
+    x = torch.ones(1, 24)
+    torch.testing.assert_close(back(x), model(x), atol=1e-2, rtol=1e-2)  # bias at 16 bits
+    assert torch.equal(back[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("container", [list, tuple, set])
+def test_weights_that_a_module_keeps_elsewhere_are_refused(tmp_path, container):
+    model = Remembering(container)
+    with pytest.raises(InputError, match="attribute 'weights' holds a weight"):
+        tersor.compress(model, ratio=2)
+    assert isinstance(model.linear.weight, nn.Parameter)
+    tersor.save(model, tmp_path / "dense.tersor")
+    back = tersor.load(tmp_path / "dense.tersor", Remembering())  # dense ones are filled in place
+    assert torch.equal(back(torch.ones(1, 24)), model(torch.ones(1, 24)))
+
+
+def test_a_model_that_changes_what_it_is_given_is_refused(tmp_path):
+    tersor.save(Stubborn(4, 4, bias=False), tmp_path / "model.tersor")
+    with pytest.raises(InputError, match="does not hold what was loaded: half"):
+        tersor.load(tmp_path / "model.tersor", Stubborn(4, 4, bias=False))
+
+
+def test_expanded_parameters_are_filled(tmp_path):
+    def make():
+        layer = nn.Linear(24, 24)
+        layer.weight = nn.Parameter(torch.randn(24, 1).expand(24, 24))
+        layer.bias = nn.Parameter(torch.randn(1).expand(24))
+        return layer
+
+    model = make()
+    tersor.compress(model, ratio=2)
+    tersor.save(model, tmp_path / "model.tersor")
+    back = tersor.load(tmp_path / "model.tersor", make())
+    assert torch.equal(back(torch.ones(1, 24)), model(torch.ones(1, 24)))
+
+
+def normed():
+    layers = (nn.utils.parametrizations.weight_norm(nn.Linear(24, 24)), nn.Linear(24, 24))
+    return nn.Sequential(*layers)
+
+
+def test_weights_of_modules_that_cannot_hold_factors_stay_dense(tmp_path):
+    model = normed()
+    with pytest.warns(UserWarning, match=r"'0\.parametrizations.weight.original1' .*remove"):
+        report = tersor.compress(model, ratio=1.5)
+    assert [t.name for t in report.factored] == ["1.weight"]
+    with warnings.catch_warnings(action="error"):  # it was asked for
+        tersor.compress(normed(), ratio=1.5, keep=["0.*"])
+    tersor.save(model, tmp_path / "model.tersor")
+    back = tersor.load(tmp_path / "model.tersor", normed())
+    assert torch.equal(back(torch.ones(1, 24)), model(torch.ones(1, 24)))
+
+
+def test_factors_of_such_weights_are_filled_dense(tmp_path):
+    """The command line knows no modules."""
+    from safetensors.torch import save_file
+
+    from tersor.compress import compress_source
+    from tersor.storage.checkpoint import open_checkpoint
+
+    save_file(normed().state_dict(), tmp_path / "model.safetensors")
+    archive = compress_source(open_checkpoint(tmp_path / "model.safetensors"), ratio=3)
+    container.write(tmp_path / "model.tersor", archive)
+    back = tersor.load(tmp_path / "model.tersor", normed())
+    name = "parametrizations.weight.original1"
+    assert torch.equal(back[0].get_parameter(name), archive.tensor(f"0.{name}"))
+    assert isinstance(back[1].weight_factors, FactoredWeight)
+
+
+def test_a_buffer_that_no_file_has_is_missed_on_the_meta_device(tmp_path):
+    class Positions(nn.Linear):
+        def __init__(self):
+            super().__init__(24, 24)
+            self.register_buffer("table", torch.ones(24), persistent=False)
+
+    tersor.save(Positions(), tmp_path / "model.tersor")
+    with pytest.raises(InputError, match="table: on the meta device, and the file has no values"):
+        tersor.load(tmp_path / "model.tersor", Positions().to("meta"))
+
+
+def test_tied_weights_stay_tied_on_the_meta_device(tmp_path):
+    model = make_net()
+    tersor.save(model, tmp_path / "dense.tersor")
+    tersor.compress(model, ratio=3)
+    tersor.save(model, tmp_path / "model.tersor")
+    for file in ("dense.tersor", "model.tersor"):
+        with torch.device("meta"):
+            back = Net().eval()
+        back = tersor.load(tmp_path / file, back)
+        assert state(back)["head.weight"] is state(back)["embed.weight"]
+        assert not any(t.is_meta for t in back.state_dict().values())
+    assert bits(back(IMAGES)) == bits(model(IMAGES))
+
+
+def test_states_that_hide_tensors_are_refused(tmp_path):
+    class Hiding(nn.Linear):
+        def get_extra_state(self):
+            return (self.weight.detach().char(), "packed")
+
+        def set_extra_state(self, state):
+            pass
+
+    with pytest.raises(InputError, match=r"'_extra_state' holds tensors in a tuple"):
+        tersor.save(Hiding(4, 4), tmp_path / "model.tersor")
+
+
+class Final(nn.Linear):
+    """Nothing can be derived from it."""
+
+    def __init_subclass__(cls):
+        raise TypeError("final")
+
+
+class Taken(nn.Linear):
+    """Has an attribute of the name that its factors would have."""
+
+    def __init__(self):
+        super().__init__(24, 24)
+        self.weight_factors = nn.Identity()
+
+
+def test_modules_that_cannot_change_are_refused_and_stay_as_they_were(tmp_path):
+    for model, message in ((Final(24, 24), "no subclass can be made"), (Taken(), "rename that")):
+        with pytest.raises(InputError, match=message):
+            tersor.compress(model, ratio=2)
+        assert isinstance(model.weight, nn.Parameter) and model(torch.ones(24)).shape == (24,)
+    with pytest.raises(InputError, match="TorchScript"):
+        tersor.save(torch.jit.script(nn.Linear(4, 4)), tmp_path / "model.tersor")
+    with pytest.raises(InputError, match="run the model once first"):
+        tersor.save(nn.LazyLinear(4), tmp_path / "model.tersor")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 
 from tersor.attempts import Weight
 from tersor.moments import energy
@@ -56,7 +58,12 @@ def override(entries: dict[str, Entry], source: Source, overrides: Overrides) ->
     for alias, name in source.aliases.items():
         if name in names:
             names[name].append(alias)
-    resolved = overrides.resolve(names, {n for n in factored if len(entries[n].shape) == 2})
+    spared = [p for p in overrides.keep if fnmatch.filter(source.unchanged, p)]
+    keep = [p for p in overrides.keep if p not in spared]  # which are kept in any case
+    keep += [p for p in spared if fnmatch.filter(chain(*names.values()), p)]
+    resolved = replace(overrides, keep=keep).resolve(
+        names, {n for n in factored if len(entries[n].shape) == 2}
+    )
     for name in resolved.keep:
         entries[name] = classify.keep(name, source.load(name), Kept.LEFT_DENSE)
     return resolved

@@ -16,6 +16,7 @@ from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.models import source_of
 from tersor.nn import HeldWeight, state
+from tersor.nn.checks import check_model
 from tersor.nn.fill import aliases_of, distinct, fill, some
 from tersor.plan import classify
 from tersor.plan.budget import parse_size
@@ -85,6 +86,7 @@ def save(
 
 def archive_of(model: nn.Module, *, lossless: bool = False) -> Archive:
     """What `save` writes of a model."""
+    check_model(model)
     source, values = source_of(model), state(model)
     entries = {
         name: _entry(name, value, source.aliases.get(name), lossless)
@@ -153,6 +155,7 @@ def load(
         filled already: tensors are decoded one at a time, so that little memory is needed beside
         the model and the file.
     """
+    check_model(model)
     with open(path, max_bytes=max_bytes) as file:
         file.check_sections()
         _check_match(file, model, strict)

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from tersor.calibration import Calibration
 from tersor.compress import compress_source
 from tersor.errors import InputError
 from tersor.nn import HeldWeight, state
-from tersor.nn.checks import check_model, holding_problem
+from tersor.nn.checks import check_model, check_references, holding_problem
 from tersor.nn.fill import aliases_of, fill
 from tersor.nn.sites import find_sites
 from tersor.plan.classify import FEWEST_WEIGHTS
@@ -103,7 +104,7 @@ def compress(
     quality = _quality(model, max_drop, evaluate)
     check_model(model)
     source = source_of(model)
-    check_modules(model)
+    check_modules(model, keep)
     with shown("compressing") as progress:
         archive = compress_source(
             source,
@@ -140,8 +141,10 @@ def _quality(
     return Quality(max_drop, measure)
 
 
-def check_modules(model: nn.Module) -> None:
+def check_modules(model: nn.Module, keep: Sequence[str]) -> None:
     """Warn of weights that stay dense since their modules cannot hold factors; refuse only such.
+
+    Those that are to be kept in any case, by patterns of names, are left out.
 
     Raises
     ------
@@ -149,16 +152,18 @@ def check_modules(model: nn.Module) -> None:
         If no weight of the model could be factored.
     """
     large = {
-        name: site.module
+        name: site
         for name, site in find_sites(model).items()
         if is_tileable(site.weight.shape) and math.prod(site.weight.shape) >= FEWEST_WEIGHTS
+        if not any(fnmatchcase(name, pattern) for pattern in keep)
     }
-    problems = {n: holding_problem(module) for n, module in large.items()}
+    problems = {name: holding_problem(site) for name, site in large.items()}
     unfactored = {n: p for n, p in problems.items() if p}
+    check_references(model, (site.weight for n, site in large.items() if n not in unfactored))
     if not unfactored:
         return
     name, problem = next(iter(unfactored.items()))
-    told = f"{name!r} belongs to a {type(large[name]).__name__} {problem}"
+    told = f"{name!r} belongs to a {type(large[name].module).__name__} {problem}"
     if len(unfactored) == len(large):
         raise InputError(told)
     others = f"; as do {len(unfactored) - 1} others" if len(unfactored) > 1 else ""
@@ -177,7 +182,9 @@ def source_of(model: nn.Module) -> Source:
     aliases = aliases_of(entries)
     size = sum(nbytes(value) for name, value in entries.items() if name not in aliases)
     sites = find_sites(model)
-    unchanged = (n for n in entries if n not in sites or holding_problem(sites[n].module))
+    factored = (n for n in entries if n in sites and not holding_problem(sites[n]))
+    # Not what a module computes for its state_dict: factors could not take its place.
+    unchanged = entries.keys() - {n for n in factored if entries[n] is sites[n].weight}
     return Source(
         list(entries),
         lambda name: dense(entries[name]),

@@ -105,10 +105,13 @@ def test_any_float32_scale_is_exact(scale):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_tiny_scale_survives_low_precision(dtype):
+def test_factors_stay_exact_in_low_precision(dtype):
     made = random_factors((6, 20))
-    holder = FactoredWeight(Factors(made.codebook, made.latent, 1e-12, made.shape)).to(dtype)
-    assert holder.to_factors().scale == pytest.approx(1e-12, rel=2.0**-8)
+    large = Factors(made.codebook * 100 + 1, made.latent, 1e-12, made.shape)
+    holder = FactoredWeight(large).to(dtype)
+    assert holder.to_factors().scale == torch.tensor(1e-12).item()
+    assert torch.equal(holder.to_factors().codebook, large.codebook)
+    assert torch.equal(holder(), large.recompose().to(dtype))
 
 
 def test_trained_factors_are_rounded_with_straight_through_gradients():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tersor.errors import InputError
+from tersor.nn.owner import attaching_problem
 from tersor.nn.sites import Site, Weight
 
 
@@ -31,7 +32,7 @@ def explain_unknown(model: nn.Module, name: str, sites: Mapping[str, Site]) -> s
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model whose modules cannot be changed any more."""
+    """Refuse a model whose modules cannot be changed any more, or not yet."""
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise InputError(
@@ -40,35 +41,41 @@ def check_model(model: nn.Module) -> None:
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
-                "the model is compiled to TorchScript; insert the factors into the Python model"
+                "the model is compiled to TorchScript, which cannot be changed; use the Python "
+                "model that it was made of"
             )
+        for name, parameter in module._parameters.items():
+            if parameter is not None and torch.nn.parameter.is_lazy(parameter):
+                raise InputError(
+                    f"{name!r} of a {type(module).__name__} is not initialized yet; run the model "
+                    "once first"
+                )
 
 
 def check_weight(name: str, weight: Weight, shape: tuple[int, ...]) -> None:
     """Refuse a weight that factors of a weight of this shape cannot replace."""
-    if isinstance(weight, nn.Parameter):
-        if torch.nn.parameter.is_lazy(weight):
-            raise InputError(f"{name!r} is not initialized yet; run the model once first")
-        if type(weight.data) is not Tensor or not weight.is_floating_point():
-            raise InputError(
-                f"{name!r} is a {weight.dtype} {type(weight.data).__name__}; only plain "
-                "floating-point weights can be replaced"
-            )
+    if isinstance(weight, Tensor) and not (
+        type(weight.data) is Tensor and weight.is_floating_point()
+    ):
+        raise InputError(
+            f"{name!r} is a {weight.dtype} {type(weight.data).__name__}; only plain "
+            "floating-point weights can be replaced"
+        )
     if tuple(weight.shape) != shape:
         raise InputError(
             f"{name!r} needs factors of a weight of shape {tuple(weight.shape)}, got shape {shape}"
         )
 
 
-def check_module(name: str, module: nn.Module) -> None:
-    """Refuse a module that cannot hold factors."""
-    if problem := holding_problem(module):
-        raise InputError(f"{name!r} belongs to a {type(module).__name__} {problem}")
+def check_site(name: str, site: Site) -> None:
+    """Refuse a weight of a module that cannot hold its factors."""
+    if problem := holding_problem(site):
+        raise InputError(f"{name!r} belongs to a {type(site.module).__name__} {problem}")
 
 
-def holding_problem(module: nn.Module) -> str | None:
-    """Why a module cannot hold factors, and what to do; None if it can."""
-    hooks = module._forward_pre_hooks.values()
+def holding_problem(site: Site) -> str | None:
+    """Why a module cannot hold the factors of a weight, and what to do; None if it can."""
+    module, hooks = site.module, site.module._forward_pre_hooks.values()
     computed = (WeightNorm, SpectralNorm, BasePruningMethod)
     if (
         parametrize.is_parametrized(module)
@@ -76,12 +83,41 @@ def holding_problem(module: nn.Module) -> str | None:
         or any(isinstance(hook, computed) for hook in hooks)
     ):
         return (
-            "with a parametrization (weight_norm, spectral_norm, pruning); remove that first, as "
-            "with torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+            "with a parametrization (weight_norm, spectral_norm, pruning); remove that first, by "
+            "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm or prune.remove"
         )
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         # Its children are its content, and the factors would be one more.
         return "directly, which cannot hold factors; move the parameter to a module of its own"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
         return "with sparse gradients, which factors do not have; set its attribute sparse to False"
-    return None
+    return attaching_problem(module, site.attribute)
+
+
+def check_references(model: nn.Module, weights: Iterable[Weight | Tensor]) -> None:
+    """Refuse a model that has weights, which are to be replaced, also outside of its parameters.
+
+    Raises
+    ------
+    InputError
+        If an attribute of a module, or a list, tuple or dictionary that is one, is such a weight:
+        it would go on to be computed with.
+    """
+    replaced = {id(weight) for weight in weights}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            known = name.startswith("_") and name in _REGISTERED
+            if known or (isinstance(module, nn.RNNBase) and name == "_flat_weights"):
+                continue
+            items = value.values() if isinstance(value, dict) else value
+            held = items if isinstance(value, dict | list | tuple | set) else (value,)
+            if any(isinstance(item, Tensor) and id(item) in replaced for item in held):
+                where = f"{path}.{name}" if path else name
+                raise InputError(
+                    f"the attribute {where!r} holds a weight of the model that is to be replaced, "
+                    "and would go on to be used; let the module read the weight from its parameter "
+                    "in each forward"
+                )
+
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")

@@ -8,10 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.nn.checks import check_model, check_module, check_weight, explain_unknown
+from tersor.nn.checks import (
+    check_model,
+    check_references,
+    check_site,
+    check_weight,
+    explain_unknown,
+)
 from tersor.nn.held import HeldWeight
 from tersor.nn.owner import attach, forget
 from tersor.nn.sites import Site, Weight, find_sites, join_names, weights_of
@@ -76,8 +83,9 @@ def replaceable(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict
     for name, site in sites.items():
         if site.weight in wanted:
             check_weight(name, site.weight, wanted[site.weight])
-            check_module(name, site.module)
+            check_site(name, site)
             uses.setdefault(site.weight, []).append(site)
+    check_references(model, uses)
     return {name: uses[sites[name].weight] for name in shapes}
 
 
@@ -145,8 +153,20 @@ def _own(value: Tensor, given: Tensor) -> Tensor:
 
 
 def only_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What modules put into a ``state_dict`` beside parameters and buffers, if tensors."""
+    """What modules put into a ``state_dict`` beside parameters and buffers, if tensors.
+
+    Raises
+    ------
+    InputError
+        If it is something else that holds tensors, which would be lost.
+    """
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    for name in entries.keys() - tensors.keys():
+        if any(isinstance(x, Tensor | torch.ScriptObject) for x in tree_leaves(entries[name])):
+            raise InputError(
+                f"{name!r} holds tensors in a {type(entries[name]).__name__}, which a file cannot "
+                "hold; save the model as it was before its layers were quantized or packed"
+            )
     if left_out := [name for name in entries if name not in tensors]:
         warnings.warn(f"extra state that is no tensor is left out: {left_out}", stacklevel=3)
     return tensors

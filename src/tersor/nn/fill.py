@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import InputError
+from tersor.errors import InputError, explained
 from tersor.factors import Factors
-from tersor.nn.checks import check_model, check_weight, holding_problem
+from tersor.nn.checks import check_references, check_weight, holding_problem
 from tersor.nn.convert import replace_weight, state
 from tersor.nn.held import HeldWeight
 from tersor.nn.sites import BufferSite, Site, find_tensors
@@ -44,11 +44,14 @@ def fill(
     groups = distinct(aliases_of(entries), [n for n in contents.shapes if n in entries])
     check_values(model, groups)
     places, others = _split(model, contents, groups)
+    replaced = [s.weight for of_one in others.values() for s in of_one]
+    replaced = [w for w in replaced if _is_replaced(w, assign)]
+    check_references(model, [*replaced, *(s.weight for held in places.values() for s in held)])
     foreign = {name for name in groups if name not in places and name not in others}
     uses: dict[str, list[str]] = {}  # names in the model, by that of the tensor in the contents
     for name in groups:
         uses.setdefault(contents.original(name), []).append(name)
-    del entries  # the weights that are replaced would stay in memory
+    del entries, replaced  # the weights that are replaced would stay in memory
     given: dict[str, Tensor] = {}
     filled: dict[str, HeldWeight | int] = {}
     for original, value in contents.stream(uses):
@@ -64,7 +67,8 @@ def fill(
             else:
                 filled[name] = checksum(_put(others[name], as_tensor(value), assign))
     if given:
-        model.load_state_dict(given, strict=False)
+        with explained("the model's load_state_dict", "it gave these tensors, and must take them"):
+            model.load_state_dict(given, strict=False)
     check_filled(model, filled, strict)
 
 
@@ -84,9 +88,8 @@ def _split(
     for name, more in groups.items():
         objects = dict.fromkeys(id(entries[n]) for n in (name, *more))
         found = [site for number in objects for site in sites.get(number, ())]
-        held = [s for s in found if isinstance(s, Site) and not holding_problem(s.module)]
+        held = [s for s in found if isinstance(s, Site) and not holding_problem(s)]
         if contents.is_factored(name) and held and len(held) == len(found):
-            check_model(model)
             check_weight(name, held[0].weight, contents.shapes[name])
             factored[name] = held
         elif found:
@@ -94,11 +97,19 @@ def _split(
     return factored, others
 
 
+def _is_replaced(old: HeldWeight | Tensor, assign: bool) -> bool:
+    """Whether values cannot be copied into a tensor, so that another one takes its place."""
+    if not isinstance(old, Tensor):
+        return False
+    repeats = any(step == 0 and n > 1 for n, step in zip(old.shape, old.stride(), strict=True))
+    return assign or old.is_meta or repeats  # as of an expanded tensor
+
+
 def _put(sites: Sequence[Site | BufferSite], value: Tensor, assign: bool) -> Tensor:
     """Copy a tensor to where a model has it, or let it take the place; returns what is there."""
     old = sites[0].weight
     assert isinstance(old, Tensor)  # as names and shapes fit
-    if not (assign or old.is_meta):
+    if not _is_replaced(old, assign):
         old.copy_(value)
         return value.to(old.dtype)
     value = value if assign else value.to(old.dtype)

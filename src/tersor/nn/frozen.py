@@ -18,7 +18,7 @@ from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.kernels import integers, lookup, panels
 from tersor.kernels.product import Known, Layout, Packed
-from tersor.nn.held import HeldWeight
+from tersor.nn.held import HeldWeight, moved
 from tersor.nn.weight import split_scale
 
 OUTLIERS = 1 / 16
@@ -53,7 +53,7 @@ class FrozenWeight(HeldWeight):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
         """Move all, convert nothing: a data type is that of the weight, not that of its parts."""
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
-        super()._apply(lambda part: _bits(fn, part), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(lambda part: moved(fn, part), recurse)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -267,13 +267,6 @@ class PanelWeight(KernelWeight):
     def to_factors(self) -> Factors:
         """Not possible."""
         raise gone()
-
-
-def _bits(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
-    """A function that moves tensors, kept from converting this one."""
-    if part.is_floating_point():
-        return fn(part.view(torch.int32)).view(part.dtype)
-    return fn(part)
 
 
 def _small(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -53,3 +54,10 @@ class HeldWeight(nn.Module, ABC):
         """What this convolution computes with this weight."""
         y: Tensor = module._conv_forward(x, self(), module.bias)
         return y
+
+
+def moved(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
+    """Apply a function that moves or converts tensors to a float32 tensor, which is only moved."""
+    if part.is_floating_point():
+        return fn(part.view(torch.int32)).view(part.dtype)
+    return fn(part)

@@ -123,12 +123,30 @@ def attach(module: nn.Module, name: str, holder: HeldWeight) -> None:
 def forget(module: nn.Module, name: str) -> None:
     """Take a dense parameter away; `attach` must follow."""
     if name in module._parameters:
+        derived = _derive(module, name)
         if not isinstance(module, FactoredOwner):
             module.__dict__[ORDER] = tuple(module._parameters)
         del module._parameters[name]
-        module.__class__ = _derive(module, name)
+        module.__class__ = derived
     if isinstance(module, nn.RNNBase):
         _let_go_of_flat_weights(module)
+
+
+def attaching_problem(module: nn.Module, name: str) -> str | None:
+    """Why a module cannot get a child that holds the factors of a parameter; None if it can."""
+    child = name + SUFFIX
+    if hasattr(module, child) and not isinstance(getattr(module, child), HeldWeight):
+        return f"that has an attribute {child!r}, as the factors would be called; rename that"
+    if name not in module._parameters:
+        return None
+    try:
+        _derive(module, name)
+    except Exception as error:
+        return (
+            f"of which no subclass can be made ({type(error).__name__}: {error}); let its "
+            "__init_subclass__ or metaclass accept one"
+        )
+    return None
 
 
 def _derive(module: nn.Module, name: str) -> type[nn.Module]:

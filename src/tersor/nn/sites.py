@@ -54,7 +54,8 @@ def weights_of(module: nn.Module) -> dict[str, Weight]:
     """Own parameters of a module, dense or factored, in the order of the dense module."""
     held = {**module._parameters, **module._modules}
     names = module.__dict__.get(ORDER, module._parameters)
-    found = {name: held.get(name + SUFFIX, held.get(name)) for name in names}
+    either = {name: (held.get(name + SUFFIX), held.get(name)) for name in names}
+    found = {n: a if isinstance(a, HeldWeight) else b for n, (a, b) in either.items()}
     return {name: weight for name, weight in found.items() if isinstance(weight, Weight)}
 
 

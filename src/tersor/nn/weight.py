@@ -13,7 +13,7 @@ from tersor.errors import InputError
 from tersor.factorization.rate_aware import STATES
 from tersor.factors import Factors
 from tersor.kernels import power_of_two, recompose
-from tersor.nn.held import HeldWeight
+from tersor.nn.held import HeldWeight, moved
 from tersor.storage.entropy import reachable, trellis_of
 from tersor.tiling import coding_order
 
@@ -46,10 +46,11 @@ class FactoredWeight(HeldWeight):
     Attributes
     ----------
     codebook, latent
-        Parameters of shape (d, k) and (k, n), float32 at first.
+        Parameters of shape (d, k) and (k, n), float32 whatever the type of the weight: 16 bits
+        would round integers and scale.
     scale, exponent
         The scale of the factors is ``scale * 2 ** exponent``, parameter and int32 buffer of shape
-        (1,): a scale of 1e-9 would be zero after `Module.half`, a number in [0.5, 1) is not.
+        (1,): a step of an optimizer suits a number in [0.5, 1), as it does not suit 1e-9.
         (One axis, because FSDP refuses parameters without any.)
     coded
         What is computed with and stored in the place of the latent, a buffer of its shape; None if
@@ -165,8 +166,9 @@ class FactoredWeight(HeldWeight):
         return f"shape={self.shape}, tile={self.tiling.size}, rank={self.codebook.shape[1]}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FactoredWeight:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        """Move all, convert nothing: a data type is that of the weight, not that of its factors."""
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.exponent.device)).dtype
+        super()._apply(lambda part: moved(fn, part), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(
