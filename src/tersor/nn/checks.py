@@ -91,6 +91,9 @@ def holding_problem(site: Site) -> str | None:
         return "directly, which cannot hold factors; move the parameter to a module of its own"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
         return "with sparse gradients, which factors do not have; set its attribute sparse to False"
+    if isinstance(site.weight, Tensor) and type(site.weight.data) is not Tensor:
+        kind = type(site.weight.data).__name__
+        return f"as a {kind}, not a plain tensor; convert it to one first"
     return attaching_problem(module, site.attribute)
 
 
