@@ -45,8 +45,8 @@ def predicted_error(tensors: Sequence[TensorSummary]) -> float | None:
     """Relative error to expect of a model's outputs, without data: that of its weakest weight.
 
     What a model computes is no better than its weakest link. Measured were 0.6 to 1.8 times this
-    of the three networks of `WEAK` at 8 to 32 times, but 5 times this of MobileNetV1, unless its
-    normalisation is matched: see `UNMATCHED`. None where there is no factor, or a
+    of the three networks of `WEAK` at 8 to 32 times, but 5 times this of MobileNetV1, whose
+    normalisation was not matched: see `UNMATCHED`. None where there is no factor, or a
     ratio is not known.
     """
     ratios = [t.snr for t in tensors if t.tile is not None and signal_matters(t)]
