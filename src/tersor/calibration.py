@@ -53,6 +53,9 @@ _MEASURING = 0.2
 
 _OUTPUT = "it is given what the model returns and the batch, and must return tensors"
 
+NOT_CALLED = "no input reached it: its module was not called"
+"""Why a weight has no moments."""
+
 _SMALLEST = 1e-36
 """Mean squares below this are taken for zero: their ridge would not be a normal number."""
 
@@ -194,7 +197,7 @@ def calibrate(
         if not seen:
             raise InputError(f"the loader is empty; {NEEDED} (a generator can be used only once)")
         for name in [name for name, moment in moments.items() if not moment.rows]:
-            skipped[name] = "no input reached it: its module was not called"
+            skipped[name] = NOT_CALLED
             del moments[name]
         means = {name: _checked(name, moment.mean()) for name, moment in moments.items()}
         rows = {name: moment.rows for name, moment in moments.items()}

@@ -28,6 +28,10 @@ class MissingExtraError(TersorError, ImportError):
     """An optional dependency that is not installed; the message names the extra to install."""
 
 
+class QualityWarning(UserWarning):
+    """A compressed model that may compute something else than the dense one did."""
+
+
 @contextmanager
 def explained(what: str, needed: str) -> Iterator[None]:
     """Turn whatever code of the user raises into an `InputError` that says whose error it is."""

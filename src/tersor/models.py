@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tersor.calibration import Calibration
 from tersor.compress import compress_source
-from tersor.errors import InputError
+from tersor.errors import InputError, QualityWarning
 from tersor.nn import HeldWeight, state
 from tersor.nn.checks import check_model, check_references, holding_problem
 from tersor.nn.fill import aliases_of, fill
@@ -20,6 +20,7 @@ from tersor.nn.sites import find_sites
 from tersor.plan.classify import FEWEST_WEIGHTS
 from tersor.plan.overrides import Overrides
 from tersor.plan.progress import shown
+from tersor.prediction import with_calibration
 from tersor.quality import Quality, evaluated
 from tersor.storage import container, dtypes
 from tersor.storage.archive import Archive
@@ -93,6 +94,13 @@ def compress(
         that would be factored, patterns contradict each other, or ``evaluate`` raises or does not
         return one finite number. The model is unchanged.
 
+    Warns
+    -----
+    QualityWarning
+        If weights got no bits, if outputs are predicted to differ by a quarter or more, from
+        calibration or without data from the signal-to-noise ratio of the weakest weight, or if
+        calibration saw no inputs of some weights. The texts are in ``Report.warnings`` too.
+
     Examples
     --------
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
@@ -117,8 +125,13 @@ def compress(
             measured=False,
             progress=progress,
         )
+    report = summarize(archive, container.size(archive.unmeasured()))
+    if calibration is not None:
+        report = with_calibration(report, archive, source.load, calibration)
     fill(model, archive)
-    return summarize(archive, container.size(archive.unmeasured()))
+    for text in report.warnings if quality is None else ():  # else the user has measured it
+        warnings.warn(text, QualityWarning, stacklevel=2)
+    return report
 
 
 def _quality(

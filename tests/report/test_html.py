@@ -31,7 +31,7 @@ def test_figures_of_the_table_are_those_of_inspect(tmp_path):
         assert cells[1:5] == [str(t.tile), str(t.rank), f"{t.nbytes:,}", f"{t.bits_per_weight:.2f}"]
         assert Collector(row).text.startswith(t.name)
     snrs = [re.findall(r"<td[^>]*>(.*?)</td>", row)[5] for row in rows]
-    assert snrs == ["12.5", "–", "12.5", "300.0", "0.0"]
+    assert snrs == ["12.5", "–", "12.5", "exact", "0.0"]
 
 
 def test_with_a_checkpoint_it_says_so(tmp_path):

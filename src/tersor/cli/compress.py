@@ -18,7 +18,6 @@ from tersor.cli.app import (
     Fast,
     Keep,
     app,
-    console,
     reporting_errors,
     say,
 )
@@ -30,6 +29,7 @@ from tersor.cli.work import (
     overrides_of,
     quality_of,
     resuming,
+    show,
 )
 
 
@@ -100,7 +100,7 @@ def compress(
     with reporting_errors():
         from tersor.compress import check_lossless, compress_source
         from tersor.plan.progress import shown
-        from tersor.report import table
+        from tersor.prediction import unseen
         from tersor.storage import container, summary
         from tersor.storage.atomic import check_writable
         from tersor.storage.checkpoint import open_checkpoint
@@ -137,7 +137,10 @@ def compress(
             archive = mend(archive)
             with shown("writing") as progress:
                 written = container.write(output, archive, progress)
-        console.print(table.render(summary.summarize(archive, written)))
+        report = summary.summarize(archive, written)
+        if calibration is not None:
+            report = replace(report, warnings=report.warnings + unseen(calibration))
+        show(report)
         if source.ignored:
             say(f"left out: {', '.join(source.ignored)}")
         say(f"wrote {output}")

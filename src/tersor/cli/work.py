@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor.cli.app import errors, say
+from tersor.cli.app import console, errors, say
 
 if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     from torch import nn
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     from tersor.storage.archive import Archive
     from tersor.storage.checkpoint import Source
     from tersor.storage.journal import Journal
+    from tersor.storage.summary import Report
 
 
 def module_of(
@@ -71,6 +72,16 @@ def calibration_of(
     for name, reason in calibration.skipped.items():
         say(f"note: {name} is compressed without calibration: {reason}", errors)
     return calibration
+
+
+def show(report: Report) -> None:
+    """Print what a file holds; warnings on standard error too where no terminal shows the table."""
+    from tersor.report import table
+
+    console.print(table.render(report))
+    if not console.is_terminal:
+        for text in report.warnings:
+            say(f"warning: {text}", errors)
 
 
 Mend = Callable[["Archive"], "Archive"]

@@ -24,16 +24,20 @@ def shown(title: str) -> Iterator[Progress]:
     from rich.markup import escape
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
+    # Only the last one gives way where the terminal is narrow.
+    what = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     columns = (
         TextColumn("{task.fields[title]}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.description}", table_column=None),
+        TextColumn("[dim]{task.description}", table_column=what),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, expand=True) as bar:
         task = bar.add_task("", total=1.0, title=title)
         yield lambda message, done: bar.update(task, completed=done, description=escape(message))

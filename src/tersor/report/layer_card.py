@@ -14,7 +14,8 @@ def card(layer: Layer) -> Markup:
     t = layer.summary
     facts = [f"{t.nbytes:,}\xa0bytes", f"{t.bits_per_weight:.2f}\xa0bits/weight"]
     if t.snr is not None:
-        facts.append(f"{decibels(t.snr)}\xa0dB")
+        ratio = decibels(t.snr)
+        facts.append(ratio if ratio == "exact" else f"{ratio}\xa0dB")
     return tag(
         "article",
         tag("h3", breakable(t.name)),

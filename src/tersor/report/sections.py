@@ -11,6 +11,7 @@ from tersor.report.layer_card import card
 from tersor.report.markup import Markup, join, tag
 from tersor.report.table import told
 from tersor.report.words import breakable, decibels, name, percent, shape, size
+from tersor.storage.doubts import WEAK
 from tersor.storage.summary import kept_groups
 from tersor.version import __version__
 
@@ -45,18 +46,19 @@ def heading(facts: Facts) -> Markup:
         tag("h1", name(facts.name)),
         tag("dl", *cells, class_="figures"),
         *(tag("p", line) for line in told(report)),
+        *(tag("p", f"Warning: {text}", class_="warning") for text in report.warnings),
     )
 
 
 def _distortion(facts: Facts) -> tuple[str, str]:
     ratios = [s for layer in facts.layers if (s := layer.summary.snr) is not None]
-    if not ratios:
-        return "–", "not in the file"
-    worst, best = min(ratios), max(ratios)
-    spread = f"{decibels(worst)} to {decibels(best)} dB by layer"
+    noisy = [s for s in ratios if decibels(s) != "exact"]
+    if not noisy:
+        return ("exact", "all layers") if ratios else ("–", "not in the file")
+    worst, best = decibels(min(noisy)), decibels(max(noisy))
     if (whole := facts.snr()) is not None:
-        return f"{decibels(whole)} dB", spread
-    return f"{decibels(worst)}–{decibels(best)}\xa0dB", "by layer, from the file"
+        return f"{decibels(whole)}\xa0dB", f"{worst} to {best} dB by layer"
+    return f"{worst}–{best}\xa0dB", "by layer, from the file"
 
 
 def division(facts: Facts) -> Markup:
@@ -122,8 +124,8 @@ def layers(facts: Facts) -> Markup:
 
 def _row(layer: Layer, most: int) -> list[Markup]:
     t = layer.summary
-    snr = "–" if t.snr is None else decibels(t.snr)
     order = -math.inf if t.snr is None else t.snr
+    low = "low" if t.snr is not None and t.snr < WEAK else ""
     label = (breakable(t.name), svg.bar(t.nbytes / most))
     return [
         tag("th", *label, scope="row", data_value=name(t.name)),
@@ -132,7 +134,7 @@ def _row(layer: Layer, most: int) -> list[Markup]:
         number(str(t.rank), "minor"),
         number(f"{t.nbytes:,}", value=t.nbytes),
         number(f"{t.bits_per_weight:.2f}"),
-        number(snr, value=max(-1e9, min(order, 1e9))),
+        number(decibels(t.snr), low, value=max(-1e9, min(order, 1e9))),
     ]
 
 

@@ -10,10 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.plan.budget import format_size
+from tersor.report.breaking import Name
+from tersor.report.words import decibels
+from tersor.storage import doubts, label
 from tersor.storage.summary import Report, TensorSummary, kept_groups, printable
 
 if TYPE_CHECKING:
     from tersor.optimize import Optimized
+
+
+_EXAMPLES = 2
+"""Names of tensors in a row about many."""
 
 
 def render(report: Report, chosen: Optimized | None = None) -> RenderableType:
@@ -21,11 +28,11 @@ def render(report: Report, chosen: Optimized | None = None) -> RenderableType:
     parts: list[RenderableType] = []
     if report.factored:
         parts.append(_factored(report.factored))
-    kept = kept_groups(report)
-    if kept:
-        parts.append(_kept(kept))
+    if len(report.factored) < len(report.tensors):
+        parts.append(_kept(report))
     parts += [Text(line) for line in told(report)]
     parts.append(Text(total(report)))
+    parts += [Text(f"warning: {text}", style="yellow") for text in report.warnings]
     if chosen is not None:
         parts.append(_forms(chosen))
         parts.append(Text(f"in memory {format_size(chosen.nbytes)}"))
@@ -33,61 +40,86 @@ def render(report: Report, chosen: Optimized | None = None) -> RenderableType:
 
 
 def told(report: Report) -> list[str]:
-    """What the file says of itself, a line each."""
-    lines = [f"{printable(key)}: {printable(text)}" for key, text in report.metadata.items()]
+    """What the file says of itself, a line each; how far its outputs are from the dense ones'."""
+    said = {k: v for k, v in report.metadata.items() if k != label.OUTPUT_ERROR}
+    lines = [f"{printable(key)}: {printable(text)}" for key, text in said.items()]
     hashes = [] if report.content_hash is None else [f"content hash: {report.content_hash}"]
-    return lines + hashes
+    error = doubts.differ(
+        measured=report.output_error,
+        predicted=report.predicted_error,
+        calibrated=report.calibrated,
+    )
+    warned = any(error in text for text in report.warnings)
+    return lines + hashes + ([error] if error and not warned else [])
 
 
 def total(report: Report) -> str:
     """The size of the file, its ratio and bits per weight, in one line."""
+    source = f"{report.source_bytes} ({format_size(report.source_bytes)})"
+    if report.file_bytes is not None:
+        source += f" of weights in a file of {report.file_bytes} ({format_size(report.file_bytes)})"
     return (
-        f"{report.nbytes} bytes ({format_size(report.nbytes)}) from {report.source_bytes} "
-        f"({format_size(report.source_bytes)}): {report.ratio:.2f} times smaller, "
-        f"{report.bits_per_weight:.3f} bits per weight{', lossless' if report.lossless else ''}"
+        f"{report.nbytes} bytes ({format_size(report.nbytes)}) from {source}: "
+        f"{report.ratio:.2f} times smaller, {report.bits_per_weight:.3f} bits per weight"
+        f"{', lossless' if report.lossless else ''}"
     )
 
 
 def _factored(tensors: tuple[TensorSummary, ...]) -> Table:
     table = Table(title="Stored as factors", title_justify="left", box=None)
-    table.add_column("tensor", overflow="fold")
+    table.add_column("tensor")
     for column in ("shape", "tile", "rank", "bits/weight", "bytes", "SNR dB"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=column != "bits/weight")
     for t in tensors:
-        snr = "-" if t.snr is None else f"{t.snr:.1f}"
-        numbers = (str(t.tile), str(t.rank), f"{t.bits_per_weight:.2f}", str(t.nbytes), snr)
-        table.add_row(_name(t.name), _shape(t), *numbers)
+        numbers = (str(t.tile), str(t.rank), f"{t.bits_per_weight:.2f}", str(t.nbytes))
+        table.add_row(Name(printable(t.name)), _shape(t), *numbers, _ratio(t))
     return table
 
 
-def _kept(groups: list[tuple[str, tuple[TensorSummary, ...]]]) -> Table:
+def _ratio(tensor: TensorSummary) -> Text:
+    """Signal-to-noise ratio, marked where it is low."""
+    low = tensor.snr is not None and tensor.snr < doubts.WEAK
+    ratio = "-" if tensor.snr is None else decibels(tensor.snr)
+    return Text(f"{'! ' if low else ''}{ratio}", style="yellow" if low else "")
+
+
+def _kept(report: Report) -> Table:
     table = Table(title="Kept (bytes before compression)", title_justify="left", box=None)
-    table.add_column("tensors", overflow="fold")
-    for column in ("number", "type", "bytes"):
-        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("how, and why")
-    for name, members in groups:
+    for column in ("tensors", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("such as")
+    for note, groups in _reasons(report).items():
+        members = [t for _, group in groups for t in group]
+        patterns = [printable(pattern) for pattern, _ in groups]
+        examples = ", ".join(patterns[:_EXAMPLES]) + (", ..." if patterns[_EXAMPLES:] else "")
         size = str(sum(t.nbytes for t in members))
-        row = (str(len(members)), members[0].dtype, size, Text(members[0].note))
-        table.add_row(_name(name), *row)
+        table.add_row(Text(printable(note)), str(len(members)), size, Name(examples))
     return table
+
+
+def _reasons(report: Report) -> dict[str, list[tuple[str, tuple[TensorSummary, ...]]]]:
+    """Groups of kept tensors by how and why they are kept; all ties together."""
+    groups = kept_groups(report)
+    ties = sum(members[0].note.startswith("same as") for _, members in groups)
+    reasons: dict[str, list[tuple[str, tuple[TensorSummary, ...]]]] = {}
+    for pattern, members in groups:
+        note = members[0].note
+        tied = ties > 1 and note.startswith("same as")
+        reasons.setdefault("same as another" if tied else note, []).append((pattern, members))
+    return reasons
 
 
 def _forms(chosen: Optimized) -> Table:
     table = Table(title="For inference on this machine", title_justify="left", box=None)
-    table.add_column("tensor", overflow="fold")
+    table.add_column("tensor")
     for column in ("form", "bytes", "dense", "us"):
         table.add_column(column, justify="right", no_wrap=True)
     for choice in chosen.choices:
         time = f"{1e6 * choice.seconds:.0f}" if choice.seconds else "-"
         numbers = (choice.mode, str(choice.nbytes), str(choice.dense_bytes), time)
-        table.add_row(_name(choice.name), *numbers)
+        table.add_row(Name(printable(choice.name)), *numbers)
     return table
-
-
-def _name(name: str) -> Text:
-    """Name as it is, not as markup."""
-    return Text(printable(name))
 
 
 def _shape(tensor: TensorSummary) -> str:
@@ -107,5 +139,9 @@ def to_json(report: Report, chosen: Optimized | None = None) -> dict[str, Any]:
         "lossless": report.lossless,
         "metadata": dict(report.metadata),
         "content_hash": report.content_hash,
+        "output_error": report.output_error,
+        "predicted_error": report.predicted_error,
+        "warnings": list(report.warnings),
+        "file_bytes": report.file_bytes,
         "tensors": tensors,
     } | forms

@@ -7,12 +7,16 @@ import re
 
 from tersor.plan.budget import format_size
 from tersor.report.markup import Markup, join
+from tersor.storage.header import hundredths
 from tersor.storage.summary import TensorSummary, printable
 
 _LONGEST = 120
 """Characters of a name; of a longer one, the beginning and the end are shown."""
 
 _LONGEST_SHAPE = 40
+
+_EXACT = hundredths(math.inf) / 100
+"""Signal-to-noise ratio in dB, as files hold it, of what has no noise."""
 
 
 def name(text: str) -> str:
@@ -38,9 +42,13 @@ def shape(tensor: TensorSummary) -> str:
     return text if len(text) <= _LONGEST_SHAPE else f"{len(tensor.shape)} axes"
 
 
-def decibels(snr: float) -> str:
-    """A signal-to-noise ratio without its unit."""
-    return f"{snr:.1f}" if math.isfinite(snr) else ("∞" if snr > 0 else "−∞")
+def decibels(snr: float | None) -> str:
+    """A signal-to-noise ratio in words, without its unit."""
+    if snr is None:
+        return "–"
+    if snr >= _EXACT:
+        return "exact"
+    return f"{snr:.1f}" if math.isfinite(snr) else "−∞"
 
 
 def percent(share: float) -> str:

@@ -81,8 +81,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
     readers |= dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _open_torch)
     reader = readers.get(path.suffix.lower())
     if reader is None:
+        endings = ", ".join(readers).replace(".json", ".safetensors.index.json")
         raise InputError(
-            f"cannot read {path}: a checkpoint ends in {', '.join(readers)}, "
+            f"cannot read {path}: a checkpoint ends in {endings}, "
             f"this file in {path.suffix or 'nothing'}"
         )
     source = reader(path)

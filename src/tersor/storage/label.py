@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,9 @@ from tersor.storage.planes import elements
 
 MOST_ENTRIES, LONGEST_KEY, MOST_BYTES = 64, 255, 1 << 16
 """Of metadata: how many there are; bytes of a key; of all keys and values."""
+
+OUTPUT_ERROR = "output-error"
+"""Key of the relative error of the model's outputs on held-out batches, where that was measured."""
 
 _METADATA, _CONTENT_HASH = 2, 4
 """Tags. A reader may skip those that are even and unknown to it; odd ones it must know."""
@@ -87,6 +91,20 @@ def _flaw(metadata: Mapping[str, str]) -> str | None:
             return f"the key {key!r} has {len(key.encode())} bytes, not 1 to {LONGEST_KEY}"
         total += len(key.encode()) + len(value.encode())
     return None if total <= MOST_BYTES else f"it has {total} bytes, more than {MOST_BYTES}"
+
+
+def output_error_text(error: float) -> str:
+    """A measured relative error of outputs as metadata hold it: always of the same length.
+
+    So the size of a file is known before the error is.
+    """
+    return f"{min(max(error, 1e-99), 9e99):.2e}"
+
+
+def output_error(metadata: Mapping[str, str]) -> float | None:
+    """The relative error of outputs that metadata tell, if they do."""
+    text = metadata.get(OUTPUT_ERROR, "")
+    return float(text) if re.fullmatch(r"\d\.\d\de[+-]\d\d", text, re.ASCII) else None
 
 
 def write(label: Label) -> bytes:

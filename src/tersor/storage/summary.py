@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tersor.storage import container, dtypes, header
+from tersor.storage import container, doubts, dtypes, header, label
 from tersor.storage.archive import Archive
 from tersor.storage.header import EXACT, Field, hundredths
 from tersor.storage.layout import Layout
@@ -70,6 +70,19 @@ class Report:
         What its maker says of it.
     content_hash
         As in `tersor.OpenFile.content_hash`; None also for what is not a file yet.
+    output_error
+        Relative error of the model's outputs, the norm of the differences over that of the dense
+        model's, on batches held out from calibration; None where it was not measured.
+    predicted_error
+        The same, predicted: from calibration if there was one, else without data from the
+        signal-to-noise ratio of the weakest weight, which is a rough guess. None
+        where there is no factor, or a ratio is not known.
+    calibrated
+        Whether ``predicted_error`` is from calibration.
+    warnings
+        What may have gone wrong, in sentences that say what to do.
+    file_bytes
+        Size of the files that were compressed, where they hold more than ``source_bytes``.
     """
 
     tensors: tuple[TensorSummary, ...]
@@ -77,6 +90,11 @@ class Report:
     source_bytes: int
     metadata: Mapping[str, str] = field(default_factory=dict)
     content_hash: str | None = None
+    output_error: float | None = None
+    predicted_error: float | None = None
+    calibrated: bool = False
+    warnings: tuple[str, ...] = ()
+    file_bytes: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -113,16 +131,36 @@ def summarize(archive: Archive, nbytes: int | None = None) -> Report:
         size = content.coded_bytes if isinstance(content, EncodedFactors) else 0
         tensors.append(_summarize(header.field(name, entry), size))
     size = container.size(archive) if nbytes is None else nbytes
-    return Report(tuple(tensors), size, archive.source_bytes, archive.metadata)
+    return _report(tensors, size, archive.source_bytes, archive.metadata)
 
 
 def summarize_file(found: Layout) -> Report:
     """Summary of a file from its header alone."""
     sizes = {n: sum(found.stamps[i].size for i in s) for n, s in found.streams.items()}
-    tensors = tuple(_summarize(f, sizes.get(f.name, 0)) for f in found.fields)
-    label = found.label
-    content_hash = label.content_hash.hex() or None
-    return Report(tensors, found.nbytes, found.source_bytes, label.metadata, content_hash)
+    tensors = [_summarize(f, sizes.get(f.name, 0)) for f in found.fields]
+    said = found.label
+    content_hash = said.content_hash.hex() or None
+    return _report(tensors, found.nbytes, found.source_bytes, said.metadata, content_hash)
+
+
+def _report(
+    tensors: Sequence[TensorSummary],
+    nbytes: int,
+    source_bytes: int,
+    metadata: Mapping[str, str],
+    content_hash: str | None = None,
+) -> Report:
+    measured, predicted = label.output_error(metadata), doubts.predicted_error(tensors)
+    return Report(
+        tuple(tensors),
+        nbytes,
+        source_bytes,
+        metadata,
+        content_hash,
+        output_error=measured,
+        predicted_error=predicted,
+        warnings=doubts.doubts(tensors, predicted=predicted, measured=measured),
+    )
 
 
 def _summarize(field: Field, section_bytes: int) -> TensorSummary:

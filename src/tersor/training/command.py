@@ -113,7 +113,9 @@ def run(
     check_writable(output, source)
     model = load(source, make(architecture))
     with open_file(source) as file:
-        metadata, hashed = file.metadata, file.content_hash is not None
+        # What was measured of the outputs is no longer so after training.
+        metadata = {key: v for key, v in file.metadata.items() if key != label.OUTPUT_ERROR}
+        hashed = file.content_hash is not None
     if target_size is not None and (said := label.size(metadata, hashed)):
         allowed = parse_size(target_size) - said - _AROUND_LABEL
         if allowed <= 0:
