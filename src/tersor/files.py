@@ -17,7 +17,6 @@ from tersor.factors import Factors
 from tersor.models import distinct, fill, source_of
 from tersor.nn import HeldWeight, state
 from tersor.plan import classify
-from tersor.plan.budget import parse_size
 from tersor.plan.progress import Progress, silent
 from tersor.storage import container, dense_file, layout, records
 from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, as_tensor
@@ -27,6 +26,7 @@ from tersor.storage.opened import OpenFile, map_file, open_file
 from tersor.storage.summary import Report, summarize_file
 from tersor.storage.verify import Verification
 from tersor.storage.verify import verify as verify_file
+from tersor.units import parse_size
 
 Path = str | os.PathLike[str]
 Model = TypeVar("Model", bound=nn.Module)
