@@ -39,8 +39,8 @@ def target_bytes(
     chosen = [name for name, value in given.items() if value is not None]
     if len(chosen) != 1:
         raise InputError(
-            f"give exactly one of ratio, target size and bits per weight; got "
-            f"{' and '.join(chosen) or 'none'}"
+            "give exactly one of ratio, target size, bits per weight, largest drop (--max-drop) "
+            f"and lossless (--lossless); got {' and '.join(chosen) or 'none'}"
         )
     if target_size is not None:
         target = min(parse_size(target_size), _MOST)
