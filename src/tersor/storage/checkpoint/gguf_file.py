@@ -68,7 +68,7 @@ def read(path: Path) -> Content:
         "that they mean; the ratio is of the bytes that they take in the file"
         for name in quantized[:1]
     ]
-    return Content(stored, load, path.stat().st_size, notes=tuple(notes))
+    return Content(stored, load, (path,), notes=tuple(notes))
 
 
 def _dtype(tensor: Any) -> torch.dtype:

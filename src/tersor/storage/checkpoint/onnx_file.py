@@ -61,9 +61,9 @@ def read(path: Path) -> Content:
             raise InputError(f"{path}: initializer {name!r} cannot be read: {error}") from None
 
     stored = {name: _stored(tensor) for name, tensor in tensors.items()}
-    size = path.stat().st_size + sum((path.parent / n).stat().st_size for n in outside)
+    files = (path, *(path.parent / name for name in sorted(outside)))
     sparse = tuple(tensor.values.name for tensor in graph.sparse_initializer)
-    return Content(stored, load, size, ignored=sparse)
+    return Content(stored, load, files, ignored=sparse)
 
 
 def _files(tensor: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tersor.errors import InputError
@@ -73,7 +74,8 @@ def open_checkpoint(
             f"{format_size(nbytes)} of weights in {format_size(content.file_bytes)} of {path}; "
             "sizes and ratios refer to the weights",
         )
-    return Source(list(meant.stored), meant.load, nbytes, meant.aliases, meant.ignored, notes=notes)
+    found = Source(list(meant.stored), meant.load, nbytes, meant.aliases, meant.ignored)
+    return replace(found, notes=notes, files=meant.files)
 
 
 def _read(path: Path, key: str | None) -> Content:

@@ -39,7 +39,7 @@ def read(path: Path) -> Content:
         except (SafetensorError, KeyError, AttributeError) as error:
             raise InputError(f"{path}: tensor {name!r} cannot be read: {error}") from None
 
-    return Content(stored, load, path.stat().st_size)
+    return Content(stored, load, (path,))
 
 
 def _stored(path: Path, names: list[str]) -> dict[str, Stored]:

@@ -34,7 +34,7 @@ def read(path: Path, read_file: Callable[[Path], Content]) -> Content:
     return Content(
         {name: shards[shard].stored[name] for name, shard in listed},
         lambda name: shards[shard_of[name]].load(name),
-        sum(content.file_bytes for content in shards.values()),
+        tuple(file for content in shards.values() for file in content.files),
         aliases,
         tuple(f"{name} in {shard}" for name, shard in pairs if shard_of.get(name) != shard),
     )

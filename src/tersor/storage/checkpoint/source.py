@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ class Source:
         Names of tensors that must not be factored: buffers of a model.
     notes
         How the checkpoint was understood, where that is not obvious: a sentence each, for people.
+    files
+        What it is read from, and must not be written over.
     metadata, hashed
         Of the files that are made of them, as in `tersor.storage.archive.Archive`.
     """
@@ -45,6 +48,7 @@ class Source:
     ignored: tuple[str, ...] = ()
     unchanged: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     hashed: bool = False
 
@@ -71,18 +75,23 @@ class Content:
         Of all tensors, in the order of the file.
     load
         Gives the tensor of a name.
-    file_bytes
-        Size of the files.
+    files
+        All files that it is in, but for an index.
     aliases, ignored, notes
         As of `Source`.
     """
 
     stored: Mapping[str, Stored]
     load: Callable[[str], Tensor]
-    file_bytes: int
+    files: tuple[Path, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the files."""
+        return sum(file.stat().st_size for file in self.files)
 
     @property
     def nbytes(self) -> int:

@@ -47,8 +47,7 @@ def read(path: Path, key: str | None = None) -> Content:
         name: Stored(tuple(t.shape), t.dtype, t.nbytes) if is_dense(t) else Stored((), None, 0)
         for name, t in tensors.items()
     }
-    size = path.stat().st_size
-    return Content(stored, tensors.__getitem__, size, shared(tensors), ignored)
+    return Content(stored, tensors.__getitem__, (path,), shared(tensors), ignored)
 
 
 def _load(path: Path) -> Any:
