@@ -171,6 +171,7 @@ def test_packed_numbers_are_refused_unless_kept(tmp_path, names):
 
 def test_ordinary_names_are_no_sign_of_packing(tmp_path):
     state = {"res_blocks": drawn(20, 20), "a.weight_scale": drawn(20, 20), "SCB": drawn(3, 3)}
+    state["b.qweight"] = torch.ones(20, 3, dtype=torch.int8)
     source = opened(tmp_path, state)
     assert same({name: source.load(name) for name in source.names}, state)
 

@@ -1,8 +1,9 @@
-"""Read the initializers of ``.onnx`` files through the package ``onnx``."""
+"""Read the initializers and constants of ``.onnx`` files through the package ``onnx``."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ _BITS = {  # of what numpy does not have by itself
 
 
 def read(path: Path) -> Content:
-    """The initializers of the graph, by their names.
+    """The initializers of the graph, by their names, and the constants by those of their outputs.
+
+    Graphs in nodes, such as the branches of a condition, are not looked into.
 
     Raises
     ------
@@ -42,10 +45,16 @@ def read(path: Path) -> Content:
         raise
     except Exception as error:  # a class of protobuf's, which differs between its versions
         raise InputError(f"{path} is not a valid ONNX file, or damaged: {error}") from None
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    if len(tensors) < len(graph.initializer):
-        raise InputError(f"{path} has two initializers of one name")
-    outside = {file for tensor in graph.initializer for file in _files(tensor)}
+    named = [(tensor.name, tensor) for tensor in graph.initializer] + list(_constants(graph))
+    tensors = dict(named)
+    if len(tensors) < len(named):
+        raise InputError(f"{path} has two initializers or constants of one name")
+    if not tensors:
+        raise InputError(
+            f"{path} has no initializers or constants in its outermost graph; weights elsewhere "
+            "are not read. Give the checkpoint that the file was exported from"
+        )
+    outside = {file for tensor in tensors.values() for file in _files(tensor)}
     for name in sorted(outside):
         if Path(name).name != name or not (path.parent / name).is_file():
             raise InputError(
@@ -64,6 +73,13 @@ def read(path: Path) -> Content:
     files = (path, *(path.parent / name for name in sorted(outside)))
     sparse = tuple(tensor.values.name for tensor in graph.sparse_initializer)
     return Content(stored, load, files, ignored=sparse)
+
+
+def _constants(graph: Any) -> Iterator[tuple[str, Any]]:
+    """What nodes give that compute nothing: some exporters have all weights there."""
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value")
 
 
 def _files(tensor: Any) -> list[str]:
