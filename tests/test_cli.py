@@ -304,7 +304,11 @@ COMPRESS = [
 ]
 
 BUDGETS = [
-    ("", "give exactly one of ratio, target size and bits per weight; got none"),
+    (
+        "",
+        "give exactly one of ratio, target size, bits per weight, largest drop (--max-drop) "
+        "and lossless (--lossless); got none",
+    ),
     ("--ratio 6 --target-size 6kB", "got ratio and target size"),
     ("--lossless --ratio 6", "lossless keeps every bit, so that the size cannot be chosen"),
     ("--lossless --target-size 0", "give either lossless or one of ratio, target size"),

@@ -127,7 +127,8 @@ class Attempts:
         if weight.fast:
             spectrum = np.array([weight.variance / (step * weight.scale) ** 2])
             return _Chosen(tiles.Choice(1, spectrum, weight.numel), energy(values, moments))
-        key, make = ("tiles", weight.name, step), partial(tiles.choose, values, step * weight.scale)
+        key, stack = ("tiles", weight.name, step), tiles.is_stack(weight.name, weight.shape)
+        make = partial(tiles.choose, values, step * weight.scale, stack=stack)
         return _Chosen(recalled(self._journal, CHOICES, key, make), energy(values, moments))
 
     def _tile(self, step: float, weight: Weight) -> int:

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from tersor.compressor import Compressor
 from tersor.errors import BudgetError, InputError
-from tersor.plan.budget import format_size
 from tersor.quality import Measure
 from tersor.report.curve_file import Curve, Point
+from tersor.units import format_size
 
 LARGEST, SMALLEST = 4, 40
 """Ratios between which the curve goes."""

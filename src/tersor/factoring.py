@@ -154,10 +154,11 @@ def _within(
         )
     variance = float((weight.detach().double() ** 2).mean())
     size, errors = tile, list[float]()
+    stack = tiles.is_stack("weight", tuple(weight.shape))
 
     def attempt(step: float) -> tuple[int, tuple[int, int, Factors]]:
         nonlocal size
-        size = size or tiles.choose(as_float32(weight), step).tile
+        size = size or tiles.choose(as_float32(weight), step, stack=stack).tile
         factors = factorize_weight(weight, size, step, moments=moments)
         errors.append(_error(weight, factors, moments))
         nbytes = factors.nbytes

@@ -19,7 +19,6 @@ from tersor.nn import HeldWeight, state
 from tersor.nn.checks import check_model
 from tersor.nn.fill import aliases_of, distinct, fill, some
 from tersor.plan import classify
-from tersor.plan.budget import parse_size
 from tersor.plan.progress import Progress, silent
 from tersor.storage import container, dense_file, layout, records
 from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, as_tensor
@@ -29,6 +28,7 @@ from tersor.storage.opened import OpenFile, map_file, open_file
 from tersor.storage.summary import Report, summarize_file
 from tersor.storage.verify import Verification
 from tersor.storage.verify import verify as verify_file
+from tersor.units import parse_size
 
 Path = str | os.PathLike[str]
 Model = TypeVar("Model", bound=nn.Module)

@@ -18,7 +18,6 @@ from tersor.errors import BudgetError, InputError, MissingExtraError
 from tersor.folding import is_folded
 from tersor.nn.checks import check_model
 from tersor.nn.fill import fill
-from tersor.plan.budget import parse_size
 from tersor.plan.progress import shown
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.opened import OpenFile
@@ -30,6 +29,7 @@ from tersor.training.objective import Loss, Objective
 from tersor.training.projection import check_reachable, file_size
 from tersor.training.rounding import digits_for
 from tersor.training.schedule import Schedule
+from tersor.units import parse_size
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -23,9 +23,9 @@ from tersor.nn.frozen import (
 )
 from tersor.nn.held import HeldWeight
 from tersor.nn.owner import FORWARDS, FactoredOwner, attach, forget
-from tersor.plan.budget import format_size, parse_size
 from tersor.plan.progress import shown
 from tersor.timing import forward_of, times
+from tersor.units import format_size, parse_size
 from tersor.uses import Use, learn_inputs, learn_pairs, uses_of
 
 Mode = Literal["auto", "dense", "recompose", "factored"]

@@ -13,8 +13,8 @@ from torch import nn
 
 from tersor.compressor import Compressor
 from tersor.errors import BudgetError, InputError, explained
-from tersor.plan.budget import format_size
 from tersor.storage.archive import Archive
+from tersor.units import format_size
 
 Measure = Callable[[Archive | None], float]
 """Gives the quality of what an archive holds, or of the dense model for None."""

@@ -22,12 +22,12 @@ from tersor.nn.observe import observing
 from tersor.nn.owner import SUFFIX
 from tersor.nn.sites import Weight, find_sites, join_names
 from tersor.normalization import match_layer, moments_of, normalizations, replace_values
-from tersor.plan.budget import parse_size
 from tersor.plan.progress import shown
 from tersor.plan.search import finest_fit
 from tersor.samples import calls_of
 from tersor.storage import container, records
 from tersor.tiling import as_float32
+from tersor.units import parse_size
 
 _RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
 """Multiples of the usual ridge, 1 % of the mean square, that are tried."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tersor.factorization.rate_aware import PRICE
-from tersor.plan.tiles import candidates, choose, tile_of_signs
+from tersor.plan.tiles import candidates, choose, is_stack, tile_of_signs
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,47 @@ def test_signs_are_as_many_as_a_weight_has_bits():
     assert tile_of_signs((500, 20), 1e-30) == 20
     assert tile_of_signs((4, 100), 1e-30) == 5  # else the codebook would outweigh them
     assert tile_of_signs((400, 96), 1e30) == 1
+
+
+def test_tiles_of_stacked_matrices_are_segments_of_their_rows():
+    """Rows alike but for their strength, of which a kernel's windows would see nothing."""
+    draw = torch.Generator().manual_seed(0)
+    strengths = torch.randn(16, 40, 6, 1, generator=draw)
+    segment = torch.randn(8, generator=draw)
+    weight = (strengths * segment + 0.05 * torch.randn(16, 40, 6, 8, generator=draw)).flatten(2)
+    assert choose(weight, 0.5, stack=True).tile == 8
+    for columns in (33, 50, 96, 100):
+        weight = torch.randn(4, 60, columns, generator=draw) * 5
+        assert columns % choose(weight, 1.0, stack=True).tile == 0
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("model.layers.0.mlp.experts.gate_up_proj", (8, 64, 128)),
+        ("model.layers.0.mlp.experts.down_proj", (128, 768, 2048)),
+        ("block_sparse_moe.input_linear.weight", (32, 1024, 1536)),
+        ("blocks.0.att.time_maa_w2", (5, 32, 768)),
+    ],
+)
+def test_stacks_of_matrices(name, shape):
+    assert is_stack(name, shape)
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("encoder.pos_conv_embed.conv.weight_v", (1024, 64, 128)),
+        ("pos_conv_embed.conv.parametrizations.weight.original1", (1280, 80, 128)),
+        ("_model.stft.forward_basis_buffer", (258, 1, 256)),
+        ("decoder.conv.weight", (512, 512, 16)),
+        ("conv1.weight", (768, 80, 3)),
+        ("conv.weight", (64, 64, 3, 3)),
+        ("patch.weight", (768, 3, 16, 16)),
+        ("pos_embed", (1, 197, 768)),
+        ("head.weight", (1000, 768)),
+        ("bias", (64,)),
+    ],
+)
+def test_kernels_and_all_else_are_no_stacks(name, shape):
+    assert not is_stack(name, shape)

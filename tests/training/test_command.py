@@ -85,6 +85,22 @@ def test_a_teacher_of_another_architecture(folder):
     assert run(*common, "--teacher-model", "toynet:plain").exit_code == 0  # as it is made
 
 
+def test_a_teacher_in_a_training_checkpoint(folder):
+    wrapped = {f"net.{name}": value for name, value in dense().state_dict().items()}
+    other = {name: value + 1 for name, value in wrapped.items()}
+    torch.save({"student": other, "ema": wrapped}, "training.ckpt")
+    common = (*COMMON, "--data", "toynet:batches", "--epochs", 1, "--log", "log.json")
+    named = ("--teacher-key", "ema", "--teacher-prefix", "net.")
+    losses = []
+    for teacher in (("training.ckpt", *named), ("teacher.safetensors",)):
+        result = run(*common, "--teacher", *teacher)
+        assert result.exit_code == 0, result.stderr
+        losses += [json.loads((folder / "log.json").read_text())["history"][0]["loss"]]
+    assert losses[0] == losses[1]
+    result = run(*common, "--teacher", "training.ckpt")
+    assert result.exit_code == 2 and "'ema'" in result.stderr
+
+
 def test_from_a_callable_to_a_smaller_size(folder):
     result = run(*COMMON, "--data", "toynet:batches", "--epochs", 1, "--target-size", "1500")
     assert result.exit_code == 0, result.stderr

@@ -28,9 +28,23 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="Checkpoint: .safetensors, its .index.json if sharded, or .pt/.pth/.bin/.ckpt "
-        "(weights only; never unpickled).",
+        help="Checkpoint: .safetensors, .pt/.pth/.bin/.ckpt (weights only; never unpickled), the "
+        ".index.json of sharded ones, .gguf, .onnx, or a folder with one of them.",
         show_default=False,
+    ),
+]
+Key = Annotated[
+    Optional[str],  # noqa: UP045  (typer on Python 3.10)
+    typer.Option(
+        help="Which state dict of a .pt/.pth/.bin/.ckpt checkpoint to take, if it has several: "
+        "'generator'.",
+    ),
+]
+Prefix = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Of the checkpoint take only tensors whose names start with this, such as 'model.', "
+        "and drop it from the names.",
     ),
 ]
 TersorFile = Annotated[

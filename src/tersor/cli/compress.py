@@ -17,6 +17,8 @@ from tersor.cli.app import (
     Evaluate,
     Fast,
     Keep,
+    Key,
+    Prefix,
     app,
     reporting_errors,
     say,
@@ -26,6 +28,7 @@ from tersor.cli.work import (
     calibration_of,
     mending,
     module_of,
+    opened,
     overrides_of,
     quality_of,
     resuming,
@@ -52,7 +55,7 @@ def compress(
     ],
     ratio: Annotated[
         Optional[float],  # noqa: UP045  (typer on Python 3.10)
-        typer.Option(help="Size of MODEL on disk over the size of the output."),
+        typer.Option(help="Size of the weights in MODEL over the size of the output."),
     ] = None,
     target_size: Annotated[
         Optional[str],  # noqa: UP045
@@ -72,6 +75,8 @@ def compress(
         bool,
         typer.Option("--lossless", help="Keep every bit of every tensor; the size follows."),
     ] = False,
+    key: Key = None,
+    prefix: Prefix = None,
     keep: Keep = None,
     bits: Bits = None,
     fast: Fast = None,
@@ -103,7 +108,6 @@ def compress(
         from tersor.prediction import unseen
         from tersor.storage import container, summary
         from tersor.storage.atomic import check_writable
-        from tersor.storage.checkpoint import open_checkpoint
         from tersor.storage.label import parse_metadata
 
         check_writable(output, model)
@@ -112,7 +116,9 @@ def compress(
             budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
             check_lossless(budgets, calibrate or architecture, overrides)
         said = parse_metadata(metadata or [])
-        source = replace(open_checkpoint(model), metadata=said, hashed=content_hash)
+        source = replace(
+            opened(model, [output], key, prefix, exact=lossless), metadata=said, hashed=content_hash
+        )
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
         batches = batches_of(calibrate)
         mend = mending(module, batches, evaluate)

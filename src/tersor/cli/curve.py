@@ -16,6 +16,8 @@ from tersor.cli.app import (
     Evaluate,
     Fast,
     Keep,
+    Key,
+    Prefix,
     app,
     console,
     reporting_errors,
@@ -27,6 +29,7 @@ from tersor.cli.work import (
     measure_of,
     mending,
     module_of,
+    opened,
     overrides_of,
     resuming,
 )
@@ -48,6 +51,8 @@ def curve(
         typer.Option(help="Picture to write: .png, .svg or .pdf.", show_default=False),
     ] = None,
     points: Annotated[int, typer.Option(help="Sizes of the curve.")] = 16,
+    key: Key = None,
+    prefix: Prefix = None,
     keep: Keep = None,
     bits: Bits = None,
     fast: Fast = None,
@@ -66,14 +71,14 @@ def curve(
         from tersor.plan.progress import shown
         from tersor.report import curve_file, curve_picture
         from tersor.storage.atomic import check_writable
-        from tersor.storage.checkpoint import open_checkpoint
 
-        for path in filter(None, (output, plot)):
+        outputs = [path for path in (output, plot) if path is not None]
+        for path in outputs:
             check_writable(path, model)
         if plot is not None:
             curve_picture.check_picture(plot)
         overrides = overrides_of(keep, bits, fast)
-        source = open_checkpoint(model)
+        source = opened(model, outputs, key, prefix)
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
         batches = batches_of(calibrate)
         mend = mending(module, batches, evaluate)
@@ -103,5 +108,5 @@ def curve(
             if plot is not None:
                 curve_picture.draw(plot, found)
         console.print(curve_picture.render(found))
-        for path in filter(None, (output, plot)):
+        for path in outputs:
             say(f"wrote {path}")

@@ -9,7 +9,17 @@ from typing import Annotated, Optional
 
 import typer
 
-from tersor.cli.app import FAILED, MaxBytes, TersorFile, app, console, reporting_errors, say
+from tersor.cli.app import (
+    FAILED,
+    Key,
+    MaxBytes,
+    Prefix,
+    TersorFile,
+    app,
+    console,
+    reporting_errors,
+    say,
+)
 
 
 @app.command(epilog="Example: `tersor decompress model.tersor -o dense.safetensors`")
@@ -86,6 +96,8 @@ def report(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Checkpoint that the file was made from, to measure against."),
     ] = None,
+    key: Key = None,
+    prefix: Prefix = None,
     curve: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="JSON file that `tersor curve` wrote; this file's size is marked."),
@@ -102,7 +114,7 @@ def report(
             check_writable(output, source)
         points = None if curve is None else curve_file.read(curve)
         with shown("reading") as progress:
-            facts = gather(model, dense, progress)
+            facts = gather(model, dense, progress, key=key, prefix=prefix)
         written = html.write(output, facts, points)
         say(f"wrote {output}: {written} bytes")
 

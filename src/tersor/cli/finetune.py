@@ -44,6 +44,14 @@ def finetune(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Checkpoint of the dense model, whose answers are learnt."),
     ] = None,
+    teacher_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which state dict of that checkpoint, if it has several."),
+    ] = None,
+    teacher_prefix: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of its names, dropped from them; tensors without it are left out."),
+    ] = None,
     teacher_model: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -84,6 +92,8 @@ def finetune(
             train=data,
             validate=validate,
             teacher=teacher,
+            teacher_key=teacher_key,
+            teacher_prefix=teacher_prefix,
             teacher_architecture=teacher_model,
             data=command.Data(batch_size, image_size, mean, std),
             target_size=target_size,

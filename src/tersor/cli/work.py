@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,29 @@ if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     from tersor.storage.checkpoint import Source
     from tersor.storage.journal import Journal
     from tersor.storage.summary import Report
+
+
+def opened(
+    model: Path,
+    outputs: Sequence[Path],
+    key: str | None,
+    prefix: str | None,
+    *,
+    exact: bool = False,
+) -> Source:
+    """The checkpoint that a command names; how it was understood is told on standard error.
+
+    No output is written over one of its files, of which there may be several.
+    """
+    from tersor.storage.atomic import check_writable
+    from tersor.storage.checkpoint import open_checkpoint
+
+    source = open_checkpoint(model, key=key, prefix=prefix, exact=exact)
+    for output, file in product(outputs, source.files):
+        check_writable(output, file)
+    for note in source.notes:
+        say(f"note: {note}", errors)
+    return source
 
 
 def module_of(

@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
 from numbers import Real
 
 from tersor.errors import BudgetError, InputError
-
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+from tersor.units import format_size, parse_size
 
 _MOST = 2**63
 """More than this is not told apart."""
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes of a size such as ``54kB`` (1 kB is 1000 bytes), ``1.5 MiB`` or ``54000``.
-
-    Raises
-    ------
-    InputError
-        If it is not a positive number with a known unit.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    units = {unit.lower(): factor for unit, factor in _UNITS.items()} | {"": 1}
-    if not match or match[2].lower() not in units or Decimal(match[1]) <= 0:
-        raise InputError(
-            f"not a size: {str(text)!r}; give a number of bytes, or a number with one "
-            f"of {', '.join(_UNITS)}, such as 54kB"
-        )
-    return int(Decimal(match[1]) * units[match[2].lower()])
-
-
-def format_size(nbytes: int) -> str:
-    """A size for people: bytes below 10 kB, else kB or MB (1000 and 1000000 bytes)."""
-    if nbytes < 10_000:
-        return f"{nbytes} bytes"
-    return f"{nbytes / 1e3:.1f} kB" if nbytes < 10_000_000 else f"{nbytes / 1e6:.2f} MB"
 
 
 def target_bytes(
@@ -67,8 +39,8 @@ def target_bytes(
     chosen = [name for name, value in given.items() if value is not None]
     if len(chosen) != 1:
         raise InputError(
-            f"give exactly one of ratio, target size and bits per weight; got "
-            f"{' and '.join(chosen) or 'none'}"
+            "give exactly one of ratio, target size, bits per weight, largest drop (--max-drop) "
+            f"and lossless (--lossless); got {' and '.join(chosen) or 'none'}"
         )
     if target_size is not None:
         target = min(parse_size(target_size), _MOST)

@@ -37,6 +37,22 @@ _ELEMENT_BITS = 5
 _DOUBT = 1.03
 """Sizes whose estimate is worse than that of single weights by this factor are not tried."""
 
+_KERNEL_NAMES = ("weight", "original", "kernel")
+"""What the last part of a kernel's name starts with, parametrized or not."""
+
+_LEAST_MATRIX, _CERTAIN_MATRIX = 32, 256
+"""Rows and columns of a matrix in a stack, at least; and those that no kernel has both of."""
+
+
+def is_stack(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight of three axes is a stack of matrices, such as experts, and no kernel.
+
+    That is a guess, of the name and the shape: files of weights do not say what these are used for.
+    """
+    kernel = name.rpartition(".")[2].startswith(_KERNEL_NAMES)
+    least = _CERTAIN_MATRIX if kernel else _LEAST_MATRIX
+    return len(shape) == 3 and shape[0] > 1 and min(shape[1:]) >= least
+
 
 def candidates(shape: tuple[int, ...]) -> list[int]:
     """Tile sizes that suit a weight: single weights, kernel windows, segments, whole rows.
@@ -73,11 +89,19 @@ class Choice:
     nbytes: float | None = None
 
 
-def choose(weight: Tensor, step: float) -> Choice:
-    """Tile size at which distortion + price * bits of the weight is least at this step."""
+def choose(weight: Tensor, step: float, *, stack: bool = False) -> Choice:
+    """Tile size at which distortion + price * bits of the weight is least at this step.
+
+    Of a ``stack`` of matrices tiles are segments of the rows of these: none reaches into the next.
+    """
+    if stack:
+        weight = weight.flatten(0, 1)
     sample = evenly_spaced_rows(weight, _SAMPLE) / step
     repeat = weight.shape[0] / sample.shape[0]
-    choices = [_untried(sample, size, repeat) for size in candidates(tuple(weight.shape))]
+    sizes = candidates(tuple(weight.shape))
+    if stack:
+        sizes = [size for size in sizes if weight.shape[1] % size == 0]
+    choices = [_untried(sample, size, repeat) for size in sizes]
     likely = [c for c in choices if _estimate(c) <= _DOUBT * _estimate(choices[0])]
     if likely == choices[:1]:
         return choices[0]

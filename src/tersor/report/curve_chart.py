@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from tersor.plan.budget import format_size
 from tersor.report import words
 from tersor.report.curve_file import Curve, Point
 from tersor.report.markup import Markup, tag
 from tersor.report.svg import chart, round_numbers, text
+from tersor.units import format_size
 
 _WIDTH, _HEIGHT = 340, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 330, 22, 182

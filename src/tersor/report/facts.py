@@ -126,6 +126,9 @@ def gather(
     path: str | os.PathLike[str],
     dense: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
+    *,
+    key: str | None = None,
+    prefix: str | None = None,
 ) -> Facts:
     """Facts of a file.
 
@@ -138,6 +141,8 @@ def gather(
         its weights. Its tensors are loaded one at a time.
     progress
         Called as the work goes on.
+    key, prefix
+        Of the checkpoint, as in `tersor.storage.checkpoint.open_checkpoint`.
 
     Raises
     ------
@@ -147,7 +152,7 @@ def gather(
         If the file is damaged.
     """
     with open_file(path) as file:
-        source = None if dense is None else open_checkpoint(dense)
+        source = None if dense is None else open_checkpoint(dense, key=key, prefix=prefix)
         report = summarize_file(file.layout)
         layers = tuple(_layers(file, report, source, progress))
         name = None if dense is None else Path(dense).name

@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tersor.plan.budget import format_size
 from tersor.report.breaking import Name
 from tersor.report.words import decibels
 from tersor.storage import doubts, label
 from tersor.storage.summary import Report, TensorSummary, kept_groups, printable
+from tersor.units import format_size
 
 if TYPE_CHECKING:
     from tersor.optimize import Optimized

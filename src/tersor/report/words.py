@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 
-from tersor.plan.budget import format_size
 from tersor.report.markup import Markup, join
 from tersor.storage.header import hundredths
 from tersor.storage.summary import TensorSummary, printable
+from tersor.units import format_size
 
 _LONGEST = 120
 """Characters of a name; of a longer one, the beginning and the end are shown."""

@@ -14,13 +14,13 @@ from tersor.errors import BudgetError, InputError
 from tersor.files import load, save
 from tersor.finetune import Finetuned, finetune
 from tersor.nn.load import load_weights
-from tersor.plan.budget import parse_size
 from tersor.storage import label
 from tersor.storage.atomic import check_writable
 from tersor.storage.checkpoint import open_checkpoint
 from tersor.storage.opened import open_file
 from tersor.training.batches import Batch, logits
 from tersor.training.images import Look, loader_of, open_images
+from tersor.units import parse_size
 from tersor.user_code import call, make
 
 _AROUND_LABEL = 8
@@ -82,6 +82,8 @@ def run(
     validate: str | None,
     teacher: Path | None,
     data: Data,
+    teacher_key: str | None = None,
+    teacher_prefix: str | None = None,
     teacher_architecture: str | None = None,
     target_size: str | None = None,
     **options: Any,
@@ -100,6 +102,8 @@ def run(
         Data to train with, and to choose the best epoch with.
     teacher
         Checkpoint of the teacher.
+    teacher_key, teacher_prefix
+        Of that checkpoint, as in `tersor.storage.checkpoint.open_checkpoint`.
     data
         How images are read.
     teacher_architecture
@@ -130,7 +134,7 @@ def run(
     elif teacher is not None:
         guide = make(architecture)
     if guide is not None and teacher is not None:
-        load_weights(guide, open_checkpoint(teacher))
+        load_weights(guide, open_checkpoint(teacher, key=teacher_key, prefix=teacher_prefix))
     loader = data.loader("--data", train, training=True)
     test = None if validate is None else data.loader("--validate", validate, training=False)
     checkpoint = output.with_name(output.name + ".checkpoint")

@@ -16,7 +16,6 @@ from tersor.factorization.rate_aware import PRICE, Coder
 from tersor.factorization.solve import Quadratic
 from tersor.files import archive_of
 from tersor.nn import FactoredWeight, state
-from tersor.plan.budget import parse_size
 from tersor.plan.search import finest_fit
 from tersor.storage import container
 from tersor.storage.parallel import ordered
@@ -25,6 +24,7 @@ from tersor.training.costs import Cost, cost_of
 from tersor.training.curvature import Curvature, curvature
 from tersor.training.groups import factored_weights, trained_latents
 from tersor.training.rounding import DIGITS, round_kept
+from tersor.units import parse_size
 
 _SWEEPS = 2
 """Searches for one price where bytes count: the second is at the prices of the first's latent."""

@@ -1,0 +1,55 @@
+"""Read ``.safetensors`` files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tersor.errors import InputError
+from tersor.storage import dtypes
+from tersor.storage.checkpoint.source import Content, Stored
+
+_DTYPES = {name: dtype for dtype, name in dtypes.NAMES.items()}
+
+
+def read(path: Path) -> Content:
+    """Names, shapes and types of the tensors; the tensors themselves once they are asked for.
+
+    Raises
+    ------
+    InputError
+        If it is no such file, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names: list[str] = list(file.keys())
+        stored = _stored(path, names)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a valid safetensors file: {error}") from None
+
+    def load(name: str) -> Tensor:
+        # Opened anew: pages of a file that stays mapped would add up to the whole of it in memory.
+        try:
+            with safe_open(path, framework="pt") as file:
+                return cast(Tensor, file.get_tensor(name))
+        except (SafetensorError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: tensor {name!r} cannot be read: {error}") from None
+
+    return Content(stored, load, (path,))
+
+
+def _stored(path: Path, names: list[str]) -> dict[str, Stored]:
+    """What the header says, which the library has checked."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    found = {}
+    for name in names:
+        start, end = header[name]["data_offsets"]
+        found[name] = Stored(
+            tuple(header[name]["shape"]), _DTYPES.get(header[name]["dtype"]), end - start
+        )
+    return found
