@@ -62,7 +62,7 @@ def interrupt(monkeypatch, after, *arguments):
     with monkeypatch.context() as patch:
         patch.setattr(Attempts, "_version", version)
         result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 2
+    assert result.exit_code == 130
     return result.stderr
 
 

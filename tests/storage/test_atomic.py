@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -181,11 +182,11 @@ def test_files_of_other_machines_go_when_they_are_old(earlier, monkeypatch):
     stray = earlier.with_name(f".model.tersor.another1-{'0' * 16}.tmp")
     own = earlier.with_name(f".model.tersor.{atomic._machine()}-{'0' * 16}.tmp")
 
-    def none(descriptor):
+    def none(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    for locks in (atomic.lock, none):
-        monkeypatch.setattr(atomic, "lock", locks)
+    for locks in (fcntl.flock, none):
+        monkeypatch.setattr(fcntl, "flock", locks)
         stray.touch()
         own.touch()
         container.write(earlier, small_archive())
@@ -199,16 +200,16 @@ def test_files_of_other_machines_go_when_they_are_old(earlier, monkeypatch):
 
 def test_a_file_taken_for_a_stray_before_it_is_locked_is_made_anew(earlier, monkeypatch):
     """Another process looks at it between its making and its locking."""
-    held, lock = [], atomic.lock
+    held, lock = [], fcntl.flock
 
-    def late(descriptor):
+    def late(*args):
         if not held:
             path = next(earlier.parent.glob(".model.tersor.*"))
             held.append(os.open(path, os.O_RDWR))
-            assert lock(held[0])
-        return lock(descriptor)
+            lock(held[0], args[1])
+        lock(*args)
 
-    monkeypatch.setattr(atomic, "lock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with replacing(earlier) as temporary:
         temporary.write_text("new")
         assert names(earlier.parent) == [temporary.name, earlier.name]

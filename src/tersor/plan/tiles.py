@@ -75,14 +75,28 @@ class Choice:
 
 def choose(weight: Tensor, step: float) -> Choice:
     """Tile size at which distortion + price * bits of the weight is least at this step."""
-    sample = evenly_spaced_rows(weight, _SAMPLE) / step
-    repeat = weight.shape[0] / sample.shape[0]
-    choices = [_untried(sample, size, repeat) for size in candidates(tuple(weight.shape))]
+    sample, repeat = _sample(weight, step)
+    choices = [_untried(sample, repeat, size) for size in candidates(tuple(weight.shape))]
     likely = [c for c in choices if _estimate(c) <= _DOUBT * _estimate(choices[0])]
     if likely == choices[:1]:
         return choices[0]
     tried = [_tried(sample, choice, repeat) for choice in likely]
     return min(tried, key=lambda pair: (pair[0], pair[1].tile))[1]
+
+
+def is_candidate(weight: Tensor, step: float, choice: Choice) -> bool:
+    """Whether a choice is one of those that `choose` chooses among, whichever was best."""
+    if choice.tile not in candidates(tuple(weight.shape)):
+        return False
+    untried = _untried(*_sample(weight, step), choice.tile)
+    same = np.array_equal(untried.spectrum, choice.spectrum) and untried.tiles == choice.tiles
+    return same and (choice.nbytes is None or 0 <= choice.nbytes < math.inf)
+
+
+def _sample(weight: Tensor, step: float) -> tuple[Tensor, float]:
+    """Some rows, in units of the step, and how many times as many there are."""
+    sample = evenly_spaced_rows(weight, _SAMPLE) / step
+    return sample, weight.shape[0] / sample.shape[0]
 
 
 def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
@@ -103,7 +117,7 @@ def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
     return math.ceil(row / math.ceil(row / tile))
 
 
-def _untried(sample: Tensor, size: int, repeat: float) -> Choice:
+def _untried(sample: Tensor, repeat: float, size: int) -> Choice:
     tiles = Tiling(tuple(sample.shape), size).split(sample)
     covariance = inner(tiles.T, tiles.T, torch.float64) / tiles.shape[1]
     spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0).numpy()

@@ -12,7 +12,7 @@ from glob import escape
 from pathlib import Path
 
 from tersor.errors import InputError
-from tersor.storage.locks import is_at, lock
+from tersor.storage.descriptors import is_at, lock, lock_if_any
 
 _STRAY_SECONDS = 86_400
 """Temporary files of other machines, whose locks may be unknown here, are left alone so long."""
@@ -64,21 +64,13 @@ def _temporary(target: Path) -> Iterator[tuple[Path, int]]:
 
 def _create(target: Path) -> tuple[Path, int]:
     """Make a file of a name that nobody else has, and take its lock before others see it free."""
-    while True:
+    while True:  # where there are no locks, age tells what is a stray
         path = target.with_name(f"{_stem(target)}{_machine()}-{secrets.token_hex(8)}.tmp")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if _is_own(descriptor) and is_at(descriptor, path):
+        if lock_if_any(descriptor) and is_at(descriptor, path):
             return path, descriptor
         path.unlink(missing_ok=True)  # another process took it for a stray before it was locked
         os.close(descriptor)
-
-
-def _is_own(descriptor: int) -> bool:
-    """Whether the lock is now held here, or there are none: then age tells what is a stray."""
-    try:
-        return lock(descriptor)
-    except OSError:
-        return True
 
 
 def _stem(target: Path) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError
 from tersor.storage.atomic import replacing
+from tersor.storage.planes import elements
 
 _VERSION = 1
 
@@ -77,8 +78,8 @@ def _is_plain(value: object) -> TypeGuard[Tensor]:
 def _sample(tensor: Tensor) -> bytes:
     """Shape and bytes of some elements, spread over all."""
     flat = tensor.detach().reshape(-1)
-    elements = flat[:: -(-flat.numel() // _SAMPLE) or 1].cpu().contiguous()
-    return repr(tuple(tensor.shape)).encode() + elements.view(torch.uint8).numpy().tobytes()
+    some = flat[:: -(-flat.numel() // _SAMPLE) or 1]
+    return repr(tuple(tensor.shape)).encode() + elements(some, exact=True).words.tobytes()
 
 
 def write(

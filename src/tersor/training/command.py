@@ -82,13 +82,14 @@ def run(
     validate: str | None,
     teacher: Path | None,
     data: Data,
+    checkpoint: Path,
     teacher_architecture: str | None = None,
     target_size: str | None = None,
     **options: Any,
 ) -> Finetuned:
     """Fine-tune the model of a file into another file, which says of itself what the first did.
 
-    A checkpoint stands beside the output until that is written, and is gone on from.
+    A checkpoint is there until the output is written, and is gone on from.
 
     Parameters
     ----------
@@ -102,6 +103,8 @@ def run(
         Checkpoint of the teacher.
     data
         How images are read.
+    checkpoint
+        File to go on from.
     teacher_architecture
         ``module:callable`` that makes the teacher, with its weights where there is no checkpoint;
         by default the same as of the model.
@@ -131,7 +134,6 @@ def run(
         load_weights(guide, open_checkpoint(teacher))
     loader = data.loader("--data", train, training=True)
     test = None if validate is None else data.loader("--validate", validate, training=False)
-    checkpoint = output.with_name(output.name + ".checkpoint")
     result = finetune(
         model,
         loader,
