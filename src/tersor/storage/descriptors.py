@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+_CLOSED = -1
+
 
 def lock(descriptor: int) -> bool:
     """Take the lock of an open file; False if it is held.
@@ -48,6 +50,34 @@ def read_at(descriptor: int, start: int, size: int) -> bytes:
         parts.append(part)
         start, size = start + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class FileBytes:
+    """Bytes of a file, read when they are asked for; safe to use from several threads.
+
+    A mapped file would do the same, but ends the process if somebody else cuts it off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._size = os.fstat(self._descriptor).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        if self._descriptor == _CLOSED:
+            raise ValueError("the file is closed")
+        start, stop, _ = part.indices(self._size)
+        return read_at(self._descriptor, start, max(stop - start, 0))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._descriptor != _CLOSED:
+            descriptor, self._descriptor = self._descriptor, _CLOSED
+            os.close(descriptor)
+
+    __del__ = close
 
 
 def write_at(descriptor: int, start: int, content: bytes) -> None:
