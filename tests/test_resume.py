@@ -209,3 +209,20 @@ def test_empty_tensors_of_numpy(folder):
     with tersor.open("b.tersor") as file:
         assert torch.equal(file["w"], state["w"]) and file["e"].shape == (0,)
     run("verify", "b.tersor")
+
+
+def test_two_containers_at_once(folder):
+    """Each with the name of the other's output, and with one of its own: all are whole."""
+    run(*COMMAND, 8)
+    expected = Path("out.tersor").read_bytes()
+    Path("out.tersor").unlink()
+    outputs = ["out.tersor", "out.tersor", "a_long_name_of_more_than_forty_characters_1.tersor"]
+    commands = [[name if a == "out.tersor" else a for a in (*COMMAND, "8")] for name in outputs]
+    processes = [
+        subprocess.Popen([TERSOR, *command], stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    messages = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], messages
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", *outputs}
+    assert {Path(name).read_bytes() for name in outputs} == {expected}

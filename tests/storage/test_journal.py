@@ -2,6 +2,7 @@ import fcntl
 import os
 
 import pytest
+from disks import full_after
 
 from tersor.errors import BudgetError, InputError
 from tersor.storage.journal import Journal, journaling
@@ -168,7 +169,7 @@ def test_what_changes_while_it_is_open_is_not_taken_for_a_result(path):
 
 
 @pytest.mark.parametrize("room", [0, 5, 30, 100, 200, 300, 420])
-def test_a_full_disk_keeps_what_was_there(path, full_after, room):
+def test_a_full_disk_keeps_what_was_there(path, room):
     """And the work goes on."""
     with full_after(room):
         journal = Journal(path, IDENTITY)

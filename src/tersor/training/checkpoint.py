@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import torch
@@ -89,8 +89,18 @@ def write(
     content = {"version": _VERSION, "options": dict(options), "states": dict(states)}
     numbers = asdict(progress)
     numbers["file"] = torch.from_numpy(np.frombuffer(progress.file, np.uint8).copy())
-    with replacing(path) as temporary:
-        torch.save(content | {"progress": numbers}, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _save(content | {"progress": numbers}, file)
+
+
+def _save(content: object, file: BinaryIO) -> None:
+    """`torch.save`, which given a path does not tell that the disk is full, and else not always."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # of the end of the file, which it writes nonetheless
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def read(path: Path, options: Mapping[str, Any]) -> tuple[Progress, dict[str, Any]]:
