@@ -79,7 +79,7 @@ COMMANDS = {
     "curve": ("curve", "model.safetensors", "-o", "out.json", "--points", "4"),
     "finetune": (
         *("finetune", "trained.tersor", "-o", "out.tersor", "--model", "killed_net:make"),
-        *("--data", "train.npz", "--epochs", "2", "--batch-size", "32"),
+        *("--data", "train.npz", "--epochs", "2", "--batch-size", "64"),
     ),
     "decompress": ("decompress", "whole.tersor", "-o", "out.safetensors"),
     "save": ("save",),
@@ -89,11 +89,11 @@ COMMANDS = {
 def prepare(folder: Path) -> None:
     """Write what the commands read; the current folder is to be this one."""
     draw = torch.Generator().manual_seed(3)
-    state = {f"{i}.weight": torch.randn(40, 40 + i, generator=draw) for i in range(5)}
+    state = {f"{i}.weight": torch.randn(32, 32 + i, generator=draw) for i in range(3)}
     save_file(state, folder / "model.safetensors")
     teacher = dense()
     tersor.save(compressed(teacher, 15), folder / "trained.tersor")
-    tersor.save(torch.nn.Linear(700, 700), folder / "whole.tersor", lossless=True)
+    tersor.save(torch.nn.Linear(200, 200), folder / "whole.tersor", lossless=True)
     images, labels = data(64)
     np.savez(folder / "train.npz", x=((images + 4) * 25).byte().numpy(), y=labels.numpy())
     (folder / "killed_net.py").write_text(NET)
@@ -103,7 +103,7 @@ def act(name: str) -> None:
     """Run a command in this process."""
     if name == "save":
         torch.manual_seed(0)
-        tersor.save(torch.nn.Linear(300, 300), Path("out.tersor"), lossless=True)
+        tersor.save(torch.nn.Linear(200, 200), Path("out.tersor"), lossless=True)
     else:
         app(list(COMMANDS[name]), standalone_mode=False)
 
