@@ -470,7 +470,10 @@ def test_a_full_disk(folder, command):
     assert re.search(
         r"error: out\.\w+: .*[Ff]ile too large.*; earlier files are as they were", message
     )
-    assert contents(folder) == before
+    left = contents(folder)
+    kept = left.pop("out.tersor.partial", None)
+    assert bool(kept) == ("what is done is in out.tersor.partial" in message)
+    assert left == before
 
 
 def test_no_space_left(folder, monkeypatch):
@@ -498,6 +501,36 @@ def test_no_memory_left(folder, monkeypatch):
     assert result.exit_code == 2 and "not enough memory" in result.stderr
 
 
+def test_no_memory_left_for_pytorch(folder, monkeypatch):
+    monkeypatch.setattr("tersor.files.open_file", lambda *_, **__: torch.empty(1 << 55))
+    result = run("inspect", "model.tersor")
+    assert result.exit_code == 2 and result.stderr == (
+        "error: there is not enough memory for 144115188075855872 bytes more; earlier files are as "
+        "they were. Close other programs, or use a machine with more\n"
+    )
+
+
+def test_a_full_disk_behind_the_standard_output(folder):
+    for command in (["inspect", "model.tersor", "--json"], ["verify", "model.tersor"], ["--help"]):
+        with Path("/dev/full").open("w") as full:
+            process = start(*command, stdout=full)
+            _, message = process.communicate()
+        assert process.returncode == 2
+        assert message == "error: No space left on device; earlier files are as they were\n"
+
+
+def test_an_interrupt_while_libraries_start(folder):
+    """One of them takes long."""
+    (folder / "typer.py").write_text("import time; print(flush=True); time.sleep(60)")
+    paths = {**os.environ, "PYTHONPATH": str(folder)}
+    process = start("-m", "tersor", "info", env=paths, executable=sys.executable)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    output, message = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, "")
+    assert message == "interrupted; earlier files are as they were\n"
+
+
 def test_an_interrupt_in_the_middle(folder):
     """Ctrl-C while a model is compressed that takes much longer."""
     save_file({str(i): torch.randn(1500, 1500) for i in range(3)}, folder / "large.safetensors")
@@ -510,7 +543,7 @@ def test_an_interrupt_in_the_middle(folder):
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     output, message = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 130
     *_, message = message.splitlines()
     assert message == "interrupted; earlier files are as they were" and output == ""
     left = contents(folder)

@@ -1,24 +1,32 @@
 """A run that was stopped goes on where it was, and ends at the identical file."""
 
+import ast
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from samples import generator
 from typer.testing import CliRunner
 
+import tersor
 from tersor.attempts import Attempts
 from tersor.calibration import Calibration
 from tersor.cli import app
+from tersor.factorization.weights import factorize_weight
 from tersor.resume import CHOICES, VERSIONS, identity
+from tersor.storage import records
 from tersor.storage.checkpoint import open_checkpoint
+from tersor.storage.journal import Journal, _record
 
 TERSOR = Path(sys.executable).with_name("tersor")
 COMMAND = (
@@ -62,7 +70,7 @@ def interrupt(monkeypatch, after, *arguments):
     with monkeypatch.context() as patch:
         patch.setattr(Attempts, "_version", version)
         result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 2
+    assert result.exit_code == 130
     return result.stderr
 
 
@@ -144,3 +152,77 @@ def test_the_identity_is_that_of_the_content(folder):
     source, copy = open_checkpoint("model.safetensors"), open_checkpoint("copy.safetensors")
     assert identity(source, None, []) == identity(copy, None, [])
     assert identity(source, None, [["a"], None]) != identity(source, None, [None, ["a"]])
+
+
+def other_factors(version, shape):
+    """Of another weight of that shape, about as large."""
+    noise = torch.randn(shape, generator=generator(9)) * 3
+    return records.encode(factorize_weight(noise, version.content.tile, 0.5), version.content.snr)
+
+
+FORGERIES = {
+    "streams of another weight": lambda v, s: replace(v, content=other_factors(v, s)),
+    "another size": lambda v, s: replace(v, nbytes=v.nbytes - 1),
+    "another error": lambda v, s: replace(v, error=v.error / 2),
+    "another step": lambda v, s: replace(v, content=replace(v.content, scale=v.content.scale * 2)),
+    "a stream that ends early": lambda v, s: replace(
+        v, content=replace(v.content, streams=(v.content.streams[0][:-1],))
+    ),
+}
+
+
+@pytest.mark.parametrize("forgery", [*FORGERIES, b"", b"{", b"[]", b"[1, 2, 3]\n", b"\xff\n"])
+def test_results_that_do_not_hold_are_made_anew(folder, monkeypatch, forgery):
+    """Whatever is in the file under a right digest."""
+    run(*COMMAND, 8)
+    expected = Path("out.tersor").read_bytes()
+    interrupt(monkeypatch, 14, *COMMAND, 8)
+    forge("out.tersor.partial", forgery)
+    assert "continuing an interrupted run" in run(*COMMAND, 8)
+    assert Path("out.tersor").read_bytes() == expected
+
+
+def forge(path, forgery):
+    head = _record(os.open(path, os.O_RDONLY), 16, b"")
+    journal = Journal(Path(path), json.loads(head.value))
+    assert {ast.literal_eval(key)[0] for key in journal._places} == {"tiles", "factors", "signs"}
+    for key in list(journal._places):
+        kind, name, *_ = ast.literal_eval(key)
+        value = forgery
+        if forgery in FORGERIES and kind == "tiles":
+            choice = CHOICES.decode(journal.get(key))
+            value = CHOICES.encode(replace(choice, spectrum=choice.spectrum * 2))
+        elif forgery in FORGERIES:
+            shape = 80, 60 + int(name.partition(".")[0])
+            version = VERSIONS.decode(journal.get(key))
+            value = VERSIONS.encode(FORGERIES[forgery](version, shape))
+        journal.put(key, value)
+    journal.close(remove=False)
+
+
+def test_empty_tensors_of_numpy(folder):
+    """Which have strides of 0."""
+    state = {"w": torch.randn(64, 64), "e": torch.from_numpy(np.zeros(0, np.float32))}
+    torch.save(state, "model.pt")
+    run("compress", "model.pt", "-o", "a.tersor", "--ratio", 4)
+    run("compress", "model.pt", "-o", "b.tersor", "--lossless", "--content-hash")
+    with tersor.open("b.tersor") as file:
+        assert torch.equal(file["w"], state["w"]) and file["e"].shape == (0,)
+    run("verify", "b.tersor")
+
+
+def test_two_containers_at_once(folder):
+    """Each with the name of the other's output, and with one of its own: all are whole."""
+    run(*COMMAND, 8)
+    expected = Path("out.tersor").read_bytes()
+    Path("out.tersor").unlink()
+    outputs = ["out.tersor", "out.tersor", "a_long_name_of_more_than_forty_characters_1.tersor"]
+    commands = [[name if a == "out.tersor" else a for a in (*COMMAND, "8")] for name in outputs]
+    processes = [
+        subprocess.Popen([TERSOR, *command], stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    messages = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], messages
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", *outputs}
+    assert {Path(name).read_bytes() for name in outputs} == {expected}

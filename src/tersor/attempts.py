@@ -17,7 +17,7 @@ from tersor import _native
 from tersor.calibration import Calibration
 from tersor.errors import InputError
 from tersor.factorization.weights import factorize_signs, factorize_weight
-from tersor.factors import decibels
+from tersor.factors import Factors, decibels
 from tersor.moments import energy
 from tersor.plan import tiles
 from tersor.plan.fill import Version
@@ -128,8 +128,10 @@ class Attempts:
             spectrum = np.array([weight.variance / (step * weight.scale) ** 2])
             return _Chosen(tiles.Choice(1, spectrum, weight.numel), energy(values, moments))
         key, stack = ("tiles", weight.name, step), tiles.is_stack(weight.name, weight.shape)
-        make = partial(tiles.choose, values, step * weight.scale, stack=stack)
-        return _Chosen(recalled(self._journal, CHOICES, key, make), energy(values, moments))
+        given = values, step * weight.scale
+        make = partial(tiles.choose, *given, stack=stack)
+        holds = partial(tiles.is_candidate, *given, stack=stack)
+        return _Chosen(recalled(self._journal, CHOICES, key, make, holds), energy(values, moments))
 
     def _tile(self, step: float, weight: Weight) -> int:
         if weight.fast:
@@ -139,12 +141,19 @@ class Attempts:
 
     def _recalled_version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
         tile, make = self._tile(step, weight), partial(self._version, step, weight)
+        recall = partial(recalled, self._journal, VERSIONS, make=make)
+        holds = partial(self._is_version, weight, tile)
         if not weight.fast:
-            return recalled(self._journal, VERSIONS, ("factors", weight.name, tile, step), make)
+            return recall(("factors", weight.name, tile, step), holds=holds)
         key = ("signs", weight.name, tile)  # the same at many steps
         if key not in self._signs:
-            self._signs[key] = recalled(self._journal, VERSIONS, key, make)
+            self._signs[key] = recall(key, holds=holds)
         return self._signs[key]
+
+    def _is_version(self, weight: Weight, tile: int, version: Version[EncodedFactors]) -> bool:
+        """Whether this is what comes of its factors, and they are of the weight."""
+        factors = records.decode(version.content, weight.shape, weight.dtype)
+        return factors.tiling.size == tile and self._measured(weight, factors) == version
 
     def _version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
         values, moments = self._source.load(weight.name), self._moments(weight)
@@ -153,6 +162,10 @@ class Attempts:
             factors = factorize_signs(values, tile, moments=moments)
         else:
             factors = factorize_weight(values, tile, step * weight.scale, moments=moments)
+        return self._measured(weight, factors)
+
+    def _measured(self, weight: Weight, factors: Factors) -> Version[EncodedFactors]:
+        values, moments = self._source.load(weight.name), self._moments(weight)
         error = as_float32(values) - as_float32(factors.recompose())
         squares, signal = energy(error, None), energy(as_float32(values), None)
         encoded = records.encode(factors, decibels(signal, squares))

@@ -24,7 +24,7 @@ from tersor.storage import container, dense_file, layout, records
 from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, as_tensor
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.label import check_metadata
-from tersor.storage.opened import OpenFile, map_file, open_file
+from tersor.storage.opened import OpenFile, file_bytes, open_file
 from tersor.storage.summary import Report, summarize_file
 from tersor.storage.verify import Verification
 from tersor.storage.verify import verify as verify_file
@@ -289,7 +289,7 @@ def verify(
     InputError
         If there is no such file.
     """
-    return verify_file(map_file(path), max_bytes=_limit(max_bytes), progress=progress)
+    return verify_file(file_bytes(path), max_bytes=_limit(max_bytes), progress=progress)
 
 
 def dense_tensors(contents: Contents) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from hashlib import blake2b
 from itertools import accumulate, pairwise
@@ -20,6 +21,7 @@ from tersor.storage import container, dtypes
 from tersor.storage.checkpoint import Source
 from tersor.storage.entropy import Coding
 from tersor.storage.journal import Journal
+from tersor.storage.planes import elements
 from tersor.storage.records import EncodedFactors
 from tersor.version import __version__
 
@@ -63,10 +65,8 @@ def _digest(calibration: Calibration | None) -> str:
 
 def _update(digest: Any, name: str, value: object) -> None:
     if isinstance(value, Tensor):
-        values = value.detach().cpu().contiguous()
-        name = f"{name} {tuple(values.shape)} {values.dtype}"
-        digest.update(repr(name).encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+        digest.update(repr(f"{name} {tuple(value.shape)} {value.dtype}").encode())
+        digest.update(elements(value, exact=True).words.data)
     else:
         digest.update(repr((name, value)).encode())
 
@@ -80,14 +80,20 @@ class Codec(Generic[Result]):
 
 
 def recalled(
-    journal: Journal | None, codec: Codec[Result], key: object, make: Callable[[], Result]
+    journal: Journal | None,
+    codec: Codec[Result],
+    key: object,
+    make: Callable[[], Result],
+    holds: Callable[[Result], bool],
 ) -> Result:
-    """The result that the journal has under a key, or a new one, which it then has."""
+    """The result that the journal has under a key if it holds, or a new one, which it then has."""
     if journal is None:
         return make()
     known = journal.get(repr(key))
     if known is not None:
-        return codec.decode(known)
+        with suppress(Exception):  # whatever is wrong with it, it can be made anew
+            if holds(result := codec.decode(known)):
+                return result
     result = make()
     journal.put(repr(key), codec.encode(result))
     return result

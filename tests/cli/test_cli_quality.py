@@ -129,7 +129,7 @@ def test_an_interrupted_curve_continues(folder, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Attempts, "_version", version)
-        assert run(*command).exit_code == 2
+        assert run(*command).exit_code == 130
     assert "curve.json.partial" in names(folder)
     result = run(*command)
     assert "note: continuing an interrupted run" in result.stderr

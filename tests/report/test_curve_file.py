@@ -44,6 +44,7 @@ def test_points_come_by_size(tmp_path):
         CURVE | {"points": [POINT | {"predicted_drop": float("inf")}]},
         CURVE | {"metric": 3},
         CURVE | {"dense": []},
+        CURVE | {"dense": 10**400},
         CURVE | {"dense_bytes": None},
     ],
 )

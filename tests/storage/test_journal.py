@@ -1,9 +1,14 @@
-import pytest
+import fcntl
+import os
 
-from tersor.errors import InputError
+import pytest
+from disks import full_after
+
+from tersor.errors import BudgetError, InputError
 from tersor.storage.journal import Journal, journaling
 
 IDENTITY = {"the input": "a", "the options": "b"}
+OTHER = "it is another file; rename it"
 RESULTS = {"one": b"1", "two": b"", "drei {}": bytes(range(256))}
 
 
@@ -64,9 +69,116 @@ def test_results_of_other_work_are_left_behind(path):
         found == {}
         and note == "starting anew: since the interrupted run there was a change in the options"
     )
-    assert not path.exists()
+    assert read(path)[0] == RESULTS  # it may have been a slip: only results take their place
+    write(path, {"one": b"new"}, IDENTITY | {"the options": "c"})
+    assert read(path) == (
+        {},
+        "starting anew: since the interrupted run there was a change in the options",
+    )
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"[]", b"{", b"\xff", b'{"the input": 1e999}', b"[" * 100_000, b"1" * 5000]
+)
+def test_heads_that_are_no_identity(path, head):
+    """Under a right digest."""
+    journal = Journal(path, IDENTITY)
+    journal._head = head
+    journal.put("one", b"1")
+    journal.close(remove=False)
+    assert read(path)[0] == {} and read(path)[1].startswith("starting anew: ")
+    write(path)
+    assert read(path)[0] == RESULTS
+
+
+def test_other_files_are_left_alone(path):
+    """Whatever has the name that a journal would have."""
     path.write_text("no journal at all")
-    assert read(path)[1] == "starting anew: what an interrupted run has left is damaged"
+    write(path)
+    assert read(path) == ({}, f"results are not kept for a later run in {path}: {OTHER}")
+    assert path.read_text() == "no journal at all"
+    path.unlink()
+    os.mkfifo(path)
+    write(path)
+    assert read(path)[0] == {} and path.is_fifo()
+    path.unlink()
+    path.mkdir()
+    write(path)
+    assert read(path)[0] == {} and path.is_dir()
+
+
+@pytest.mark.parametrize("there", [None, "precious", "a journal"])
+def test_links_are_not_followed(path, tmp_path, there):
+    target = tmp_path / "target"
+    if there == "a journal":
+        write(target)
+    elif there:
+        target.write_text(there)
+    before = target.read_bytes() if there else None
+    path.symlink_to(target)
+    write(path, {"one": b"new"})
+    assert read(path) == (
+        {},
+        f"results are not kept for a later run in {path}: it is a link; remove it",
+    )
+    assert path.is_symlink() and (target.read_bytes() if there else None) == before
+    assert target.exists() == bool(there)
+
+
+def test_one_process_at_a_time_has_the_file(path):
+    first = Journal(path, IDENTITY)
+    first.put("one", b"1")
+    second = Journal(path, IDENTITY)
+    assert second.note.endswith("another process works on the same output")
+    second.put("one", b"2")
+    assert second.get("one") is None
+    second.close(remove=True)
+    assert first.get("one") == b"1"
+    first.close(remove=False)
+    assert read(path)[0] == {"one": b"1"}
+
+
+def test_a_file_that_is_removed_while_its_lock_is_taken_is_made_anew(path, monkeypatch):
+    write(path)
+    lock = fcntl.flock
+
+    def late(*args):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        path.unlink()
+        return lock(*args)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert read(path) == ({}, None)
+    monkeypatch.setattr(fcntl, "flock", late)
+    write(path)
+    assert read(path)[0] == RESULTS
+
+
+def test_what_changes_while_it_is_open_is_not_taken_for_a_result(path):
+    """Where there are no locks, another process may write to the same file."""
+    journal = Journal(path, IDENTITY)
+    for key, value in RESULTS.items():
+        journal.put(key, value)
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole[:100], b"", whole[:-1] + b"x", whole[:-1] + b"xx"):
+        path.write_bytes(content)
+        assert journal.get("drei {}") is None
+    path.write_bytes(whole)
+    assert journal.get("drei {}") == RESULTS["drei {}"]
+    journal.close(remove=True)
+
+
+@pytest.mark.parametrize("room", [0, 5, 30, 100, 200, 300, 420])
+def test_a_full_disk_keeps_what_was_there(path, room):
+    """And the work goes on."""
+    with full_after(room):
+        journal = Journal(path, IDENTITY)
+        for key, value in RESULTS.items():
+            journal.put(key, value)
+        kept = {key: journal.get(key) for key in RESULTS}
+        assert path.exists() == any(v is not None for v in kept.values())
+        journal.close(remove=False)
+    assert read(path)[0] == {k: v for k, v in kept.items() if v is not None}
 
 
 def test_records_of_other_work_count_as_damaged(path, tmp_path):
@@ -74,7 +186,7 @@ def test_records_of_other_work_count_as_damaged(path, tmp_path):
     other = tmp_path / "other"
     write(path, {"one": b"1"})
     write(other, {"two": b"2"}, IDENTITY | {"the options": "c"})
-    record = other.read_bytes()[-len("two2") - 12 :]
+    record = other.read_bytes()[-len("two2") - 32 :]
     path.write_bytes(path.read_bytes() + record)
     assert read(path)[0] == {"one": b"1"}
 
@@ -84,13 +196,18 @@ def test_the_file_goes_when_the_work_is_done_or_impossible(path):
         journal.put("one", b"1")
         assert path.exists()
     assert not path.exists()
-    with pytest.raises(InputError), journaling(path, IDENTITY) as journal:
+    with pytest.raises(BudgetError), journaling(path, IDENTITY) as journal:
         journal.put("one", b"1")
-        raise InputError("impossible")
+        raise BudgetError("impossible")
     assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), journaling(path, IDENTITY) as journal:
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InputError, OSError, RuntimeError])
+def test_the_file_stays_if_the_work_may_go_on(path, error):
+    """Such as after a mistake in a function of the user's."""
+    with pytest.raises(error), journaling(path, IDENTITY) as journal:
         journal.put("one", b"1")
-        raise KeyboardInterrupt
+        raise error
     assert read(path)[0] == {"one": b"1"}
 
 

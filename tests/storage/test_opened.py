@@ -1,8 +1,10 @@
 """Single tensors of a file, and streams of all."""
 
+import os
+
 import pytest
 import torch
-from samples import bits, plain, random_factors, small_archive, to_file_bytes
+from samples import bits, generator, plain, random_factors, small_archive, to_file_bytes
 
 import tersor
 from tersor.errors import FileFormatError, InputError
@@ -10,7 +12,7 @@ from tersor.factors import Factors
 from tersor.storage import container, kept, records
 from tersor.storage.archive import Alias, Archive, Entry, Kept
 from tersor.storage.layout import Layout
-from tersor.storage.opened import OpenFile
+from tersor.storage.opened import OpenFile, open_file
 
 
 @pytest.fixture
@@ -119,3 +121,14 @@ def test_an_empty_file(tmp_path):
     (tmp_path / "empty.tersor").touch()
     with pytest.raises(FileFormatError, match=r"empty\.tersor: not a tersor file"):
         tersor.open(tmp_path / "empty.tersor")
+
+
+@pytest.mark.parametrize("left", [0, 100, 5000, 60_000])
+def test_a_file_that_is_cut_off_while_it_is_open(tmp_path, left):
+    """Which ends the process if it is mapped into memory."""
+    path, whole = tmp_path / "model.tersor", torch.randn(50_000, generator=generator())
+    container.write(path, Archive({"a": plain(whole, Kept.VECTOR)}, 200_000))
+    with open_file(path) as file:
+        os.truncate(path, left)
+        with pytest.raises(FileFormatError, match=r"model.tersor: section 0 is damaged"):
+            file["a"]

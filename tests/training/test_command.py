@@ -134,7 +134,10 @@ def test_it_goes_on_from_the_checkpoint(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Run, "_finish_epoch", stop)
         result = run(*arguments)
-    assert result.exit_code == 2 and "interrupted" in result.stderr
+    assert result.exit_code == 130 and result.stderr == (
+        "what is done is in out.tersor.checkpoint: to go on, run the same command again\n"
+        "interrupted; earlier files are as they were\n"
+    )
     assert (folder / "out.tersor.checkpoint").exists() and not (folder / "out.tersor").exists()
     assert run(*arguments).exit_code == 0
     stopped = (folder / "out.tersor").read_bytes()

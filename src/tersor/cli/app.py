@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
+
+from tersor.errors import TersorError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +25,10 @@ console = Console()
 errors = Console(stderr=True)
 
 FAILED = 2
-"""Exit code of everything that stops a command, apart from a bug in tersor."""
+"""Exit code of everything that stops a command, apart from Ctrl-C and a bug in tersor."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of other programs: 128 and the number of the signal."""
 
 Checkpoint = Annotated[
     Path,
@@ -106,29 +112,42 @@ Fast = Annotated[
 ]
 
 
+_NO_MEMORY = re.compile("can't allocate memory|out of memory")
+"""In what PyTorch raises, a RuntimeError, when there is none on the processor or on a GPU."""
+
+
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Turn what a user can mend into a message and an exit code."""
-    from tersor.errors import TersorError
-
     try:
         yield
     except BrokenPipeError:  # who reads the output has seen enough, as in `tersor inspect | head`
         raise
-    except (TersorError, OSError, MemoryError) as error:
+    except (TersorError, OSError, MemoryError, RuntimeError) as error:
+        if (message := _message(error)) is None:
+            raise
         errors.print("[red]error:[/]", end=" ")
-        say(_message(error), errors)
+        say(message, errors)
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         say("interrupted; earlier files are as they were", errors)
-        raise typer.Exit(FAILED) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception) -> str | None:
+    """What a user can do about an error; None if it is a bug."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; earlier files are as they were"
-    return str(error) or "there is not enough memory for this"
+    if isinstance(error, TersorError | OSError):
+        return str(error)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        asked = re.search(r"llocate ([0-9.]+ \w+)", str(error))
+        return (
+            f"there is not enough memory{f' for {asked[1]} more' if asked else ''}; earlier files "
+            "are as they were. Close other programs, or use a machine with more"
+        )
+    return None
 
 
 def say(text: str, where: Console = console) -> None:

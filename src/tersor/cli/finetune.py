@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from tersor.cli.app import TersorFile, app, reporting_errors, say
+from tersor.cli.work import telling
 
 
 @app.command(
@@ -85,24 +86,27 @@ def finetune(
     with reporting_errors():
         from tersor.training import command
 
-        result = command.run(
-            model,
-            output,
-            architecture=architecture,
-            train=data,
-            validate=validate,
-            teacher=teacher,
-            teacher_key=teacher_key,
-            teacher_prefix=teacher_prefix,
-            teacher_architecture=teacher_model,
-            data=command.Data(batch_size, image_size, mean, std),
-            target_size=target_size,
-            epochs=epochs,
-            lr=lr,
-            accumulate=accumulate,
-            mixed_precision=mixed_precision,
-            seed=seed,
-            log=log,
-        )
+        checkpoint = output.with_name(f"{output.name}.checkpoint")
+        with telling(checkpoint, checkpoint.is_file):
+            result = command.run(
+                model,
+                output,
+                architecture=architecture,
+                train=data,
+                validate=validate,
+                teacher=teacher,
+                teacher_key=teacher_key,
+                teacher_prefix=teacher_prefix,
+                teacher_architecture=teacher_model,
+                data=command.Data(batch_size, image_size, mean, std),
+                checkpoint=checkpoint,
+                target_size=target_size,
+                epochs=epochs,
+                lr=lr,
+                accumulate=accumulate,
+                mixed_precision=mixed_precision,
+                seed=seed,
+                log=log,
+            )
         value = "" if result.value is None else f", accuracy {result.value:.2f} %"
         say(f"wrote {output}: {result.nbytes} bytes{value}")

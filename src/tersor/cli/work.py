@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.cli.app import console, errors, say
+from tersor.errors import TersorError
 
 if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     from torch import nn
@@ -187,9 +188,18 @@ def resuming(
     with journaling(path, identity(source, calibration, options)) as journal:
         if journal.note:
             say(f"note: {journal.note}", errors)
-        try:
+        with telling(path, lambda: len(journal) > 0):
             yield journal
-        except (KeyboardInterrupt, OSError, MemoryError):
-            if len(journal):
-                say(f"what is done is in {path}: to go on, run the same command again", errors)
-            raise
+
+
+@contextmanager
+def telling(path: Path, is_of_use: Callable[[], bool]) -> Iterator[None]:
+    """Say how to go on from a file if the work is stopped from outside and the file is of use."""
+    try:
+        yield
+    except TersorError:
+        raise
+    except BaseException:
+        if is_of_use():
+            say(f"what is done is in {path}: to go on, run the same command again", errors)
+        raise

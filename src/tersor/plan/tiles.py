@@ -94,19 +94,34 @@ def choose(weight: Tensor, step: float, *, stack: bool = False) -> Choice:
 
     Of a ``stack`` of matrices tiles are segments of the rows of these: none reaches into the next.
     """
-    if stack:
-        weight = weight.flatten(0, 1)
-    sample = evenly_spaced_rows(weight, _SAMPLE) / step
-    repeat = weight.shape[0] / sample.shape[0]
-    sizes = candidates(tuple(weight.shape))
-    if stack:
-        sizes = [size for size in sizes if weight.shape[1] % size == 0]
-    choices = [_untried(sample, size, repeat) for size in sizes]
+    sample, repeat, sizes = _sample(weight, step, stack)
+    choices = [_untried(sample, repeat, size) for size in sizes]
     likely = [c for c in choices if _estimate(c) <= _DOUBT * _estimate(choices[0])]
     if likely == choices[:1]:
         return choices[0]
     tried = [_tried(sample, choice, repeat) for choice in likely]
     return min(tried, key=lambda pair: (pair[0], pair[1].tile))[1]
+
+
+def is_candidate(weight: Tensor, step: float, choice: Choice, *, stack: bool = False) -> bool:
+    """Whether a choice is one of those that `choose` chooses among, whichever was best."""
+    sample, repeat, sizes = _sample(weight, step, stack)
+    if choice.tile not in sizes:
+        return False
+    untried = _untried(sample, repeat, choice.tile)
+    same = np.array_equal(untried.spectrum, choice.spectrum) and untried.tiles == choice.tiles
+    return same and (choice.nbytes is None or 0 <= choice.nbytes < math.inf)
+
+
+def _sample(weight: Tensor, step: float, stack: bool) -> tuple[Tensor, float, list[int]]:
+    """Some rows in units of the step, how many times as many there are, and sizes of tiles."""
+    if stack:
+        weight = weight.flatten(0, 1)
+    sizes = candidates(tuple(weight.shape))
+    if stack:
+        sizes = [size for size in sizes if weight.shape[1] % size == 0]
+    sample = evenly_spaced_rows(weight, _SAMPLE) / step
+    return sample, weight.shape[0] / sample.shape[0], sizes
 
 
 def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
@@ -127,7 +142,7 @@ def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
     return math.ceil(row / math.ceil(row / tile))
 
 
-def _untried(sample: Tensor, size: int, repeat: float) -> Choice:
+def _untried(sample: Tensor, repeat: float, size: int) -> Choice:
     tiles = Tiling(tuple(sample.shape), size).split(sample)
     covariance = inner(tiles.T, tiles.T, torch.float64) / tiles.shape[1]
     spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0).numpy()

@@ -73,7 +73,7 @@ def read(path: str | os.PathLike[str]) -> Curve:
         )
     try:
         return _curve(json.loads(file.read_bytes()))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{file} is not what `tersor curve` writes ({type(error).__name__}: {error}); give its "
             "JSON file"

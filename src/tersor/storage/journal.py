@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import NamedTuple
 
-from tersor.errors import TersorError
+from tersor.errors import BudgetError
+from tersor.storage.descriptors import is_at, lock_if_any, read_at, write_at
 
-_FRAME = struct.Struct("<III")
-"""Before a record: bytes of its key, bytes of its value, CRC-32 of both."""
+_MAGIC = b"\x93TERSOR journal\n"
+
+_FRAME = struct.Struct("<QQ16s")
+"""Before a record: bytes of its key, bytes of its value, digest of these sizes and both."""
+
+_CLOSED = -1
 
 
 class Journal:
-    """Results by key, appended as they come, which outlive a process that is killed.
+    """Results by key, added as they come, which outlive a process that is killed.
 
-    A record that was only half written when that happened is dropped. Checksums begin with one of
-    the identity, so that records of other work, which another process may still be writing to the
-    same file, count as damaged. If the file cannot be written, work goes on without.
+    A record that was only half written when that happened is dropped. Digests are keyed with the
+    identity, so that records of other work count as damaged. One process at a time has the file. If
+    that cannot be written, is a link or no journal, work goes on without.
 
     Parameters
     ----------
@@ -30,7 +38,7 @@ class Journal:
         The file; it is made with the first result.
     identity
         What the results depend on, by what it is called. If the file is there, but of another
-        identity, it is removed.
+        identity, the first result replaces what is in it.
 
     Attributes
     ----------
@@ -42,97 +50,153 @@ class Journal:
         self.path = path
         self.note: str | None = None
         self._identity = dict(identity)
-        self._seed = zlib.crc32(json.dumps(self._identity, sort_keys=True).encode())
-        self._places: dict[str, tuple[int, int]] = {}
-        self._file: BinaryIO | None = None
+        self._head = json.dumps(self._identity, sort_keys=True).encode()
+        self._seal = blake2b(self._head, digest_size=32).digest()
+        self._places: dict[str, int] = {}
+        self._descriptor, self._end = _CLOSED, 0
         self._lock, self._given_up = Lock(), False
-        with suppress(OSError):  # one that cannot be opened cannot be written either
-            if path.is_file():
-                self._resume()
+        with self._giving_up(), suppress(FileNotFoundError):
+            self._descriptor = _open(path)
+            self._resume()
 
     def __len__(self) -> int:
         return len(self._places)
 
     def get(self, key: str) -> bytes | None:
-        """The result of that key; None if there is none."""
+        """The result of that key; None if there is none, or it is no longer what it was."""
         with self._lock:
-            if self._file is None or key not in self._places:
+            if key not in self._places:
                 return None
-            start, size = self._places[key]
-            self._file.seek(start)
-            return self._file.read(size)
+            record = _record(self._descriptor, self._places[key], self._seal)
+            return record.value if record and record.key == key else None
 
     def put(self, key: str, value: bytes) -> None:
         """Add a result; safe to call from several threads."""
         with self._lock:
             if self._given_up:
                 return
-            try:
-                if self._file is None:
-                    self._file = self.path.open("a+b")
-                    self._append("", json.dumps(self._identity).encode(), 0)
-                start = self._append(key, value, self._seed)
-                self._places[key] = start, len(value)
-            except OSError:  # a full disk shall not end what might still fit
-                self._given_up = True
-                self._remove()
+            with self._giving_up():
+                if self._descriptor == _CLOSED:
+                    self._descriptor = _open(self.path, os.O_CREAT)
+                if not self._end:
+                    self._begin()
+                start = self._end
+                self._append(key, value, self._seal)
+                self._places[key] = start
+            if not self._places:  # there was no room for a single one
+                self._let_go(remove=True)
 
     def close(self, *, remove: bool) -> None:
         """Close the file, and remove it if the work is done."""
         with self._lock:
-            if remove:
-                self._remove()
-            elif self._file is not None:
-                self._file.close()
+            self._places.clear()
+            self._let_go(remove=remove)
 
-    def _append(self, key: str, value: bytes, seed: int) -> int:
-        """Write a record; returns where its value starts."""
-        assert self._file is not None
-        name = key.encode()
-        checksum = zlib.crc32(value, zlib.crc32(name, seed))
-        self._file.write(_FRAME.pack(len(name), len(value), checksum) + name + value)
-        self._file.flush()
-        return self._file.tell() - len(value)
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Keep what is in the file and add no more if it fails: what else is done may still fit."""
+        try:
+            yield
+        except OSError as error:
+            self._given_up = True
+            self.note = f"results are not kept for a later run in {self.path}: {error.strerror}"
 
     def _resume(self) -> None:
-        """Read where the results of an earlier process are, or remove its file."""
-        self._file = self.path.open("a+b")
-        self._file.seek(0)
-        head = _record(self._file, 0)
+        """Find the results of an earlier process."""
+        head = _record(self._descriptor, len(_MAGIC), b"")
         try:
-            before = json.loads(head[1]) if head else {}
-        except ValueError:
+            before = json.loads(head.value) if head else {}
+        except (ValueError, RecursionError):
             before = {}
-        if before != self._identity:
+        if not head or before != self._identity:
             self.note = _difference(before, self._identity)
-            self._remove()
             return
-        end = self._file.tell()
-        while record := _record(self._file, self._seed):
-            end = self._file.tell()
-            self._places[record[0]] = end - len(record[1]), len(record[1])
-        self._file.truncate(end)
+        self._end = head.end
+        while record := _record(self._descriptor, self._end, self._seal):
+            self._places[record.key] = self._end
+            self._end = record.end
         self.note = f"continuing an interrupted run: {len(self)} results are there already"
 
-    def _remove(self) -> None:
-        self._places.clear()
-        if self._file is not None:
-            with suppress(OSError):  # closing flushes what a full disk did not take
-                self._file.close()
-            self._file = None
-            self.path.unlink(missing_ok=True)
+    def _begin(self) -> None:
+        os.ftruncate(self._descriptor, 0)
+        write_at(self._descriptor, 0, _MAGIC)
+        self._end = len(_MAGIC)
+        self._append("", self._head, b"")
+
+    def _append(self, key: str, value: bytes, seal: bytes) -> None:
+        name = key.encode()
+        frame = _FRAME.pack(len(name), len(value), _digest(name, value, seal))
+        content = frame + name + value
+        write_at(self._descriptor, self._end, content)
+        self._end += len(content)
+
+    def _let_go(self, *, remove: bool) -> None:
+        if self._descriptor == _CLOSED:
+            return
+        if remove and is_at(self._descriptor, self.path):
+            with suppress(OSError):  # of a finished run it does no harm
+                self.path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = _CLOSED
 
 
-def _record(file: BinaryIO, seed: int) -> tuple[str, bytes] | None:
-    """The next record; None if it is incomplete or damaged."""
-    frame = file.read(_FRAME.size)
+def _open(path: Path, create: int = 0) -> int:
+    """Open a journal, and nothing else, for this process alone.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, is something else, or another process has it.
+    """
+    while True:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link; remove it")
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | create, 0o666)
+        flaw = _flaw(descriptor)
+        if not flaw and is_at(descriptor, path):  # else another process has just removed it
+            return descriptor
+        os.close(descriptor)
+        if flaw:
+            raise OSError(errno.EEXIST, flaw)
+
+
+def _flaw(descriptor: int) -> str | None:
+    """What keeps an open file from being used as a journal; None if nothing, and it is locked."""
+    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    if not regular or not _MAGIC.startswith(read_at(descriptor, 0, len(_MAGIC))):
+        return "it is another file; rename it"
+    return None if lock_if_any(descriptor) else "another process works on the same output"
+
+
+class _Record(NamedTuple):
+    """What is at a place of the file, and where it ends."""
+
+    key: str
+    value: bytes
+    end: int
+
+
+def _record(descriptor: int, start: int, seal: bytes) -> _Record | None:
+    """The record there; None if it is incomplete or damaged."""
+    frame = read_at(descriptor, start, _FRAME.size)
     if len(frame) < _FRAME.size:
         return None
-    key_size, value_size, checksum = _FRAME.unpack(frame)
-    key, value = file.read(key_size), file.read(value_size)
-    if len(value) < value_size or zlib.crc32(value, zlib.crc32(key, seed)) != checksum:
+    key_size, value_size, digest = _FRAME.unpack(frame)
+    size = key_size + value_size
+    if size > os.fstat(descriptor).st_size:  # before memory is taken for it
         return None
-    return key.decode(errors="replace"), value
+    content = read_at(descriptor, start + len(frame), size)
+    key, value = content[:key_size], content[key_size:]
+    if len(content) < size or _digest(key, value, seal) != digest:
+        return None
+    return _Record(key.decode(errors="replace"), value, start + len(frame) + size)
+
+
+def _digest(key: bytes, value: bytes, seal: bytes) -> bytes:
+    digest = blake2b(struct.pack("<QQ", len(key), len(value)), digest_size=16, key=seal)
+    digest.update(key)
+    digest.update(value)
+    return digest.digest()
 
 
 def _difference(before: object, now: Mapping[str, str]) -> str:
@@ -149,7 +213,7 @@ def journaling(path: Path, identity: Mapping[str, str]) -> Iterator[Journal]:
     try:
         yield journal
         remove = True
-    except TersorError:
+    except BudgetError:
         remove = True
         raise
     finally:

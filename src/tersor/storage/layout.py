@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +11,13 @@ from tersor.errors import FileFormatError
 from tersor.storage import header, kept, label
 from tersor.storage.container import CHECKSUM, MAGIC, PREFIX, VERSION, Stamp, stamp
 from tersor.storage.cursor import Reader
+from tersor.storage.descriptors import FileBytes
 from tersor.storage.header import EXACT, FACTORS, ROUNDED, Field
 from tersor.storage.label import Label
 from tersor.storage.planes import inflate
 
-Data = bytes | mmap.mmap
-"""All bytes of a file, in memory or mapped."""
+Data = bytes | FileBytes
+"""All bytes of a file, in memory or where they are."""
 
 KEPT = (EXACT, ROUNDED)
 

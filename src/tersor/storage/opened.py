@@ -6,7 +6,6 @@ once, a section when a tensor in it is decoded.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from tersor.errors import FileFormatError, InputError
 from tersor.factors import Factors
 from tersor.storage import kept, layout, records
 from tersor.storage.archive import Contents
+from tersor.storage.descriptors import FileBytes
 from tersor.storage.header import Field
 from tersor.storage.layout import MAX_BYTES, Data
 from tersor.storage.parallel import ordered
@@ -28,7 +28,7 @@ from tersor.storage.records import EncodedFactors, Part
 class OpenFile(Contents, Mapping[str, Tensor]):
     """A file as a mapping of names to dense tensors, each decoded when it is asked for.
 
-    The file is mapped into memory: of the rest of it nothing is read. A kept tensor may share a
+    Nothing else of the file is read. A kept tensor may share a
     section of at most 1 MiB with others. Close it after use, or use it in a ``with`` statement.
 
     Parameters
@@ -97,7 +97,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
 
     def close(self) -> None:
         """Let go of the file; tensors that were decoded stay valid."""
-        if isinstance(self._data, mmap.mmap):
+        if isinstance(self._data, FileBytes):
             self._data.close()
 
     def original(self, name: str) -> str:
@@ -217,10 +217,10 @@ def _joined(field: Field, parts: list[Part]) -> Factors:
 
 def open_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> OpenFile:
     """Open a file; an `InputError` if there is none. See `OpenFile`."""
-    return OpenFile(map_file(path), name=str(Path(path)), max_bytes=max_bytes)
+    return OpenFile(file_bytes(path), name=str(Path(path)), max_bytes=max_bytes)
 
 
-def map_file(path: str | os.PathLike[str]) -> Data:
+def file_bytes(path: str | os.PathLike[str]) -> FileBytes:
     """The bytes of a file, which are read when they are used; an `InputError` if there is none."""
     path = Path(path)
     if not path.is_file():
@@ -228,6 +228,4 @@ def map_file(path: str | os.PathLike[str]) -> Data:
             f"{path} is {'a directory' if path.is_dir() else 'not there'}; "
             "give the path of a .tersor file"
         )
-    with path.open("rb") as file:
-        empty = not os.fstat(file.fileno()).st_size  # which cannot be mapped
-        return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return FileBytes(path)

@@ -77,7 +77,8 @@ def elements(tensor: Tensor, exact: bool) -> Elements:
     """
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     size = 4 if tensor.dtype == torch.complex64 else tensor.dtype.itemsize
-    words = plain.reshape(-1).view(torch.uint8).numpy().view(f"u{size}")
+    flat = plain.as_strided((plain.numel(),), (1,))  # numpy gives empty ones a stride of 0
+    words = flat.view(torch.uint8).numpy().view(f"u{size}")
     return Elements(words, exact and tensor.dtype in _SIGN_IN_FRONT)
 
 

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError
 from tersor.storage.atomic import replacing
+from tersor.storage.planes import elements
 
 _VERSION = 1
 
@@ -77,8 +78,8 @@ def _is_plain(value: object) -> TypeGuard[Tensor]:
 def _sample(tensor: Tensor) -> bytes:
     """Shape and bytes of some elements, spread over all."""
     flat = tensor.detach().reshape(-1)
-    elements = flat[:: -(-flat.numel() // _SAMPLE) or 1].cpu().contiguous()
-    return repr(tuple(tensor.shape)).encode() + elements.view(torch.uint8).numpy().tobytes()
+    some = flat[:: -(-flat.numel() // _SAMPLE) or 1]
+    return repr(tuple(tensor.shape)).encode() + elements(some, exact=True).words.tobytes()
 
 
 def write(
@@ -88,8 +89,18 @@ def write(
     content = {"version": _VERSION, "options": dict(options), "states": dict(states)}
     numbers = asdict(progress)
     numbers["file"] = torch.from_numpy(np.frombuffer(progress.file, np.uint8).copy())
-    with replacing(path) as temporary:
-        torch.save(content | {"progress": numbers}, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _save(content | {"progress": numbers}, file)
+
+
+def _save(content: object, file: BinaryIO) -> None:
+    """`torch.save`, which given a path does not tell that the disk is full, and else not always."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # of the end of the file, which it writes nonetheless
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def read(path: Path, options: Mapping[str, Any]) -> tuple[Progress, dict[str, Any]]:

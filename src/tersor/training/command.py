@@ -82,6 +82,7 @@ def run(
     validate: str | None,
     teacher: Path | None,
     data: Data,
+    checkpoint: Path,
     teacher_key: str | None = None,
     teacher_prefix: str | None = None,
     teacher_architecture: str | None = None,
@@ -90,7 +91,7 @@ def run(
 ) -> Finetuned:
     """Fine-tune the model of a file into another file, which says of itself what the first did.
 
-    A checkpoint stands beside the output until that is written, and is gone on from.
+    A checkpoint is there until the output is written, and is gone on from.
 
     Parameters
     ----------
@@ -106,6 +107,8 @@ def run(
         Of that checkpoint, as in `tersor.storage.checkpoint.open_checkpoint`.
     data
         How images are read.
+    checkpoint
+        File to go on from.
     teacher_architecture
         ``module:callable`` that makes the teacher, with its weights where there is no checkpoint;
         by default the same as of the model.
@@ -137,7 +140,6 @@ def run(
         load_weights(guide, open_checkpoint(teacher, key=teacher_key, prefix=teacher_prefix))
     loader = data.loader("--data", train, training=True)
     test = None if validate is None else data.loader("--validate", validate, training=False)
-    checkpoint = output.with_name(output.name + ".checkpoint")
     result = finetune(
         model,
         loader,
