@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from toys import CASES, TOKENS, factors_of, output
 
 import tersor
 from tersor.errors import InputError
 from tersor.nn import insert_factors
 from tersor.nn.frozen import FrozenWeight
-from toys import CASES, TOKENS, factors_of, output
 
 MODES = ["dense", "recompose", "factored", "auto"]
 

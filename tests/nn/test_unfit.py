@@ -349,7 +349,7 @@ def test_native_convolutions_check_every_size(form):
 
 @needs_kernels
 def test_kernels_stay_inside_of_changed_tensors():
-    """Changed in place, and unseen: nothing else is read or written (under ASan, see below)."""
+    """Changed in place, and unseen: nothing else is read or written (which ASan sees)."""
     torch.manual_seed(0)
     for name, form in (("linear", PackedWeight), ("conv2d", ListedWeight)):
         for _ in range(20):
