@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 
 #include "convolution.hpp"
 #include "dispatch.hpp"
@@ -22,6 +23,40 @@ inline const float* padded(const Window& s, const float* x, Workspace& workspace
                         s.w * sizeof(float));
     }
     return to - s.n * s.c * h * w;
+}
+
+// Whether what the lists say is inside of them, of so many entries, runs and codes, and of the columns.
+inline bool leads_inside(const Listed& w, int64_t entries, int64_t runs, int64_t codes) {
+    const int64_t columns = (w.inputs + w.d - 1) / w.d * w.rank;
+    const auto rising = [&](std::initializer_list<int64_t> numbers) {
+        return std::is_sorted(numbers.begin(), numbers.end());
+    };
+    const int32_t* last = w.block + w.blocks * FIELDS;
+    if (w.block[COLUMN] || w.block[ENTRY] || w.block[RUN] || w.block[CODE] || last[COLUMN] != columns ||
+        last[ENTRY] != entries || last[RUN] != runs || last[CODE] != codes)
+        return false;
+    for (int64_t b = 0; b < w.blocks; ++b) {
+        const int32_t *at = w.block + b * FIELDS, *end = at + FIELDS;
+        if (!rising({0, at[COLUMN], at[SECOND_PART], at[THIRD_PART], at[FOURTH_PART], end[COLUMN], columns}) ||
+            !rising({0, at[ENTRY], at[SECOND_ENTRY], end[ENTRY], entries}) || !rising({0, at[RUN], end[RUN], runs}) ||
+            at[SECOND_ENTRY] - at[ENTRY] > TABLE || end[ENTRY] - at[SECOND_ENTRY] > TABLE)
+            return false;
+        const int64_t wide = end[COLUMN] - at[COLUMN];
+        for (int64_t e = at[ENTRY]; e < end[ENTRY]; ++e)
+            if (w.entries[2 * e] < 0 || w.entries[2 * e] >= std::max<int64_t>(wide, 1)) return false;
+        int64_t rows = 0, bytes = 0;
+        for (int64_t r = at[RUN]; r < end[RUN]; ++r) {
+            const int64_t quads = w.runs[2 * r], some = w.runs[2 * r + 1];
+            if (quads < 0 || some < 0 || (rows += some) > w.rows || (bytes += 4 * quads * some) > codes) return false;
+        }
+        if (rows != w.rows || bytes != int64_t{end[CODE]} - at[CODE]) return false;
+    }
+    // To the end, in vectors: that takes less time than to stop at the first that is wrong.
+    uint16_t row = 0;
+    for (int64_t i = 0; i < w.blocks * w.rows; ++i) row = std::max(row, w.order[i]);
+    uint8_t code = 0;
+    for (int64_t i = 0; i < codes; ++i) code = std::max(code, w.codes[i]);
+    return row < w.rows && code < TABLE;
 }
 
 // Powers of two that bring each image to about 1: the squares of its numbers do not overflow.

@@ -224,12 +224,16 @@ static inline const uint8_t* add_section(const uint8_t* codes, int64_t apart, in
     return codes;
 }
 
-// Calls add(place, difference) for each escape of a row.
+// Calls add(place, difference) for each escape of a row, as far as these are escapes of this matrix: what
+// tensors say may have been changed.
 template <class Add>
 static inline void each_escape(const Integers& w, int64_t row, const Add& add) {
+    const int64_t columns = w.rank() * w.tiles, last = w.starts[row + 1] < w.escape_count ? w.starts[row + 1]
+                                                                                         : w.escape_count;
     int64_t column = 0;
-    for (int32_t e = w.starts[row]; e < w.starts[row + 1]; ++e) {
+    for (int64_t e = w.starts[row] < 0 ? last : w.starts[row]; e < last; ++e) {
         column += w.escapes[e] & 255;
+        if (column >= columns) return;
         add(w.place_of(column), w.escapes[e] >> 8);
     }
 }

@@ -24,6 +24,7 @@ struct Integers {
     const float* reach;     // of each 32 integers of 4 bits or 64 of 2: largest norm of a row
     const int32_t* starts;  // of each row's escapes, and where the last ends
     const int16_t* escapes;
+    int64_t escape_count;
     int64_t tiles = (inputs + d - 1) / d;
     int64_t wide = padded(wide_rank), narrow = padded(narrow_rank), middle = padded(middle_rank),
             top = padded(top_rank);

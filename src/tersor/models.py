@@ -47,6 +47,9 @@ def compress(
     The model stays an ordinary module, trains as before and computes from the factors: exactly what
     `tersor.save` writes. Biases and normalisation parameters are rounded to 16 bits.
 
+    Factors are held as numbers of 32 bits, to be trained: in memory, and in files of `torch.save`,
+    the model is about as large as before. `tersor.save` writes the small file.
+
     Parameters
     ----------
     model

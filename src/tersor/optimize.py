@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -148,7 +149,8 @@ def optimize(
         What the model will be called with, one tensor or a tuple of all arguments. For "auto" and
         "dense" it runs up to three times: to see what convolutions can take over, and for "auto"
         what the module of each weight gets, with which its forms are compared. By default with
-        16 vectors, or with one image of 14 x 14.
+        16 vectors, or with one image of 14 x 14, or larger where the window needs it. A form that
+        fails with them is left out.
 
     Returns
     -------
@@ -158,7 +160,7 @@ def optimize(
     Raises
     ------
     InputError
-        If the mode is unknown, or the model holds no factors.
+        If the mode is unknown, the model holds no factors, or it fails when called with the inputs.
     BudgetError
         If the memory is too little; the model is unchanged.
     """
@@ -302,7 +304,13 @@ def _options(use: Use) -> list[list[_Option]]:
     @torch.inference_mode()
     def measured(order: torch.memory_format) -> list[_Option]:
         seconds = times([forward_of(use, frozen, order) for frozen in tried], use)
-        return [_Option(type(f), f.nbytes, t) for f, t in zip(tried, seconds, strict=True)]
+        if min(seconds) == math.inf:  # the module does something else with it: it only reads it
+            seconds = times(tried, use)
+        return [
+            _Option(type(frozen), frozen.nbytes, taken)
+            for frozen, taken in zip(tried, seconds, strict=True)
+            if taken < math.inf
+        ]
 
     if not isinstance(use.sites[0].module, nn.Conv2d):
         return [measured(ORDERS[0])] * len(ORDERS)

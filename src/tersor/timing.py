@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -16,7 +17,8 @@ BATCH = 16
 """Vectors that the forms of a matrix are compared with, if it is not known what it gets."""
 
 PIXELS = 14
-"""Height and width of the image that those of a convolution are compared with, if none is known."""
+"""Height and width of the image that those of a convolution are compared with, if none is known;
+larger where the window needs it."""
 
 RUNS = 9
 """Times that each form is measured, if it is not `FAR` slower than another."""
@@ -42,7 +44,7 @@ def forward_of(use: Use, frozen: FrozenWeight, order: torch.memory_format) -> Ca
     if len(modules) == 1 and isinstance(module := modules.pop(), CONVOLUTIONS):
         image = given
         if image is None:
-            size = (PIXELS,) * (len(frozen.shape) - 2)
+            size = _size_for(module)
             image = torch.randn(1, module.in_channels, *size).to(frozen.device, frozen.dtype)
         if not isinstance(module, nn.Conv2d) or image.dim() != 4:
             order = torch.contiguous_format
@@ -56,16 +58,33 @@ def forward_of(use: Use, frozen: FrozenWeight, order: torch.memory_format) -> Ca
     return frozen
 
 
+def _size_for(module: nn.Conv1d | nn.Conv2d) -> list[int]:
+    """Size of an image that the window of a convolution, and its padding, fit into."""
+    axes = zip(module.kernel_size, module.dilation, strict=True)
+    windows = [dilation * (kernel - 1) + 1 for kernel, dilation in axes]
+    around = windows if isinstance(module.padding, str) else module.padding
+    return [max(PIXELS, window, 1 + p) for window, p in zip(windows, around, strict=True)]
+
+
 def times(functions: Sequence[Callable[[], object]], use: Use) -> list[float]:
-    """Least time of each, after a first call, in turns: what disturbs them only adds to it."""
-    for function in functions:
-        function()
-    least = [_timed(function, use) for function in functions]
+    """Least time of each, after a first call, in turns: what disturbs them only adds to it.
+
+    That of what fails is infinite.
+    """
+    least = [_first(function, use) for function in functions]
     for _ in range(RUNS - 1):
         for i, function in enumerate(functions):
-            if least[i] <= FAR * min(least):
+            if least[i] <= FAR * min(least) < math.inf:
                 least[i] = min(least[i], _timed(function, use))
     return least
+
+
+def _first(function: Callable[[], object], use: Use) -> float:
+    try:
+        function()
+        return _timed(function, use)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, MemoryError):
+        return math.inf
 
 
 def _timed(function: Callable[[], object], use: Use) -> float:

@@ -344,7 +344,7 @@ def test_gpus_without_kernels_are_told(monkeypatch):
 def test_a_matrix_elsewhere_is_refused():
     packed, layout = integers.pack(random_factors(24, 64, 8, 8))
     elsewhere = integers.Packed(*(part.to("meta") for part in packed))
-    with pytest.raises(InputError, match="matrix is on meta and the input on cpu; move one"):
+    with pytest.raises(InputError, match="is on meta and the input on cpu; move one"):
         kernels.known(elsewhere, layout)
 
 

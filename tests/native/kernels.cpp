@@ -62,7 +62,7 @@ static void fill(const Integers& w, int64_t row, Layer& layer) {
 
 static int check(int64_t rows, int64_t inputs, int64_t d, int64_t wide, int64_t narrow, int64_t batch) {
     const int64_t padded = (wide + narrow + 7) / 8 * 8;
-    Integers w{rows, inputs, d, padded, wide, narrow, 0, 0, 0, 0, 0, 0, 0, 0};
+    Integers w{rows, inputs, d, padded, wide, narrow, 0, 0, 0, 0, 0, 0, 0, 0, 0};
     Layer layer;
     layer.codebook.assign(d * padded, 0);
     for (int64_t i = 0; i < d; ++i)
@@ -75,6 +75,7 @@ static int check(int64_t rows, int64_t inputs, int64_t d, int64_t wide, int64_t 
     for (int64_t row = 0; row < rows; ++row) fill(w, row, layer);
     w.codes = layer.codes.data(), w.reach = layer.reach.data();
     w.starts = layer.starts.data(), w.escapes = layer.escapes.data();
+    w.escape_count = layer.escapes.size();
     std::vector<float> x(batch * inputs), bias(rows), y(batch * rows);
     for (float& v : x) v = std::normal_distribution<float>()(engine);
     for (float& v : bias) v = draw(-3, 3);

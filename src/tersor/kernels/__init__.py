@@ -1,6 +1,7 @@
 """Operators on factors: one schema each, the reference implementation defines what is correct."""
 
 from tersor.kernels.product import (
+    fits,
     instructions,
     is_plain,
     known,
@@ -8,11 +9,13 @@ from tersor.kernels.product import (
     missing_on,
     native,
     native_rows,
+    places,
     rows,
 )
 from tersor.kernels.reference import power_of_two, recompose
 
 __all__ = [
+    "fits",
     "instructions",
     "is_plain",
     "known",
@@ -20,6 +23,7 @@ __all__ = [
     "missing_on",
     "native",
     "native_rows",
+    "places",
     "power_of_two",
     "recompose",
     "rows",

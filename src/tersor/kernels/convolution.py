@@ -75,11 +75,14 @@ def conv2d(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tens
     Returns
     -------
     Tensor
-        Shape (n, rows, ...), of x's type, contiguous or channels last.
+        Shape (n, rows, ...), of x's type, or of that of an enclosing autocast region; contiguous
+        or channels last.
     """
     way, packed, layout = weight
+    if product.forward_derivatives_wanted():  # which operators of one's own lose
+        return product.autocast(reference(x, weight, bias, place))
     result: Tensor = torch.ops.tersor.conv2d(x, list(packed), bias, [way, *layout], list(place))
-    return result
+    return product.autocast(result)
 
 
 def dense(weight: Weight) -> Tensor:
@@ -105,29 +108,30 @@ def reference(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> T
 
 
 class Plan(NamedTuple):
-    """A call of a native kernel but for its input: sizes and addresses, which must stay valid."""
+    """A call of a native kernel but for its input: sizes and buffers, which must stay valid."""
 
     kernel: Callable[..., None]
     shape: tuple[int, ...]
     """Of the output."""
     order: torch.memory_format
     sizes: tuple[Any, ...]
-    tensors: tuple[Tensor, ...]
+    kept: tuple[Tensor, ...]
+    """What it has the addresses of."""
 
 
 def plan(shape: Sequence[int], weight: Weight, place: Place, result: tuple[int, ...]) -> Plan:
     """The call for images of a shape, (n, channels, height, width), to an output of another."""
     way, packed, layout = weight
+    product.check_place(torch.device("cpu"), *packed)
     rows, _, *kernel, _ = _sizes(weight)
     ends = place.output(shape[2:], kernel)
     window = (*shape, *kernel, *place[:2], place.top, place.left, *place[6:], *ends)
     if way == LISTED:
-        inputs = listed.Layout(*layout).inputs
-        sizes = (rows, inputs, *layout[4:], *(t.data_ptr() for t in packed))
+        sizes = (rows, *layout[4:], *product.buffers(*packed))
         return Plan(
             product.module().convolve_listed, result, order(weight), (window, *sizes), tuple(packed)
         )
-    sizes = (rows, direct.Layout(*layout).size, packed[-1].data_ptr())
+    sizes = (rows, direct.Layout(*layout).size, *product.buffers(packed[-1]))
     return Plan(
         product.module().convolve_direct, result, order(weight), (window, *sizes), tuple(packed)
     )
@@ -142,9 +146,9 @@ def run(x: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         bias = bias.to(torch.float32).contiguous()
     y = torch.empty(plan.shape, dtype=torch.float32, device=real.device, memory_format=plan.order)
     plan.kernel(
-        real.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
+        *product.buffers(real),
+        *((0, 0) if bias is None else product.buffers(bias)),
+        *product.buffers(y),
         torch.get_num_threads(),
         *plan.sizes,
     )
@@ -180,9 +184,9 @@ def _check(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> None
             f"a kernel of {kernel[0]} x {kernel[1]} does not fit into images of "
             f"{x.shape[2]} x {x.shape[3]}, at {place}"
         )
-    if bias is not None and tuple(bias.shape) != (rows,):
-        raise InputError(f"the bias has shape {tuple(bias.shape)}, needed is {(rows,)}")
+    product.check_bias(bias, rows, x)
     way, packed, layout = weight
+    product.check_place(x.device, *packed)
     if way == LISTED:
         listed.check(listed.Packed(*packed), listed.Layout(*layout))
     else:
@@ -216,6 +220,7 @@ def _cuda(
 def _fake(
     x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int], place: list[int]
 ) -> Tensor:
+    product.check_place(x.device, *packed, bias)
     weight = _given(packed, layout)
     rows, _, *kernel, _ = _sizes(weight)
     shape = (x.shape[0], rows, *Place(*place).output(x.shape[2:], kernel))

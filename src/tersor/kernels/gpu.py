@@ -51,6 +51,7 @@ def linear(
     vectors = x.reshape(-1, layout.inputs).contiguous()
     if x.dtype not in _TYPES:
         vectors = vectors.to(torch.float32)
+    bias = None if bias is None else bias.contiguous()
     if not len(vectors):
         return x.new_empty((*x.shape[:-1], layout.rows))
     # Where Triton starts its programs.

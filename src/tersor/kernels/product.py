@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -30,12 +31,30 @@ _NOWHERE = 1 << 40
 
 _REAL = torch.float32
 
+_TENSORS = (torch.nn.Parameter, Tensor)
+
+
+def private(name: str) -> Callable[[], Any]:
+    """A function of torch that is not public, and tells whether somebody watches operators.
+
+    Where a version of torch has no such function, somebody might.
+    """
+    try:
+        found: Callable[[], Any] = attrgetter(name)(torch._C)
+    except AttributeError:
+        return lambda: True
+    return found
+
+
 _gradients_wanted = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_dynamo_compiling  # other compilers' tensors are not plain
-_modes = torch._C._len_torch_dispatch_stack
-_tracing = torch._C._get_tracing_state
-_transforms = torch._C._functorch.peek_interpreter_stack
+_modes = private("_len_torch_dispatch_stack")
+_tracing = private("_get_tracing_state")
+_transforms = private("_functorch.peek_interpreter_stack")
+_duals = torch.autograd.forward_ad
+_types = torch.is_autocast_enabled
 _threads = torch.get_num_threads
+_address = Tensor.data_ptr
 
 torch.library.define(
     "tersor::linear", "(Tensor x, Tensor[] packed, Tensor? bias, int[] layout) -> Tensor"
@@ -90,10 +109,12 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Te
     Returns
     -------
     Tensor
-        Shape (..., rows), of x's type.
+        Shape (..., rows), of x's type, or of that of an enclosing autocast region.
     """
+    if forward_derivatives_wanted():  # which operators of one's own lose
+        return autocast(reference(x, packed, bias, layout))
     result: Tensor = torch.ops.tersor.linear(x, list(packed), bias, list(layout))
-    return result
+    return autocast(result)
 
 
 def rows(index: Tensor, packed: Packed, layout: Layout) -> Tensor:
@@ -126,11 +147,19 @@ def recompose(packed: Packed, layout: Layout) -> Tensor:
     return matrix
 
 
+def autocast(y: Tensor) -> Tensor:
+    """An output in the type that an operator of torch gives in an enclosing autocast region."""
+    kind = y.device.type
+    if y.dtype is torch.float64 or not torch.is_autocast_enabled(kind):
+        return y
+    return y.to(torch.get_autocast_dtype(kind))
+
+
 class Known(NamedTuple):
     """A packed matrix as `native` takes it."""
 
     compute: Any
-    """Native: product with addresses of input, bias and output, batch and threads."""
+    """Native: product with buffers of input, bias and output, batch and threads."""
 
     inputs: int
     rows: int
@@ -138,16 +167,27 @@ class Known(NamedTuple):
     """What it has the addresses of."""
 
 
+def buffers(*tensors: Tensor) -> list[int]:
+    """Address and bytes of each tensor, as native kernels take them: they check the sizes."""
+    return [number for tensor in tensors for number in (tensor.data_ptr(), tensor.nbytes)]
+
+
+def places(tensors: Iterable[Tensor]) -> list[int]:
+    """Where tensors are in memory: sharing them with a process moves them, and so does `set_`."""
+    return list(map(_address, tensors))
+
+
 def known(packed: Packed, layout: Layout) -> Known:
     """What `native` needs to know of a packed matrix, whose tensors must stay where they are."""
     way = _WAYS[len(layout)]
-    _check_place(packed, torch.device("cpu"))
-    compute = getattr(_kernels, way.KERNEL)(way.MANY, *layout, *(t.data_ptr() for t in packed))
+    check_place(torch.device("cpu"), *packed)
+    way.check(packed, layout)
+    compute = getattr(_kernels, way.KERNEL)(way.MANY, *layout, *buffers(*packed))
     return Known(compute, layout.inputs, layout.rows, packed)
 
 
 def native(x: Tensor, bias: Tensor | None, matrix: Known) -> Tensor:
-    """`linear` by the native kernels, on the CPU, with a bias that fits.
+    """`linear` by the native kernels, on the CPU, of what `is_plain`.
 
     Of a small layer what is done in Python takes as long as the product, so there is little.
     """
@@ -168,8 +208,11 @@ def native(x: Tensor, bias: Tensor | None, matrix: Known) -> Tensor:
     y = real.new_empty(*batch, rows)
     compute(
         real.data_ptr(),
+        real.nbytes,
         0 if bias is None else bias.data_ptr(),
+        0 if bias is None else bias.nbytes,
         y.data_ptr(),
+        y.nbytes,
         real.numel() // inputs,
         _threads(),
     )
@@ -180,12 +223,14 @@ def native_rows(index: Tensor, matrix: Known) -> Tensor:
     """`rows` by the native kernel, on the CPU, of a matrix of integers."""
     index = index.to(torch.int64).contiguous()
     result = index.new_empty((len(index), matrix.inputs), dtype=_REAL)
-    matrix.compute.rows(index.data_ptr(), result.data_ptr(), len(index), _threads())
+    matrix.compute.rows(*buffers(index, result), len(index), _threads())
     return result
 
 
-def is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor, bias: Tensor | None = None, rows: int = 0) -> bool:
     """Whether `native` may be called: no gradient, tracing, compilation or mode is wanted.
+
+    And the bias, if there is one, is one number for each row.
 
     The operator itself costs several times what a small layer takes: twice through Python. Looking
     up the functions here costs, too, when nothing of torch is in the processor's caches.
@@ -194,11 +239,31 @@ def is_plain(x: Tensor) -> bool:
         type(x) is Tensor
         and not _is_compiling()
         and x.is_cpu
-        and _modes() == 0
-        and _tracing() is None
-        and _transforms() is None
-        and not (x.requires_grad and _gradients_wanted())
+        and not _modes()
+        and not _tracing()
+        and not _transforms()
+        and not forward_derivatives_wanted()
+        and not _types("cpu")
+        and not (
+            (x.requires_grad or (bias is not None and bias.requires_grad)) and _gradients_wanted()
+        )
+        and (bias is None or (type(bias) in _TENSORS and fits(bias, rows, x)))
         and bool(instructions())
+    )
+
+
+def forward_derivatives_wanted() -> bool:
+    """Whether `torch.autograd.forward_ad` or `torch.func.jvp` may follow what is computed."""
+    return getattr(_duals, "_current_level", 0) >= 0  # not public: where it is gone they might
+
+
+def fits(bias: Tensor | None, rows: int, x: Tensor) -> bool:
+    """Whether a bias is one real number for each row, beside the input.
+
+    If not, torch may know what to do with it, or says what is wrong.
+    """
+    return bias is None or (
+        bias.shape == (rows,) and bias.is_floating_point() and bias.device == x.device
     )
 
 
@@ -215,11 +280,14 @@ def _given(packed: Sequence[Tensor], layout: Sequence[int]) -> tuple[Any, Any, A
     return given
 
 
-def _check_place(packed: Packed, device: torch.device) -> None:
-    if packed[0].device != device:
-        raise InputError(
-            f"the matrix is on {packed[0].device} and the input on {device}; move one of them"
-        )
+def check_place(device: torch.device, *others: Tensor | None) -> None:
+    """Refuse tensors that are not all on one device: kernels do not look."""
+    for other in others:
+        if other is not None and other.device != device:
+            raise InputError(
+                f"the matrix or bias is on {other.device} and the input on {device}; move one of "
+                "them"
+            )
 
 
 def _unfit(x: Tensor, rows: int, inputs: int) -> InputError:
@@ -229,18 +297,26 @@ def _unfit(x: Tensor, rows: int, inputs: int) -> InputError:
     )
 
 
+def check_bias(bias: Tensor | None, rows: int, x: Tensor) -> None:
+    """Refuse a bias that does not fit: kernels do not look."""
+    if bias is not None and not fits(bias, rows, x):
+        raise InputError(
+            f"the bias has shape {tuple(bias.shape)}, type {bias.dtype} and device {bias.device}, "
+            f"needed are {rows} real numbers on {x.device}"
+        )
+
+
 def _check(x: Tensor, bias: Tensor | None, layout: Layout) -> None:
     if x.dim() == 0 or x.shape[-1] != layout.inputs or not x.is_floating_point():
         raise _unfit(x, layout.rows, layout.inputs)
-    if bias is not None and tuple(bias.shape) != (layout.rows,):
-        raise InputError(f"the bias has shape {tuple(bias.shape)}, needed is {(layout.rows,)}")
+    check_bias(bias, layout.rows, x)
 
 
 @torch.library.impl("tersor::linear", ("CPU", "CUDA"))
 def _linear(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int]) -> Tensor:
     way, given, sizes = _given(packed, layout)
     _check(x, bias, sizes)
-    _check_place(given, x.device)
+    check_place(x.device, *given)
     return _kernel_of(x.device, way)(x, given, bias, sizes)
 
 
@@ -260,9 +336,19 @@ def _native(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> T
     return native(x, bias, known(packed, layout))
 
 
+def _check_index(index: Tensor) -> None:
+    if index.dtype is not torch.int64 or index.dim() != 1:
+        raise InputError(
+            f"rows are asked for by a tensor of shape {tuple(index.shape)} and type {index.dtype}; "
+            "give int64, one axis"
+        )
+
+
 @torch.library.impl("tersor::rows", ("CPU", "CUDA"))
 def _rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
     way, given, sizes = _given(packed, layout)
+    _check_index(index)
+    check_place(index.device, *given)
     if instructions() and way is integers and index.device.type == "cpu":
         return native_rows(index, known(given, sizes))
     # Else negative ones would be taken, and padding.
@@ -273,11 +359,15 @@ def _rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
 
 @torch.library.register_fake("tersor::rows")  # type: ignore[untyped-decorator]
 def _fake_rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
+    _check_index(index)
+    check_place(index.device, *packed)
     return packed[0].new_empty((index.shape[0], layout[1]), dtype=torch.float32)
 
 
 @torch.library.register_fake("tersor::linear")  # type: ignore[untyped-decorator]
 def _fake(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int]) -> Tensor:
+    # Of an input on the CPU and a matrix that is nowhere the result would be what memory held.
+    check_place(x.device, *packed, bias)
     return x.new_empty((*x.shape[:-1], layout[0]))
 
 

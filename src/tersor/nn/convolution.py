@@ -56,12 +56,21 @@ class PackedConvolution(FrozenWeight):
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
-        self._plans: dict[tuple[nn.Module, torch.Size], convolution.Plan] = {}
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        self._plans: dict[tuple[Any, ...], convolution.Plan] = {}
+        self._places: list[int] = []
 
     @classmethod
     @abstractmethod
+    def suits(cls, module: nn.Module) -> bool:
+        """Whether the kernels compute what such a module does."""
+
+    @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Whether this form is one for such a module."""
+        return cls.suits(module)
 
     @property
     def packed(self) -> Weight:
@@ -72,12 +81,23 @@ class PackedConvolution(FrozenWeight):
         """What `nn.Conv1d` and `nn.Conv2d` compute with this weight, by ``tersor::conv2d``.
 
         Of a small layer the look-ups in Python take as long as the kernel: what is known of an
-        input's shape is kept.
+        input's shape is kept, for as long as the module's settings and the tensors stay.
         """
-        if product.is_plain(x):
-            plan = self._plans.get((module, x.shape))
+        bias: Tensor | None
+        try:
+            bias = module._parameters["bias"]  # faster than the attribute
+        except KeyError:
+            bias = module.bias
+        rows, settings = self._layout[0], (module.stride, module.padding, module.dilation)
+        key = (module, x.shape, settings, module.padding_mode, module.groups)
+        is_plain = product.is_plain(x, bias, rows)
+        if is_plain:
+            plan = self._planned(key)
             if plan is not None:
-                return convolution.run(x, module._parameters["bias"], plan)
+                return convolution.run(x, bias, plan)
+        product.check_place(x.device, bias)  # of a bias elsewhere torch gives what memory held
+        if not self.suits(module) or not product.fits(bias, rows, x):
+            return super().convolve(module, x)  # torch pads, or says what is wrong
         spatial = 1 if isinstance(module, nn.Conv1d) else 2
         place, alone = place_of(module), (1,) * (2 - spatial)
         size, kernel = alone + x.shape[-spatial:], alone + module.kernel_size
@@ -88,24 +108,24 @@ class PackedConvolution(FrozenWeight):
         shape = (batch, module.in_channels, *size)
         ends = place.output(size, kernel)[2 - spatial :]
         result = (*x.shape[: -spatial - 1], module.out_channels, *ends)
-        if product.is_plain(x):
+        if is_plain:
             plan = convolution.plan(shape, self.packed, place, result)
             if len(self._plans) < _MOST_PLANS:
-                self._plans[module, x.shape] = plan
-            return convolution.run(x, module.bias, plan)
-        y = convolution.conv2d(x.reshape(shape), self.packed, module.bias, place)
+                self._plans[key] = plan
+            return convolution.run(x, bias, plan)
+        y = convolution.conv2d(x.reshape(shape), self.packed, bias, place)
         return y.reshape(result)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
-        self._plans.clear()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._plans.clear()
-        super()._load_from_state_dict(*args, **kwargs)
+    def _planned(self, key: tuple[Any, ...]) -> convolution.Plan | None:
+        """The plan for such a call, if the tensors are where they were."""
+        places = product.places(self._buffers.values())  # type: ignore[arg-type]
+        if places != self._places:
+            self._forget_plans()
+            self._places = places
+        return self._plans.get(key)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}}
+        return {**self.__dict__, "_plans": {}, "_places": []}
 
 
 class ListedWeight(PackedConvolution):
@@ -131,9 +151,14 @@ class ListedWeight(PackedConvolution):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @classmethod
+    def suits(cls, module: nn.Module) -> bool:
+        """Whether the kernels compute what such a module does."""
+        return is_plain(module) and module.groups == 1
+
+    @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Whether this form is one for such a module."""
-        return is_plain(module) and module.groups == 1 and listed.packable(factors)
+        return cls.suits(module) and listed.packable(factors)
 
     def forward(self) -> Tensor:
         """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
@@ -155,7 +180,7 @@ class DirectWeight(PackedConvolution, DenseWeight):
 
     def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         DenseWeight.__init__(self, factors, dtype, gain)
-        self._plans = {}
+        self._forget_plans()
         weight = self.weight
         tensors, layout = direct.pack(
             weight if weight.dim() == 4 else weight[:, :, None], self.size
@@ -169,7 +194,6 @@ class DirectWeight(PackedConvolution, DenseWeight):
         return self.weight.to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
-        self._plans.clear()
         return FrozenWeight._apply(self, fn, recurse)
 
 
@@ -177,8 +201,8 @@ class DepthwiseWeight(DirectWeight):
     """The dense weight of a depthwise convolution."""
 
     @classmethod
-    def takes(cls, module: nn.Module, factors: Factors) -> bool:
-        """Whether this form is one for such a module."""
+    def suits(cls, module: nn.Module) -> bool:
+        """Whether the kernels compute what such a module does."""
         return is_plain(module) and module.groups == module.in_channels == module.out_channels
 
 
@@ -188,8 +212,8 @@ class TiledWeight(DirectWeight):
     size = 2
 
     @classmethod
-    def takes(cls, module: nn.Module, factors: Factors) -> bool:
-        """Whether this form is one for such a module."""
+    def suits(cls, module: nn.Module) -> bool:
+        """Whether the kernels compute what such a module does."""
         return (
             is_plain(module)
             and module.groups == 1
@@ -224,8 +248,8 @@ class LastWeight(PackedConvolution):
         self.register_buffer("part", part)
 
     @classmethod
-    def takes(cls, module: nn.Module, factors: Factors) -> bool:
-        """Whether this form is one for such a module."""
+    def suits(cls, module: nn.Module) -> bool:
+        """Whether the kernels compute what such a module does."""
         return isinstance(module, nn.Conv2d) and is_plain(module) and module.groups == 1
 
     def forward(self) -> Tensor:
@@ -256,9 +280,9 @@ class DepthwiseLastWeight(LastWeight):
     size = direct.DEPTHWISE_LAST
 
     @classmethod
-    def takes(cls, module: nn.Module, factors: Factors) -> bool:
-        """Whether this form is one for such a module."""
-        return isinstance(module, nn.Conv2d) and DepthwiseWeight.takes(module, factors)
+    def suits(cls, module: nn.Module) -> bool:
+        """Whether the kernels compute what such a module does."""
+        return isinstance(module, nn.Conv2d) and DepthwiseWeight.suits(module)
 
 
 FORMS: tuple[type[PackedConvolution], ...] = (

@@ -156,6 +156,7 @@ class KernelWeight(FrozenWeight):
             self.register_buffer(name, part)
         self.layout = layout
         self._known: Known | None = None
+        self._places: list[int] = []
 
     @property
     def packed(self) -> Packed:
@@ -165,19 +166,20 @@ class KernelWeight(FrozenWeight):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What `nn.Linear` computes with this weight, by ``tersor::linear``."""
-        if not kernels.is_plain(x):
+        rows = self.layout.rows
+        if kernels.is_plain(x, bias, rows):
+            return kernels.native(x, bias, self._prepared())
+        if kernels.fits(bias, rows, x):
             return kernels.linear(x, self.packed, bias, self.layout)
-        return kernels.native(x, bias, self._known or self._prepared())
+        return super().linear(x, bias)  # torch broadcasts the bias, or says what is wrong
 
     def _prepared(self) -> Known:
-        matrix = kernels.known(self.packed, self.layout)
-        self.way.verify(self.packed, self.layout)
-        self._known = matrix
-        return matrix
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
-        self._known = None
-        return super()._apply(fn, recurse)
+        """What is known of the matrix, if its tensors are where they were."""
+        places = kernels.places(self._buffers.values())  # type: ignore[arg-type]
+        if self._known is None or self._places != places:
+            self.way.verify(self.packed, self.layout)
+            self._known, self._places = kernels.known(self.packed, self.layout), places
+        return self._known
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -185,11 +187,10 @@ class KernelWeight(FrozenWeight):
         names = self.way.Packed._fields
         given = (state_dict.get(prefix + name, getattr(self, name)) for name in names)
         self.way.verify(self.way.Packed(*given), self.layout)
-        self._known = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None}
+        return {**self.__dict__, "_known": None, "_places": []}
 
 
 class PackedWeight(KernelWeight):
@@ -217,9 +218,11 @@ class PackedWeight(KernelWeight):
 
     def embed(self, index: Tensor) -> Tensor:
         """What `nn.Embedding` computes with this weight: only the rows asked for are made."""
+        if index.dtype not in (torch.int64, torch.int32):
+            return super().embed(index)  # torch says what is wrong
         flat = index.reshape(-1).long()
         if isinstance(self.layout, integers.Layout) and kernels.is_plain(flat):
-            rows = kernels.native_rows(flat, self._known or self._prepared())
+            rows = kernels.native_rows(flat, self._prepared())
         else:
             rows = kernels.rows(flat, self.packed, self.layout)
         return rows.reshape(*index.shape, self.shape[1]).to(self.dtype)

@@ -56,8 +56,12 @@ class HeldWeight(nn.Module, ABC):
         return y
 
 
+_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Types of integers by their bytes."""
+
+
 def moved(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
-    """Apply a function that moves or converts tensors to a float32 tensor, which is only moved."""
+    """Apply a function that moves or converts tensors to one that is only to be moved."""
     if part.is_floating_point():
-        return fn(part.view(torch.int32)).view(part.dtype)
+        return fn(part.view(_WHOLE[part.element_size()])).view(part.dtype)
     return fn(part)
