@@ -78,12 +78,15 @@ def test_batches_of_all_kinds():
     assert_same(tersor.calibrate(model, iter(loader)), wanted)
 
 
-def test_as_many_items_as_the_model_needs():
+def test_as_many_items_as_the_model_takes():
     model, a, b = Pair(), draw(40, 16), draw(40, 16, seed=1)
-    found = tersor.calibrate(model, [(a, b, torch.full((40, 1), 9.0))])
+    scale, labels = torch.full((40, 1), 9.0), torch.arange(40)
+    for batch in ((a, b, scale, labels), {"left": a, "right": b, "scale": scale}):
+        found = tersor.calibrate(model, [batch])
+        torch.testing.assert_close(found.moments["left.weight"], 81 * a.T @ a / 40)
+        torch.testing.assert_close(found.moments["right.weight"], b.T @ b / 40)
+    found = tersor.calibrate(model, [(a, b)])
     torch.testing.assert_close(found.moments["left.weight"], a.T @ a / 40)
-    torch.testing.assert_close(found.moments["right.weight"], b.T @ b / 40)
-    assert_same(tersor.calibrate(model, [{"left": a, "right": b}]), found)
 
 
 def test_stops_at_the_number_of_samples():
@@ -101,9 +104,9 @@ def test_stops_at_the_number_of_samples():
         ([torch.zeros(0, 16)], "the loader is empty"),
         (torch.zeros(4, 16), r"the loader is a tensor; give a list of batches, such as \[tensor\]"),
         (None, "the loader raised TypeError: 'NoneType' object is not iterable; batches"),
-        ([()], "a batch of the loader is a tuple without items"),
-        (["text"], "a batch of the loader is a str; batches that"),
-        ([torch.zeros(4, 16).numpy()], "a batch of the loader is a ndarray"),
+        ([()], "a batch is a tuple without items"),
+        (["text"], "a batch is a str; batches that"),
+        ([torch.zeros(4, 16).numpy()], "a batch is a ndarray"),
         ([torch.zeros(4, 15)], "called with batch 1 of the loader, raised RuntimeError.*shapes"),
         ([{"x": torch.zeros(4, 16)}], "raised TypeError.*unexpected keyword argument 'x'"),
         ([torch.full((4, 16), torch.nan)], "inputs of the module of 'weight' are NaN"),

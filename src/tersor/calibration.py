@@ -147,9 +147,11 @@ def calibrate(
         Run in evaluation mode without gradients, on its device; unchanged.
     loader
         Yields batches: a tensor, which the model is called with; a tuple or list, of which as many
-        items are passed as ``forward`` has positional parameters without defaults, at least one, so
-        that of (images, labels) the images are; or a mapping, alone or as the first item, which is
-        passed as keywords, without ``labels``.
+        items are passed as ``forward`` takes, nested or not, so that of (images, labels) the images
+        are; or a mapping, alone or as the first item, a dataclass or a named tuple, which is passed
+        by name, without ``labels``. Encoder-decoder models get ``labels`` for the inputs of their
+        decoder if there are no others. Give a dict where the last item could be labels as well
+        as an argument: integers are refused then.
     samples
         Stop after the batch that makes it this many; by default at the end of the loader.
     output
@@ -164,8 +166,8 @@ def calibrate(
     Raises
     ------
     InputError
-        If there are no batches, the model cannot be called with them, or activations are NaN or
-        infinite.
+        If there are no batches, the model cannot be called with them, the last item of a batch may
+        be labels or an argument, or activations are NaN or infinite.
 
     Warns
     -----

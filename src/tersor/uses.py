@@ -14,6 +14,7 @@ from tersor.nn.absorb import Pairs, find_pairs
 from tersor.nn.held import HeldWeight
 from tersor.nn.sites import Site, find_sites
 from tersor.nn.weight import FactoredWeight
+from tersor.samples import call_whole
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
@@ -58,7 +59,7 @@ def uses_of(model: nn.Module) -> list[Use]:
 
 def learn_pairs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> Pairs:
     """Convolutions and what normalises their outputs; the weights are told."""
-    pairs = {} if inputs is None else find_pairs(model, lambda: model(*_arguments(inputs)))
+    pairs = {} if inputs is None else find_pairs(model, lambda: call_whole(model, inputs))
     for use in uses:
         if len(use.sites) == 1:
             use.norm = pairs.get(use.sites[0].module)
@@ -83,11 +84,7 @@ def learn_inputs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> None:
     hooks = [module.register_forward_pre_hook(keep) for module in modules]
     try:
         with torch.inference_mode():
-            model(*_arguments(inputs))
+            call_whole(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _arguments(inputs: Any) -> tuple[Any, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
