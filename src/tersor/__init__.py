@@ -11,6 +11,7 @@ from tersor.folding import fold_normalization
 from tersor.models import compress
 from tersor.normalization import match_normalization
 from tersor.optimize import Optimized, optimize
+from tersor.output_error import held_out, output_error
 from tersor.reconstruction import reconstruct
 from tersor.storage.opened import OpenFile
 from tersor.storage.summary import Report, TensorSummary
@@ -40,12 +41,14 @@ __all__ = [
     "factorize",
     "finetune",
     "fold_normalization",
+    "held_out",
     "inspect",
     "load",
     "load_state_dict",
     "match_normalization",
     "open",
     "optimize",
+    "output_error",
     "parameter_groups",
     "project",
     "rate_loss",
