@@ -25,6 +25,9 @@ from tersor.cli.app import (
 from tersor.cli.work import (
     batches_of,
     calibration_of,
+    dense_of,
+    error_of,
+    measure_of,
     mending,
     module_of,
     overrides_of,
@@ -114,9 +117,10 @@ def compress(
         said = parse_metadata(metadata or [])
         source = replace(open_checkpoint(model), metadata=said, hashed=content_hash)
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
-        batches = batches_of(calibrate)
-        mend = mending(module, batches, evaluate)
-        quality = quality_of(source, module, evaluate, max_drop, mend)
+        batches, held = batches_of(calibrate)
+        dense = dense_of(module, evaluate)
+        mend = mending(dense, batches)
+        quality = quality_of(measure_of(source, module, evaluate), max_drop, mend)
         calibration = calibration_of(source, module, batches)
         options = [ratio, target_size, bits_per_weight, max_drop, keep, bits, fast]
         keeping = resuming(output, source, calibration, options)
@@ -134,10 +138,13 @@ def compress(
                     journal=journal,
                     progress=progress,
                 )
-            archive = mend(archive)
+            if quality is None:  # else it is that which was measured
+                archive = mend(archive)
             with shown("writing") as progress:
                 written = container.write(output, archive, progress)
         console.print(table.render(summary.summarize(archive, written)))
+        if (error := error_of(archive, dense, held)) is not None:
+            say(f"outputs differ by {100 * error**0.5:.2g} % on samples held out from calibration")
         if source.ignored:
             say(f"left out: {', '.join(source.ignored)}")
         say(f"wrote {output}")
