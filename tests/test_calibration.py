@@ -78,12 +78,15 @@ def test_batches_of_all_kinds():
     assert_same(tersor.calibrate(model, iter(loader)), wanted)
 
 
-def test_as_many_items_as_the_model_needs():
+def test_as_many_items_as_the_model_takes():
     model, a, b = Pair(), draw(40, 16), draw(40, 16, seed=1)
-    found = tersor.calibrate(model, [(a, b, torch.full((40, 1), 9.0))])
+    scale, labels = torch.full((40, 1), 9.0), torch.arange(40)
+    for batch in ((a, b, scale, labels), {"left": a, "right": b, "scale": scale}):
+        found = tersor.calibrate(model, [batch])
+        torch.testing.assert_close(found.moments["left.weight"], 81 * a.T @ a / 40)
+        torch.testing.assert_close(found.moments["right.weight"], b.T @ b / 40)
+    found = tersor.calibrate(model, [(a, b)])
     torch.testing.assert_close(found.moments["left.weight"], a.T @ a / 40)
-    torch.testing.assert_close(found.moments["right.weight"], b.T @ b / 40)
-    assert_same(tersor.calibrate(model, [{"left": a, "right": b}]), found)
 
 
 def test_stops_at_the_number_of_samples():
@@ -101,9 +104,9 @@ def test_stops_at_the_number_of_samples():
         ([torch.zeros(0, 16)], "the loader is empty"),
         (torch.zeros(4, 16), r"the loader is a tensor; give a list of batches, such as \[tensor\]"),
         (None, "the loader raised TypeError: 'NoneType' object is not iterable; batches"),
-        ([()], "a batch of the loader is a tuple without items"),
-        (["text"], "a batch of the loader is a str; batches that"),
-        ([torch.zeros(4, 16).numpy()], "a batch of the loader is a ndarray"),
+        ([()], "a batch is a tuple without items"),
+        (["text"], "a batch is a str; batches that"),
+        ([torch.zeros(4, 16).numpy()], "a batch is a ndarray"),
         ([torch.zeros(4, 15)], "called with batch 1 of the loader, raised RuntimeError.*shapes"),
         ([{"x": torch.zeros(4, 16)}], "raised TypeError.*unexpected keyword argument 'x'"),
         ([torch.full((4, 16), torch.nan)], "inputs of the module of 'weight' are NaN"),
@@ -298,3 +301,87 @@ def test_dead_groups():
     assert regularized.shape == (8, 36, 36) and is_positive_definite(regularized)
     ridge = (0.01 + 2 * 36 / 90) * found.moments["weight"].diagonal(dim1=1, dim2=2).mean()
     torch.testing.assert_close(regularized[2], ridge * torch.eye(36))
+
+
+# --- what the batches say nothing about
+
+
+class Recurrent(nn.Module):
+    """Weights that a state alone reaches: of a layer that is called anyway, and of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input, self.output = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.hidden, self.other = nn.Linear(32, 32, bias=False), nn.Linear(32, 32)
+        self.table = nn.Parameter(torch.randn(32, 32) / 6)
+        self.norm = nn.BatchNorm1d(32)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        h = self.input(x) + self.hidden(torch.zeros_like(x) if state is None else state)
+        if state is not None:
+            h = h + self.other(state) + state @ self.table
+        return self.output(self.norm(h))
+
+
+def recurrent() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model, x, state = Recurrent(), torch.randn(400, 32), torch.randn(400, 32)
+    with torch.no_grad():
+        model(3 * x, state)
+    return model.eval(), x, state
+
+
+REASONS = {
+    "table": "noise in it does not change the output",
+    "hidden.weight": "all its inputs were zero",
+    "other.weight": "no input reached it: its module was not called",
+}
+
+
+@pytest.mark.parametrize("parts", [1, 10])
+@pytest.mark.parametrize("output", [None, lambda *_: "no tensors"])
+def test_what_was_not_seen_is_said_and_compressed_as_without_calibration(parts, output):
+    model, x, state = recurrent()
+    with pytest.warns(UserWarning) as caught:
+        found = tersor.calibrate(model, x.split(400 // parts), output=output)
+    told = " ".join(str(w.message) for w in caught)
+    reasons = (
+        REASONS if output is None else {n: REASONS[n] for n in ("hidden.weight", "other.weight")}
+    )
+    assert found.unseen == reasons and not reasons.keys() & found.importance.keys()
+    assert all(f"{name!r} ({why})" in told for name, why in reasons.items())
+    tersor.compress(model, ratio=8, calibration=found)
+    dense = recurrent()[0].state_dict()
+    for name, weight in state_of(model).items():
+        if name in REASONS:
+            assert (weight - dense[name]).norm() < 0.6 * dense[name].norm()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = tersor.calibrate(recurrent()[0], [{"x": x, "state": state}])
+    assert not found.unseen and {"table", "hidden.weight"} <= found.importance.keys()
+
+
+def test_what_the_output_does_not_depend_on_is_said():
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.idle(x)
+            return self.used(x)
+
+    with pytest.warns(UserWarning, match=r"does not depend on 'idle.weight': few bytes go there"):
+        found = tersor.calibrate(Idle(), [draw(200, 32)])
+    assert found.unseen == {"idle.weight": "the output does not depend on it"}
+    with pytest.warns(UserWarning, match=r"says nothing about 'idle.weight'"):  # not all were tried
+        found = tersor.calibrate(Idle(), draw(200, 32).split(40))
+    assert "idle.weight" not in found.importance
+
+
+def test_weights_that_a_module_above_reads_are_not_unseen():
+    layer = nn.TransformerEncoderLayer(16, 2, dim_feedforward=32, batch_first=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = tersor.calibrate(nn.TransformerEncoder(layer, 1).eval(), [draw(10, 7, 16)])
+    assert not found.unseen and "layers.0.self_attn.out_proj.weight" in found.importance

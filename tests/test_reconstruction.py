@@ -81,6 +81,20 @@ def test_signs_stay_signs(tmp_path):
     assert tersor.save(model, tmp_path / "model.tersor").nbytes <= 4000
 
 
+def test_signs_that_training_moved_stay_signs():
+    torch.manual_seed(0)
+    dense, inputs = linear().eval(), samples("linear")
+    model = copy.deepcopy(dense)
+    tersor.compress(model, target_size="4kB", fast=["*"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("latent"):
+                parameter += 0.01 * torch.randn(parameter.shape)
+    tersor.reconstruct(model, dense, [inputs], target_size="4kB")
+    new = state(model)
+    assert all(new[n].signs for n in ("0.weight", "2.weight", "4.weight"))
+
+
 def test_the_mode_of_the_model_stays():
     dense, model, inputs = pair("conv", 12)
     model.train()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tersor.models import compress
     from tersor.normalization import match_normalization
     from tersor.optimize import Optimized, optimize
+    from tersor.output_error import held_out, output_error
     from tersor.reconstruction import reconstruct
     from tersor.storage.opened import OpenFile
     from tersor.storage.summary import Report, TensorSummary
@@ -55,12 +56,14 @@ __all__ = [
     "factorize",
     "finetune",
     "fold_normalization",
+    "held_out",
     "inspect",
     "load",
     "load_state_dict",
     "match_normalization",
     "open",
     "optimize",
+    "output_error",
     "parameter_groups",
     "project",
     "rate_loss",
@@ -80,6 +83,7 @@ _HOMES = {
     "models": "compress",
     "normalization": "match_normalization",
     "optimize": "Optimized optimize",
+    "output_error": "held_out output_error",
     "reconstruction": "reconstruct",
     "storage.opened": "OpenFile",
     "storage.summary": "Report TensorSummary",

@@ -53,11 +53,12 @@ _MEASURING = 0.2
 
 _OUTPUT = "it is given what the model returns and the batch, and must return tensors"
 
-NOT_CALLED = "no input reached it: its module was not called"
-"""Why a weight has no moments."""
-
 _SMALLEST = 1e-36
 """Mean squares below this are taken for zero: their ridge would not be a normal number."""
+
+_NOT_CALLED = "no input reached it: its module was not called"
+
+_UNUSED = "the output does not depend on it"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Calibration:
     rows: Mapping[str, int]
     skipped: Mapping[str, str] = field(default_factory=dict)
     importance: Mapping[str, float] = field(default_factory=dict)
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
     def metric(self, name: str) -> Tensor | None:
         """Matrix (m, m) by which errors of a weight are measured; None if that is the identity.
@@ -150,9 +152,11 @@ def calibrate(
         Run in evaluation mode without gradients, on its device; unchanged.
     loader
         Yields batches: a tensor, which the model is called with; a tuple or list, of which as many
-        items are passed as ``forward`` has positional parameters without defaults, at least one, so
-        that of (images, labels) the images are; or a mapping, alone or as the first item, which is
-        passed as keywords, without ``labels``.
+        items are passed as ``forward`` takes, nested or not, so that of (images, labels) the images
+        are; or a mapping, alone or as the first item, a dataclass or a named tuple, which is passed
+        by name, without ``labels``. Encoder-decoder models get ``labels`` for the inputs of their
+        decoder if there are no others. Give a dict where the last item could be labels as well
+        as an argument: integers are refused then.
     samples
         Stop after the batch that makes it this many; by default at the end of the loader.
     output
@@ -167,13 +171,14 @@ def calibrate(
     Raises
     ------
     InputError
-        If there are no batches, the model cannot be called with them, or activations are NaN or
-        infinite.
+        If there are no batches, the model cannot be called with them, the last item of a batch may
+        be labels or an argument, or activations are NaN or infinite.
 
     Warns
     -----
     UserWarning
-        If weights saw fewer input vectors than they have inputs: more samples would help.
+        If weights saw fewer input vectors than they have inputs: more samples would help. If the
+        batches say nothing about some weights; their names are in ``unseen``.
 
     Examples
     --------
@@ -197,7 +202,7 @@ def calibrate(
         if not seen:
             raise InputError(f"the loader is empty; {NEEDED} (a generator can be used only once)")
         for name in [name for name, moment in moments.items() if not moment.rows]:
-            skipped[name] = NOT_CALLED
+            skipped[name] = _NOT_CALLED
             del moments[name]
         means = {name: _checked(name, moment.mean()) for name, moment in moments.items()}
         rows = {name: moment.rows for name, moment in moments.items()}
@@ -212,8 +217,12 @@ def calibrate(
         def told(message: str, done: float) -> None:
             progress(message, _MEASURING + (1 - _MEASURING) * done)
 
-        importance = importances(model, weights, found.metric, _calls(tried, output), told)
-    return replace(found, importance=importance)
+        importance, idle = importances(model, weights, found.metric, _calls(tried, output), told)
+    found = replace(found, importance=importance)
+    unseen = _unseen(found, idle, all_tried=number <= _TRIED)
+    _warn_of_unseen(unseen)
+    known = {n: v for n, v in importance.items() if unseen.get(n, _UNUSED) == _UNUSED}
+    return replace(found, importance=known, unseen=unseen)
 
 
 def _sample(kept: list[Any], batch: Any, number: int, chance: random.Random) -> None:
@@ -258,6 +267,42 @@ def _warn_of_few(moments: Mapping[str, Moment]) -> None:
             "are regularized more; give more samples",
             stacklevel=3,
         )
+
+
+def _unseen(found: Calibration, idle: Iterable[str], *, all_tried: bool) -> dict[str, str]:
+    """Weights that the batches say nothing about, and those without effect, and why."""
+    reasons = {name: why for name, why in found.skipped.items() if why == _NOT_CALLED}
+    for name, moments in found.moments.items():
+        if float(moments.diagonal(dim1=-2, dim2=-1).max()) <= _SMALLEST:
+            reasons[name] = "all its inputs were zero"
+    if not found.importance:
+        return reasons
+    for name in idle:
+        seen = all_tried and name in found.moments
+        reasons.setdefault(name, _UNUSED if seen else "noise in it does not change the output")
+    return {name: reasons[name] for name in idle}  # others are read by a module above theirs
+
+
+def _warn_of_unseen(unseen: Mapping[str, str]) -> None:
+    unknown = [f"{name!r} ({why})" for name, why in unseen.items() if why != _UNUSED]
+    unused = [repr(name) for name, why in unseen.items() if why == _UNUSED]
+    if unknown:
+        warnings.warn(
+            f"calibration says nothing about {_some(unknown)}: compressed as without it. Give "
+            "batches that reach all weights, with all arguments that the model takes",
+            stacklevel=3,
+        )
+    if unused:
+        warnings.warn(
+            f"what the model returns does not depend on {_some(unused)}: few bytes go there. "
+            "Give batches, and a function 'output', for which it does, or keep these weights",
+            stacklevel=3,
+        )
+
+
+def _some(words: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def _checked(name: str, mean: Tensor) -> Tensor:

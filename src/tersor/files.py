@@ -158,7 +158,7 @@ def load(
     check_model(model)
     with open(path, max_bytes=max_bytes) as file:
         file.check_sections()
-        _check_match(file, model, strict)
+        check_match(file, model, strict)
         fill(model, file, assign=assign, strict=strict)
     return model
 
@@ -193,7 +193,8 @@ def open(path: Path, *, max_bytes: str | int | None = None) -> OpenFile:
     return open_file(path, max_bytes=_limit(max_bytes))
 
 
-def _check_match(contents: Contents, model: nn.Module, strict: bool) -> None:
+def check_match(contents: Contents, model: nn.Module, strict: bool) -> None:
+    """Refuse contents that do not fit a model, in the sense of `load`."""
     found = _differences(contents, model)
     if not strict:
         found = {verb: names for verb, names in found.items() if verb not in (_LACKS, _HAS)}

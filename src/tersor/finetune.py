@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from tersor.nn.fill import fill
 from tersor.plan.progress import shown
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.opened import OpenFile
+from tersor.training.batches import Batch
 from tersor.training.checkpoint import Progress, identity
 from tersor.training.feed import Feed
 from tersor.training.groups import factored_weights
@@ -108,7 +110,9 @@ def finetune(
         they are. Modules in evaluation mode are trained too, in training mode.
     train_loader
         A DataLoader or another iterable with a length that can be gone through once for each epoch.
-        Batches are ``(inputs, ..., targets)`` or mappings with ``labels``.
+        Batches are ``(inputs, ..., targets)``, or mappings, dataclasses or named tuples with
+        ``labels``. Encoder-decoder models that get no inputs of the decoder get the labels, of
+        which they make these. With a teacher and no loss of your own targets may be left out.
     target_size
         Bytes of the file at most: a number, or a text such as ``"54kB"`` (1 kB is 1000 bytes). By
         default its size when saved now.
@@ -116,8 +120,8 @@ def finetune(
         Budget at the beginning, which then shrinks during the first half of the run; by default the
         larger one of the target and of the present size. Layers trade bytes while it does.
     loss
-        Called with outputs and targets, gives a tensor of one number. By default cross-entropy;
-        with a teacher nothing.
+        Called with outputs and targets, gives a tensor of one number. By default cross-entropy,
+        or the loss that an encoder-decoder model gives itself; with a teacher nothing.
     teacher
         The dense model, usually: its answers are to be learnt too, by the Kullback-Leibler
         divergence of the softmaxes at a temperature of 2.
@@ -175,7 +179,9 @@ def finetune(
     options = Options(epochs, lr, weight_decay, fixed, accumulate, mixed_precision, seed)
     accelerator = _accelerator(mixed_precision, seed)
     sharded = _shards(accelerator)
-    feed, objective = Feed(train_loader, seed, accelerator), Objective(loss, teacher)
+    objective = Objective(loss, teacher)
+    read = partial(Batch.of, model=model, labelled=objective.needs_targets)
+    feed = Feed(train_loader, seed, accelerator, read)
     schedule = _schedule(model, feed.batches, options, start_size, target_size)
     taught = None if teacher is None else identity(teacher)
     facts = asdict(options) | asdict(schedule) | {"teacher": taught}

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.errors import InputError, explained
 from tersor.normalization import normalizations, statistics_folded
+from tersor.samples import call_whole
 from tersor.training.batches import logits
 
 _CLOSE = 1e-3
@@ -32,8 +33,8 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
         Model, dense or with factors, in place. Layers without weight and bias stay as they are.
         Biases that became 0 are frozen.
     *inputs
-        What the model is called with, to see which layers follow one another, and to check that it
-        computes the same.
+        What the model is called with, or one dict of it by name, to see which layers follow one
+        another, and to check that it computes the same.
 
     Returns
     -------
@@ -58,7 +59,7 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
             before, sources = _sources(model.eval(), list(folded.values()), inputs)
         for layer in folded.values():
             fold(layer, sources.get(layer))
-        after = logits(model(*inputs))
+        after = logits(call_whole(model, inputs))
         if not bool((after - before).abs().max() <= _CLOSE * before.abs().max()):
             model.load_state_dict(saved)
             raise InputError(
@@ -113,7 +114,7 @@ def _sources(
     hooks = [m.register_forward_hook(note) for m in biased if not isinstance(m, _BatchNorm)]
     hooks += [layer.register_forward_pre_hook(look) for layer in layers]
     try:
-        return logits(model(*inputs)), found
+        return logits(call_whole(model, inputs)), found
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,7 +7,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from tersor.moments import energy
 from tersor.nn.lockstep import Call, lockstep
 from tersor.nn.observe import observing
 from tersor.normalization import Moments, input_moments, match_layer, moments_of, normalizations
+from tersor.output_error import mean_share, outputs_in
 from tersor.plan.progress import Progress
 from tersor.tiling import as_float32
 
@@ -25,6 +25,12 @@ NOISE = 0.05
 _LEAST = 1e-9
 """Smallest importance, as a share of the largest: what has none still gets a step."""
 
+_ROUNDING = 16.0
+"""Multiple of the error by rounding alone up to which an error is no effect."""
+
+_NOTHING = 1e-6
+"""Errors above this are not rounding."""
+
 
 def importances(
     model: nn.Module,
@@ -32,7 +38,7 @@ def importances(
     metric: Callable[[str], Tensor | None],
     calls: Sequence[Call],
     progress: Progress,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[str]]:
     """Relative squared error of the output for a squared error of 1 of each weight.
 
     Each weight gets noise, all others being as they are; normalisation is matched, as it will be
@@ -57,25 +63,33 @@ def importances(
     -------
     dict
         Positive numbers by name; none, with a warning, if the calls return no tensors.
+    list
+        Names of weights that the outputs do not depend on.
     """
     before = input_moments(model, calls)
     with observing(model, {}):
-        wanted = [tensor for call in calls for tensor in _tensors(call(model))]
+        wanted = [tensor for call in calls for tensor in outputs_in(call(model))]
     if not wanted:
         warnings.warn(
             "all weights are taken to matter alike: what the model returns holds no floating-point "
             "tensors; let the function 'output' of tersor.calibrate return some",
             stacklevel=4,
         )
-        return {}
-    found = dict[str, float]()
+        return {}, []
+    # Matched normalisation computes the same in another way: its rounding is no effect.
+    with _restored(model):
+        rounding = mean_share(_matched_outputs(model, before, calls), wanted) if before else 0.0
+    found, idle = dict[str, float](), list[str]()
     for number, (name, weight) in enumerate(weights.items()):
         progress(f"importance of {name}", number / len(weights))
         noise, size = _noise(name, as_float32(weight), metric(name))
         with _changed(model, weight, noise):
-            found[name] = _error(_matched_outputs(model, before, calls), wanted) / size
+            error = mean_share(_matched_outputs(model, before, calls), wanted)
+        found[name] = error / size
+        if error <= min(_ROUNDING * rounding, _NOTHING):
+            idle.append(name)
     least = _LEAST * max(found.values(), default=0.0)
-    return {name: max(value, least) or 1.0 for name, value in found.items()}
+    return {name: max(value, least) or 1.0 for name, value in found.items()}, idle
 
 
 def _matched_outputs(
@@ -87,7 +101,7 @@ def _matched_outputs(
     found: dict[int, list[Tensor]] = {}
 
     def recorded(number: int, call: Call) -> Call:
-        return lambda model: found.update({number: list(_tensors(call(model)))})
+        return lambda model: found.update({number: list(outputs_in(call(model)))})
 
     layers = normalizations(model)
     recording = [recorded(number, call) for number, call in enumerate(calls)]
@@ -95,29 +109,6 @@ def _matched_outputs(
         layer = layers[stop.name]
         match_layer(layer, layer, moments_of(stop.inputs[0]), wanted[stop.name])
     return [tensor for number in range(len(calls)) for tensor in found[number]]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All floating-point tensors in nested containers."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
-
-
-def _error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Mean, over outputs, of the squared error as a share of the energy."""
-    shares = [_share(a, b) for a, b in zip(found, wanted, strict=True)]
-    return sum(shares) / len(shares)
-
-
-def _share(found: Tensor, wanted: Tensor) -> float:
-    energy = float(torch.linalg.vector_norm(wanted, dtype=torch.float64))
-    error = float(torch.linalg.vector_norm(found - wanted, dtype=torch.float64))
-    share = (error / energy) ** 2 if energy else 0.0
-    return share if math.isfinite(share) else 1.0  # as if nothing were left of the output
 
 
 def _noise(name: str, weight: Tensor, metric: Tensor | None) -> tuple[Tensor, float]:
@@ -138,14 +129,24 @@ def _noise(name: str, weight: Tensor, metric: Tensor | None) -> tuple[Tensor, fl
 
 @contextmanager
 def _changed(model: nn.Module, weight: nn.Parameter, noise: Tensor) -> Iterator[None]:
-    """The weight with noise; it and statistics of normalisation are as before at the end."""
-    layers, data = normalizations(model).values(), weight.data
+    """The weight with noise; it and normalisation are as before at the end."""
+    data = weight.data
+    weight.data = data + noise.to(data.dtype)
+    try:
+        with _restored(model):
+            yield
+    finally:
+        weight.data = data
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Statistics and parameters of normalisation are as before at the end."""
+    layers = normalizations(model).values()
     held = [t for m in layers for t in (m.running_mean, m.running_var, m.weight, m.bias)]
     matched = [(tensor, tensor.clone()) for tensor in held if tensor is not None]
-    weight.data = data + noise.to(data.dtype)
     try:
         yield
     finally:
-        weight.data = data
         for tensor, value in matched:
             tensor.copy_(value)

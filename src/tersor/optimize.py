@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tersor.errors import BudgetError, InputError
 from tersor.kernels import instructions, missing_on
@@ -103,7 +103,7 @@ def optimize(
     model: nn.Module,
     mode: Mode = "auto",
     memory: str | int | None = None,
-    inputs: Tensor | tuple[Any, ...] | None = None,
+    inputs: Any = None,
 ) -> Optimized:
     """Make a compressed model ready for inference, in place; it cannot be trained any more.
 
@@ -146,7 +146,8 @@ def optimize(
         Most that these weights may take, for "auto", such as ``"8MB"`` (1 kB is 1000 bytes) or a
         number of bytes; by default no limit.
     inputs
-        What the model will be called with, one tensor or a tuple of all arguments. For "auto" and
+        What the model will be called with: one tensor, a tuple of all arguments, or a dict of them
+        by name. For "auto" and
         "dense" it runs up to three times: to see what convolutions can take over, and for "auto"
         what the module of each weight gets, with which its forms are compared. By default with
         16 vectors, or with one image of 14 x 14, or larger where the window needs it. A form that

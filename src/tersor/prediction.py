@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
 
-from tersor.calibration import NOT_CALLED, Calibration
+from tersor.calibration import Calibration
 from tersor.moments import energy
 from tersor.storage import doubts
 from tersor.storage.archive import Archive
@@ -63,20 +63,12 @@ def predicted_error(
 
 
 def unseen(calibration: Calibration) -> tuple[str, ...]:
-    """Warnings about weights whose inputs calibration did not see."""
-    skipped = [name for name, reason in calibration.skipped.items() if reason == NOT_CALLED]
-    silent = [n for n, m in calibration.moments.items() if not m.diagonal(dim1=-2, dim2=-1).any()]
-    return (
-        *_unseen(skipped, "no input reached"),
-        *_unseen(silent, "nothing but zeros reached"),
+    """Warnings about weights that calibration says nothing about, a sentence for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in calibration.unseen.items():
+        by_reason.setdefault(reason, []).append(repr(name))
+    return tuple(
+        f"calibration did not see whether errors of {doubts.listed(names)} matter: {reason}. Give "
+        "batches that use all of the model and of its inputs, or keep such weights (--keep)"
+        for reason, names in by_reason.items()
     )
-
-
-def _unseen(names: Sequence[str], what: str) -> list[str]:
-    if not names:
-        return []
-    return [
-        f"{what} {doubts.listed(list(map(repr, names)))} in calibration, so that nobody knows "
-        "whether errors there matter. Calibrate with batches that use all of the model and all of "
-        "its inputs, or keep such weights (--keep)"
-    ]

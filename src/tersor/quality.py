@@ -65,6 +65,8 @@ class Quality:
         In units of the evaluation.
     measure
         Gives the evaluation of what an archive holds, or of the dense model for None.
+    mend
+        Given an archive, gives one that is no larger, and is measured and kept in its place.
 
     Raises
     ------
@@ -74,6 +76,7 @@ class Quality:
 
     max_drop: float
     measure: Measure
+    mend: Callable[[Archive], Archive] = lambda archive: archive
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_drop, Real) or not 0 <= self.max_drop < math.inf:
@@ -127,7 +130,8 @@ def smallest(compressor: Compressor, source_bytes: int, quality: Quality) -> Arc
     best: Archive | None = None
     trials: list[_Trial] = []
     for left in range(MOST_EVALUATIONS - 2, -1, -1):
-        archive = compressor.within(max(round(math.exp(position)), compressor.least))
+        size = max(round(math.exp(position)), compressor.least)
+        archive = quality.mend(compressor.within(size))
         trials.append(_Trial(position, dense - quality.measure(archive)))
         if trials[-1].drop <= allowed:
             best = archive

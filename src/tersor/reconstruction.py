@@ -90,22 +90,24 @@ def reconstruct(
     """
     _check(model, state(reference))
     calls = calls_of(loader)
-    target = parse_size(target_size) if target_size is not None else _size(model)
+    size = container.size(archive_of(model))
+    target = parse_size(target_size) if target_size is not None else size
     for _ in range(_ROUNDS):
-        _sweep(model, reference, calls, target)
-        if _size(model) <= target:
+        _sweep(model, reference, calls, target - size)
+        size = container.size(archive_of(model))
+        if size <= target:
             return
     raise BudgetError(
-        f"{target} bytes are too few for the reconstructed model, which has {_size(model)}; leave "
+        f"{target} bytes are too few for the reconstructed model, which has {size}; leave "
         "it as it was compressed"
     )
 
 
-def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], target: int) -> None:
-    """Go through all layers once, with shares of the bytes that may fit the target."""
+def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], left: int) -> None:
+    """Go through all layers once, with so many bytes more than now in all, or fewer."""
     weights, layers, matched = state(reference), _layers(model, calls[0]), normalizations(model)
     old = {name: _factors_bytes(layer) for name, layer in layers.items()}
-    share = 1 + (target - _size(model)) / max(1, sum(old.values()))
+    share = 1 + left / max(1, sum(old.values()))
     watched, spare = [*layers, *matched], 0
     with shown("reconstructing") as progress:
         try:
@@ -125,10 +127,6 @@ def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], target
                 "the two models do not run the same layers; give the dense model that was "
                 "compressed"
             ) from None
-
-
-def _size(model: nn.Module) -> int:
-    return container.size(archive_of(model))
 
 
 def _factors_bytes(layer: nn.Module) -> int:
@@ -210,7 +208,9 @@ def _halves(stop: Stop, layer: Layer, shifts: tuple[Tensor, Tensor] | None) -> t
 
     A single sample is in both.
     """
-    pairs = list(zip(*stop.inputs, strict=True))
+    axes = 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
+    batches = ([x if x.ndim > axes else x[None] for x in of_model] for of_model in stop.inputs)
+    pairs = list(zip(*batches, strict=True))
     if len(pairs) == 1:
         ((x, y),) = pairs
         pairs = [(x[part::2], y[part::2]) for part in (0, 1)] if len(x) > 1 else pairs * 2
@@ -263,7 +263,7 @@ def _factorize(
 ) -> Factors | None:
     """Factors within so many bytes, with tiles as before; None if none were found."""
     tile = old.codebook.shape[0]
-    if bool((old.latent.abs() == 1).all()):
+    if old.signs:
         factors = factorize_signs(wanted, tile, moments=moments)
         return factors if records.encode(factors).nbytes <= allowed else None
 

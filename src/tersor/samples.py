@@ -1,19 +1,33 @@
-"""Batches of samples that a model is called with, as loaders give them."""
+"""Batches of samples that a model is called with, as loaders give them.
+
+A batch is a tensor, the first argument of the model's ``forward``; a tuple or list of positional
+arguments, of which ``forward`` gets as many as it takes, so that labels after them are left out; or
+a mapping, a dataclass or a named tuple of arguments by name, without ``labels``.
+"""
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from tersor.errors import InputError, explained
 
 NEEDED = "batches that the model can be called with are needed: tensors, tuples or dicts"
 """Of a loader."""
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
@@ -23,16 +37,18 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def call(model: nn.Module, batch: Any, number: int) -> tuple[Any, int]:
-    """What the model, called with a batch, returns, and the number of samples."""
-    args, kwargs = _arguments(batch, _required(model))
-    parameter = next(model.parameters(), None)
-    if parameter is not None:
-        args = tuple(_to(parameter.device, value) for value in args)
-        kwargs = {name: _to(parameter.device, value) for name, value in kwargs.items()}
+    """Call the model with a batch; what it returns, and the number of samples."""
+    args, kwargs = moved(arguments(model, batch), model)
     with explained(f"the model, called with batch {number} of the loader,", NEEDED):
         output = model(*args, **kwargs)
-    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-    return output, len(tensors[0]) if tensors and tensors[0].ndim else 1
+    first = next(tensors_in((args, kwargs)), None)
+    return output, len(first) if first is not None and first.ndim else 1
+
+
+def call_whole(model: nn.Module, inputs: Any) -> Any:
+    """What the model returns for inputs that hold no labels: all of them are passed."""
+    args, kwargs = moved(arguments(model, inputs, labelled=False), model)
+    return model(*args, **kwargs)
 
 
 def calls_of(loader: Iterable[Any]) -> list[Callable[[nn.Module], Any]]:
@@ -59,27 +75,198 @@ def check_loader(loader: Iterable[Any]) -> None:
         raise InputError("the loader is a tensor; give a list of batches, such as [tensor]")
 
 
-def _arguments(batch: Any, required: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model."""
-    if isinstance(batch, tuple | list) and batch:
-        if required < 2 and isinstance(batch[0], Mapping):
-            batch = batch[0]
-        else:
-            return tuple(batch[: max(1, required)]), {}
-    if isinstance(batch, Mapping):
-        return (), {name: value for name, value in batch.items() if name != "labels"}
-    if isinstance(batch, Tensor):
+def arguments(model: nn.Module, batch: Any, *, labelled: bool = True) -> Arguments:
+    """Arguments that a model is called with for a batch.
+
+    Parameters
+    ----------
+    model
+        Its ``forward`` says what it takes.
+    batch
+        See the module. ``labels`` are passed all the same if ``forward`` cannot do without, or
+        makes the inputs of its decoder of them.
+    labelled
+        Whether there may be labels in it. If not, all of it is passed.
+
+    Raises
+    ------
+    InputError
+        If it is no batch, or may end with labels that ``forward`` would take for an argument.
+
+    Warns
+    -----
+    UserWarning
+        If it ends with a tensor that is taken for an argument, and could be a target.
+    """
+    parameters = _parameters(model)
+    if isinstance(batch, Tensor | PackedSequence):
         return (batch,), {}
-    empty = " without items" if isinstance(batch, tuple | list) else ""
-    raise InputError(f"a batch of the loader is a {type(batch).__name__}{empty}; {NEEDED}")
+    if (by_name := named(batch, model)) is not None:
+        return (), _keywords(by_name, parameters, labelled)
+    if is_several(batch) and batch:
+        first = batch[0]
+        alone = labelled or len(batch) == 1
+        if alone and isinstance(first, Mapping) and _takes(parameters, first):
+            return (), _keywords(first, parameters, labelled)
+        return (_positional(batch, parameters) if labelled else tuple(batch)), {}
+    empty = " without items" if is_several(batch) else ""
+    raise InputError(f"a batch is a {type(batch).__name__}{empty}; {NEEDED}")
 
 
-def _required(model: nn.Module) -> int:
-    """Positional parameters of ``forward`` that have no defaults."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return sum(p.kind in positional and p.default is p.empty for p in parameters)
+def named(batch: Any, model: nn.Module) -> Mapping[str, Any] | None:
+    """What a batch says by name; None if its items have no names, or others than arguments."""
+    if isinstance(batch, Mapping):
+        return batch
+    if _is_record(batch):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    if hasattr(batch, "_asdict") and _takes(_parameters(model), batch._fields):
+        return cast(Mapping[str, Any], batch._asdict())
+    return None
 
 
-def _to(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+def is_several(batch: Any) -> bool:
+    """Whether a batch is a sequence of items."""
+    return isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence)
+
+
+def fewest(model: nn.Module) -> int:
+    """Positional arguments that ``forward`` cannot do without, at least 1."""
+    return max(1, _required(_parameters(model)))
+
+
+def could_take(model: nn.Module, count: int) -> bool:
+    """Whether ``forward`` would take so many positional arguments."""
+    return count <= _most(_parameters(model), count)
+
+
+def moved(values: Arguments, model: nn.Module) -> Arguments:
+    """Arguments on the device of a model."""
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        return values
+    device = parameter.device
+    args, kwargs = mapped(lambda value: value.to(device), values)
+    return args, kwargs
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """The value with what a function makes of its tensors, however they are nested.
+
+    The function also gets other objects that can be moved to a device. Containers keep their
+    types; the value itself stays as it is.
+    """
+    if isinstance(value, Tensor | PackedSequence):
+        return function(value)
+    if isinstance(value, MutableMapping):
+        new = copy.copy(value)
+        new.update({name: mapped(function, item) for name, item in value.items()})
+        return new
+    if isinstance(value, Mapping):
+        return {name: mapped(function, item) for name, item in value.items()}
+    if isinstance(value, list):
+        items = copy.copy(value)
+        items[:] = [mapped(function, item) for item in value]
+        return items
+    if isinstance(value, tuple):
+        items = [mapped(function, item) for item in value]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    if _is_record(value):
+        new = copy.copy(value)
+        for field in fields(value):
+            object.__setattr__(new, field.name, mapped(function, getattr(value, field.name)))
+        return new
+    return function(value) if callable(getattr(value, "to", None)) else value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value, however they are nested."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(value.values()))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif _is_record(value):
+        yield from tensors_in([getattr(value, field.name) for field in fields(value)])
+
+
+def _is_record(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+Parameters = Mapping[str, inspect.Parameter]
+
+
+def _parameters(model: nn.Module) -> Parameters:
+    """What ``forward`` takes, of a wrapped model that of the model itself."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while inner := getattr(
+        model, "_orig_mod", model.module if isinstance(model, wrappers) else None
+    ):
+        model = inner
+    return inspect.signature(model.forward).parameters
+
+
+def _required(parameters: Parameters) -> int:
+    return sum(p.kind in _POSITIONAL and p.default is p.empty for p in parameters.values())
+
+
+def _most(parameters: Parameters, count: int) -> int:
+    """Positional arguments that are taken of so many."""
+    kinds = [p.kind for p in parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return count
+    return sum(kind in _POSITIONAL for kind in kinds)
+
+
+def _takes(parameters: Parameters, names: Iterable[Any]) -> bool:
+    """Whether arguments of all these names, other than labels, can be passed."""
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return True
+    known = {
+        n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    return {*names} <= known | {"labels"}
+
+
+def _keywords(named: Mapping[str, Any], parameters: Parameters, labelled: bool) -> dict[str, Any]:
+    """Arguments by name, without labels that the model needs no more than the others."""
+    labels = parameters.get("labels")
+    decoder = ("decoder_input_ids", "decoder_inputs_embeds")
+    made = decoder[0] in parameters and all(named.get(name) is None for name in decoder)
+    if not labelled or (labels is not None and (made or labels.default is labels.empty)):
+        return dict(named)
+    return {name: value for name, value in named.items() if name != "labels"}
+
+
+def _positional(batch: Sequence[Any], parameters: Parameters) -> tuple[Any, ...]:
+    """As many items as ``forward`` takes, up to its labels."""
+    least, most = max(1, _required(parameters)), max(1, _most(parameters, len(batch)))
+    names = [n for n, p in parameters.items() if p.kind in _POSITIONAL]
+    if "labels" in names[least:]:
+        most = names.index("labels")
+    if least < len(batch) <= most:  # the last item is an argument, and in the place of labels
+        name = names[len(batch) - 1] if len(batch) <= len(names) else None
+        _check_last(batch[-1], name, names[: len(batch) - 1])
+    return tuple(batch[:most])
+
+
+def _check_last(item: Any, name: str | None, others: Sequence[str]) -> None:
+    """Refuse what looks like labels, and say what may be."""
+    if not isinstance(item, Tensor):
+        return
+    what = "one more argument" if name is None else f"its argument {name!r}"
+    before = "".join(f"{other!r}: ..., " for other in others)
+    remedy = f"give dicts, such as {{{before}{name or 'its name'!r}: ...}}, to say that it is one"
+    kept = item.is_floating_point() or item.is_complex() or item.dtype == torch.bool
+    if not kept:
+        raise InputError(
+            f"the batches of the loader end with a tensor of integers, which the model's forward "
+            f"would take for {what}: are they labels? {remedy}, or leave labels out of the batches"
+        )
+    warnings.warn(
+        f"the last item of the batches is passed as {what}; if it is a target, leave it out of the "
+        f"batches, and if not, {remedy}",
+        stacklevel=2,
+    )

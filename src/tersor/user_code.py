@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from tersor import samples
 from tersor.calibration import Calibration, calibrate
 from tersor.errors import InputError, explained
-from tersor.files import archive_of, load
+from tersor.files import archive_of, check_match
+from tersor.nn.fill import fill
 from tersor.nn.load import load_weights, tensors_of
 from tersor.plan.classify import reason_to_keep
 from tersor.quality import Measure, evaluated
 from tersor.reconstruction import reconstruct
-from tersor.storage import container
 from tersor.storage.archive import Alias, Archive, Entry
 from tersor.storage.checkpoint import Source, shared
 
@@ -62,19 +61,23 @@ def reconstructed(archive: Archive, model: nn.Module, batches: list[Any]) -> Arc
     batches
         That both are called with.
     """
-    compressed = copy.deepcopy(model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "compressed.tersor"
-        container.write(path, archive)
-        load(path, compressed, strict=False)
-    reconstruct(compressed, model, batches)
-    found = archive_of(compressed).entries
+    changed = compressed(archive, model)
+    reconstruct(changed, model, batches)
+    found = archive_of(changed).entries
     entries = {
         name: replace(entry, content=_content(found, name)) if name in found else entry
         for name, entry in archive.entries.items()
         if not isinstance(entry.content, Alias)
     }
     return replace(archive, entries={**archive.entries, **entries})
+
+
+def compressed(archive: Archive, model: nn.Module) -> nn.Module:
+    """A copy of a dense model that holds what an archive does."""
+    made = copy.deepcopy(model)
+    check_match(archive, made, strict=False)
+    fill(made, archive)
+    return made
 
 
 def _content(entries: Mapping[str, Entry], name: str) -> Any:
@@ -207,6 +210,7 @@ def _for_checkpoint(calibration: Calibration, model: nn.Module, source: Source) 
         moments=rename(calibration.moments),
         rows=rename(calibration.rows),
         importance=rename(calibration.importance),
+        unseen=rename(calibration.unseen),
         skipped=rename(calibration.skipped)
         | dict.fromkeys(unknown, "the model has no such weight"),
     )

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from samples import generator
 from typer.testing import CliRunner
 
+import tersor
 from tersor.attempts import Attempts
 from tersor.cli import app
 
@@ -28,6 +29,11 @@ def score(model):
     errors = [(p.detach() - true[n]).square().sum() for n, p in model.named_parameters()]
     assert not model.training and not torch.is_grad_enabled()
     return 100 - 2 * float(sum(errors)) ** 0.5
+
+def batches():
+    draw = torch.Generator().manual_seed(2)
+    rank = torch.randn(8, 64, generator=draw)
+    return [torch.randn(64, 8, generator=draw) @ rank for _ in range(9)]
 
 def as_tensor(model): return torch.tensor([score(model)])
 def nan(model): return float("nan")
@@ -242,3 +248,59 @@ def test_inspect_refuses(folder, options, message):
     run("compress", "model.safetensors", "-o", "m.tersor", "--ratio", 8)
     result = run("inspect", "m.tersor", *options)
     assert result.exit_code == 2 and message in result.output
+
+
+CALIBRATED = ("--calibrate", "quality_code:batches")
+OPTIONS = [
+    ("--ratio", "8"),
+    ("--target-size", "3kB"),
+    ("--bits-per-weight", "16", "--keep", "0.*"),
+    ("--ratio", "8", "--bits", "0.*=1"),
+    ("--ratio", "8", "--fast", "*"),
+    ("--ratio", "8", *MODEL, *CALIBRATED),
+    ("--max-drop", "8", *EVAL),
+    ("--max-drop", "8", *EVAL, *CALIBRATED),
+    ("--max-drop", "8", *EVAL, *CALIBRATED, "--fast", "0.*"),
+    ("--lossless",),
+]
+
+
+@pytest.mark.parametrize("said", [(), ("--metadata", "licence=MIT", "--content-hash")])
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+def test_sizes_that_are_told_are_those_of_the_file(folder, options, said):
+    result = run("compress", "model.safetensors", "-o", "m.tersor", *options, *said)
+    assert result.exit_code == 0, result.stderr
+    size = Path("m.tersor").stat().st_size
+    assert f"({size} bytes)" in result.stdout or f"{size} bytes" in result.stdout
+    told = [line.split() for line in result.stderr.splitlines() if " at " in line]
+    trials = {int(words[3]): float(words[1]) for words in told}
+    assert ("--max-drop" in options) == bool(trials)
+    if trials:  # the smallest of those that are good enough, measured as it was written
+        assert size == min(s for s, value in trials.items() if value >= 92)
+        run("decompress", "m.tersor", "-o", "dense.safetensors")
+        true, back = load_file("model.safetensors"), load_file("dense.safetensors")
+        error = sum(float((true[n] - back[n]).square().sum()) for n in true)
+        assert trials[size] == pytest.approx(100 - 2 * error**0.5, rel=1e-4)
+
+
+def test_layers_are_reconstructed_once_for_each_trial(folder, monkeypatch):
+    from tersor import user_code
+
+    made, work = [], user_code.reconstruct
+    monkeypatch.setattr(user_code, "reconstruct", lambda *a: made.append(a) or work(*a))
+    options = ("--max-drop", "8", *EVAL, *CALIBRATED)
+    result = run("compress", "model.safetensors", "-o", "m.tersor", *options)
+    assert result.stderr.count(" bytes\n") == len(made) > 1
+
+
+@pytest.mark.parametrize("options", [("--ratio", "8", *MODEL), ("--max-drop", "8", *EVAL)])
+def test_the_error_of_the_output_on_samples_held_out_is_said(folder, options):
+    result = run("compress", "model.safetensors", "-o", "m.tersor", *options, *CALIBRATED)
+    (line,) = (li for li in result.stdout.splitlines() if li.startswith("outputs differ by "))
+    import quality_code
+
+    dense, model = quality_code.make(), quality_code.make()
+    dense.load_state_dict(load_file("model.safetensors"))
+    tersor.load("m.tersor", model)
+    error = tersor.output_error(model, dense, quality_code.batches()[7:8])
+    assert line.split()[3] == f"{100 * error**0.5:.2g}" and 0 < error < 1

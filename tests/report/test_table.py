@@ -2,7 +2,6 @@
 
 import io
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -75,10 +74,3 @@ def test_low_ratios_are_marked_and_warned_of():
     assert "outputs are predicted, without data, to differ by about 5.6 %" in rendered(
         {"good.weight": factored(25.0)}, 80
     )
-
-
-def test_both_sizes_are_shown_where_the_file_holds_more():
-    report = summarize(Archive({"w": factored()}, 12_300_000))
-    assert " from 12300000 (12.30 MB): " in table.total(report)
-    more = replace(report, file_bytes=37_000_000)
-    assert "(12.30 MB) of weights in a file of 37000000 (37.00 MB): " in table.total(more)

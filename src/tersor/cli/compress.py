@@ -26,6 +26,9 @@ from tersor.cli.app import (
 from tersor.cli.work import (
     batches_of,
     calibration_of,
+    dense_of,
+    error_of,
+    measure_of,
     mending,
     module_of,
     opened,
@@ -108,7 +111,7 @@ def compress(
         from tersor.prediction import unseen
         from tersor.storage import container, summary
         from tersor.storage.atomic import check_writable
-        from tersor.storage.label import parse_metadata
+        from tersor.storage.label import OUTPUT_ERROR, output_error_text, parse_metadata
 
         check_writable(output, model)
         overrides = overrides_of(keep, bits, fast)
@@ -120,9 +123,12 @@ def compress(
             opened(model, [output], key, prefix, exact=lossless), metadata=said, hashed=content_hash
         )
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
-        batches = batches_of(calibrate)
-        mend = mending(module, batches, evaluate)
-        quality = quality_of(source, module, evaluate, max_drop, mend)
+        batches, held = batches_of(calibrate)
+        if held:  # the size of the file is known before the error is
+            source = replace(source, metadata=said | {OUTPUT_ERROR: output_error_text(0.0)})
+        dense = dense_of(module, evaluate)
+        mend = mending(dense, batches)
+        quality = quality_of(measure_of(source, module, evaluate), max_drop, mend)
         calibration = calibration_of(source, module, batches)
         options = [ratio, target_size, bits_per_weight, max_drop, keep, bits, fast]
         keeping = resuming(output, source, calibration, options)
@@ -140,7 +146,12 @@ def compress(
                     journal=journal,
                     progress=progress,
                 )
-            archive = mend(archive)
+            if quality is None:  # else it is that which was measured
+                archive = mend(archive)
+            if held:
+                error = error_of(archive, dense, held)
+                measured = {} if error is None else {OUTPUT_ERROR: output_error_text(error**0.5)}
+                archive = replace(archive, metadata=said | measured)
             with shown("writing") as progress:
                 written = container.write(output, archive, progress)
         report = summary.summarize(archive, written)

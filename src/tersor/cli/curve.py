@@ -26,6 +26,7 @@ from tersor.cli.app import (
 from tersor.cli.work import (
     batches_of,
     calibration_of,
+    dense_of,
     measure_of,
     mending,
     module_of,
@@ -80,10 +81,10 @@ def curve(
         overrides = overrides_of(keep, bits, fast)
         source = opened(model, outputs, key, prefix)
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
-        batches = batches_of(calibrate)
-        mend = mending(module, batches, evaluate)
+        batches, _ = batches_of(calibrate)
+        mend = mending(dense_of(module, evaluate), batches)
         calibration = calibration_of(source, module, batches)
-        measure = measure_of(source, module, evaluate, mend)
+        measure = measure_of(source, module, evaluate)
         beside, options = output or plot, [points, keep, bits, fast]
         with (
             resuming(beside, source, calibration, options) if beside else nullcontext() as journal,
@@ -100,7 +101,7 @@ def curve(
                 compressor,
                 source.nbytes,
                 points=points,
-                measure=measure,
+                measure=measure and (lambda archive: measure(archive and mend(archive))),
                 metric=evaluate and evaluate.rpartition(":")[2],
             )
             if output is not None:

@@ -74,13 +74,22 @@ def overrides_of(
     return Overrides(keep or (), parse_bits(bits or ()), fast or ())
 
 
-def batches_of(loader: str | None) -> list[Any] | None:
-    """What the option --calibrate names."""
+def batches_of(loader: str | None) -> tuple[list[Any] | None, list[Any]]:
+    """What the option --calibrate names: to calibrate with, and held out from that."""
     if loader is None:
-        return None
+        return None, []
     from tersor import user_code
+    from tersor.output_error import held_out
 
-    return user_code.batches_of(loader)
+    return held_out(user_code.batches_of(loader))
+
+
+@contextmanager
+def _noted() -> Iterator[None]:
+    """Warnings are notes on standard error."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
+        yield
 
 
 def calibration_of(
@@ -91,11 +100,11 @@ def calibration_of(
         return None
     from tersor.user_code import calibrate_source
 
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
+    with _noted():
         calibration = calibrate_source(source, module, batches)
     for name, reason in calibration.skipped.items():
-        say(f"note: {name} is compressed without calibration: {reason}", errors)
+        if name not in calibration.unseen:  # which a warning says
+            say(f"note: {name} is compressed without calibration: {reason}", errors)
     return calibration
 
 
@@ -113,19 +122,22 @@ Mend = Callable[["Archive"], "Archive"]
 """Has the layers of a compressed model make up for each other's errors."""
 
 
-def mending(module: nn.Module | None, batches: list[Any] | None, evaluate: str | None) -> Mend:
+def dense_of(module: nn.Module | None, evaluate: str | None) -> nn.Module | None:
+    """The model as it is, whatever evaluations load into the module."""
+    return copy.deepcopy(module) if evaluate is not None else module
+
+
+def mending(dense: nn.Module | None, batches: list[Any] | None) -> Mend:
     """Reconstruction with the batches of --calibrate; without these, archives stay as they are."""
-    if module is None or batches is None:
+    if dense is None or batches is None:
         return lambda archive: archive
     from tersor.errors import BudgetError
     from tersor.user_code import reconstructed
 
-    # Evaluations load other weights into the module.
-    dense = module if evaluate is None else copy.deepcopy(module)
-
     def mend(archive: Archive) -> Archive:
         try:
-            return reconstructed(archive, dense, batches)
+            with _noted():
+                return reconstructed(archive, dense, batches)
         except BudgetError as error:
             say(f"note: layers are not reconstructed: {error}", errors)
             return archive
@@ -133,10 +145,24 @@ def mending(module: nn.Module | None, batches: list[Any] | None, evaluate: str |
     return mend
 
 
-def measure_of(
-    source: Source, module: nn.Module | None, evaluate: str | None, mend: Mend
-) -> Measure | None:
-    """What the option --eval asks for, of mended models; each result is told on standard error."""
+def error_of(archive: Archive, dense: nn.Module | None, held: list[Any]) -> float | None:
+    """Error of the output on batches that were held out, see `output_error`; None without these."""
+    if dense is None or not held:
+        return None
+    from tersor.errors import InputError
+    from tersor.output_error import output_error
+    from tersor.user_code import compressed
+
+    try:
+        with _noted():
+            return output_error(compressed(archive, dense), dense, held)
+    except InputError as error:
+        say(f"note: the error of the output is not known: {error}", errors)
+        return None
+
+
+def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -> Measure | None:
+    """What the option --eval asks for; each result is told on standard error."""
     if module is None or evaluate is None:
         return None
     from tersor.storage import container
@@ -145,7 +171,7 @@ def measure_of(
     measure = measure_of(source, module, evaluate)
 
     def told(archive: Archive | None) -> float:
-        value = measure(archive and mend(archive))
+        value = measure(archive)
         what = "dense" if archive is None else f"at {container.size(archive)} bytes"
         say(f"{evaluate}: {value:.6g} {what}", errors)
         return value
@@ -153,24 +179,17 @@ def measure_of(
     return told
 
 
-def quality_of(
-    source: Source,
-    module: nn.Module | None,
-    evaluate: str | None,
-    max_drop: float | None,
-    mend: Mend,
-) -> Quality | None:
+def quality_of(measure: Measure | None, max_drop: float | None, mend: Mend) -> Quality | None:
     """What the options --max-drop and --eval ask for."""
     from tersor.errors import InputError
     from tersor.quality import Quality
 
-    measure = measure_of(source, module, evaluate, mend)
     if max_drop is None and measure is None:
         return None
     if max_drop is None or measure is None:
         given, missing = ("--max-drop", "--eval") if measure is None else ("--eval", "--max-drop")
         raise InputError(f"{given} is given without {missing}; both are needed")
-    return Quality(max_drop, measure)
+    return Quality(max_drop, measure, mend)
 
 
 @contextmanager

@@ -56,8 +56,6 @@ def told(report: Report) -> list[str]:
 def total(report: Report) -> str:
     """The size of the file, its ratio and bits per weight, in one line."""
     source = f"{report.source_bytes} ({format_size(report.source_bytes)})"
-    if report.file_bytes is not None:
-        source += f" of weights in a file of {report.file_bytes} ({format_size(report.file_bytes)})"
     return (
         f"{report.nbytes} bytes ({format_size(report.nbytes)}) from {source}: "
         f"{report.ratio:.2f} times smaller, {report.bits_per_weight:.3f} bits per weight"
@@ -142,6 +140,5 @@ def to_json(report: Report, chosen: Optimized | None = None) -> dict[str, Any]:
         "output_error": report.output_error,
         "predicted_error": report.predicted_error,
         "warnings": list(report.warnings),
-        "file_bytes": report.file_bytes,
         "tensors": tensors,
     } | forms

@@ -81,8 +81,6 @@ class Report:
         Whether ``predicted_error`` is from calibration.
     warnings
         What may have gone wrong, in sentences that say what to do.
-    file_bytes
-        Size of the files that were compressed, where they hold more than ``source_bytes``.
     """
 
     tensors: tuple[TensorSummary, ...]
@@ -94,7 +92,6 @@ class Report:
     predicted_error: float | None = None
     calibrated: bool = False
     warnings: tuple[str, ...] = ()
-    file_bytes: int | None = None
 
     @property
     def ratio(self) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tersor import samples
 from tersor.errors import InputError, explained
 
 NEEDED = "batches (inputs, ..., targets), or mappings with labels, are needed"
@@ -21,41 +23,82 @@ class Batch(NamedTuple):
     targets: Any
 
     @staticmethod
-    def of(item: Any) -> Batch:
-        """A batch as loaders give it."""
-        if isinstance(item, Mapping):
-            kwargs = {name: value for name, value in item.items() if name != "labels"}
-            return Batch((), kwargs, item.get("labels"))
-        if isinstance(item, tuple | list) and len(item) > 1:
-            return Batch(tuple(item[:-1]), {}, item[-1])
-        raise InputError(
-            f"a batch of the loader is a {type(item).__name__}"
-            + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
-            + f"; {NEEDED}"
-        )
+    def of(item: Any, model: nn.Module, *, labelled: bool = True) -> Batch:
+        """A batch as loaders give it.
+
+        Parameters
+        ----------
+        item
+            Arguments of the model, as in `tersor.samples`, and targets: the last item of several,
+            or called ``labels``.
+        model
+            Whose arguments they are.
+        labelled
+            Whether there must be targets. If not, several items may be arguments alone, where the
+            model needs as many.
+        """
+        named = samples.named(item, model)
+        if named is not None:
+            return Batch(*samples.arguments(model, named), named.get("labels"))
+        several = samples.is_several(item) and len(item) > 1
+        if several and (labelled or len(item) > samples.fewest(model)):
+            if not labelled:
+                _check_targets(item, model)
+            return Batch(*samples.arguments(model, item[:-1], labelled=False), item[-1])
+        if labelled:
+            raise InputError(
+                f"a batch of the loader is a {type(item).__name__}"
+                + (f" of {len(item)}" if samples.is_several(item) else "")
+                + f"; {NEEDED}"
+            )
+        return Batch(*samples.arguments(model, item, labelled=False), None)
 
     def part(self, index: int, count: int, device: torch.device) -> Batch:
         """One of ``count`` equal parts, on a device, images with their channels last."""
+        first = next(samples.tensors_in(self), None)
+        length = len(first) if first is not None and first.ndim else 1
 
         def take(value: Any) -> Any:
+            if count > 1:
+                value = _share(value, length, index, count)
+            value = value.to(device)
             if not isinstance(value, Tensor):
                 return value
-            size, left = divmod(len(value), count)
-            if left:
-                raise InputError(
-                    f"a batch of {len(value)} cannot be shared by {count} processes; give batches "
-                    "of a multiple of that, and leave out the last one if it is smaller "
-                    "(drop_last=True)"
-                )
-            value = value[index * size : (index + 1) * size].to(device)
             layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
             return value.contiguous(memory_format=layout)
 
-        return Batch(
-            tuple(map(take, self.args)),
-            {name: take(value) for name, value in self.kwargs.items()},
-            take(self.targets),
+        return cast(Batch, samples.mapped(take, self))
+
+
+def _check_targets(item: Sequence[Any], model: nn.Module) -> None:
+    """Say what becomes of a last item that may be an argument."""
+    last = item[-1]
+    numbers = isinstance(last, Tensor) and not (last.is_floating_point() or last.is_complex())
+    if samples.could_take(model, len(item)) and not numbers:
+        warnings.warn(
+            "the last item of the batches is taken for targets, which a teacher makes needless; if "
+            "it is an argument of the model, give dicts of arguments",
+            stacklevel=2,
         )
+
+
+def _share(value: Any, length: int, index: int, count: int) -> Any:
+    """One of ``count`` equal parts of something in a batch of so many samples."""
+    if isinstance(value, Tensor) and not value.ndim:
+        return value
+    if not isinstance(value, Tensor) or len(value) != length:
+        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"a batch of {length} samples holds {what} too, which {count} processes cannot share; "
+            "give tensors whose first axis is that of the samples"
+        )
+    size, left = divmod(length, count)
+    if left:
+        raise InputError(
+            f"a batch of {length} cannot be shared by {count} processes; give batches of a "
+            "multiple of that, and leave out the last one if it is smaller (drop_last=True)"
+        )
+    return value[index * size : (index + 1) * size]
 
 
 def check_loader(loader: Iterable[Any]) -> int:

@@ -162,7 +162,7 @@ def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
     device = next(model.parameters()).device
     right = total = 0
     for item in loader:
-        batch = Batch.of(item).part(0, 1, device)
+        batch = Batch.of(item, model).part(0, 1, device)
         scores = logits(model.eval()(*batch.args, **batch.kwargs))
         right += int((scores.argmax(1) == batch.targets).sum())
         total += len(batch.targets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,9 +32,18 @@ class Feed:
         Of all random numbers.
     accelerator
         Knows the processes and the device.
+    read
+        Makes a batch of what the loader gives.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        seed: int,
+        accelerator: Accelerator,
+        read: Callable[[Any], Batch],
+    ) -> None:
+        self.read = read
         self.batches, self.seed = check_loader(loader), seed
         self.device = accelerator.device
         self.process, self.processes = accelerator.process_index, accelerator.num_processes
@@ -53,7 +62,7 @@ class Feed:
         count = 0
         for count, item in enumerate(self._items(number), start=1):
             if count > done:
-                yield Batch.of(item).part(*self.part, self.device)
+                yield self.read(item).part(*self.part, self.device)
         if count < self.batches:
             raise InputError(
                 f"the loader gave {count} batches in epoch {number + 1}, its length is "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.errors import InputError, explained
-from tersor.training.batches import Batch, logits
+from tersor.training.batches import NEEDED, Batch, logits
 
 Loss = Callable[[Any, Any], Tensor]
 """Called with the model's output and the targets; gives a number."""
@@ -27,7 +27,8 @@ class Objective:
     Parameters
     ----------
     loss
-        Loss of outputs and targets; cross-entropy if None and there is no teacher.
+        Loss of outputs and targets; if None and there is no teacher, that which a model gives that
+        was called with labels, or cross-entropy.
     teacher
         Model whose answers are learnt, in evaluation mode. They alone count where ``loss`` is None.
     """
@@ -35,19 +36,31 @@ class Objective:
     loss: Loss | None
     teacher: nn.Module | None
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether batches need targets: a teacher alone makes its own."""
+        return self.loss is not None or self.teacher is None
+
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss, a number with gradients, in float32."""
-        output = model(*batch.args, **batch.kwargs)
+        output = _answer("model", model, batch)
         terms = []
         if self.teacher is not None:
             with torch.no_grad():
-                wanted = logits(self.teacher(*batch.args, **batch.kwargs))
+                wanted = logits(_answer("teacher", self.teacher, batch))
             terms.append(distance(logits(output), wanted))
         if self.loss is not None:
             terms.append(_checked(self.loss, output, batch.targets))
+        elif self.teacher is None and "labels" in batch.kwargs and hasattr(output, "loss"):
+            terms.append(_checked(lambda output, _: output.loss, output, None))
         elif self.teacher is None:
             terms.append(_checked(cross_entropy, logits(output), batch.targets))
         return torch.stack(terms).sum()
+
+
+def _answer(what: str, model: nn.Module, batch: Batch) -> Any:
+    with explained(f"the {what}, called with a batch of the loader,", NEEDED):
+        return model(*batch.args, **batch.kwargs)
 
 
 def cross_entropy(output: Tensor, targets: Any) -> Tensor:
