@@ -289,7 +289,7 @@ CONSTRUCTS: dict[str, Family] = {
     "complex parameters": construct(Spectral, ratio=1.2),
     "a class of parameters": construct(lambda: Called(MarkedLinear())),
     "tensor as extra state": construct(lambda: Called(Tagged())),
-    "state_dict with copies": construct(lambda: Called(Copying())),
+    "state_dict with copies": construct(lambda: Called(linear(), Copying()), ratio=1.2),
     "odd names": construct(Names),
     "abstract class": construct(Concrete),
     "no bias": construct(lambda: Called(nn.Linear(SIZE, SIZE, bias=False))),

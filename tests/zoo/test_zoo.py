@@ -25,18 +25,13 @@ CALIBRATED = [
 
 WRITING = ["GPT-2 (Conv1D)", "Llama", "Qwen2 (tied)", "Mamba", "T5"]
 
-INCOMPLETE = {"state_dict with copies": "the file is larger than compress said"}
-
 pytestmark = pytest.mark.filterwarnings(
     "ignore:a weight stays as it is", "ignore:.*saw fewer input vectors"
 )
 
 
 def each(names):
-    marks = {name: [pytest.mark.xfail(reason=why)] for name, why in INCOMPLETE.items()}
-    return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=marks.get(name, [])) for name in names]
-    )
+    return pytest.mark.parametrize("name", names)
 
 
 def family_of(name):
@@ -75,7 +70,7 @@ def test_calibrated(name, tmp_path):
     examine(name, tmp_path, calibrated=True)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each(FAMILIES)
 def test_lossless(name, tmp_path):
     family_of(name)
     is_unlike(name)
