@@ -75,6 +75,7 @@ def test_a_weight_with_a_second_reference_is_refused_or_told(tmp_path):
         tersor.compress(model, ratio=2)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("act", [tersor.save, tersor.load], ids=["save", "load"])
 def test_torchscript(tmp_path, act):
     scripted = torch.jit.script(Called(linear()))
@@ -154,7 +155,7 @@ def test_extra_state_that_is_no_tensor_is_left_out_and_told(tmp_path):
         tersor.save(model, tmp_path / "model.tersor", lossless=True)
     with pytest.warns(UserWarning, match="left out"):
         tersor.load(tmp_path / "model.tersor", back)
-    assert tensors_of(back) == tensors_of(model)
+        assert tensors_of(back) == tensors_of(model)
 
 
 def test_a_refusal_changes_nothing():

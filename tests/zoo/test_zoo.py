@@ -26,7 +26,9 @@ CALIBRATED = [
 WRITING = ["GPT-2 (Conv1D)", "Llama", "Qwen2 (tied)", "Mamba", "T5"]
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:a weight stays as it is", "ignore:.*saw fewer input vectors"
+    "ignore:a weight stays as it is",
+    "ignore:.*saw fewer input vectors",
+    "ignore:.*weight_norm. is deprecated:FutureWarning",
 )
 
 
