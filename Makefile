@@ -46,6 +46,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/unification.py
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/damage.py
+	$(BIN)/python benchmarks/compatibility.py
 	$(BIN)/python benchmarks/results_page.py
 
 picture: $(VENV)/installed
