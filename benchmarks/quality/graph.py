@@ -34,8 +34,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def _onnx() -> ModuleType:
-    for package, name in zip(PACKAGES, ("onnx", "google.protobuf", "ml_dtypes"), strict=True):
-        store.folder(package)
     for package, name in zip(PACKAGES[::-1], ("ml_dtypes", "google.protobuf", "onnx"), strict=True):
         found = store.module(package, name)
     return found

@@ -50,8 +50,22 @@ from tersor.models import source_of
 from tersor.samples import call
 
 NAME = "zoo"
-NAMES = ("resemblyzer", "silero", "crepe_tiny", "ppocr", "english_g2", "craft")
-"""Small ones first."""
+NAMES = (
+    "fracast",
+    "silero",
+    "crepe_tiny",
+    "g2p",
+    "ppocr",
+    "resemblyzer",
+    "english_g2",
+    "efficientnet_lite0",
+    "wordllama",
+    "craft",
+    "crepe_full",
+    "minilm",
+    "antiberty",
+)
+"""From 85 thousand weights to 26 million."""
 
 RATIOS = (8, 12, 16)
 METHODS = ("data-free", "calibrated", "reconstructed", "scalar")
