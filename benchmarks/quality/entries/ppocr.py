@@ -6,12 +6,24 @@ import graph
 import store
 import text
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from entries import Entry, Figures, craft
 
 PACKAGE = "rapidocr-onnxruntime==1.4.4"
 FILE = "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
+
+
+RUNTIME = ("flatbuffers==25.2.10", "onnxruntime==1.32.0")
+
+
+def original(pages: Tensor) -> Tensor:
+    """The package's file, run by onnxruntime."""
+    store.module(RUNTIME[0], "flatbuffers")
+    runtime = store.module(RUNTIME[1], "onnxruntime")
+    path = str(store.folder(PACKAGE) / FILE)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"x": pages.numpy()})[0])
 
 
 def build() -> nn.Module:
@@ -29,10 +41,11 @@ def quality(model: nn.Module) -> Figures:
 
 ENTRY = Entry(
     purpose="text detection",
-    packages=(PACKAGE, *graph.PACKAGES),
+    packages=(PACKAGE, *graph.PACKAGES, *RUNTIME),
     licence="Apache-2.0",
     measure="words found, F1 in %, 48 words on photographs",
     build=build,
     batches=craft.batches,
     quality=quality,
+    original=original,
 )

@@ -7,7 +7,6 @@ from functools import cache
 import speech
 import store
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +17,7 @@ CHUNK, CONTEXT = 512, 64
 
 
 class Detector(nn.Module):
-    """The graph of ``silero_vad_16k``, on whole recordings; (n, samples) -> (n, chunks)."""
+    """The model for 16 kHz, on whole recordings; (n, samples) -> (n, chunks)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,11 +44,35 @@ class Detector(nn.Module):
         return self.final_conv(x).sigmoid().squeeze(1)
 
 
+NAMES = {
+    "_model.stft.forward_basis_buffer": "stft_conv.weight",
+    **{f"_model.encoder.{i}.reparam_conv.": f"conv{i + 1}." for i in range(4)},
+    "_model.decoder.rnn.": "lstm_cell.",
+    "_model.decoder.decoder.2.": "final_conv.",
+}
+"""Beginnings of names in the package's TorchScript, and what they are here."""
+
+
+def _script() -> torch.jit.ScriptModule:
+    path = store.folder(PACKAGE) / "silero_vad" / "data" / "silero_vad.jit"
+    return torch.jit.load(str(path)).eval()
+
+
 def build() -> nn.Module:
+    state = {}
+    for name, tensor in _script().state_dict().items():
+        for start, ours in NAMES.items():
+            if name.startswith(start):
+                state[ours + name.removeprefix(start)] = tensor
     model = Detector()
-    path = store.folder(PACKAGE) / "silero_vad" / "data" / "silero_vad_16k.safetensors"
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(state)
     return model.eval()
+
+
+def original(samples: Tensor) -> Tensor:
+    """The TorchScript, chunk by chunk."""
+    script = _script()
+    return torch.cat([script(chunk, speech.RATE) for chunk in samples.split(CHUNK, 1)], dim=1)
 
 
 @cache
@@ -110,4 +133,5 @@ ENTRY = Entry(
     batches=batches,
     quality=quality,
     debian=speech.DEBIAN,
+    original=original,
 )
