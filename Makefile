@@ -47,6 +47,8 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/damage.py
 	$(BIN)/python benchmarks/compatibility.py
+	$(BIN)/python benchmarks/quality/zoo.py --fetch --again
+	$(BIN)/python benchmarks/quality/zoo_page.py
 	$(BIN)/python benchmarks/results_page.py
 
 picture: $(VENV)/installed
