@@ -249,7 +249,7 @@ def make_inputs(folder):
     """Files that cannot be used."""
     state, checkpoint = small_state(), (folder / "model.safetensors").read_bytes()
     archive = (folder / "model.tersor").read_bytes()
-    for name in ("text.safetensors", "text.pt", "text.tersor", "model.onnx"):
+    for name in ("text.safetensors", "text.pt", "text.tersor", "model.h5"):
         (folder / name).write_text("Just some text.\n" * 20)
     for name in ("empty.safetensors", "empty.pt", "empty.tersor"):
         (folder / name).write_bytes(b"")
@@ -259,7 +259,7 @@ def make_inputs(folder):
     torch.save(state, "cut.pt")
     (folder / "cut.pt").write_bytes((folder / "cut.pt").read_bytes()[:-100])
     torch.save(nn.Linear(4, 4), "whole.pt")
-    torch.save({"w": torch.ones(2), "x": Harmful()}, "harmful.pt")
+    torch.save(Harmful(), "harmful.pt")
     torch.save([torch.ones(2)], "list.pt")
     torch.save({"lr": 0.1}, "none.pt")
     torch.save({"t": torch.ones(3, dtype=torch.complex128)}, "complex.pt")
@@ -278,20 +278,20 @@ def make_inputs(folder):
 
 COMPRESS = [
     ("none.safetensors", "no such file: none.safetensors"),
-    ("sub", "sub is a directory; give a checkpoint file"),
-    ("model.onnx", "cannot read model.onnx: a checkpoint ends in .safetensors"),
+    ("sub", "sub is a directory with no checkpoint; give the checkpoint file itself"),
+    ("model.h5", "cannot read model.h5: a checkpoint ends in .safetensors"),
     ("model.tersor", "a checkpoint ends in"),
     ("text.safetensors", "text.safetensors is not a valid safetensors file"),
     ("empty.safetensors", "not a valid safetensors file"),
     ("cut.safetensors", "not a valid safetensors file"),
     ("nothing.safetensors", "nothing.safetensors holds no tensors"),
-    ("text.pt", "text.pt is damaged, no PyTorch file, or holds more than tensors"),
+    ("text.pt", "text.pt: it is damaged, no PyTorch file, or holds more than tensors"),
     ("empty.pt", "is damaged"),
-    ("cut.pt", "cut.pt is damaged"),
+    ("cut.pt", "cut.pt: it is damaged: the archive ends early"),
     ("whole.pt", "save the weights: torch.save(model.state_dict(), path)"),
     ("harmful.pt", "could run code"),
     ("list.pt", "the checkpoint holds a list; a dictionary of tensors"),
-    ("none.pt", "none.pt holds no tensors"),
+    ("none.pt", "none.pt: the checkpoint holds no tensors that have names: lr (float)"),
     ("complex.pt", "tensor 't' has the data type torch.complex128, which cannot be stored"),
     ("sparse.pt", "tensor 't' is sparse"),
     ("nan.safetensors", "tensor 'big.weight' has 1 elements that are NaN or infinite, of 4096"),
@@ -300,7 +300,7 @@ COMPRESS = [
     ("a.index.json", "no such file: none.safetensors"),
     ("b.index.json", "names '../model.safetensors'; the shards must be checkpoint files in the"),
     ("c.index.json", "model.safetensors lacks the tensor 'w' that c.index.json expects in it"),
-    ("d.index.json", "is not a safetensors index: it needs a 'weight_map'"),
+    ("d.index.json", "is not the index of a checkpoint: it needs a 'weight_map'"),
 ]
 
 BUDGETS = [

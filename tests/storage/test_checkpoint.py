@@ -147,7 +147,7 @@ def test_missing_files_directories_and_other_kinds(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"just some text\n" * 50, b"\x80\x02}", b"PK\x03\x04"])
 def test_other_content_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=r"is not a valid safetensors file|is damaged, no PyTorch"):
+    with pytest.raises(InputError, match=r"is not a valid safetensors file|it is damaged"):
         open_checkpoint(tmp_path / name)
 
 

@@ -23,6 +23,10 @@ _MOST_REPEATED = 1 << 28
 """Bytes that tensors may have, all together, beyond those of the memory that they are views of."""
 
 
+_ARCHIVE = b"PK\3\4"
+"""What a zip archive starts with."""
+
+
 def read(path: Path, key: str | None = None) -> Content:
     """The tensors of a state dict; mapped into memory where the file allows it.
 
@@ -52,7 +56,11 @@ def read(path: Path, key: str | None = None) -> Content:
 
 def _load(path: Path) -> Any:
     """What is in a file, with stand-ins for objects of classes that are not known to be safe."""
-    if not zipfile.is_zipfile(path):  # as before torch 1.6: neither to be mapped nor looked into
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(len(_ARCHIVE)) == _ARCHIVE:
+                raise InputError("it is damaged: the archive ends early; get the file again")
+        # As before torch 1.6: neither to be mapped nor looked into.
         return _unpickle_weights(path, (), mapped=False)
     names, mapped = zipped.check(path)
     if any(name.endswith("/constants.pkl") for name in names):
