@@ -126,6 +126,7 @@ def gather(
     path: str | os.PathLike[str],
     dense: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
+    max_bytes: int | None = None,
 ) -> Facts:
     """Facts of a file.
 
@@ -138,6 +139,8 @@ def gather(
         its weights. Its tensors are loaded one at a time.
     progress
         Called as the work goes on.
+    max_bytes
+        See `tersor.storage.opened.OpenFile`.
 
     Raises
     ------
@@ -146,7 +149,7 @@ def gather(
     FileFormatError
         If the file is damaged.
     """
-    with open_file(path) as file:
+    with open_file(path, max_bytes=max_bytes) as file:
         source = None if dense is None else open_checkpoint(dense)
         report = summarize_file(file.layout)
         layers = tuple(_layers(file, report, source, progress))
