@@ -105,6 +105,7 @@ def compress(
         from tersor.storage.atomic import check_writable
         from tersor.storage.checkpoint import open_checkpoint
         from tersor.storage.label import parse_metadata
+        from tersor.text import printable
 
         check_writable(output, model)
         overrides = overrides_of(keep, bits, fast)
@@ -139,5 +140,5 @@ def compress(
                 written = container.write(output, archive, progress)
         console.print(table.render(summary.summarize(archive, written)))
         if source.ignored:
-            say(f"left out: {', '.join(source.ignored)}")
+            say(f"left out: {', '.join(map(printable, source.ignored))}")
         say(f"wrote {output}")

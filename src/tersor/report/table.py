@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.plan.budget import format_size
-from tersor.storage.summary import Report, TensorSummary, kept_groups, printable
+from tersor.storage.summary import Report, TensorSummary, kept_groups
+from tersor.text import printable
 
 if TYPE_CHECKING:
     from tersor.optimize import Optimized
@@ -68,7 +69,7 @@ def _kept(groups: list[tuple[str, tuple[TensorSummary, ...]]]) -> Table:
     table.add_column("how, and why")
     for name, members in groups:
         size = str(sum(t.nbytes for t in members))
-        row = (str(len(members)), members[0].dtype, size, Text(members[0].note))
+        row = (str(len(members)), members[0].dtype, size, Text(printable(members[0].note)))
         table.add_row(_name(name), *row)
     return table
 

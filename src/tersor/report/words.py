@@ -7,7 +7,8 @@ import re
 
 from tersor.plan.budget import format_size
 from tersor.report.markup import Markup, join
-from tersor.storage.summary import TensorSummary, printable
+from tersor.storage.summary import TensorSummary
+from tersor.text import printable
 
 _LONGEST = 120
 """Characters of a name; of a longer one, the beginning and the end are shown."""
