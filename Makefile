@@ -1,6 +1,8 @@
 # Two commands on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+# Executions of each fuzzer.
+RUNS ?= 1000000
 BIN := $(VENV)/bin
 
 # Threads that wait without spinning: many times faster where other work runs beside.
@@ -13,7 +15,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
 	@echo "make picture make docs/report.png (needs the same data, and chromium)"
-	@echo "make fuzz    look for inputs that the decoders mishandle (half an hour; needs clang)"
+	@echo "make fuzz    look for inputs that decoders and native code mishandle (hours; needs clang)"
 	@echo "make bench   measure what README and docs state (needs the data, see benchmarks/README.md)"
 
 $(VENV)/installed: pyproject.toml requirements-dev.txt CMakeLists.txt $(wildcard csrc/*)
@@ -56,7 +58,7 @@ picture: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
-	$(BIN)/python benchmarks/fuzzing.py
+	$(BIN)/python benchmarks/fuzzing.py --runs $(RUNS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

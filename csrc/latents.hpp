@@ -125,7 +125,7 @@ inline float slope(float z, const float* bits, int shift, int grid, int states) 
     const auto joined = [&](float a) {  // `first` moves the magnitudes of indices above 0 only
         const float whole = a < spacing - first ? a / (spacing - first) : (a + first) / spacing;
         const float position = std::min(std::ldexp(whole, -shift), kPrices - 1.0f);
-        const int below = std::min(static_cast<int>(position), kPrices - 2);
+        const int below = position < kPrices - 2 ? static_cast<int>(position) : kPrices - 2;  // of NaN too
         return bits[below] + (position - static_cast<float>(below)) * (bits[below + 1] - bits[below]);
     };
     const float a = std::fabs(z), half = 0.5f * spacing;

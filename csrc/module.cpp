@@ -9,8 +9,8 @@
 #include <malloc.h>
 #endif
 
-#include "latents.hpp"
 #include "signs.hpp"
+#include "streams.hpp"
 
 namespace nb = nanobind;
 using namespace tersor;
@@ -20,65 +20,8 @@ using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Orders = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using States = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-template <class Matrix>
-Shape shape_of(const Matrix& z, int64_t outer) {
-    const int64_t columns = z.shape(1);
-    if (outer < 1 || columns % outer) throw std::invalid_argument("runs do not fit the columns");
-    return {static_cast<int64_t>(z.shape(0)), columns / outer, outer, columns};
-}
-static Shape codebook_shape(const Integers& c) {
-    const int64_t columns = c.shape(1);
-    return {static_cast<int64_t>(c.shape(0)), 1, columns, columns};
-}
-constexpr auto ignore = [](const auto&...) {};
-
-template <class Coder>
-void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_start, int16_t* latent,
-          const Shape& second, int states, int latent_start) {
-    if (!first.rows) return;  // nor does the latent have any, whatever its columns
-    Model of_codebook(first.outer, first.inner, codebook_start, 1);
-    code(coder, of_codebook, codebook, first, 1, ignore);
-    Model of_latent(second.outer, second.inner, latent_start, states);
-    code(coder, of_latent, latent, second, states, ignore);
-}
-
-struct Analysis {
-    Shape shape;
-    Prices prices;
-    std::vector<uint8_t> places;  // in the model: level of the expected magnitude << 1 | grid
-    std::vector<double> bits;
-};
-
-// Analyses slices of a matrix that lie side by side, of runs of these lengths.
-Analysis analyse(const Floats& z, const std::vector<int64_t>& outers, int states, int start) {
-    int64_t outer = 0;
-    for (const int64_t length : outers) {
-        if (length < 1) throw std::invalid_argument("a slice has no rows");
-        outer += length;
-    }
-    const Shape whole = shape_of(z, outer);
-    const int64_t n = whole.columns();
-    Analysis found{whole, Prices(), std::vector<uint8_t>(z.size()), std::vector<double>(whole.rows, 0.0)};
-    MeanPrices prices;
-    int64_t first = 0;
-    for (const int64_t length : outers) {
-        const Shape shape{whole.rows, whole.inner, length, n};
-        Model model(shape.outer, shape.inner, start, states);
-        Counter coder;
-        std::vector<double> ends(shape.rows, 0.0);
-        code(coder, model, z.data() + first, shape, states,
-             [&](const Counter& now, int64_t r, int64_t c, int at, int grid) {
-            found.places[r * n + first + c] = static_cast<uint8_t>(Model::level(at) << 1 | grid);
-            if (c == 0 && r) ends[r - 1] = now.bits;
-        });
-        if (shape.rows) ends.back() = coder.bits;
-        for (int64_t r = 0; r < shape.rows; ++r) found.bits[r] += r ? ends[r] - ends[r - 1] : ends[r];
-        prices.add(Prices(model), static_cast<double>(std::max<int64_t>(shape.columns(), 1)));
-        first += shape.columns();
-    }
-    found.prices = prices.mean();
-    return found;
-}
+static Shape shape_of(const Integers& z, int64_t outer) { return tersor::shape_of(z.shape(0), z.shape(1), outer); }
+static Shape shape_of(const Integers& codebook) { return codebook_shape(codebook.shape(0), codebook.shape(1)); }
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no leak
@@ -96,7 +39,7 @@ NB_MODULE(_native, m) {
         {
             nb::gil_scoped_release release;
             Encoder coder;
-            both(coder, codebook.data(), codebook_shape(codebook), codebook_start, latent.data(),
+            both(coder, codebook.data(), shape_of(codebook), codebook_start, latent.data(),
                  shape_of(latent, outer), states, latent_start);
             out = coder.finish();
         }
@@ -106,7 +49,7 @@ NB_MODULE(_native, m) {
                        int64_t outer, int states, int latent_start) {
         Decoder coder(reinterpret_cast<const uint8_t*>(data.c_str()), data.size());
         nb::gil_scoped_release release;
-        both(coder, codebook.data(), codebook_shape(codebook), codebook_start, latent.data(),
+        both(coder, codebook.data(), shape_of(codebook), codebook_start, latent.data(),
              shape_of(latent, outer), states, latent_start);
         return coder.used();
     });
@@ -114,7 +57,7 @@ NB_MODULE(_native, m) {
         .def_ro("bits", &Analysis::bits);
     m.def("analyse", [](Floats z, const std::vector<int64_t>& outers, int states, int start) {
         nb::gil_scoped_release release;
-        return analyse(z, outers, states, start);
+        return analyse(z.data(), z.shape(0), z.shape(1), outers, states, start);
     });
     m.def("slopes", [](Floats z, const Analysis& analysis, int states) {  // in the place of z
         nb::gil_scoped_release release;

@@ -8,7 +8,7 @@ enum { UNCHECKED = 1 };
 enum { UNCHECKED = 0 };
 #endif
 
-enum { PREFIX = 21, LARGEST_HEADER = 1 << 26, LARGEST_EXPANSION = 1032 };
+enum { PREFIX = 21, LARGEST_HEADER = 1 << 26, ORDINARY_HEADER = 1 << 18, LEAST_TENSOR = 6 };
 
 static const uint8_t MAGIC[9] = {0x93, 'T', 'E', 'R', 'S', 'O', 'R', '\n', 1 /* version */};
 
@@ -45,14 +45,23 @@ static tersor_status check_prefix(const uint8_t *data, size_t size)
     return data[8] == MAGIC[8] ? TERSOR_OK : TERSOR_VERSION;
 }
 
+/* Whether a header is small, no larger than its file lets expect, or such that the caller has room
+ * for all tensors that it may describe. */
+static int affordable(uint32_t header, size_t size, uint64_t limit)
+{
+    return header <= ORDINARY_HEADER || header / 4 <= size || header <= limit / 128;
+}
+
 /* Inflate the header into the bytes of the file. */
 static tersor_status read_header(tersor_file *file, const uint8_t *data, size_t size,
-                                 tersor_cursor *cursor, size_t *end)
+                                 uint64_t limit, tersor_cursor *cursor, size_t *end)
 {
     const uint32_t deflated = tersor_load32(data + 9), plain = tersor_load32(data + 13);
     /* Deflate makes no more of a byte, so that a claim costs nobody memory. */
-    if (plain > LARGEST_HEADER || plain / LARGEST_EXPANSION > deflated)
+    if (plain > LARGEST_HEADER || plain > TERSOR_EXPANSION * deflated)
         return TERSOR_HEADER;
+    if (!affordable(plain, size, limit))
+        return TERSOR_LIMIT;
     if (deflated > size - PREFIX || !tersor_intact(data + PREFIX, deflated, tersor_load32(data + 17)))
         return TERSOR_CHECKSUM;
     file->needs.bytes = plain;
@@ -74,12 +83,12 @@ tersor_status tersor_open(tersor_file *file, const uint8_t *data, size_t size, u
     memset(&file->metadata, 0, sizeof file->metadata);
     file->content_hash = 0;
     if (status == TERSOR_OK)
-        status = read_header(file, data, size, &cursor, &end);
+        status = read_header(file, data, size, limit, &cursor, &end);
     if (status != TERSOR_OK)
         return status;
     file->source_bytes = tersor_integer(&cursor, TERSOR_LARGEST_FIELD);
     file->needs.tensors = tersor_integer(&cursor, cursor.size);
-    if (cursor.bad || file->needs.tensors > cursor.size - cursor.used)
+    if (cursor.bad || file->needs.tensors > (cursor.size - cursor.used) / LEAST_TENSOR)
         return TERSOR_HEADER;
     if (file->tensors_size < file->needs.tensors)
         return TERSOR_SPACE;

@@ -14,6 +14,7 @@ typedef struct {
 } tersor_cursor;
 
 #define TERSOR_LARGEST_FIELD ((uint64_t)1 << 48)
+#define TERSOR_EXPANSION ((uint64_t)1032) /* most bytes that deflate makes of one */
 
 const uint8_t *tersor_raw(tersor_cursor *cursor, uint64_t size); /* 0 if there is less */
 uint8_t tersor_byte(tersor_cursor *cursor, unsigned limit);

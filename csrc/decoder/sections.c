@@ -1,7 +1,7 @@
 /* Sections: one for each factored tensor, then one for each group of pieces of kept ones. */
 #include "internal.h"
 
-enum { C64 = 15, LARGEST_EXPANSION = 1032, LEAST_STAMP = 5 };
+enum { C64 = 15, LEAST_STAMP = 5 };
 
 unsigned tersor_stored_size(const tersor_tensor *t)
 {
@@ -97,7 +97,7 @@ tersor_status tersor_read_sections(tersor_file *file, tersor_cursor *cursor, con
         file->sections[i].data = data + start;
         file->sections[i].size = (size_t)bytes;
         start += (size_t)bytes;
-        if (tersor_group_size(file->sections + i) / LARGEST_EXPANSION > bytes)
+        if (tersor_group_size(file->sections + i) > TERSOR_EXPANSION * bytes)
             return TERSOR_DEFLATE;
     }
     for (i = 0; i < count; i++)

@@ -154,14 +154,14 @@ static uint8_t *gather(const tersor_tensor *t, const tersor_section *section, in
 static tersor_status hold(const tersor_section *section, tersor_space *space)
 {
     tersor_status status;
-    if (space->held == section->data)
+    if (space->held == section)
         return TERSOR_OK;
     space->held = 0;
     if (!tersor_section_intact(section))
         return TERSOR_CHECKSUM;
     status = tersor_inflate(section->data, section->size, space->bytes, tersor_group_size(section));
     if (status == TERSOR_OK)
-        space->held = section->data;
+        space->held = section;
     return status;
 }
 

@@ -100,12 +100,13 @@ typedef struct {
     size_t scales_size;
     uint8_t *bytes; /* a group of kept tensors: 2^20 at most */
     size_t bytes_size;
-    const uint8_t *held; /* section that `bytes` holds: 0 at first, and again for another file */
+    const tersor_section *held; /* what `bytes` holds: 0 at first, and again for another file */
     uint32_t probabilities[40 * 2 * 16];
 } tersor_space;
 
 /* Read the header. `limit` is the largest number of bytes that all decoded tensors and factors may
- * take. After TERSOR_SPACE `file->needs` has the numbers of elements that are known to be needed;
+ * take. It also bounds what describes them: a header of more than 2^18 bytes, 4 times the bytes of the
+ * file and limit / 128 is TERSOR_LIMIT. After TERSOR_SPACE `file->needs` has the numbers of elements that are known to be needed;
  * give these and call again. After TERSOR_OK `file->tensors` describes `file->count` tensors. */
 tersor_status tersor_open(tersor_file *file, const uint8_t *data, size_t size, uint64_t limit);
 

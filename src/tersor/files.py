@@ -20,7 +20,7 @@ from tersor.nn.checks import check_model
 from tersor.nn.fill import aliases_of, distinct, fill, some
 from tersor.plan import classify
 from tersor.plan.progress import Progress, silent
-from tersor.storage import container, dense_file, layout, records
+from tersor.storage import container, dense_file, records
 from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, as_tensor
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.label import check_metadata
@@ -135,8 +135,9 @@ def load(
         the file, as in `torch.nn.Module.load_state_dict`.
     max_bytes
         Most that the dense tensors and the integers of the factors may take in memory, such as
-        ``"8GB"`` (1 kB is 1000 bytes) or a number of bytes; by default 64 GiB. A file that claims
-        more is refused before anything is made of it.
+        ``"8GB"`` (1 kB is 1000 bytes) or a number of bytes; by default 64 GiB, and for a tensor
+        half of the memory that is left. A file that claims more is refused before anything is made
+        of it.
 
     Returns
     -------
@@ -252,8 +253,8 @@ def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[s
     ----------
     max_bytes
         Most that the dense tensors and the integers of the factors may take in memory, such as
-        ``"8GB"`` (1 kB is 1000 bytes) or a number of bytes; by default 64 GiB. A file that claims
-        more is refused before anything is made of it.
+        ``"8GB"`` (1 kB is 1000 bytes) or a number of bytes; by default the memory that is left, at
+        most 64 GiB. A file that claims more is refused before anything is made of it.
 
     Raises
     ------
@@ -263,11 +264,12 @@ def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[s
         If the file is damaged, or needs more than `max_bytes`.
     """
     with open(path, max_bytes=max_bytes) as file:
+        file.check_room()
         return dense_tensors(file)
 
 
-def _limit(max_bytes: str | int | None) -> int:
-    return layout.MAX_BYTES if max_bytes is None else parse_size(max_bytes)
+def _limit(max_bytes: str | int | None) -> int | None:
+    return None if max_bytes is None else parse_size(max_bytes)
 
 
 def verify(
@@ -339,8 +341,10 @@ def _under_each_name(file: OpenFile, progress: Progress) -> Iterator[tuple[str, 
             yield name, value.pieces() if isinstance(value, Factors) else [value]
 
 
-def inspect(path: Path) -> Report:
+def inspect(path: Path, *, max_bytes: str | int | None = None) -> Report:
     """What a file holds: per tensor its shape, tile, rank, bytes and signal-to-noise ratio.
+
+    For ``max_bytes`` see `load`.
 
     Raises
     ------
@@ -349,5 +353,5 @@ def inspect(path: Path) -> Report:
     FileFormatError
         If the header is damaged; the tensors are not read, which `verify` does.
     """
-    with open(path) as file:
+    with open(path, max_bytes=max_bytes) as file:
         return summarize_file(file.layout)

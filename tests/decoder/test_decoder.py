@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from tersor.errors import FileFormatError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.files import dense_tensors
-from tersor.storage import container, records
+from tersor.storage import container, header, records
 from tersor.storage.archive import Archive, Entry, Kept, Plain
+from tersor.storage.cursor import Writer
 from tersor.storage.opened import OpenFile, open_file
 
 HERE = Path(__file__).parent
@@ -163,6 +165,33 @@ def test_arrays_that_are_too_small_are_refused(path):
     command = [build(sources=(HERE / "arrays.c",)), path]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     assert int(done.stdout) > 2 * len(open_file(path))
+
+
+@pytest.mark.parametrize("elements", [517, 1031])
+def test_what_a_section_cannot_hold_is_refused_at_once(tmp_path, elements):
+    """One byte gives 1032 at most: claims of up to twice as many once passed until decoding."""
+    values = torch.zeros(elements, dtype=torch.int16)
+    short = with_section({"w": plain(values, Kept.NOT_FLOAT)}, b"\0")
+    with pytest.raises(FileFormatError, match=f"1 bytes cannot hold {2 * elements}"):
+        OpenFile(short)
+    path = tmp_path / "short.tersor"
+    path.write_bytes(short)
+    program = build(sources=(HERE / "metadata.c",))  # which opens the file, and decodes nothing
+    assert subprocess.run([program, path], capture_output=True).returncode == 2
+
+
+def with_section(entries, section):
+    """A file of kept tensors with another section than theirs, and checksums that fit."""
+    out = Writer()
+    out.integer(1)
+    header.write(out, entries)
+    out.integers([0, len(section)])
+    out.pack("I", zlib.crc32(section))
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    deflated = compressor.compress(out.data) + compressor.flush()
+    sizes = len(deflated), len(out.data), zlib.crc32(deflated)
+    prefix = container.PREFIX.pack(container.MAGIC, container.VERSION, *sizes)
+    return prefix + deflated + section
 
 
 @pytest.mark.parametrize("metadata", [{}, {"name": "é", "licence": "MIT", "note": ""}])

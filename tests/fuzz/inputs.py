@@ -9,7 +9,8 @@ the outside, so that changes reach what is inside:
 - each section: its size, two bytes, at most what is there, and its content;
 - all that is left: what follows the sections.
 
-Checksums do not count: fuzzers do not guess them. fuzz_decoder.c does the same in C.
+Checksums do not count: fuzzers do not guess them. fuzz_decoder.c does the same in C. Fuzzers that
+know the format (mutate.cpp) begin with the files alone, and mend checksums.
 
     python tests/fuzz/inputs.py    # writes the inputs to begin with into the corpus
 """

@@ -14,6 +14,9 @@ from tersor.storage import container, layout
 
 HERE = Path(__file__).parent
 CORPUS = sorted(inputs.CORPUS.iterdir())
+FILES = [*inputs.CORPUS.glob("*.file"), *(HERE.parent / "golden").glob("*.tersor")]
+NATIVE = sorted((HERE / "native").iterdir())
+CSRC = HERE.parents[1] / "csrc"
 
 
 def test_the_corpus_is_small():
@@ -26,6 +29,41 @@ def test_the_c_decoder():
     program = c_decoder.build(*flags, sources=(HERE / "replay.c", HERE / "fuzz_decoder.c"))
     done = subprocess.run([program, "40", *CORPUS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def replayed(folder, harness, sources, times, files):
+    """Files and changes of them through a harness in C++, which sanitizers stop at an error."""
+    c_decoder.require("c++", *c_decoder.SANITIZED)
+    flags = [*c_decoder.SANITIZED, f"-I{CSRC}", f"-I{c_decoder.SOURCES}", "-ffp-contract=off"]
+    subprocess.run(["cc", *flags, "-c", HERE / "replay.c", *sources], check=True, cwd=folder)
+    objects, program = folder.glob("*.o"), folder / "replay"
+    command = ["c++", "-std=c++17", *flags, "-pthread", harness, *objects, "-o", program]
+    subprocess.run(command, check=True)
+    done = subprocess.run([program, str(times), *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_native_coder(tmp_path):
+    replayed(tmp_path, HERE / "fuzz_native.cpp", [], 200, NATIVE)
+
+
+def test_files_changed_field_by_field(tmp_path):
+    """With checksums that fit: many are valid, and all are read by both decoders or by neither."""
+    c_decoder.require("c++")
+    one_input, mutate = fuzz_reader.harness(tmp_path, checked=True), fuzz_reader.mutator(tmp_path)
+    made, valid = set(), 0
+    for seed in range(200):
+        data = FILES[seed % len(FILES)].read_bytes()
+        for change in range(1 + seed % 3):
+            data = mutate(data, 1 << 16, 10 * seed + change)
+        one_input(data)
+        made.add(data)
+        (tmp_path / f"{len(made)}.tersor").write_bytes(data)
+        valid += fuzz_reader.read(data) is not None
+    assert len(made) > 150 and 20 < valid < 190
+    harness = HERE / "fuzz_structure.cpp"
+    sources = [*c_decoder.LIBRARY, HERE / "mutate.cpp"]
+    replayed(tmp_path, harness, sources, 0, sorted(tmp_path.glob("*.tersor")))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import struct
+import time
 import tracemalloc
 import zlib
 
@@ -19,9 +20,12 @@ from tersor.storage import container
 from tersor.storage.opened import OpenFile
 from tersor.storage.verify import verify
 
+LIMIT = 1 << 36
+"""Bytes; without a limit, what is refused depends on the memory of the machine, too."""
 
-def decoded(data):
-    return dense_tensors(OpenFile(data))
+
+def decoded(data, limit=LIMIT):
+    return dense_tensors(OpenFile(data, max_bytes=limit))
 
 
 def test_the_valid_file_is_read():
@@ -75,7 +79,7 @@ CASES = {
     "integer too long": (assemble(b"\xff" * 30), "at most 281474976710656 is allowed"),
     "integer too large": (craft(source_bytes=2**48 + 1), "at most 281474976710656 is allowed"),
     "too many tensors": (craft(count=2**40), r"at most \d+ is allowed"),
-    "names end": (assemble(integer(1) + integer(3) + b"\0\1a"), "header ends too early"),
+    "names end": (assemble(integer(1) + integer(1) + b"\0\x7faaaaa"), "header ends too early"),
     "name longer than the rest": (craft(names=[(0, b"w" * 200)]), "header"),
     "name shares too much": (
         craft(names=[(1, b"w"), *VALID["names"][1:]]),
@@ -90,6 +94,10 @@ CASES = {
     "endless names": (
         assemble(header(count=MANY + 1, names=TENSOR_OF_MANY) + bytes(40 * MANY)),
         "names take more than 67108864 bytes",
+    ),
+    "more tensors than the header can hold": (
+        assemble(integer(600) + integer(10**6) + bytes(5 * 10**5)),
+        r"at most 83333 is allowed",
     ),
     "unknown type": (craft(dtypes=bytes([1, 1, 16, 1])), "unknown data type 16"),
     "unknown kind": (craft(kinds=bytes([2, 1, 4, 3])), "unknown kind 4"),
@@ -196,6 +204,10 @@ CASES = {
         craft(lengths=[4, 3, 2**13, 4, 3]),
         r"group of 'wb' is damaged: \d+ bytes cannot hold 16392",
     ),
+    "kept tensors larger than a single byte can be": (
+        craft(lengths=[4, 3, 516, 4, 3], sections=[SECTIONS[0], b"\0"]),
+        "group of 'wb' is damaged: 1 bytes cannot hold 1040",
+    ),
     "kept tensors in more pieces than sections": (
         craft(lengths=[4, 3, 2**30, 4, 3]),
         "header ends too early",
@@ -254,7 +266,7 @@ CASES = {
 def test_malformed_files_are_refused(data, message):
     with pytest.raises(FileFormatError, match=message):
         decoded(data)
-    assert re.search(message, "; ".join(verify(data).problems))
+    assert re.search(message, "; ".join(verify(data, max_bytes=LIMIT).problems))
 
 
 @pytest.mark.parametrize("data", [data for data, _ in CASES.values()], ids=CASES)
@@ -272,6 +284,22 @@ def test_refusing_costs_little_memory(data):
     tracemalloc.stop()
     limit = 150_000_000 if len(data) > 10_000 else 10_000_000
     assert peak < limit
+
+
+@pytest.mark.parametrize("count", [2**25, 2**26 // 6])
+def test_a_hostile_header_costs_next_to_nothing(count):
+    """65 kB that inflate to 64 MiB, and claim 32 million tensors or the most that fit."""
+    claim = integer(1) + integer(count)
+    data = assemble(claim + bytes(2**26 - len(claim)))
+    assert len(data) < 66_000
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(FileFormatError, match="lists more than the file can hold"):
+        decoded(data, None)
+    took, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took < 0.1 and peak < 1 << 20
+    assert c_decoder.run(data, c_decoder.build()) is None
 
 
 def test_a_deflate_bomb_stops_at_its_claim():

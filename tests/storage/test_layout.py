@@ -1,13 +1,15 @@
 """What is refused before any tensor is decoded."""
 
+import re
 import tracemalloc
 
 import pytest
 import torch
 from samples import plain, small_archive, to_file_bytes
 
+import tersor
 from tersor.errors import FileFormatError, InputError
-from tersor.storage import container
+from tersor.storage import container, memory, records
 from tersor.storage.archive import Archive, Entry, Kept, Plain
 from tersor.storage.opened import OpenFile, open_file
 
@@ -58,6 +60,53 @@ def test_more_than_the_limit_is_refused():
     assert len(OpenFile(data, max_bytes=4000)) == 1
 
 
+def zeros(count):
+    """Weights of a megabyte each, in a few bytes."""
+    weight = records.zero((2**18, 1), torch.float32, 0.0)
+    entries = {str(i): Entry((2**18, 1), torch.float32, weight) for i in range(count)}
+    return to_file_bytes(Archive(entries, 1))
+
+
+def test_without_a_limit_the_memory_of_the_machine_is_one(monkeypatch, tmp_path):
+    """For each tensor, twice what it takes; for all of them, where all are held."""
+    monkeypatch.setattr(memory, "available", lambda: 2**21 - 1)
+    with pytest.raises(FileFormatError, match="decoding '0' takes 2097152 bytes, and 2097151 are"):
+        OpenFile(zeros(1))
+    monkeypatch.setattr(memory, "available", lambda: 2**21)
+    with OpenFile(zeros(3)) as file:
+        assert len(file) == 3 and not file["2"].any()
+        with pytest.raises(FileFormatError, match=f"takes {3 * 2**20} bytes, and 2097152 are left"):
+            file.check_room()
+    path = tmp_path / "zeros.tersor"
+    path.write_bytes(zeros(3))
+    with pytest.raises(FileFormatError, match=r"zeros\.tersor: .* give 3145728 as max_bytes"):
+        tersor.load_state_dict(path)
+    assert len(tersor.load_state_dict(path, max_bytes="3 MiB")) == 3
+
+
+def many(count):
+    """Empty tensors, which cost a file nearly nothing."""
+    entries = {f"{i:06}": plain(torch.empty(0), Kept.EMPTY) for i in range(count)}
+    return to_file_bytes(Archive(entries, 1))
+
+
+def test_a_header_far_larger_than_its_file_needs_a_limit():
+    data = many(40_000)
+    assert len(data) < 4000
+    with pytest.raises(
+        FileFormatError, match=r"if you trust the file, give \d+ as max_bytes"
+    ) as refused:
+        OpenFile(data)
+    needed = int(re.search(r"give (\d+)", str(refused.value))[1])
+    with pytest.raises(FileFormatError, match="lists more than the file can hold"):
+        OpenFile(data, max_bytes=needed - 1)
+    assert len(OpenFile(data, max_bytes=needed)) == 40_000
+
+
+def test_many_tensors_are_no_reason_to_refuse():
+    assert len(OpenFile(many(20_000))) == 20_000
+
+
 def test_factors_count_for_the_limit():
     """Six columns of rank 3 for tiles of 4 take more than the weight itself."""
     data = to_file_bytes(Archive({"w": small_archive().entries["layer.weight"]}, 1))
@@ -77,7 +126,7 @@ def test_claims_cost_no_memory(elements, message):
     data = to_file_bytes(Archive({"w": huge}, 1))
     tracemalloc.start()
     with pytest.raises(FileFormatError, match=message):
-        OpenFile(data)
+        OpenFile(data, max_bytes=1 << 36)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from tersor.errors import TersorError
+from tersor.text import printable_lines
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,7 +61,7 @@ MaxBytes = Annotated[
     Optional[str],  # noqa: UP045  (typer on Python 3.10)
     typer.Option(
         help="Refuse a file that would take more memory than this once decoded: 8GB, 500MiB.",
-        show_default="64GiB",
+        show_default="64GiB, and what this machine has left",
     ),
 ]
 
@@ -151,5 +152,5 @@ def _message(error: Exception) -> str | None:
 
 
 def say(text: str, where: Console = console) -> None:
-    """Print a line as it is: names in it may look like markup, or be long."""
-    where.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """Print a message: names in it may look like markup, be long, or steer a terminal."""
+    where.print(printable_lines(text), markup=False, emoji=False, highlight=False, soft_wrap=True)

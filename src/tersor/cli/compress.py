@@ -112,6 +112,7 @@ def compress(
         from tersor.storage import container, summary
         from tersor.storage.atomic import check_writable
         from tersor.storage.label import OUTPUT_ERROR, output_error_text, parse_metadata
+        from tersor.text import printable
 
         check_writable(output, model)
         overrides = overrides_of(keep, bits, fast)
@@ -159,5 +160,5 @@ def compress(
             report = replace(report, warnings=report.warnings + unseen(calibration))
         show(report)
         if source.ignored:
-            say(f"left out: {', '.join(source.ignored)}")
+            say(f"left out: {', '.join(map(printable, source.ignored))}")
         say(f"wrote {output}")

@@ -61,6 +61,7 @@ def inspect(
         Optional[str],  # noqa: UP045
         typer.Option(help="Most memory that the weights may take then, such as 8MB."),
     ] = None,
+    max_bytes: MaxBytes = None,
 ) -> None:
     """Show what a file holds, from the file alone, and how `tersor.optimize` would run it."""
     with reporting_errors():
@@ -68,13 +69,14 @@ def inspect(
         from tersor.files import inspect as inspect_file
         from tersor.report import table
 
-        report, chosen = inspect_file(model), None
+        report, chosen = inspect_file(model, max_bytes=max_bytes), None
         if architecture is not None:
             from tersor.files import load
             from tersor.optimize import optimize
             from tersor.user_code import make
 
-            chosen = optimize(load(model, make(architecture).eval()), memory=memory)
+            filled = load(model, make(architecture).eval(), max_bytes=max_bytes)
+            chosen = optimize(filled, memory=memory)
         elif memory is not None:
             raise InputError("--memory needs --model, which says what the weights are used for")
         if as_json:
@@ -102,6 +104,7 @@ def report(
         Optional[Path],  # noqa: UP045
         typer.Option(help="JSON file that `tersor curve` wrote; this file's size is marked."),
     ] = None,
+    max_bytes: MaxBytes = None,
 ) -> None:
     """Write one self-contained page: where the bytes are, what was lost, what is in each layer."""
     with reporting_errors():
@@ -109,12 +112,14 @@ def report(
         from tersor.report import curve_file, html
         from tersor.report.facts import gather
         from tersor.storage.atomic import check_writable
+        from tersor.units import parse_size
 
         for source in filter(None, (model, dense, curve)):
             check_writable(output, source)
         points = None if curve is None else curve_file.read(curve)
+        limit = None if max_bytes is None else parse_size(max_bytes)
         with shown("reading") as progress:
-            facts = gather(model, dense, progress, key=key, prefix=prefix)
+            facts = gather(model, dense, progress, key=key, prefix=prefix, max_bytes=limit)
         written = html.write(output, facts, points)
         say(f"wrote {output}: {written} bytes")
 

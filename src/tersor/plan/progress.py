@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tersor.text import printable
+
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the work that is done, 0 to 1."""
 
@@ -40,4 +42,6 @@ def shown(title: str) -> Iterator[Progress]:
     console = Console(stderr=True)
     with Bar(*columns, console=console, transient=True, expand=True) as bar:
         task = bar.add_task("", total=1.0, title=title)
-        yield lambda message, done: bar.update(task, completed=done, description=escape(message))
+        yield lambda message, done: bar.update(
+            task, completed=done, description=escape(printable(message))
+        )

@@ -129,6 +129,7 @@ def gather(
     *,
     key: str | None = None,
     prefix: str | None = None,
+    max_bytes: int | None = None,
 ) -> Facts:
     """Facts of a file.
 
@@ -143,6 +144,8 @@ def gather(
         Called as the work goes on.
     key, prefix
         Of the checkpoint, as in `tersor.storage.checkpoint.open_checkpoint`.
+    max_bytes
+        See `tersor.storage.opened.OpenFile`.
 
     Raises
     ------
@@ -151,7 +154,7 @@ def gather(
     FileFormatError
         If the file is damaged.
     """
-    with open_file(path) as file:
+    with open_file(path, max_bytes=max_bytes) as file:
         source = None if dense is None else open_checkpoint(dense, key=key, prefix=prefix)
         report = summarize_file(file.layout)
         layers = tuple(_layers(file, report, source, progress))

@@ -12,7 +12,8 @@ from rich.text import Text
 from tersor.report.breaking import Name
 from tersor.report.words import decibels
 from tersor.storage import doubts, label
-from tersor.storage.summary import Report, TensorSummary, kept_groups, printable
+from tersor.storage.summary import Report, TensorSummary, kept_groups
+from tersor.text import printable
 from tersor.units import format_size
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import re
 
 from tersor.report.markup import Markup, join
 from tersor.storage.header import hundredths
-from tersor.storage.summary import TensorSummary, printable
+from tersor.storage.summary import TensorSummary
+from tersor.text import printable
 from tersor.units import format_size
 
 _LONGEST = 120

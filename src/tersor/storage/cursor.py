@@ -73,16 +73,16 @@ class Reader:
     def integer(self, limit: int = 2**48) -> int:
         """Take an unsigned integer of at most ``limit``."""
         value = 0
-        for shift in range(0, 63, 7):
-            byte = self.raw(1)[0]
-            value |= (byte & 127) << shift
+        for place, byte in enumerate(self.data[self.position : self.position + 9]):
+            value |= (byte & 127) << 7 * place
             if byte < 128:
+                self.position += place + 1
+                if value <= limit:
+                    return value
                 break
-        if byte > 127 or value > limit:
-            raise FileFormatError(
-                f"{self.what}, field at {self.position}: at most {limit} is allowed"
-            )
-        return value
+        else:
+            self.raw(9)  # refuses the end of the data
+        raise FileFormatError(f"{self.what}, field at {self.position}: at most {limit} is allowed")
 
     def integers(self, count: int, limit: int = 2**48) -> list[int]:
         """Take ``count`` unsigned integers."""

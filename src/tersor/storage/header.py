@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -25,6 +25,10 @@ from tersor.tiling import Tiling
 EXACT, ROUNDED, FACTORS, ALIAS = range(4)
 """The kinds of entries, as they stand in the file."""
 
+_LEAST_TENSOR = 6
+"""Bytes of a header that a tensor takes at least: two sizes for its name, its data type, its kind,
+its number of axes, and the reason why it is kept, or more."""
+
 _MAX_ELEMENTS = 1 << 48
 _MAX_NAMES = 1 << 26
 _LARGEST_SNR = 300
@@ -33,8 +37,7 @@ _NO_SNR = 30001
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):  # which takes less time and memory to make than others
     """What the header says of one tensor.
 
     Parameters
@@ -127,13 +130,14 @@ def read(reader: Reader) -> list[Field]:
     FileFormatError
         Where a field is missing, unknown or contradicts another.
     """
-    count = reader.integer(limit=reader.left)
+    count = reader.integer(limit=reader.left // _LEAST_TENSOR)
     names = _read_names(reader, count)
     types = [_choose(dtypes.CODES, b, "data type") for b in reader.raw(count)]
     kinds = [_choose([EXACT, ROUNDED, FACTORS, ALIAS], b, "kind") for b in reader.raw(count)]
     shapes = _read_shapes(reader, count)
     reasons = reader.raw(sum(kind in (EXACT, ROUNDED) for kind in kinds))
-    kept = iter([Kept(b) for b in reasons])
+    known = {b: Kept(b) for b in set(reasons)}
+    kept = iter([known[b] for b in reasons])
     aliases = iter(reader.integers(kinds.count(ALIAS)))
     weights = [(shapes[i], types[i]) for i in range(count) if kinds[i] == FACTORS]
     encoded = iter(_read_records(reader, weights))
@@ -160,7 +164,8 @@ def _read_shapes(reader: Reader, count: int) -> list[tuple[int, ...]]:
     axes = reader.raw(count)
     if max(axes, default=0) > dtypes.MAX_AXES:
         raise FileFormatError(f"a tensor of {max(axes)} axes; {dtypes.MAX_AXES} are allowed")
-    shapes = [tuple(reader.integers(n)) for n in axes]
+    lengths = iter(reader.integers(sum(axes)))
+    shapes = [tuple(islice(lengths, n)) for n in axes]
     for shape in shapes:  # an empty axis must not hide that the strides of others overflow
         if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
             raise FileFormatError(f"a tensor of shape {shape} is too large")

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from tersor.errors import FileFormatError
-from tersor.storage import header, kept, label
+from tersor.storage import header, kept, label, memory
 from tersor.storage.container import CHECKSUM, MAGIC, PREFIX, VERSION, Stamp, stamp
 from tersor.storage.cursor import Reader
 from tersor.storage.descriptors import FileBytes
@@ -21,10 +21,14 @@ Data = bytes | FileBytes
 
 KEPT = (EXACT, ROUNDED)
 
-MAX_BYTES = 1 << 36
-"""Default limit of what a file may decode to: 64 GiB."""
+_MAX_BYTES = 1 << 36
+"""What a file may decode to if the caller gives no limit: 64 GiB."""
 
 _MAX_HEADER = 1 << 26
+
+_ORDINARY_HEADER, _HEADER_SHARE, _TENSOR_COST = 1 << 18, 4, 128
+"""Bytes of a header that any file may have; its size over that of the file; and bytes of memory for
+each byte of a header, in which a tensor takes six at least."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Layout:
         return content
 
 
-def read(data: Data, max_bytes: int) -> Layout:
+def read(data: Data, max_bytes: int | None = None) -> Layout:
     """Check and parse what is before the sections. See `tersor.storage.opened.OpenFile`."""
     if data[: len(MAGIC)] != MAGIC:
         raise FileFormatError("not a tersor file (it does not start with the magic number)")
@@ -114,6 +118,12 @@ def read(data: Data, max_bytes: int) -> Layout:
         )
     if header_size > _MAX_HEADER:
         raise FileFormatError(f"header of {header_size} bytes; at most {_MAX_HEADER} is allowed")
+    ordinary = max(_ORDINARY_HEADER, _HEADER_SHARE * len(data))
+    if header_size > ordinary and _TENSOR_COST * header_size > (max_bytes or 0):
+        raise FileFormatError(
+            f"header of {header_size} bytes in a file of {len(data)}, that lists more "
+            f"than the file can hold; {_allow(_TENSOR_COST * header_size)}"
+        )
     deflated = data[PREFIX.size : PREFIX.size + deflated_size]
     if zlib.crc32(deflated) != checksum:
         raise FileFormatError("the header is damaged or cut off (its checksum differs)")
@@ -121,15 +131,48 @@ def read(data: Data, max_bytes: int) -> Layout:
     return _parse(reader, PREFIX.size + len(deflated), data, max_bytes)
 
 
-def _parse(reader: Reader, header_bytes: int, data: Data, max_bytes: int) -> Layout:
+def _allow(needed: int) -> str:
+    return f"if you trust the file, give {needed} as max_bytes (at the command line --max-bytes)"
+
+
+def _check_memory(fields: list[Field], max_bytes: int | None) -> None:
+    """Refuse more than the caller allows; without a limit, a tensor that the machine cannot hold.
+
+    Decoding a tensor takes up to twice its bytes for a while.
+    """
+    total = sum(f.decoded_bytes for f in fields)
+    limit = _MAX_BYTES if max_bytes is None else max_bytes
+    if total > limit:
+        raise FileFormatError(
+            f"decoding takes {total} bytes; at most {limit} are allowed: {_allow(total)}"
+        )
+    largest = max(fields, key=lambda f: f.decoded_bytes, default=None)
+    if max_bytes is None and largest and 2 * largest.decoded_bytes > (left := memory.available()):
+        raise FileFormatError(
+            f"decoding {largest.name!r} takes {2 * largest.decoded_bytes} bytes, and {left} are "
+            f"left on this machine: {_allow(total)}"
+        )
+
+
+def check_room(layout: Layout) -> None:
+    """Refuse a file whose tensors, all at once, take more memory than is left.
+
+    Raises
+    ------
+    FileFormatError
+        If they do.
+    """
+    total = sum(f.decoded_bytes for f in layout.fields)
+    if total > (left := memory.available()):
+        raise FileFormatError(
+            f"decoding takes {total} bytes, and {left} are left on this machine: {_allow(total)}"
+        )
+
+
+def _parse(reader: Reader, header_bytes: int, data: Data, max_bytes: int | None) -> Layout:
     source_bytes = reader.integer()
     fields = header.read(reader)
-    total = sum(f.decoded_bytes for f in fields)
-    if total > max_bytes:
-        raise FileFormatError(
-            f"decoding takes {total} bytes; at most {max_bytes} are allowed: if you trust the "
-            "file, give a larger max_bytes"
-        )
+    _check_memory(fields, max_bytes)
     plain = [f for f in fields if f.kind in KEPT]
     factored = sum(f.slices for f in fields)
     groups = sum(1 for _ in kept.group(f.stored_bytes for f in plain))

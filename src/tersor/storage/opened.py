@@ -20,7 +20,7 @@ from tersor.storage import kept, layout, records
 from tersor.storage.archive import Contents
 from tersor.storage.descriptors import FileBytes
 from tersor.storage.header import Field
-from tersor.storage.layout import MAX_BYTES, Data
+from tersor.storage.layout import Data
 from tersor.storage.parallel import ordered
 from tersor.storage.records import EncodedFactors, Part
 
@@ -38,7 +38,9 @@ class OpenFile(Contents, Mapping[str, Tensor]):
     name
         Of the file, for messages.
     max_bytes
-        Refuse a file whose dense tensors and factors would take more bytes than this.
+        Refuse a file whose dense tensors and factors would take more bytes than this. By default
+        64 GiB, but no tensor more than the memory that is left, nor a header far larger than the
+        file, which is allowed if 128 times as many bytes are given.
 
     Raises
     ------
@@ -47,8 +49,8 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         found when a tensor in it is decoded.
     """
 
-    def __init__(self, data: Data, *, name: str = "", max_bytes: int = MAX_BYTES) -> None:
-        self._data, self._name = data, name
+    def __init__(self, data: Data, *, name: str = "", max_bytes: int | None = None) -> None:
+        self._data, self._name, self._max_bytes = data, name, max_bytes
         with self._named():
             self.layout = layout.read(data, max_bytes)
         self._fields = {f.name: f for f in self.layout.fields}
@@ -180,6 +182,18 @@ class OpenFile(Contents, Mapping[str, Tensor]):
             plain = kept.decode(self.layout.plain, wanted, self._kept_section)
             yield from ((f.name, values.to(f.dtype)) for f, values in plain)
 
+    def check_room(self) -> None:
+        """Refuse to decode all tensors at once without room for them, unless a limit was given.
+
+        Raises
+        ------
+        FileFormatError
+            If they take more memory than is left.
+        """
+        with self._named():
+            if self._max_bytes is None:
+                layout.check_room(self.layout)
+
     def check_sections(self) -> None:
         """Compare all sections with their checksums.
 
@@ -215,7 +229,7 @@ def _joined(field: Field, parts: list[Part]) -> Factors:
     return records.join(field.detail, field.shape, field.dtype, parts)
 
 
-def open_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> OpenFile:
+def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> OpenFile:
     """Open a file; an `InputError` if there is none. See `OpenFile`."""
     return OpenFile(file_bytes(path), name=str(Path(path)), max_bytes=max_bytes)
 

@@ -189,8 +189,3 @@ def kept_groups(report: Report) -> list[tuple[str, tuple[TensorSummary, ...]]]:
         (members[0].name if len(members) == 1 else pattern, tuple(members))
         for (pattern, _, _), members in groups.items()
     ]
-
-
-def printable(name: str) -> str:
-    """A name as it is, or escaped if it has characters that would steer what shows it."""
-    return name if name.isprintable() else ascii(name)

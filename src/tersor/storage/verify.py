@@ -9,9 +9,10 @@ from functools import partial
 from tersor.errors import FileFormatError
 from tersor.storage import kept, label, layout, records
 from tersor.storage.header import Field
-from tersor.storage.layout import MAX_BYTES, Data, Layout
+from tersor.storage.layout import Data, Layout
 from tersor.storage.opened import OpenFile
 from tersor.storage.records import EncodedFactors
+from tersor.text import printable
 
 Progress = Callable[[str, float], None]
 
@@ -38,7 +39,7 @@ class Verification:
 def verify(
     data: Data,
     *,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
     progress: Progress = lambda message, done: None,
 ) -> Verification:
     """Check every byte of a file: magic number, header, checksums, and that each section decodes.
@@ -66,7 +67,9 @@ def verify(
     return Verification(len(found.fields), len(data), problems)
 
 
-def _difference(data: Data, found: Layout, max_bytes: int, progress: Progress) -> Iterator[str]:
+def _difference(
+    data: Data, found: Layout, max_bytes: int | None, progress: Progress
+) -> Iterator[str]:
     progress("content hash", 1.0)
     content_hash = label.content_hash(OpenFile(data, max_bytes=max_bytes))
     if content_hash != found.label.content_hash:
@@ -83,7 +86,7 @@ def _problems(data: Data, found: Layout, progress: Progress) -> Iterator[str]:
         try:
             check([found.section(data, position) for position in positions])
         except FileFormatError as error:
-            yield f"{name}: {error}"
+            yield f"{printable(name)}: {error}"
 
 
 def _checks(found: Layout) -> Iterator[tuple[str, Sequence[int], Callable[[list[bytes]], object]]]:
