@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize
 
 from tersor.assembly import survey
 from tersor.factors import Factors
-from tersor.models import source_of
+from tersor.nn.source import source_of
 from tersor.nn.weight import round_through
 from tersor.storage import container, records
 from tersor.storage.archive import Archive

@@ -219,8 +219,8 @@ def test_a_model_with_factors_is_calibrated_like_the_dense_one():
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    from tersor.models import dense
     from tersor.nn import state
+    from tersor.nn.source import dense
 
     return {name: dense(value) for name, value in state(model).items()}
 

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 import tersor
 from tersor import baselines
 from tersor.importance import _tensors as tensors_in
-from tersor.models import source_of
+from tersor.nn.source import source_of
 from tersor.samples import call
 
 NAME = "zoo"

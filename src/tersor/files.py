@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.models import source_of
 from tersor.nn import HeldWeight, state
 from tersor.nn.checks import check_model
 from tersor.nn.fill import aliases_of, distinct, fill, some
+from tersor.nn.source import source_of
 from tersor.plan import classify
 from tersor.plan.progress import Progress, silent
 from tersor.storage import container, dense_file, records

@@ -1,4 +1,4 @@
-"""Compress a model in place, and take its tensors."""
+"""Compress a model in place."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from torch import Tensor, nn
+from torch import nn
 
 from tersor.calibration import Calibration
 from tersor.compress import compress_source
 from tersor.errors import InputError, QualityWarning
-from tersor.nn import HeldWeight, state
 from tersor.nn.checks import check_model, check_references, holding_problem
-from tersor.nn.fill import aliases_of, fill
+from tersor.nn.fill import fill
 from tersor.nn.sites import find_sites
+from tersor.nn.source import source_of
 from tersor.plan.classify import FEWEST_WEIGHTS
 from tersor.plan.overrides import Overrides
 from tersor.plan.progress import shown
 from tersor.prediction import with_calibration
 from tersor.quality import Quality, evaluated
-from tersor.storage import container, dtypes
+from tersor.storage import container
 from tersor.storage.archive import Archive
-from tersor.storage.checkpoint import Source
 from tersor.storage.summary import Report, summarize
 from tersor.tiling import is_tileable
 
@@ -184,41 +183,3 @@ def check_modules(model: nn.Module, keep: Sequence[str]) -> None:
         raise InputError(told)
     others = f"; as do {len(unfactored) - 1} others" if len(unfactored) > 1 else ""
     warnings.warn(f"a weight stays as it is, uncompressed: {told}{others}", stacklevel=3)
-
-
-def source_of(model: nn.Module) -> Source:
-    """The tensors of a model, dense even where it holds factors.
-
-    Buffers are not to be factored, nor weights of modules that cannot hold factors.
-    """
-    entries = state(model)
-    for name, value in entries.items():
-        if isinstance(value, Tensor):
-            dtypes.check(name, value)
-    aliases = aliases_of(entries)
-    size = sum(nbytes(value) for name, value in entries.items() if name not in aliases)
-    sites = find_sites(model)
-    factored = (n for n in entries if n in sites and not holding_problem(sites[n]))
-    # Not what a module computes for its state_dict: factors could not take its place.
-    unchanged = entries.keys() - {n for n in factored if entries[n] is sites[n].weight}
-    return Source(
-        list(entries),
-        lambda name: dense(entries[name]),
-        size,
-        aliases,
-        unchanged=frozenset(unchanged),
-    )
-
-
-def dense(value: HeldWeight | Tensor) -> Tensor:
-    """The tensor itself, whether factored or not, on the CPU."""
-    if isinstance(value, HeldWeight):
-        value = value.to_factors().recompose()
-    return value.detach().cpu()
-
-
-def nbytes(value: HeldWeight | Tensor) -> int:
-    """Bytes of the dense tensor."""
-    if isinstance(value, HeldWeight):
-        return math.prod(value.shape) * value.dtype.itemsize
-    return value.nbytes if dtypes.is_dense(value) else 0

@@ -14,13 +14,13 @@ from tersor.errors import BudgetError, InputError
 from tersor.factorization.weights import factorize_signs, factorize_weight
 from tersor.factors import Factors
 from tersor.files import archive_of
-from tersor.models import dense
 from tersor.moments import Joint, Layer, joint_moments, mean_vector
 from tersor.nn import FactoredWeight, HeldWeight, insert_factors, state
 from tersor.nn.lockstep import Call, DivergedError, Stop, lockstep
 from tersor.nn.observe import observing
 from tersor.nn.owner import SUFFIX
 from tersor.nn.sites import Weight, find_sites, join_names
+from tersor.nn.source import dense
 from tersor.normalization import match_layer, moments_of, normalizations, replace_values
 from tersor.plan.progress import shown
 from tersor.plan.search import finest_fit

@@ -17,7 +17,7 @@ from perception import PERCEPTION
 from torch import Tensor, nn
 
 import tersor
-from tersor.models import dense
+from tersor.nn.source import dense
 from tersor.nn import state
 
 FAMILIES: dict[str, Family] = {**LANGUAGE, **PERCEPTION, **CONSTRUCTS}

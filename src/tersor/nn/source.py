@@ -1,0 +1,53 @@
+"""The tensors of a model, dense, as a source of what is compressed or saved."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from tersor.nn.checks import holding_problem
+from tersor.nn.convert import state
+from tersor.nn.fill import aliases_of
+from tersor.nn.held import HeldWeight
+from tersor.nn.sites import find_sites
+from tersor.storage import dtypes
+from tersor.storage.checkpoint import Source
+
+
+def source_of(model: nn.Module) -> Source:
+    """The tensors of a model, dense even where it holds factors.
+
+    Buffers are not to be factored, nor weights of modules that cannot hold factors.
+    """
+    entries = state(model)
+    for name, value in entries.items():
+        if isinstance(value, Tensor):
+            dtypes.check(name, value)
+    aliases = aliases_of(entries)
+    size = sum(nbytes(value) for name, value in entries.items() if name not in aliases)
+    sites = find_sites(model)
+    factored = (n for n in entries if n in sites and not holding_problem(sites[n]))
+    # Not what a module computes for its state_dict: factors could not take its place.
+    unchanged = entries.keys() - {n for n in factored if entries[n] is sites[n].weight}
+    return Source(
+        list(entries),
+        lambda name: dense(entries[name]),
+        size,
+        aliases,
+        unchanged=frozenset(unchanged),
+    )
+
+
+def dense(value: HeldWeight | Tensor) -> Tensor:
+    """The tensor itself, whether factored or not, on the CPU."""
+    if isinstance(value, HeldWeight):
+        value = value.to_factors().recompose()
+    return value.detach().cpu()
+
+
+def nbytes(value: HeldWeight | Tensor) -> int:
+    """Bytes of the dense tensor."""
+    if isinstance(value, HeldWeight):
+        return math.prod(value.shape) * value.dtype.itemsize
+    return value.nbytes if dtypes.is_dense(value) else 0
