@@ -54,8 +54,8 @@ class Stack(nn.Module):
         self.inner = module
         self.head = nn.Linear(24, 40)
 
-    def forward(self, *inputs: Any) -> Tensor:
-        result = self.inner(*inputs)
+    def forward(self, first: Any, second: Any = None, third: Any = None) -> Tensor:
+        result = self.inner(*(x for x in (first, second, third) if x is not None))
         while not isinstance(result, Tensor):  # attention, recurrent layers, named tuples
             result = result[0]
         return result + self.head(result.new_ones(24)).mean()
