@@ -106,7 +106,8 @@ def fuzz(name: str, folder: Path, runs: int, seed: int) -> dict[str, Any]:
     while row["executions"] < runs and not any(failed.iterdir()):
         size = min(ROUND, runs - row["executions"])
         options = [f"-runs={size}", f"-seed={seed + row['rounds']}", "-print_final_stats=1"]
-        options += ["-max_len=256" if name == _NATIVE else "-max_len=4096", "-timeout=60"]
+        options.append("-max_len=256" if name == _NATIVE else "-max_len=4096")
+        options += ["-timeout=1200", "-report_slow_units=1200"]  # others may take the processor
         prefix = f"-artifact_prefix={failed}/"
         log = home / "log"
         with log.open("w") as file:

@@ -386,7 +386,7 @@ ERRORS = [
         "x.safetensors",
         "--max-bytes",
         "300B",
-        "at most 300 are allowed: if you trust the file, give 576 as max_bytes",
+        "at most 300 are allowed: if you trust the file, give 644 as max_bytes",
     ),
     ("decompress", "model.tersor", "-o", "dense.pt", "give a name in .safetensors"),
     ("decompress", "model.tersor", "-o", "none/x.safetensors", "the folder none does not exist"),
