@@ -11,8 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.errors import InputError, explained
 from tersor.normalization import normalizations, statistics_folded
-from tersor.samples import call_whole
-from tersor.training.batches import logits
+from tersor.samples import call_whole, logits
 
 _CLOSE = 1e-3
 """Largest difference of the outputs, in units of their largest magnitude, that is rounding."""

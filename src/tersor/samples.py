@@ -270,3 +270,16 @@ def _check_last(item: Any, name: str | None, others: Sequence[str]) -> None:
         f"batches, and if not, {remedy}",
         stacklevel=2,
     )
+
+
+def logits(output: Any) -> Tensor:
+    """The tensor that a model gives, alone, first in a tuple, or as ``logits`` of a mapping."""
+    for value in (output, getattr(output, "logits", None)):
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(output, tuple | list) and output:
+        return logits(output[0])
+    raise InputError(
+        f"the model returned a {type(output).__name__}; a tensor, or something with a tensor "
+        "called logits, is needed"
+    )

@@ -118,16 +118,3 @@ def check_loader(loader: Iterable[Any]) -> int:
     if not count:
         raise InputError(f"the loader is empty; {NEEDED}")
     return count
-
-
-def logits(output: Any) -> Tensor:
-    """The tensor that a model gives, alone, first in a tuple, or as ``logits`` of a mapping."""
-    for value in (output, getattr(output, "logits", None)):
-        if isinstance(value, Tensor):
-            return value
-    if isinstance(output, tuple | list) and output:
-        return logits(output[0])
-    raise InputError(
-        f"the model returned a {type(output).__name__}; a tensor, or something with a tensor "
-        "called logits, is needed"
-    )

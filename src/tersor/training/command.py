@@ -14,11 +14,12 @@ from tersor.errors import BudgetError, InputError
 from tersor.files import load, save
 from tersor.finetune import Finetuned, finetune
 from tersor.nn.load import load_weights
+from tersor.samples import logits
 from tersor.storage import label
 from tersor.storage.atomic import check_writable
 from tersor.storage.checkpoint import open_checkpoint
 from tersor.storage.opened import open_file
-from tersor.training.batches import Batch, logits
+from tersor.training.batches import Batch
 from tersor.training.images import Look, loader_of, open_images
 from tersor.units import parse_size
 from tersor.user_code import call, make

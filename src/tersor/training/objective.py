@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.errors import InputError, explained
-from tersor.training.batches import NEEDED, Batch, logits
+from tersor.samples import logits
+from tersor.training.batches import NEEDED, Batch
 
 Loss = Callable[[Any, Any], Tensor]
 """Called with the model's output and the targets; gives a number."""
