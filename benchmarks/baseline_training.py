@@ -13,8 +13,8 @@ import trained_baselines as baselines
 from torch import Tensor, nn
 from views import Views
 
+from tersor.calibration.normalization import normalizations
 from tersor.errors import TrainingError
-from tersor.normalization import normalizations
 from tersor.storage.atomic import replacing
 from tersor.training.groups import norm_weights
 from tersor.training.rounding import Rounding

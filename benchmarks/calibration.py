@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import tersor
+from tersor.coding import records
+from tersor.factorization import tiles
 from tersor.factorization.weights import factorize_weight
-from tersor.plan import tiles
-from tersor.storage import records
 
 
 def batches(split: str, count: int, tokenizer: Any) -> Iterator[dict[str, Tensor]]:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 import tersor
+from tersor.coding import entropy as coder
 from tersor.factors import Factors
 from tersor.nn import insert_factors
-from tersor.storage import entropy as coder
 from tersor.storage.atomic import replacing
 from tersor.tiling import Tiling
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tersor
-from tersor.compress import compress_source
+from tersor.compression.driver import compress_source
 from tersor.storage import container
 from tersor.storage.checkpoint import open_checkpoint
 

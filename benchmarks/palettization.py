@@ -22,9 +22,9 @@ import numpy as np
 from torch import Tensor, from_numpy
 
 import tersor
-from tersor.assembly import survey
-from tersor.moments import energy
-from tersor.plan import knapsack
+from tersor.calibration.moments import energy
+from tersor.compression import knapsack
+from tersor.compression.assembly import survey
 from tersor.storage import container
 from tersor.storage.archive import Archive
 from tersor.storage.checkpoint import Source

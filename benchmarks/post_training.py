@@ -38,8 +38,8 @@ import torch
 from torch import nn
 
 import tersor
-from tersor import baselines
-from tersor.samples import call
+from tersor.calibration.samples import call
+from tersor.compression import baselines
 from tersor.storage.checkpoint import open_checkpoint
 
 NAME = "post_training"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cifar10 import data_folder
 
-from tersor.compress import compress_source
+from tersor.compression.driver import compress_source
 from tersor.report import html
 from tersor.report.facts import gather
 from tersor.storage import container

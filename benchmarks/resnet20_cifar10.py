@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tersor
-from tersor import baselines
+from tersor.compression import baselines
 from tersor.storage.checkpoint import open_checkpoint
 
 CALIBRATION_IMAGES = 1024

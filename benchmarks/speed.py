@@ -21,7 +21,7 @@ import cifar10
 import record
 from sklearn.cluster import KMeans
 
-from tersor.assembly import survey
+from tersor.compression.assembly import survey
 from tersor.storage.checkpoint import Source, open_checkpoint
 from tersor.tiling import Tiling, as_float32, window_size
 

@@ -45,9 +45,10 @@ from safetensors import safe_open
 
 import tersor
 from tersor import _native
-from tersor.compress import compress_source
+from tersor.coding import entropy
+from tersor.compression.driver import compress_source
 from tersor.factors import Factors
-from tersor.storage import container, entropy
+from tersor.storage import container
 from tersor.storage.checkpoint import open_checkpoint
 from tersor.tiling import coding_order
 

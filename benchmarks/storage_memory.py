@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import tersor
-from tersor.files import export_safetensors
+from tersor.io import export_safetensors
 
 
 def empty_model(path: Path) -> nn.Module:

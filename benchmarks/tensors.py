@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tersor.factorization.rate import distortion_bound
+from tersor.coding.rate import distortion_bound
 from tersor.tiling import Tiling, as_float32, window_size
 
 LEAST_WEIGHTS, MOST_WEIGHTS = 10_000, 1 << 20

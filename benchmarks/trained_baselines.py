@@ -28,11 +28,12 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tersor.assembly import survey
+from tersor.coding import records
+from tersor.compression.assembly import survey
 from tersor.factors import Factors
 from tersor.nn.source import source_of
 from tersor.nn.weight import round_through
-from tersor.storage import container, records
+from tersor.storage import container
 from tersor.storage.archive import Archive
 from tersor.tiling import Tiling, window_size
 from tersor.training.rounding import Rounding, digits_of

@@ -320,7 +320,7 @@ weight = load_file("resnet20_cifar10.safetensors")["{name}"]
 ![signal-to-noise ratio against bits per weight]({PICTURE.name})
 
 The bound is what no code of Gaussian 3x3 windows with the second moments of this weight's can
-exceed (reverse water-filling, `tersor.factorization.rate.distortion_bound`). The weight is not
+exceed (reverse water-filling, `tersor.coding.rate.distortion_bound`). The weight is not
 quite Gaussian: its output channels differ in variance, and the default's coder adapts to them. A
 coder that knows their variances gains {content["row_gain"]:.1f} dB at high rates over one that does
 not, which is how the default can pass the bound.

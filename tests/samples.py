@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tersor.coding import records
 from tersor.factors import Factors
-from tersor.storage import container, dtypes, records
+from tersor.storage import container, dtypes
 from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
 from tersor.storage.header import Field
 from tersor.storage.opened import OpenFile

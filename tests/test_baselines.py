@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tersor import baselines
+from tersor.compression import baselines
 from tersor.storage.checkpoint import Source
 
 pytest.importorskip("sklearn", reason="k-means needs scikit-learn, as `make test` installs it")

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import tersor
 from tersor import InputError
-from tersor.samples import arguments, calls_of, mapped, tensors_in
+from tersor.calibration.samples import arguments, calls_of, mapped, tensors_in
 from tersor.training.batches import Batch
 
 X, STATE, LABELS = torch.randn(40, 16), torch.randn(40, 16), torch.arange(40)

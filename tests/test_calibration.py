@@ -12,7 +12,8 @@ from samples import Net, generator, make_net
 from torch import Tensor, nn
 
 import tersor
-from tersor import Calibration, InputError, calibration
+from tersor import Calibration, InputError
+from tersor.calibration import calibrate as calibration
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -496,13 +496,13 @@ def test_no_memory_left(folder, monkeypatch):
     def fail(*args, **options):
         raise MemoryError
 
-    monkeypatch.setattr("tersor.files.open_file", fail)
+    monkeypatch.setattr("tersor.io.open_file", fail)
     result = run("inspect", "model.tersor")
     assert result.exit_code == 2 and "not enough memory" in result.stderr
 
 
 def test_no_memory_left_for_pytorch(folder, monkeypatch):
-    monkeypatch.setattr("tersor.files.open_file", lambda *_, **__: torch.empty(1 << 55))
+    monkeypatch.setattr("tersor.io.open_file", lambda *_, **__: torch.empty(1 << 55))
     result = run("inspect", "model.tersor")
     assert result.exit_code == 2 and result.stderr == (
         "error: there is not enough memory for 144115188075855872 bytes more; earlier files are as "
@@ -573,7 +573,7 @@ def test_bugs_are_not_hidden(folder, monkeypatch):
     def fail(*args, **options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("tersor.files.open_file", fail)
+    monkeypatch.setattr("tersor.io.open_file", fail)
     with pytest.raises(ZeroDivisionError):
         run("inspect", "model.tersor")
 
@@ -653,8 +653,8 @@ def test_calibration(project, model):
 
 
 def test_tied_weights_under_any_of_their_names(project):
+    from tersor.cli.user_code import batches_of, calibrate_source, model_of
     from tersor.storage.checkpoint import open_checkpoint
-    from tersor.user_code import batches_of, calibrate_source, model_of
 
     state = load_file("model.safetensors")
     weight = state.pop("big.weight")

@@ -11,16 +11,16 @@ from safetensors.torch import save_file
 from samples import bits, generator, small_state, to_file_bytes
 
 import tersor
-from tersor.assembly import survey
-from tersor.compress import compress_source
+from tersor.coding.records import EncodedFactors
+from tersor.compression.assembly import survey
+from tersor.compression.driver import compress_source
+from tersor.compression.fill import MOST_PASSES as MAX_TRIALS
+from tersor.compression.overrides import Overrides
 from tersor.errors import BudgetError, InputError
-from tersor.files import dense_tensors
-from tersor.plan.fill import MOST_PASSES as MAX_TRIALS
-from tersor.plan.overrides import Overrides
+from tersor.io import dense_tensors
 from tersor.storage import container
 from tersor.storage.archive import Kept, Plain
 from tersor.storage.checkpoint import Source, open_checkpoint
-from tersor.storage.records import EncodedFactors
 from tersor.storage.summary import summarize
 
 
@@ -248,7 +248,7 @@ def test_progress_rises_to_the_end():
 FINGERPRINT = """
 import hashlib, sys, torch
 torch.set_num_threads(int(sys.argv[2]))
-from tersor.compress import compress_source
+from tersor.compression.driver import compress_source
 from tersor.storage import container
 from tersor.storage.checkpoint import open_checkpoint
 archive = compress_source(open_checkpoint(sys.argv[1]), ratio=12)

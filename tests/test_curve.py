@@ -6,11 +6,11 @@ import torch
 from samples import to_file_bytes
 from test_compress import source_of, weights_like_trained
 
-from tersor.compressor import Compressor
-from tersor.curve import trace
+from tersor.compression.compressor import Compressor
+from tersor.compression.curve import trace
+from tersor.compression.overrides import Overrides
 from tersor.errors import BudgetError, InputError
-from tersor.files import dense_tensors
-from tersor.plan.overrides import Overrides
+from tersor.io import dense_tensors
 
 STATE = weights_like_trained(layers=6)
 SOURCE = source_of({n: t for n, t in STATE.items() if "weight" in n})

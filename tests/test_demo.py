@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from tersor import demo
+from tersor.cli import demo
 
 pytest.importorskip("sklearn", reason="the demo needs its extra, as `make test` installs it")
 pytest.importorskip("matplotlib", reason="the demo needs its extra, as `make test` installs it")

@@ -102,7 +102,7 @@ def test_layers_are_within_the_documented_bound(loaded, batch, bound):
 def test_auto_chooses_by_measurement(loaded, monkeypatch):
     times = {DenseWeight: 3.0, RecomposedWeight: 4.0, LookupWeight: 1.0}
 
-    module = import_module("tersor.optimize")
+    module = import_module("tersor.inference.optimize")
 
     monkeypatch.setattr(module, "forward_of", lambda weight, frozen, order: type(frozen))
     monkeypatch.setattr(module, "times", lambda found, _: [times.get(f, 2.0) for f in found])

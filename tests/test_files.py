@@ -21,9 +21,10 @@ from samples import (
 from torch import nn
 
 import tersor
+from tersor.coding import records
 from tersor.errors import FileFormatError, InputError
-from tersor.files import dense_tensors, export_safetensors
-from tersor.storage import container, dtypes, records
+from tersor.io import dense_tensors, export_safetensors
+from tersor.storage import container, dtypes
 from tersor.storage.archive import Archive, Entry, Kept
 from tersor.storage.opened import OpenFile
 

@@ -14,7 +14,7 @@ from torch import nn
 from trainable import Net, accuracy, compressed, data, dense, loader
 
 import tersor
-from tersor import models
+from tersor.compression import api as models
 from tersor.errors import BudgetError, InputError, MissingExtraError, TrainingError
 from tersor.nn import state
 
@@ -254,7 +254,7 @@ import copy, os, sys
 import torch
 import tersor
 from accelerate import Accelerator
-from tersor.training.command import finish_together
+from tersor.cli.training import finish_together
 from tersor.training.groups import factored_weights
 from tersor.training.sharding import Sharded
 from test_finetune import TRAINING, content

@@ -189,7 +189,7 @@ def test_a_matrix_in_a_buffer_is_filled_where_a_file_has_factors(tmp_path):
     """The command line knows no buffers."""
     from safetensors.torch import save_file
 
-    from tersor.compress import compress_source
+    from tersor.compression.driver import compress_source
     from tersor.storage.checkpoint import open_checkpoint
 
     model = make_net(0, Untied)
@@ -249,7 +249,9 @@ def test_after_a_failure_the_model_is_unchanged(model, budget, message):
 
 
 def test_modules_that_cannot_hold_factors_are_found_before_the_work(monkeypatch):
-    monkeypatch.setattr("tersor.models.compress_source", lambda *a, **k: pytest.fail("too late"))
+    monkeypatch.setattr(
+        "tersor.compression.api.compress_source", lambda *a, **k: pytest.fail("too late")
+    )
     with pytest.raises(InputError, match="weight_norm"):
         tersor.compress(nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)), ratio=3)
 
@@ -408,7 +410,7 @@ def test_factors_of_such_weights_are_filled_dense(tmp_path):
     """The command line knows no modules."""
     from safetensors.torch import save_file
 
-    from tersor.compress import compress_source
+    from tersor.compression.driver import compress_source
     from tersor.storage.checkpoint import open_checkpoint
 
     save_file(normed().state_dict(), tmp_path / "model.safetensors")

@@ -9,8 +9,8 @@ import torch
 from samples import generator
 from torch import Tensor, nn
 
-from tersor import moments
-from tersor.moments import Moment
+from tersor.calibration import moments
+from tersor.calibration.moments import Moment
 
 
 def measured(layer: nn.Module, *inputs: Tensor, groups: int = 1) -> Tensor:

@@ -260,7 +260,7 @@ def test_inputs_are_what_the_forms_are_measured_with(monkeypatch):
 @pytest.mark.parametrize("last", [True, False])
 def test_convolutions_are_chosen_for_one_order_of_images(last, monkeypatch):
     """Not each for its own: what the others give would have to be put into another order."""
-    module = import_module("tersor.optimize")
+    module = import_module("tersor.inference.optimize")
     times = {
         (LastWeight, torch.channels_last): 1.0,
         (TiledWeight, torch.contiguous_format): 1.5 if last else 0.9,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 import tersor
-from tersor.output_error import share
+from tersor.calibration.output_error import share
 
 
 class Returning(nn.Module):

@@ -8,7 +8,7 @@ from samples import generator
 from torch import nn
 
 import tersor
-from tersor.prediction import unseen
+from tersor.compression.prediction import unseen
 from tersor.storage import label
 
 INPUTS = torch.randn(512, 64, generator=generator())

@@ -9,9 +9,9 @@ from samples import make_net
 from torch import nn
 
 import tersor
+from tersor.compression.quality import _CLOSE, MOST_EVALUATIONS, Quality, evaluated, smallest
 from tersor.errors import BudgetError, InputError
 from tersor.nn import FactoredWeight
-from tersor.quality import _CLOSE, MOST_EVALUATIONS, Quality, evaluated, smallest
 
 SOURCE_BYTES = 1_000_000
 

@@ -19,12 +19,12 @@ from samples import generator
 from typer.testing import CliRunner
 
 import tersor
-from tersor.attempts import Attempts
-from tersor.calibration import Calibration
+from tersor.calibration.calibrate import Calibration
 from tersor.cli import app
+from tersor.coding import records
+from tersor.compression.attempts import Attempts
+from tersor.compression.resume import CHOICES, VERSIONS, identity
 from tersor.factorization.weights import factorize_weight
-from tersor.resume import CHOICES, VERSIONS, identity
-from tersor.storage import records
 from tersor.storage.checkpoint import open_checkpoint
 from tersor.storage.journal import Journal, _record
 
@@ -121,7 +121,7 @@ def test_a_change_starts_anew_and_says_so(folder, monkeypatch, change):
         save_file(state, "model.safetensors")
         os.utime("model.safetensors", ns=(date, date))
     if change == "the version":
-        monkeypatch.setattr("tersor.resume.__version__", "0.0.9")
+        monkeypatch.setattr("tersor.compression.resume.__version__", "0.0.9")
     if change == "the calibration":
         moments = Calibration({"1.weight": torch.eye(61)}, 99, {"1.weight": 99})
         monkeypatch.setattr("tersor.cli.compress.calibration_of", lambda *_: moments)
@@ -134,7 +134,7 @@ def test_a_change_starts_anew_and_says_so(folder, monkeypatch, change):
 
 def test_results_come_back_to_the_last_bit(folder):
     source = open_checkpoint("model.safetensors")
-    from tersor.assembly import survey
+    from tersor.compression.assembly import survey
 
     _, weights = survey(source)
     attempts = Attempts(source, None, lambda *_: None)

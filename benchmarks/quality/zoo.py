@@ -44,10 +44,10 @@ from entries import Entry, Figures
 from torch import Tensor, nn
 
 import tersor
-from tersor import baselines
-from tersor.importance import _tensors as tensors_in
+from tersor.calibration.importance import _tensors as tensors_in
+from tersor.calibration.samples import call
+from tersor.compression import baselines
 from tersor.nn.source import source_of
-from tersor.samples import call
 
 NAME = "zoo"
 NAMES = (

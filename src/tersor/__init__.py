@@ -1,14 +1,18 @@
 """Terse tensors: make a trained PyTorch model many times smaller, and run it from its file."""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from tersor.version import __version__
 
 if TYPE_CHECKING:
-    from tersor.calibration import Calibration, calibrate
+    from tersor.calibration.calibrate import Calibration, calibrate
+    from tersor.calibration.folding import fold_normalization
+    from tersor.calibration.normalization import match_normalization
+    from tersor.calibration.output_error import held_out, output_error
+    from tersor.compression.api import compress
+    from tersor.compression.factorize import factorize
+    from tersor.compression.reconstruction import reconstruct
     from tersor.errors import (
         BudgetError,
         FileFormatError,
@@ -17,19 +21,13 @@ if TYPE_CHECKING:
         TersorError,
         TrainingError,
     )
-    from tersor.factoring import factorize
     from tersor.factorization.decompose import Solution
     from tersor.factors import Factors
-    from tersor.files import inspect, load, load_state_dict, open, save
-    from tersor.finetune import Finetuned, finetune
-    from tersor.folding import fold_normalization
-    from tersor.models import compress
-    from tersor.normalization import match_normalization
-    from tersor.optimize import Optimized, optimize
-    from tersor.output_error import held_out, output_error
-    from tersor.reconstruction import reconstruct
+    from tersor.inference.optimize import Optimized, optimize
+    from tersor.io import inspect, load, load_state_dict, open, save
     from tersor.storage.opened import OpenFile
     from tersor.storage.summary import Report, TensorSummary
+    from tersor.training.finetune import Finetuned, finetune
     from tersor.training.groups import parameter_groups
     from tersor.training.projection import Projection, project
     from tersor.training.rate_loss import rate_loss
@@ -72,21 +70,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "calibration": "Calibration calibrate",
+    "calibration.calibrate": "Calibration calibrate",
+    "calibration.folding": "fold_normalization",
+    "calibration.normalization": "match_normalization",
+    "calibration.output_error": "held_out output_error",
+    "compression.api": "compress",
+    "compression.factorize": "factorize",
+    "compression.reconstruction": "reconstruct",
     "errors": "BudgetError FileFormatError InputError QualityWarning TersorError TrainingError",
-    "factoring": "factorize",
     "factorization.decompose": "Solution",
     "factors": "Factors",
-    "files": "inspect load load_state_dict open save",
-    "finetune": "Finetuned finetune",
-    "folding": "fold_normalization",
-    "models": "compress",
-    "normalization": "match_normalization",
-    "optimize": "Optimized optimize",
-    "output_error": "held_out output_error",
-    "reconstruction": "reconstruct",
+    "inference.optimize": "Optimized optimize",
+    "io": "inspect load load_state_dict open save",
     "storage.opened": "OpenFile",
     "storage.summary": "Report TensorSummary",
+    "training.finetune": "Finetuned finetune",
     "training.groups": "parameter_groups",
     "training.projection": "Projection project",
     "training.rate_loss": "rate_loss",
@@ -106,14 +104,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps public functions from being hidden by modules of the same names, once imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

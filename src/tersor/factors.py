@@ -102,7 +102,7 @@ class Factors:
         Quantized factors are entropy-coded to find out; real ones count as stored, element by
         element.
         """
-        from tersor.storage.records import encode  # the one look down: a size is a fact of storage
+        from tersor.coding.records import encode  # the one look down: a size is a fact of storage
 
         if not self.quantized:
             return self.codebook.nbytes + self.latent.nbytes

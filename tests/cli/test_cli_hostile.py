@@ -10,7 +10,7 @@ from samples import plain, small_archive
 from typer.testing import CliRunner
 
 from tersor.cli import app
-from tersor.plan.progress import shown
+from tersor.progress import shown
 from tersor.storage import container
 from tersor.storage.archive import Archive, Kept
 from tersor.text import printable, printable_lines

@@ -11,8 +11,8 @@ from samples import generator
 from typer.testing import CliRunner
 
 import tersor
-from tersor.attempts import Attempts
 from tersor.cli import app
+from tersor.compression.attempts import Attempts
 
 CODE = """
 import torch
@@ -284,7 +284,7 @@ def test_sizes_that_are_told_are_those_of_the_file(folder, options, said):
 
 
 def test_layers_are_reconstructed_once_for_each_trial(folder, monkeypatch):
-    from tersor import user_code
+    from tersor.cli import user_code
 
     made, work = [], user_code.reconstruct
     monkeypatch.setattr(user_code, "reconstruct", lambda *a: made.append(a) or work(*a))

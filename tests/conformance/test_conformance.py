@@ -16,8 +16,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 import tersor
 from tersor.errors import InputError
+from tersor.inference.optimize import Mode
 from tersor.nn import HeldWeight
-from tersor.optimize import Mode
 
 WAYS = ("data-free", "calibrated", "lossless")
 

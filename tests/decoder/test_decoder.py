@@ -15,11 +15,12 @@ from c_decoder import PORTABLE, SANITIZED, STRICT, WITHOUT_CHECKSUMS, build, exp
 from hypothesis import given, settings
 from samples import archives, plain, small_archive, to_file_bytes
 
+from tersor.coding import records
 from tersor.errors import FileFormatError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
-from tersor.files import dense_tensors
-from tersor.storage import container, header, records
+from tersor.io import dense_tensors
+from tersor.storage import container, header
 from tersor.storage.archive import Archive, Entry, Kept, Plain
 from tersor.storage.cursor import Writer
 from tersor.storage.opened import OpenFile, open_file

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tersor.coding import entropy, records
 from tersor.factorization.calibrated import Metric, solve_calibrated
 from tersor.factorization.rate_aware import Coder
 from tersor.factorization.weights import factorize_signs, factorize_weight
-from tersor.storage import entropy, records
 from tersor.tiling import Tiling, coding_order, natural_order
 
 

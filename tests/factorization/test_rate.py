@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from integers import KINDS, onto_trellis, structured
 
 from tersor import _native
-from tersor.factorization.rate import (
+from tersor.coding.rate import (
     LARGEST,
     TRELLISES,
     analyse,

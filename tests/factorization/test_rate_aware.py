@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tersor import _native
+from tersor.coding.rate import LARGEST, TRELLISES, distortion_bound
 from tersor.factorization import rate_aware as ra
 from tersor.factorization import weights
-from tersor.factorization.rate import LARGEST, TRELLISES, distortion_bound
 from tersor.factorization.rate_aware import (
     PRICE,
     Coder,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from integers import onto_trellis, structured
 
 from tersor import _native
-from tersor.factorization.rate import LARGEST, TRELLISES, analyse, starting_level
+from tersor.coding.rate import LARGEST, TRELLISES, analyse, starting_level
 
 STATES = (1, *sorted(TRELLISES))
 PRICE = 0.3

@@ -66,7 +66,7 @@ def read(file: bytes) -> bytes | None:
     import torch
 
     from tersor.errors import FileFormatError
-    from tersor.files import dense_tensors
+    from tersor.io import dense_tensors
     from tersor.storage.opened import OpenFile
 
     try:
@@ -124,7 +124,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["tersor.storage", "tersor.factors", "tersor.tiling"]):
-        import tersor.files  # noqa: F401
+        import tersor.io  # noqa: F401
     structured = "--structure" in sys.argv
     arguments = [argument for argument in sys.argv if argument != "--structure"]
     with tempfile.TemporaryDirectory() as folder:

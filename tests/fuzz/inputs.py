@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 from samples import from_file_bytes, small_archive, to_file_bytes
 
+from tersor.coding import records
 from tersor.factors import Factors
-from tersor.storage import container, header, records
+from tersor.storage import container, header
 from tersor.storage.archive import Archive, Entry
 from tersor.storage.cursor import Writer
 from tersor.tiling import BLOCK

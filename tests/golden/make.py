@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.compress import compress_source
-from tersor.factorization.rate import TRELLISES
+from tersor.coding import records
+from tersor.coding.rate import TRELLISES
+from tersor.compression.driver import compress_source
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
-from tersor.storage import container, dtypes, records
+from tersor.storage import container, dtypes
 from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, Plain
 from tersor.storage.checkpoint import Source
 from tersor.storage.opened import open_file

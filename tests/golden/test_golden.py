@@ -6,7 +6,7 @@ import pytest
 from make import digest, expectation
 
 import tersor
-from tersor.files import verify
+from tersor.io import verify
 from tersor.storage.opened import open_file
 
 FOLDER = Path(__file__).parent

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.errors import FileFormatError
-from tersor.files import dense_tensors
+from tersor.io import dense_tensors
 from tersor.storage import container
 from tersor.storage.opened import OpenFile
 from tersor.storage.verify import verify

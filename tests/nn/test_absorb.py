@@ -87,7 +87,7 @@ def test_the_same_is_computed_without_the_layers(mode):
 
 
 def test_every_dense_form_absorbs(monkeypatch):
-    module = import_module("tersor.optimize")
+    module = import_module("tersor.inference.optimize")
     forms = [form for form in (DenseWeight, *FORMS) if form.is_dense]
     for form in forms:
         model = compressed()

@@ -232,7 +232,7 @@ CONVOLUTIONS = [
 @torch.no_grad()
 def test_convolutions_of_any_geometry(kind, options, monkeypatch):
     """Without any input: what they are tried with fits."""
-    monkeypatch.setattr("tersor.timing.RUNS", 1)
+    monkeypatch.setattr("tersor.inference.timing.RUNS", 1)
     model = compressed(lambda: kind(4, 8, **options))
     axes = zip(model.kernel_size, model.dilation, strict=True)
     x = torch.randn(1, 4, *(max(22, 4 + dilation * kernel) for kernel, dilation in axes))

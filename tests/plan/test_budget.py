@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tersor.compression.budget import target_bytes
 from tersor.errors import BudgetError, InputError
-from tersor.plan.budget import target_bytes
 from tersor.units import format_size, parse_size
 
 UNITS = {"B": 1, "kB": 1000, "MB": 10**6, "GB": 10**9, "KiB": 1024, "MiB": 2**20, "GiB": 2**30}

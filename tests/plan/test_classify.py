@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tersor.errors import InputError
-from tersor.plan.classify import FEWEST_WEIGHTS, keep, reason_to_keep
 from tersor.storage.archive import Kept
+from tersor.storage.classify import FEWEST_WEIGHTS, keep, reason_to_keep
 
 
 def matrix(value=1.0, dtype=torch.float32):

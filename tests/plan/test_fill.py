@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tersor.plan.fill import FILL, MOST_PASSES, Filling, Version
-from tersor.plan.sizes import SizeModel
+from tersor.compression.fill import FILL, MOST_PASSES, Filling, Version
+from tersor.compression.sizes import SizeModel
 
 HEADER = 11  # bytes of each weight that is not zero
 

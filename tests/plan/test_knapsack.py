@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.plan.knapsack import choose
+from tersor.compression.knapsack import choose
 
 groups = st.lists(
     st.lists(st.tuples(st.integers(0, 500), st.floats(0, 100)), min_size=1, max_size=4),

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from tersor.compression.overrides import Overrides, parse_bits
 from tersor.errors import InputError
-from tersor.plan.overrides import Overrides, parse_bits
 
 NAMES = {n: [n] for n in ("conv1.weight", "conv2.weight", "head.0.weight")}
 NAMES |= {"embed.weight": ["embed.weight", "decoder.weight"]}

@@ -5,7 +5,7 @@ import io
 import pytest
 import rich.console
 
-from tersor.plan.progress import shown
+from tersor.progress import shown
 
 
 class Terminal(io.StringIO):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tersor.compression.search import FILL, MAX_TRIALS, finest_fit
 from tersor.errors import BudgetError
-from tersor.plan.search import FILL, MAX_TRIALS, finest_fit
 
 
 class Curve:

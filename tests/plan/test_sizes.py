@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.plan.sizes import SizeModel, SizeOfSigns, step_of_size
+from tersor.compression.sizes import SizeModel, SizeOfSigns, step_of_size
 
 
 def test_a_halved_step_costs_a_bit_at_high_rates():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tersor.factorization.rate_aware import PRICE
-from tersor.plan.tiles import candidates, choose, is_stack, tile_of_signs
+from tersor.factorization.tiles import candidates, choose, is_stack, tile_of_signs
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 import torch
 from samples import plain, random_factors
 
-from tersor.report import curve_file, html
+from tersor.coding import records
+from tersor.compression import curve_file
+from tersor.report import html
 from tersor.report.facts import gather
-from tersor.storage import container, records
+from tersor.storage import container
 from tersor.storage.archive import Alias, Archive, Entry, Kept
 
 HOSTILE = (

@@ -3,8 +3,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from tersor.compression.curve_file import Curve, Point
 from tersor.report import curve_chart
-from tersor.report.curve_file import Curve, Point
 
 POINTS = (Point(1000, 3.0, 88.5), Point(2000, 1.0, None), Point(4000, None, 91.0))
 CURVE = Curve(POINTS, "top-1", 91.5, 20_000)

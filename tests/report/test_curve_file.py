@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from tersor.compression.curve_file import Point, read
 from tersor.errors import InputError
-from tersor.report.curve_file import Point, read
 
 POINT = {"bytes": 9, "predicted_drop": 0.5, "measured": 90}
 CURVE = {"points": [POINT], "metric": "top-1", "dense": 91.5, "dense_bytes": 1000}

@@ -3,9 +3,10 @@ import sys
 import pytest
 from rich.console import Console
 
+from tersor.compression import curve_file
+from tersor.compression.curve_file import Curve, Point
 from tersor.errors import InputError, MissingExtraError
-from tersor.report import curve_file, curve_picture
-from tersor.report.curve_file import Curve, Point
+from tersor.report import curve_picture
 
 MEASURED = Curve(
     (Point(1000, 2.5, 89.5, 0.25), Point(2000, 1.0, None, 0.1), Point(4000, 0.25, 91.75, 0.01)),

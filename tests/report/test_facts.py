@@ -5,11 +5,12 @@ import torch
 from safetensors.torch import save_file
 from samples import from_file_bytes, generator, random_factors, small_archive
 
-from tersor.compress import compress_source
+from tersor.coding import records
+from tersor.compression.driver import compress_source
 from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.report.facts import MAGNITUDES, MOST_ATOMS, gather
-from tersor.storage import container, records
+from tersor.storage import container
 from tersor.storage.archive import Archive, Entry
 from tersor.storage.checkpoint import open_checkpoint
 from tersor.storage.opened import open_file

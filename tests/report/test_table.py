@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from samples import plain, random_factors
 
+from tersor.coding import records
 from tersor.report import table
-from tersor.storage import records
 from tersor.storage.archive import Alias, Archive, Entry, Kept
 from tersor.storage.summary import summarize
 

@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 from trainable import compressed, data, dense
 
 import tersor
-import tersor.curve
+import tersor.cli.training
+import tersor.compression.curve
 import tersor.report.curve_picture
-import tersor.training.command
 from tersor.cli import app
 
 NET = "from trainable import Net as make, loader as batches\n"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from samples import generator, same, small_state
 
-from tersor.compress import compress_source
+from tersor.compression.driver import compress_source
 from tersor.errors import InputError, MissingExtraError
 from tersor.storage.checkpoint import open_checkpoint
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from samples import generator, same
 
-from tersor.compress import compress_source, keep_all
+from tersor.compression.driver import compress_source, keep_all
 from tersor.errors import InputError
 from tersor.storage.checkpoint import open_checkpoint
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from samples import archives, bits, from_file_bytes, plain, same, small_archive, to_file_bytes
 
-from tersor.files import dense_tensors
+from tersor.io import dense_tensors
 from tersor.storage import container, kept
 from tersor.storage.archive import Alias, Archive, Kept, Plain
 from tersor.storage.opened import OpenFile, open_file

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from integers import KINDS, onto_trellis, structured
 
+from tersor.coding import entropy
+from tersor.coding.entropy import Coding
+from tersor.coding.rate import LARGEST, TRELLISES
 from tersor.errors import FileFormatError
-from tersor.factorization.rate import LARGEST, TRELLISES
-from tersor.storage import entropy
-from tersor.storage.entropy import Coding
 from tersor.tiling import coding_order, natural_order
 
 STATES = (1, *sorted(TRELLISES))

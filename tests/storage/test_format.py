@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import archives, plain, random_factors, small_archive, to_file_bytes, weights
 
+from tersor.coding import records
 from tersor.factorization.weights import factorize_weight
-from tersor.files import dense_tensors
-from tersor.storage import records
+from tersor.io import dense_tensors
 from tersor.storage.archive import Archive, Entry, Kept, Plain
 from tersor.storage.opened import OpenFile
 from tersor.storage.verify import verify

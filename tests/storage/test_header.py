@@ -6,11 +6,12 @@ import torch
 from hypothesis import given
 from samples import archives, plain, random_factors
 
+from tersor.coding import records
+from tersor.coding.entropy import Coding
 from tersor.errors import InputError
-from tersor.storage import header, records
+from tersor.storage import header
 from tersor.storage.archive import Entry, Kept
 from tersor.storage.cursor import Reader, Writer
-from tersor.storage.entropy import Coding
 
 
 def written(entries):

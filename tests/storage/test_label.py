@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import archives, plain, random_factors, small_archive, to_file_bytes
 
+from tersor.coding import records
 from tersor.errors import FileFormatError, InputError
-from tersor.files import dense_tensors
-from tersor.storage import label, records
+from tersor.io import dense_tensors
+from tersor.storage import label
 from tersor.storage.archive import Archive, Entry, Kept
 from tersor.storage.label import Label
 from tersor.storage.opened import OpenFile

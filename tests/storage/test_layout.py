@@ -8,8 +8,9 @@ import torch
 from samples import plain, small_archive, to_file_bytes
 
 import tersor
+from tersor.coding import records
 from tersor.errors import FileFormatError, InputError
-from tersor.storage import container, memory, records
+from tersor.storage import container, memory
 from tersor.storage.archive import Archive, Entry, Kept, Plain
 from tersor.storage.opened import OpenFile, open_file
 

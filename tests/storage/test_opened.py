@@ -7,9 +7,10 @@ import torch
 from samples import bits, generator, plain, random_factors, small_archive, to_file_bytes
 
 import tersor
+from tersor.coding import records
 from tersor.errors import FileFormatError, InputError
 from tersor.factors import Factors
-from tersor.storage import container, kept, records
+from tersor.storage import container, kept
 from tersor.storage.archive import Alias, Archive, Entry, Kept
 from tersor.storage.layout import Layout
 from tersor.storage.opened import OpenFile, open_file

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from tersor.storage.parallel import ordered
+from tersor.parallel import ordered
 
 
 def test_results_come_in_order():

@@ -4,10 +4,10 @@ import pytest
 import torch
 from samples import random_factors
 
+from tersor.coding import entropy, records
 from tersor.errors import FileFormatError, InputError
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
-from tersor.storage import entropy, records
 
 
 @pytest.mark.parametrize(

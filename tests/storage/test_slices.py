@@ -10,14 +10,15 @@ from samples import random_factors, to_file_bytes
 
 import tersor
 from tersor import tiling
+from tersor.coding import entropy, records
+from tersor.coding.rate import analyse
+from tersor.compression.fill import Version
+from tersor.compression.resume import VERSIONS
 from tersor.errors import FileFormatError
 from tersor.factorization import weights
-from tersor.factorization.rate import analyse
 from tersor.factorization.rate_aware import STATES
-from tersor.files import dense_tensors
-from tersor.plan.fill import Version
-from tersor.resume import VERSIONS
-from tersor.storage import container, entropy, records
+from tersor.io import dense_tensors
+from tersor.storage import container
 from tersor.storage.archive import Archive, Entry
 from tersor.storage.opened import OpenFile
 from tersor.storage.verify import verify

@@ -6,8 +6,9 @@ import torch
 from rich.console import Console
 from samples import plain, random_factors, small_archive, to_file_bytes
 
+from tersor.coding import records
 from tersor.report import table
-from tersor.storage import container, records
+from tersor.storage import container
 from tersor.storage.archive import Archive, Entry, Kept
 from tersor.storage.opened import OpenFile
 from tersor.storage.summary import kept_groups, summarize, summarize_file

@@ -9,12 +9,12 @@ from torch import nn
 from trainable import Net, compressed, data, dense, drifted
 
 import tersor
-from tersor import models
+from tersor.coding.entropy import trellis_of
+from tersor.compression import api as models
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import methods
 from tersor.factorization.rate_aware import PRICE
 from tersor.nn import insert_factors, state
-from tersor.storage.entropy import trellis_of
 from tersor.tiling import coding_order
 from tersor.training.groups import factored_weights
 from tersor.training.projection import file_size, fit

@@ -8,9 +8,9 @@ from torch import nn
 from trainable import compressed, dense, drifted
 
 import tersor
+from tersor.coding import records
+from tersor.coding.rate import analyse
 from tersor.errors import InputError
-from tersor.factorization.rate import analyse
-from tersor.storage import records
 from tersor.training.costs import Cost
 from tersor.training.groups import factored_weights
 from tersor.training.rate_loss import Rate

@@ -17,8 +17,8 @@ from perception import PERCEPTION
 from torch import Tensor, nn
 
 import tersor
-from tersor.nn.source import dense
 from tersor.nn import state
+from tersor.nn.source import dense
 
 FAMILIES: dict[str, Family] = {**LANGUAGE, **PERCEPTION, **CONSTRUCTS}
 

@@ -125,7 +125,7 @@ def test_a_model_without_memory_is_filled(name, tmp_path):
 @each(["wav2vec2 (weight_norm)", "weight_norm, parametrization", "Qwen2 (tied)", "ResNet"])
 def test_a_checkpoint_compressed_without_the_model_is_loaded(name, tmp_path):
     """The command line knows neither modules nor buffers."""
-    from tersor.compress import compress_source
+    from tersor.compression.driver import compress_source
     from tersor.storage import container
     from tersor.storage.checkpoint import open_checkpoint
 

@@ -27,7 +27,7 @@ def demo(
 ) -> None:
     """Train a small network on handwritten digits, compress it 10 and 30 times, compare."""
     with reporting_errors():
-        from tersor.demo import run
+        from tersor.cli.demo import run
 
         run(output, console)
 

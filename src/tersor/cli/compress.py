@@ -106,9 +106,9 @@ def compress(
     --model and --eval.
     """
     with reporting_errors():
-        from tersor.compress import check_lossless, compress_source
-        from tersor.plan.progress import shown
-        from tersor.prediction import unseen
+        from tersor.compression.driver import check_lossless, compress_source
+        from tersor.compression.prediction import unseen
+        from tersor.progress import shown
         from tersor.storage import container, summary
         from tersor.storage.atomic import check_writable
         from tersor.storage.label import OUTPUT_ERROR, output_error_text, parse_metadata

@@ -67,10 +67,11 @@ def curve(
     of the dense model and at four of the sizes, and predicted at the others.
     """
     with reporting_errors():
-        from tersor.compressor import Compressor
-        from tersor.curve import trace
-        from tersor.plan.progress import shown
-        from tersor.report import curve_file, curve_picture
+        from tersor.compression import curve_file
+        from tersor.compression.compressor import Compressor
+        from tersor.compression.curve import trace
+        from tersor.progress import shown
+        from tersor.report import curve_picture
         from tersor.storage.atomic import check_writable
 
         outputs = [path for path in (output, plot) if path is not None]

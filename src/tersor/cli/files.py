@@ -32,8 +32,8 @@ def decompress(
 ) -> None:
     """Give back the dense tensors, with the names, shapes and types that they came with."""
     with reporting_errors():
-        from tersor.files import export_safetensors
-        from tersor.plan.progress import shown
+        from tersor.io import export_safetensors
+        from tersor.progress import shown
 
         with shown("decompressing") as progress:
             written = export_safetensors(model, output, max_bytes=max_bytes, progress=progress)
@@ -66,14 +66,14 @@ def inspect(
     """Show what a file holds, from the file alone, and how `tersor.optimize` would run it."""
     with reporting_errors():
         from tersor.errors import InputError
-        from tersor.files import inspect as inspect_file
+        from tersor.io import inspect as inspect_file
         from tersor.report import table
 
         report, chosen = inspect_file(model, max_bytes=max_bytes), None
         if architecture is not None:
-            from tersor.files import load
-            from tersor.optimize import optimize
-            from tersor.user_code import make
+            from tersor.cli.user_code import make
+            from tersor.inference.optimize import optimize
+            from tersor.io import load
 
             filled = load(model, make(architecture).eval(), max_bytes=max_bytes)
             chosen = optimize(filled, memory=memory)
@@ -108,8 +108,9 @@ def report(
 ) -> None:
     """Write one self-contained page: where the bytes are, what was lost, what is in each layer."""
     with reporting_errors():
-        from tersor.plan.progress import shown
-        from tersor.report import curve_file, html
+        from tersor.compression import curve_file
+        from tersor.progress import shown
+        from tersor.report import html
         from tersor.report.facts import gather
         from tersor.storage.atomic import check_writable
         from tersor.units import parse_size
@@ -131,8 +132,8 @@ def verify(model: TersorFile, max_bytes: MaxBytes = None) -> None:
     Prints a line for each problem; the exit code is 2 if there is any, else 0.
     """
     with reporting_errors():
-        from tersor.files import verify as verify_file
-        from tersor.plan.progress import shown
+        from tersor.io import verify as verify_file
+        from tersor.progress import shown
 
         with shown("verifying") as progress:
             found = verify_file(model, max_bytes=max_bytes, progress=progress)

@@ -84,7 +84,7 @@ def finetune(
     Under torchrun several processes share each batch, and with FSDP2 (accelerate launch) the model.
     """
     with reporting_errors():
-        from tersor.training import command
+        from tersor.cli import training as command
 
         checkpoint = output.with_name(f"{output.name}.checkpoint")
         with telling(checkpoint, checkpoint.is_file):

@@ -16,9 +16,9 @@ from tersor.errors import TersorError
 if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     from torch import nn
 
-    from tersor.calibration import Calibration
-    from tersor.plan.overrides import Overrides
-    from tersor.quality import Measure, Quality
+    from tersor.calibration.calibrate import Calibration
+    from tersor.compression.overrides import Overrides
+    from tersor.compression.quality import Measure, Quality
     from tersor.storage.archive import Archive
     from tersor.storage.checkpoint import Source
     from tersor.storage.journal import Journal
@@ -52,8 +52,8 @@ def module_of(
     source: Source, architecture: str | None, uses: Mapping[str, str | None]
 ) -> nn.Module | None:
     """The model that --model names, which the options of ``uses`` need; None if none is needed."""
+    from tersor.cli.user_code import model_of
     from tersor.errors import InputError
-    from tersor.user_code import model_of
 
     given = [option for option, value in uses.items() if value is not None]
     if architecture is None:
@@ -69,7 +69,7 @@ def overrides_of(
     keep: Sequence[str] | None, bits: Sequence[str] | None, fast: Sequence[str] | None
 ) -> Overrides:
     """What the options --keep, --bits and --fast say."""
-    from tersor.plan.overrides import Overrides, parse_bits
+    from tersor.compression.overrides import Overrides, parse_bits
 
     return Overrides(keep or (), parse_bits(bits or ()), fast or ())
 
@@ -78,8 +78,8 @@ def batches_of(loader: str | None) -> tuple[list[Any] | None, list[Any]]:
     """What the option --calibrate names: to calibrate with, and held out from that."""
     if loader is None:
         return None, []
-    from tersor import user_code
-    from tersor.output_error import held_out
+    from tersor.calibration.output_error import held_out
+    from tersor.cli import user_code
 
     return held_out(user_code.batches_of(loader))
 
@@ -98,7 +98,7 @@ def calibration_of(
     """What the option --calibrate asks for; notes go to standard error."""
     if module is None or batches is None:
         return None
-    from tersor.user_code import calibrate_source
+    from tersor.cli.user_code import calibrate_source
 
     with _noted():
         calibration = calibrate_source(source, module, batches)
@@ -131,8 +131,8 @@ def mending(dense: nn.Module | None, batches: list[Any] | None) -> Mend:
     """Reconstruction with the batches of --calibrate; without these, archives stay as they are."""
     if dense is None or batches is None:
         return lambda archive: archive
+    from tersor.cli.user_code import reconstructed
     from tersor.errors import BudgetError
-    from tersor.user_code import reconstructed
 
     def mend(archive: Archive) -> Archive:
         try:
@@ -149,9 +149,9 @@ def error_of(archive: Archive, dense: nn.Module | None, held: list[Any]) -> floa
     """Error of the output on batches that were held out, see `output_error`; None without these."""
     if dense is None or not held:
         return None
+    from tersor.calibration.output_error import output_error
+    from tersor.cli.user_code import compressed
     from tersor.errors import InputError
-    from tersor.output_error import output_error
-    from tersor.user_code import compressed
 
     try:
         with _noted():
@@ -165,8 +165,8 @@ def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -
     """What the option --eval asks for; each result is told on standard error."""
     if module is None or evaluate is None:
         return None
+    from tersor.cli.user_code import measure_of
     from tersor.storage import container
-    from tersor.user_code import measure_of
 
     measure = measure_of(source, module, evaluate)
 
@@ -181,8 +181,8 @@ def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -
 
 def quality_of(measure: Measure | None, max_drop: float | None, mend: Mend) -> Quality | None:
     """What the options --max-drop and --eval ask for."""
+    from tersor.compression.quality import Quality
     from tersor.errors import InputError
-    from tersor.quality import Quality
 
     if max_drop is None and measure is None:
         return None
@@ -200,7 +200,7 @@ def resuming(
     options: Sequence[object],
 ) -> Iterator[Journal]:
     """The journal of what is worked out for an output, beside it; says how to go on if stopped."""
-    from tersor.resume import identity
+    from tersor.compression.resume import identity
     from tersor.storage.journal import journaling
 
     path = output.with_name(f"{output.name}.partial")

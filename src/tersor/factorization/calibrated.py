@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tersor import _native
+from tersor.coding.rate import LARGEST, analyse
 from tersor.factorization.initialize import principal_axes
-from tersor.factorization.rate import LARGEST, analyse
 from tersor.factorization.rate_aware import (
     COLUMN_ELEMENT_BITS,
     PRICE,

@@ -25,20 +25,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from tersor.coding.rate import LARGEST, TRELLISES
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import initialize
 from tersor.factorization import rate_aware as priced
 from tersor.factorization.decompose import Method, Solution, check, decompose
 from tersor.factorization.projections import Projection, free, integers, signs
-from tersor.factorization.rate import LARGEST, TRELLISES
-from tersor.factorization.solve import (
-    Quadratic,
-    Start,
-    Update,
-    fixed,
-    gradient_step,
-    least_squares,
-)
+from tersor.factorization.solve import Quadratic, Start, Update, fixed, gradient_step, least_squares
 from tersor.factorization.updates import (
     exchange_ones,
     exchange_signs,

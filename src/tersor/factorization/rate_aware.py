@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from tersor import _native
+from tersor.coding.rate import LARGEST, Floats, analyse, row_bits
 from tersor.factorization.initialize import principal_components
 from tersor.factorization.products import blocks
-from tersor.factorization.rate import LARGEST, Floats, analyse, row_bits
 from tersor.factorization.solve import Quadratic, Result, Start, least_squares, solve
 from tersor.tiling import Rows
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tersor.coding.rate import LARGEST
 from tersor.factorization.calibrated import solve_calibrated, solve_signs
 from tersor.factorization.decompose import decompose
 from tersor.factorization.methods import sign_sums
-from tersor.factorization.rate import LARGEST
 from tersor.factorization.rate_aware import STATES, codebook_exponent, solve_rate_aware
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
 from tersor.tiling import Tiling, as_float32, coding_order, natural_order

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from tersor.coding.entropy import reachable, trellis_of
 from tersor.errors import InputError
 from tersor.factorization.rate_aware import STATES
 from tersor.factors import Factors
 from tersor.kernels import power_of_two, recompose
 from tersor.nn.held import HeldWeight, moved
-from tersor.storage.entropy import reachable, trellis_of
 from tersor.tiling import coding_order
 
 INT16_MAX = 2**15 - 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from tersor.compression.curve_file import Curve, Point
 from tersor.report import words
-from tersor.report.curve_file import Curve, Point
 from tersor.report.markup import Markup, tag
 from tersor.report.svg import chart, round_numbers, text
 from tersor.units import format_size

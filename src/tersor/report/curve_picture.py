@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
+from tersor.compression.curve_file import Curve
 from tersor.errors import InputError, MissingExtraError
 from tersor.report.curve_chart import predicted, quantity
-from tersor.report.curve_file import Curve
 from tersor.storage.atomic import replacing
 
 FORMATS = ("png", "svg", "pdf")

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tersor.coding import records
 from tersor.errors import InputError
 from tersor.factorization.products import inner
 from tersor.factors import Factors, signal_to_noise
-from tersor.plan.progress import Progress, silent
-from tersor.storage import records
+from tersor.progress import Progress, silent
 from tersor.storage.checkpoint import Source, open_checkpoint
 from tersor.storage.opened import OpenFile, open_file
 from tersor.storage.summary import Report, TensorSummary, summarize_file

@@ -7,8 +7,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from tersor.compression.curve_file import Curve
 from tersor.report import sections
-from tersor.report.curve_file import Curve
 from tersor.report.facts import Facts
 from tersor.report.markup import Markup, tag, void
 from tersor.report.tradeoff import tradeoff

@@ -17,7 +17,7 @@ from tersor.text import printable
 from tersor.units import format_size
 
 if TYPE_CHECKING:
-    from tersor.optimize import Optimized
+    from tersor.inference.optimize import Optimized
 
 
 _EXAMPLES = 2

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from tersor.compression.curve_file import Curve
 from tersor.report.blocks import details, number, section, table
 from tersor.report.curve_chart import draw, has_metric, quantity
-from tersor.report.curve_file import Curve
 from tersor.report.facts import Facts
 from tersor.report.markup import Markup, tag
 from tersor.report.words import size

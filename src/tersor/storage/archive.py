@@ -11,9 +11,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from tersor.coding import records
+from tersor.coding.records import EncodedFactors
 from tersor.factors import Factors
-from tersor.storage import records
-from tersor.storage.records import EncodedFactors
 
 
 class Kept(IntEnum):

@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
+from tersor.coding.records import EncodedFactors
 from tersor.storage import header, kept, label
 from tersor.storage.archive import Archive, Plain
 from tersor.storage.atomic import replacing
 from tersor.storage.cursor import Writer
 from tersor.storage.label import Label
-from tersor.storage.records import EncodedFactors
 
 MAGIC = b"\x93TERSOR\n"
 

@@ -13,13 +13,13 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from tersor.coding.entropy import Coding
+from tersor.coding.rate import TRELLISES
+from tersor.coding.records import EncodedFactors, flaw
 from tersor.errors import FileFormatError, InputError
-from tersor.factorization.rate import TRELLISES
 from tersor.storage import dtypes
 from tersor.storage.archive import Alias, Entry, Kept, Plain
 from tersor.storage.cursor import Reader, Writer
-from tersor.storage.entropy import Coding
-from tersor.storage.records import EncodedFactors, flaw
 from tersor.tiling import Tiling
 
 EXACT, ROUNDED, FACTORS, ALIAS = range(4)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tersor.errors import FileFormatError
+from tersor.parallel import ordered
 from tersor.storage import planes
 from tersor.storage.header import EXACT, Field
-from tersor.storage.parallel import ordered
 from tersor.storage.planes import Elements, elements
 
 GROUP_BYTES = 1 << 20

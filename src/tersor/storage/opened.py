@@ -14,15 +14,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tersor.coding import records
+from tersor.coding.records import EncodedFactors, Part
 from tersor.errors import FileFormatError, InputError
 from tersor.factors import Factors
-from tersor.storage import kept, layout, records
+from tersor.parallel import ordered
+from tersor.storage import kept, layout
 from tersor.storage.archive import Contents
 from tersor.storage.descriptors import FileBytes
 from tersor.storage.header import Field
 from tersor.storage.layout import Data
-from tersor.storage.parallel import ordered
-from tersor.storage.records import EncodedFactors, Part
 
 
 class OpenFile(Contents, Mapping[str, Tensor]):

@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tersor.coding.records import EncodedFactors
 from tersor.storage import container, doubts, dtypes, header, label
 from tersor.storage.archive import Archive
 from tersor.storage.header import EXACT, Field, hundredths
 from tersor.storage.layout import Layout
-from tersor.storage.records import EncodedFactors
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from tersor.coding import records
+from tersor.coding.records import EncodedFactors
 from tersor.errors import FileFormatError
-from tersor.storage import kept, label, layout, records
+from tersor.storage import kept, label, layout
 from tersor.storage.header import Field
 from tersor.storage.layout import Data, Layout
 from tersor.storage.opened import OpenFile
-from tersor.storage.records import EncodedFactors
 from tersor.text import printable
 
 Progress = Callable[[str, float], None]

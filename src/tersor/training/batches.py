@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tersor import samples
+from tersor.calibration import samples
 from tersor.errors import InputError, explained
 
 NEEDED = "batches (inputs, ..., targets), or mappings with labels, are needed"
@@ -29,8 +29,8 @@ class Batch(NamedTuple):
         Parameters
         ----------
         item
-            Arguments of the model, as in `tersor.samples`, and targets: the last item of several,
-            or called ``labels``.
+            Arguments of the model, as in `tersor.calibration.samples`, and targets: the last item of
+            several, or called ``labels``.
         model
             Whose arguments they are.
         labelled

@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from tersor import _native
-from tersor.factorization.rate import analyse
+from tersor.coding.entropy import reachable, trellis_of
+from tersor.coding.rate import analyse
 from tersor.nn import FactoredWeight
-from tersor.storage.entropy import reachable, trellis_of
 from tersor.tiling import coding_order
 
 

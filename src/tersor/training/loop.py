@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tersor.calibration.normalization import normalizations
 from tersor.errors import InputError, TrainingError, explained
-from tersor.files import archive_of
-from tersor.normalization import normalizations
-from tersor.plan.progress import Progress as Show
+from tersor.io import archive_of
+from tersor.progress import Progress as Show
 from tersor.storage import container
 from tersor.training import checkpoint, pressure
 from tersor.training.batches import Batch

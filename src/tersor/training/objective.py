@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tersor.calibration.samples import logits
 from tersor.errors import InputError, explained
-from tersor.samples import logits
 from tersor.training.batches import NEEDED, Batch
 
 Loss = Callable[[Any, Any], Tensor]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from tersor import _native
+from tersor.compression.search import finest_fit
 from tersor.errors import BudgetError, InputError
 from tersor.factorization.rate_aware import PRICE, Coder
 from tersor.factorization.solve import Quadratic
-from tersor.files import archive_of
+from tersor.io import archive_of
 from tersor.nn import FactoredWeight, state
-from tersor.plan.search import finest_fit
+from tersor.parallel import ordered
 from tersor.storage import container
-from tersor.storage.parallel import ordered
 from tersor.tiling import Rows, coding_order, natural_order
 from tersor.training.costs import Cost, cost_of
 from tersor.training.curvature import Curvature, curvature

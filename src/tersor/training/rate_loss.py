@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tersor import _native
+from tersor.coding.rate import analyse
 from tersor.errors import InputError
-from tersor.factorization.rate import analyse
 from tersor.nn import FactoredWeight
 from tersor.tiling import coding_order
 from tersor.training.costs import Cost, cost_of

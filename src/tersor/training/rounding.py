@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tersor.files import archive_of
+from tersor.io import archive_of
 from tersor.nn import state
 from tersor.nn.sharded import local
 from tersor.storage.archive import Archive, Plain

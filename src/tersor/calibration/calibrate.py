@@ -1,0 +1,379 @@
+"""Second moments of the inputs of a model's weights, seen while the model runs.
+
+A layer computes ``W x``, and an error ``E`` of its weights costs ``E[|E x|²] = tr(E H Eᵀ)`` in what
+it computes, where ``H = E[x xᵀ]``. Here the ``H`` of all layers are measured in one pass over a few
+batches. Inputs are used up as they come: what is kept is a matrix for each weight.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tersor.calibration.importance import importances
+from tersor.calibration.moments import Layer, Moment
+from tersor.calibration.samples import NEEDED, batches_of, call, check_loader
+from tersor.errors import InputError, explained
+from tersor.nn.checks import check_model
+from tersor.nn.observe import Look, observing
+from tersor.nn.owner import FactoredOwner
+from tersor.nn.sites import Site, Weight, find_sites
+from tersor.progress import shown
+from tersor.storage.classify import reason_to_keep
+
+_MOST_INPUTS = 4096
+"""Longest row whose second moments are kept: they take 64 MB then."""
+
+_MOST_GROUPED = 2**22
+"""Elements up to which the groups of a convolution have moments of their own."""
+
+_DAMPING = 0.01
+"""Ridge as a share of the mean diagonal; that of GPTQ."""
+
+_SAMPLING = 2.0
+"""Ridge, as a share of the mean diagonal, per input for each input vector; 1 at most.
+
+The fewer vectors, the less what they never showed can be told from what never comes. Of MiniLM's
+layers, with 1,024 and with 4,096 sentences, the error of others is least about there.
+"""
+
+_TRIED = 4
+"""Batches with which the importance of weights is measured."""
+
+_MEASURING = 0.2
+"""Share of the time that moments take, about."""
+
+_OUTPUT = "it is given what the model returns and the batch, and must return tensors"
+
+_SMALLEST = 1e-36
+"""Mean squares below this are taken for zero: their ridge would not be a normal number."""
+
+_NOT_CALLED = "no input reached it: its module was not called"
+
+_UNUSED = "the output does not depend on it"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Second moments of the inputs of weights.
+
+    Parameters
+    ----------
+    moments
+        Means of ``x xᵀ`` by the weight's name in ``state_dict``, float32, on the CPU: (m, m), where
+        m is the length of a flattened row of the weight, whose order of elements they have. Of a
+        grouped convolution (groups, m, m), unless that is large: then their mean, (m, m). A weight
+        that several modules share has one entry, of all their inputs, under its first name.
+    samples
+        Sum of the sizes of the batches.
+    rows
+        Number of the input vectors that each mean is of; in a convolution, one for each position.
+    skipped
+        Weights that will be factored but have no moments, and why.
+    importance
+        Relative squared error of the model's output for a squared error of 1 of a weight, in the
+        sense of `metric` where that is known, else of its elements; by the same names. Bytes go
+        where they avoid most of it. Weights without one count as a typical one.
+    """
+
+    moments: Mapping[str, Tensor]
+    samples: int
+    rows: Mapping[str, int]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    importance: Mapping[str, float] = field(default_factory=dict)
+    unseen: Mapping[str, str] = field(default_factory=dict)
+
+    def metric(self, name: str) -> Tensor | None:
+        """Matrix (m, m) by which errors of a weight are measured; None if that is the identity.
+
+        Its regularized moments, of groups their mean, with a mean of 1 on the diagonal.
+        """
+        if name not in self.moments:
+            return None
+        moments = self.regularized(name)
+        matrix = moments.mean(dim=0) if moments.dim() == 3 else moments
+        return matrix / matrix.diagonal().mean()
+
+    def regularized(self, name: str) -> Tensor:
+        """Second moments plus a ridge: positive definite, of the same shape.
+
+        The ridge is 1 % of the mean diagonal, as in GPTQ, and more the fewer input vectors were
+        seen: another 100 % of it for twice as many vectors as inputs, or fewer. Inputs that were
+        always zero count by the ridge alone, and if all were, the result is a multiple of the
+        identity.
+
+        References
+        ----------
+        Frantar, Ashkboos, Hoefler, Alistarh, 2022: *GPTQ: Accurate Post-Training Quantization for
+        Generative Pre-trained Transformers*, arXiv 2210.17323.
+        """
+        return self.moments[name] + ridge(self.moments[name], self.rows[name])
+
+
+def ridge(moments: Tensor, rows: int) -> Tensor:
+    """What `Calibration.regularized` adds to moments (..., m, m) of so many input vectors."""
+    diagonal = moments.diagonal(dim1=-2, dim2=-1)
+    # A silent group gets the ridge of the others: it may be silent in these samples only.
+    overall = float(diagonal.mean())
+    mean = diagonal.mean(-1).clamp_min(overall if overall > _SMALLEST else 1.0)
+    share = _DAMPING + min(1.0, _SAMPLING * moments.shape[-1] / rows)
+    return share * mean[..., None, None] * torch.eye(moments.shape[-1])
+
+
+def calibrate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    samples: int | None = None,
+    output: Callable[[Any, Any], Any] | None = None,
+) -> Calibration:
+    """Measure which weights of a model matter, and which of their inputs.
+
+    Inputs are measured, by their second moments, of Linear, Conv1d, Conv2d and Conv3d modules whose
+    weights `tersor.compress` would factor, except for rows longer than 4096. Embeddings are not
+    among them: what reaches those is no vector. Each weight takes 4 m² bytes, where m is the length
+    of its rows. Vectors of padding tokens count like others: batches of texts of about one length
+    are better.
+
+    The importance of each weight is measured by trying: noise is added to it, and the output of the
+    model compared with what it was, on four of the batches, chosen at random: let them be small.
+
+    Parameters
+    ----------
+    model
+        Run in evaluation mode without gradients, on its device; unchanged.
+    loader
+        Yields batches: a tensor, which the model is called with; a tuple or list, of which as many
+        items are passed as ``forward`` takes, nested or not, so that of (images, labels) the images
+        are; or a mapping, alone or as the first item, a dataclass or a named tuple, which is passed
+        by name, without ``labels``. Encoder-decoder models get ``labels`` for the inputs of their
+        decoder if there are no others. Give a dict where the last item could be labels as well
+        as an argument: integers are refused then.
+    samples
+        Stop after the batch that makes it this many; by default at the end of the loader.
+    output
+        Given what the model returns and the batch: what of it matters, a tensor or several. By
+        default all floating-point tensors count alike.
+
+    Returns
+    -------
+    Calibration
+        Moments, and what has none; importance.
+
+    Raises
+    ------
+    InputError
+        If there are no batches, the model cannot be called with them, the last item of a batch may
+        be labels or an argument, or activations are NaN or infinite.
+
+    Warns
+    -----
+    UserWarning
+        If weights saw fewer input vectors than they have inputs: more samples would help. If the
+        batches say nothing about some weights; their names are in ``unseen``.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU())
+    >>> calibration = tersor.calibrate(model, [torch.randn(100, 32)])
+    >>> calibration.moments["0.weight"].shape
+    torch.Size([32, 32])
+    """
+    _check_arguments(model, loader, samples)
+    moments, looks, skipped = _prepare(model)
+    seen, tried, chance = 0, list[Any](), random.Random(0)
+    with shown("calibrating") as progress, torch.no_grad():
+        with observing(model, looks, after=True):
+            for number, batch in enumerate(batches_of(loader), start=1):
+                _sample(tried, batch, number, chance)
+                seen += call(model, batch, number)[1]
+                done = _share_done(seen, samples, number, loader)
+                progress(f"batch {number}", _MEASURING * done)
+                if samples is not None and seen >= samples:
+                    break
+        if not seen:
+            raise InputError(f"the loader is empty; {NEEDED} (a generator can be used only once)")
+        for name in [name for name, moment in moments.items() if not moment.rows]:
+            skipped[name] = _NOT_CALLED
+            del moments[name]
+        means = {name: _checked(name, moment.mean()) for name, moment in moments.items()}
+        rows = {name: moment.rows for name, moment in moments.items()}
+        _warn_of_few(moments)
+        found = Calibration(means, seen, rows, skipped)
+        weights = {
+            name: sites[0].weight
+            for name, sites in _factored_weights(model).items()
+            if isinstance(sites[0].weight, nn.Parameter)
+        }
+
+        def told(message: str, done: float) -> None:
+            progress(message, _MEASURING + (1 - _MEASURING) * done)
+
+        importance, idle = importances(model, weights, found.metric, _calls(tried, output), told)
+    found = replace(found, importance=importance)
+    unseen = _unseen(found, idle, all_tried=number <= _TRIED)
+    _warn_of_unseen(unseen)
+    known = {n: v for n, v in importance.items() if unseen.get(n, _UNUSED) == _UNUSED}
+    return replace(found, importance=known, unseen=unseen)
+
+
+def _sample(kept: list[Any], batch: Any, number: int, chance: random.Random) -> None:
+    """Keep some of the batches so far, each as probably as any other (Vitter's algorithm R)."""
+    if len(kept) < _TRIED:
+        kept.append(batch)
+    elif (place := chance.randrange(number)) < _TRIED:
+        kept[place] = batch
+
+
+def _calls(
+    batches: Sequence[Any], output: Callable[[Any, Any], Any] | None
+) -> list[Callable[[nn.Module], Any]]:
+    """Calls of a model with each batch, which return what matters."""
+
+    def called(model: nn.Module, batch: Any, number: int) -> Any:
+        returned, _ = call(model, batch, number)
+        if output is None:
+            return returned
+        with explained("the function 'output'", _OUTPUT):
+            return output(returned, batch)
+
+    return [partial(called, batch=b, number=n) for n, b in enumerate(batches, start=1)]
+
+
+def _check_arguments(model: nn.Module, loader: Iterable[Any], samples: int | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"an nn.Module is needed to calibrate, got a {type(model).__name__}")
+    check_model(model)
+    check_loader(loader)
+    if samples is not None and samples < 1:
+        raise InputError(f"the number of samples must be positive, got {samples}")
+
+
+def _warn_of_few(moments: Mapping[str, Moment]) -> None:
+    few = [name for name, moment in moments.items() if moment.rows < moment.inputs]
+    if few:
+        worst = min(few, key=lambda name: moments[name].rows / moments[name].inputs)
+        warnings.warn(
+            f"{len(few)} of {len(moments)} weights saw fewer input vectors than they have inputs, "
+            f"such as {worst!r}: {moments[worst].rows} for {moments[worst].inputs}. Their moments "
+            "are regularized more; give more samples",
+            stacklevel=3,
+        )
+
+
+def _unseen(found: Calibration, idle: Iterable[str], *, all_tried: bool) -> dict[str, str]:
+    """Weights that the batches say nothing about, and those without effect, and why."""
+    reasons = {name: why for name, why in found.skipped.items() if why == _NOT_CALLED}
+    for name, moments in found.moments.items():
+        if float(moments.diagonal(dim1=-2, dim2=-1).max()) <= _SMALLEST:
+            reasons[name] = "all its inputs were zero"
+    if not found.importance:
+        return reasons
+    for name in idle:
+        seen = all_tried and name in found.moments
+        reasons.setdefault(name, _UNUSED if seen else "noise in it does not change the output")
+    return {name: reasons[name] for name in idle}  # others are read by a module above theirs
+
+
+def _warn_of_unseen(unseen: Mapping[str, str]) -> None:
+    unknown = [f"{name!r} ({why})" for name, why in unseen.items() if why != _UNUSED]
+    unused = [repr(name) for name, why in unseen.items() if why == _UNUSED]
+    if unknown:
+        warnings.warn(
+            f"calibration says nothing about {_some(unknown)}: compressed as without it. Give "
+            "batches that reach all weights, with all arguments that the model takes",
+            stacklevel=3,
+        )
+    if unused:
+        warnings.warn(
+            f"what the model returns does not depend on {_some(unused)}: few bytes go there. "
+            "Give batches, and a function 'output', for which it does, or keep these weights",
+            stacklevel=3,
+        )
+
+
+def _some(words: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def _checked(name: str, mean: Tensor) -> Tensor:
+    if not bool(mean.isfinite().all()):
+        raise InputError(f"squares of the inputs of {name!r} overflow; scale the model's inputs")
+    return mean
+
+
+def _prepare(
+    model: nn.Module,
+) -> tuple[dict[str, Moment], dict[nn.Module, Look], dict[str, str]]:
+    """Empty moments by name, how modules fill them, and weights that have none, with the reason."""
+    moments: dict[str, Moment] = {}
+    looks: dict[nn.Module, Look] = {}
+    skipped: dict[str, str] = {}
+    for name, sites in _factored_weights(model).items():
+        reason = _reason_to_skip(sites)
+        if reason is not None:
+            skipped[name] = reason
+            continue
+        layers = [cast(Layer, site.module) for site in sites]
+        moments[name] = Moment(_groups(layers), math.prod(layers[0].weight.shape[1:]))
+        for layer in layers:
+            looks[layer] = partial(_look, name, moments[name], layer)
+    return moments, looks, skipped
+
+
+def _factored_weights(model: nn.Module) -> dict[str, list[Site]]:
+    """All uses of each weight that compression would factor, by the first of its names."""
+    uses: dict[Weight, dict[str, Site]] = {}
+    for name, site in find_sites(model).items():
+        uses.setdefault(site.weight, {})[name] = site
+    found = {next(iter(sites)): list(sites.values()) for sites in uses.values()}
+    return {
+        name: sites
+        for name, sites in found.items()
+        if reason_to_keep(name, getattr(sites[0].module, sites[0].attribute)) is None
+    }
+
+
+def _reason_to_skip(sites: list[Site]) -> str | None:
+    for module, attribute, weight in sites:
+        dense = module.dense_class if isinstance(module, FactoredOwner) else type(module)
+        kind = dense.__name__
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            return f"used by the {kind}, whose inputs are no vectors"
+        if not isinstance(module, Layer) or attribute != "weight":
+            return f"used by the {kind}, which is no Linear, Conv1d, Conv2d or Conv3d"
+        if (length := math.prod(weight.shape[1:])) > _MOST_INPUTS:
+            return f"its rows have {length} inputs, more than {_MOST_INPUTS}"
+    return None
+
+
+def _groups(layers: list[Layer]) -> int:
+    """Groups with moments of their own: all, or one that takes in the vectors of all."""
+    groups = {layer.groups if not isinstance(layer, nn.Linear) else 1 for layer in layers}
+    inputs = math.prod(layers[0].weight.shape[1:])
+    largest = max(groups)
+    return largest if len(groups) == 1 and largest * inputs**2 <= _MOST_GROUPED else 1
+
+
+def _look(name: str, moment: Moment, layer: Layer, x: Tensor) -> None:
+    if not bool(x.isfinite().all()):
+        raise InputError(
+            f"inputs of the module of {name!r} are NaN or infinite; check the batches and the model"
+        )
+    moment.add(layer, x)
+
+
+def _share_done(seen: int, samples: int | None, batches: int, loader: Iterable[Any]) -> float:
+    """As far as the end is known."""
+    if samples is not None:
+        return min(1.0, seen / samples)
+    return batches / len(loader) if isinstance(loader, Sized) and len(loader) else 0.0

@@ -1,0 +1,216 @@
+"""Models and loaders that a command names as ``module:callable``."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from torch import Tensor, nn
+
+from tersor.calibration import samples
+from tersor.calibration.calibrate import Calibration, calibrate
+from tersor.compression.quality import Measure, evaluated
+from tersor.compression.reconstruction import reconstruct
+from tersor.errors import InputError, explained
+from tersor.io import archive_of, check_match
+from tersor.nn.fill import fill
+from tersor.nn.load import load_weights, tensors_of
+from tersor.storage.archive import Alias, Archive, Entry
+from tersor.storage.checkpoint import Source, shared
+from tersor.storage.classify import reason_to_keep
+
+Value = TypeVar("Value")
+
+
+def batches_of(reference: str) -> list[Any]:
+    """The batches that ``module:callable`` returns.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported, raises or returns something else.
+    """
+    batches = call("--calibrate", reference)
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
+        raise InputError(
+            f"--calibrate {reference} returned a {type(batches).__name__}; an iterable of batches "
+            "is needed, such as a list or a DataLoader"
+        )
+    return list(samples.batches_of(batches))
+
+
+def calibrate_source(source: Source, model: nn.Module, batches: list[Any]) -> Calibration:
+    """Calibration of a checkpoint's model, by the names in the checkpoint."""
+    return _for_checkpoint(calibrate(model, batches), model, source)
+
+
+def reconstructed(archive: Archive, model: nn.Module, batches: list[Any]) -> Archive:
+    """What an archive becomes if the layers in it make up for each other's errors.
+
+    Parameters
+    ----------
+    archive
+        Of the compressed model.
+    model
+        The dense model.
+    batches
+        That both are called with.
+    """
+    changed = compressed(archive, model)
+    reconstruct(changed, model, batches)
+    found = archive_of(changed).entries
+    entries = {
+        name: replace(entry, content=_content(found, name)) if name in found else entry
+        for name, entry in archive.entries.items()
+        if not isinstance(entry.content, Alias)
+    }
+    return replace(archive, entries={**archive.entries, **entries})
+
+
+def compressed(archive: Archive, model: nn.Module) -> nn.Module:
+    """A copy of a dense model that holds what an archive does."""
+    made = copy.deepcopy(model)
+    check_match(archive, made, strict=False)
+    fill(made, archive)
+    return made
+
+
+def _content(entries: Mapping[str, Entry], name: str) -> Any:
+    content = entries[name].content
+    return entries[content.target].content if isinstance(content, Alias) else content
+
+
+def model_of(source: Source, reference: str) -> nn.Module:
+    """The model that ``module:callable`` returns, with the weights of a checkpoint.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported, raises or returns something else, or the checkpoint does not fit.
+    """
+    model = make(reference)
+    load_weights(model, source)
+    return model
+
+
+def make(reference: str, option: str = "--model") -> nn.Module:
+    """The model that the ``module:callable`` of an option returns.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported, raises or returns something else.
+    """
+    model = call(option, reference)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{option} {reference} returned a {type(model).__name__}; an nn.Module is needed"
+        )
+    return model
+
+
+def measure_of(source: Source, model: nn.Module, reference: str) -> Measure:
+    """The evaluation that ``module:callable`` does, of the dense model or of what archives hold.
+
+    Parameters
+    ----------
+    source
+        The tensors of the checkpoint.
+    model
+        The model of these; each evaluation loads weights into it.
+    reference
+        Names a function that takes the model and returns a number, higher for better models.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported. What is returned raises one if the function does, or returns
+        anything but a finite number.
+    """
+    evaluate = find("--eval", reference, "with the model")
+
+    def measure(archive: Archive | None) -> float:
+        held = source
+        if archive is not None:
+            held = Source(list(archive.entries), archive.tensor, archive.source_bytes)
+        load_weights(model, held)
+        return evaluated(evaluate, model, f"--eval {reference}")
+
+    return measure
+
+
+def call(option: str, reference: str) -> Any:
+    """Find ``module:callable`` and call it without arguments."""
+    target = find(option, reference, "without arguments")
+    with explained(f"{option} {reference}", "it has to work when called without arguments"):
+        return target()
+
+
+def find(option: str, reference: str, arguments: str) -> Callable[..., Any]:
+    """Import ``module:callable``, from the current folder first.
+
+    Parameters
+    ----------
+    option
+        What it is given with.
+    reference
+        Names of the module and the callable, which may be an attribute of something in it.
+    arguments
+        What it will be called with, in words.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported, or is nothing to be called.
+    """
+    module, _, name = reference.partition(":")
+    if not module or not name:
+        raise InputError(
+            f"{option} {reference!r} is not of the form module:callable, such as net:make for the "
+            "function make in net.py"
+        )
+    folder = str(Path.cwd())
+    if folder not in sys.path:  # it stays there: what is called may import more, later
+        sys.path.insert(0, folder)
+    with explained(
+        f"{option} {reference}: the import of {module!r}",
+        f"a module in {folder} or an installed one is needed, without .py",
+    ):
+        target: Any = importlib.import_module(module)
+    for part in name.split("."):
+        if not hasattr(target, part):
+            raise InputError(f"{option} {reference}: there is no {part!r} in {target!r}")
+        target = getattr(target, part)
+    if not callable(target):
+        raise InputError(
+            f"{option} {reference} is a {type(target).__name__}; a function or class is needed, "
+            f"which is called {arguments}"
+        )
+    return cast(Callable[..., Any], target)
+
+
+def _for_checkpoint(calibration: Calibration, model: nn.Module, source: Source) -> Calibration:
+    """Moments by the names in the checkpoint, which may have any names of a tied weight."""
+    known = tensors_of(model)
+    tied = shared(known)
+
+    def rename(values: Mapping[str, Value]) -> dict[str, Value]:
+        return {n: values[tied.get(n, n)] for n in source.names if tied.get(n, n) in values}
+
+    unknown = [
+        n for n in source.names if n not in known and reason_to_keep(n, source.load(n)) is None
+    ]
+    return replace(
+        calibration,
+        moments=rename(calibration.moments),
+        rows=rename(calibration.rows),
+        importance=rename(calibration.importance),
+        unseen=rename(calibration.unseen),
+        skipped=rename(calibration.skipped)
+        | dict.fromkeys(unknown, "the model has no such weight"),
+    )

@@ -1,0 +1,113 @@
+"""Tensors of a source -> what is kept of them, and archives of any choice of factors."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
+
+from tersor.calibration.moments import energy
+from tersor.coding import records
+from tersor.coding.records import EncodedFactors
+from tersor.compression.attempts import Weight
+from tersor.compression.fill import Version
+from tersor.compression.overrides import Overrides, Resolved
+from tersor.progress import Progress, silent
+from tersor.storage import classify, container
+from tersor.storage.archive import Alias, Archive, Entry, Kept
+from tersor.storage.checkpoint import Source
+
+
+def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry], list[Weight]]:
+    """Entries of all tensors, factored ones still as zeros, and what will be factored."""
+    entries: dict[str, Entry] = {}
+    weights: list[Weight] = []
+    for name in source.names:
+        progress(f"reading {name}", 0.0)
+        tensor = source.load(name)
+        reason = classify.reason_to_keep(name, tensor)
+        if reason is None and name in source.unchanged:
+            reason = Kept.LEFT_DENSE
+        shape, dtype = tuple(tensor.shape), tensor.dtype
+        if name in source.aliases:
+            entries[name] = Entry(shape, dtype, Alias(source.aliases[name]))
+        elif reason is not None:
+            entries[name] = classify.keep(name, tensor, reason)
+        else:
+            variance = energy(tensor.detach(), None) / tensor.numel()
+            entries[name] = Entry(
+                shape, dtype, records.zero(shape, dtype, 0 if variance else math.inf)
+            )
+            if variance:
+                weights.append(Weight(name, shape, dtype, variance))
+    return entries, sorted(weights, key=lambda w: -w.numel)
+
+
+def override(entries: dict[str, Entry], source: Source, overrides: Overrides) -> Resolved:
+    """What the user's patterns mean; the entries of weights to be kept then hold these.
+
+    Raises
+    ------
+    InputError
+        If a pattern matches no weight that would be factored, or patterns contradict each other.
+    """
+    factored = [n for n, e in entries.items() if isinstance(e.content, EncodedFactors)]
+    names = {name: [name] for name in factored}
+    for alias, name in source.aliases.items():
+        if name in names:
+            names[name].append(alias)
+    spared = [p for p in overrides.keep if fnmatch.filter(source.unchanged, p)]
+    keep = [p for p in overrides.keep if p not in spared]  # which are kept in any case
+    keep += [p for p in spared if fnmatch.filter(chain(*names.values()), p)]
+    resolved = replace(overrides, keep=keep).resolve(
+        names, {n for n in factored if len(entries[n].shape) == 2}
+    )
+    for name in resolved.keep:
+        entries[name] = classify.keep(name, source.load(name), Kept.LEFT_DENSE)
+    return resolved
+
+
+class Assembler:
+    """Puts versions of the factored weights into the archive, and knows the size of its file.
+
+    Parameters
+    ----------
+    entries
+        Of all tensors; weights without a version stay as they are here.
+    source
+        What is compressed.
+    measured
+        Whether the file will tell the signal-to-noise ratios.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], source: Source, measured: bool) -> None:
+        self._entries, self._source, self._measured = entries, source, measured
+        sections = container.kept_sections(self.archive({}))
+        self._kept = [container.stamp(section) for section in sections]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the sections of the tensors that are kept."""
+        return sum(stamp.size for stamp in self._kept)
+
+    def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:
+        """The archive of all tensors."""
+        return self._source.archive(with_versions(self._entries, versions))
+
+    def size(self, versions: Mapping[str, Version[EncodedFactors]]) -> int:
+        """Bytes of the file."""
+        archive = self.archive(versions)
+        return container.size(archive if self._measured else archive.unmeasured(), self._kept)
+
+
+def with_versions(
+    entries: Mapping[str, Entry], versions: Mapping[str, Version[EncodedFactors]]
+) -> dict[str, Entry]:
+    """Entries in which versions took the place of zeros."""
+    filled = dict(entries)
+    for name, version in versions.items():
+        if version.content.rank:  # else zeros, which are there already
+            filled[name] = replace(filled[name], content=version.content)
+    return filled

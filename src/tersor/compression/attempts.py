@@ -1,0 +1,226 @@
+"""Weights of a checkpoint -> versions at some step, in several threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tersor import _native
+from tersor.calibration.calibrate import Calibration
+from tersor.calibration.moments import energy
+from tersor.coding import records
+from tersor.coding.records import EncodedFactors
+from tersor.compression.fill import Version
+from tersor.compression.resume import CHOICES, VERSIONS, recalled
+from tersor.compression.sizes import SizeModel, SizeOfSigns
+from tersor.errors import InputError
+from tersor.factorization import tiles
+from tersor.factorization.weights import factorize_signs, factorize_weight
+from tersor.factors import Factors, decibels
+from tersor.progress import Progress
+from tersor.storage.checkpoint import Source
+from tersor.storage.journal import Journal
+from tersor.tiling import as_float32
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_EXPECTED_PHASES = 3
+"""Choice of tiles, and passes."""
+
+_LARGE = 1 << 22
+"""Weights of more elements are factored one at a time, by all threads."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What is known of a tensor that will be factored, without holding it.
+
+    Its errors are weighed by the inverse square of ``scale``, and its steps multiplied by it: at a
+    common step a byte avoids about as much of any weight's error. Those that are to be ``fast`` are
+    sums of signs.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    variance: float
+    scale: float = 1.0
+    fast: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Tiles of a weight, and the error that 0 for it makes."""
+
+    choice: tiles.Choice
+    energy: float
+
+
+class Attempts:
+    """Chooses tile sizes, and factors weights with them.
+
+    Parameters
+    ----------
+    source
+        Where the tensors come from, one at a time and several times.
+    calibration
+        Second moments of the inputs of some weights.
+    progress
+        Called as the work goes on.
+    journal
+        What results are kept in, and taken from where they are there already.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        calibration: Calibration | None,
+        progress: Progress,
+        journal: Journal | None = None,
+    ) -> None:
+        self._source, self._calibration, self._progress = source, calibration, progress
+        self._journal = journal
+        self._chosen: dict[str, _Chosen] = {}
+        self._signs: dict[tuple[str, str, int], Version[EncodedFactors]] = {}
+        self._phases = 0
+
+    def prepare(self, weights: Sequence[Weight], step: float) -> dict[str, SizeModel]:
+        """Choose the tile sizes that suit a step; returns the sizes to expect, by name."""
+        models: dict[str, SizeModel] = {}
+        for weight, chosen in self._each(partial(self._choose, step), weights, "choosing tiles"):
+            self._chosen[weight.name] = chosen
+            if weight.fast:
+                models[weight.name] = SizeOfSigns(weight.shape, weight.variance / weight.scale**2)
+                continue
+            models[weight.name] = SizeModel(chosen.choice.spectrum * step**2, chosen.choice.tiles)
+            if chosen.choice.nbytes is not None:
+                models[weight.name].learn(step, chosen.choice.nbytes, provisional=True)
+        return models
+
+    def solve(
+        self, weights: Sequence[Weight], step: float, what: str
+    ) -> Iterator[tuple[Weight, Version[EncodedFactors]]]:
+        """Versions of some weights at a step."""
+        return self._each(partial(self._recalled_version, step), weights, what)
+
+    def nothing(self, weight: Weight) -> Version[EncodedFactors]:
+        """The version of rank 0."""
+        zeros = records.zero(weight.shape, weight.dtype, 0)
+        return Version(0, self._chosen[weight.name].energy / weight.scale**2, zeros)
+
+    def _choose(self, step: float, weight: Weight) -> _Chosen:
+        values, moments = as_float32(self._source.load(weight.name)), self._moments(weight)
+        if weight.fast:
+            spectrum = np.array([weight.variance / (step * weight.scale) ** 2])
+            return _Chosen(tiles.Choice(1, spectrum, weight.numel), energy(values, moments))
+        key, stack = ("tiles", weight.name, step), tiles.is_stack(weight.name, weight.shape)
+        given = values, step * weight.scale
+        make = partial(tiles.choose, *given, stack=stack)
+        holds = partial(tiles.is_candidate, *given, stack=stack)
+        return _Chosen(recalled(self._journal, CHOICES, key, make, holds), energy(values, moments))
+
+    def _tile(self, step: float, weight: Weight) -> int:
+        if weight.fast:
+            variance = weight.variance / (step * weight.scale) ** 2
+            return tiles.tile_of_signs(weight.shape, variance)
+        return self._chosen[weight.name].choice.tile
+
+    def _recalled_version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
+        tile, make = self._tile(step, weight), partial(self._version, step, weight)
+        recall = partial(recalled, self._journal, VERSIONS, make=make)
+        holds = partial(self._is_version, weight, tile)
+        if not weight.fast:
+            return recall(("factors", weight.name, tile, step), holds=holds)
+        key = ("signs", weight.name, tile)  # the same at many steps
+        if key not in self._signs:
+            self._signs[key] = recall(key, holds=holds)
+        return self._signs[key]
+
+    def _is_version(self, weight: Weight, tile: int, version: Version[EncodedFactors]) -> bool:
+        """Whether this is what comes of its factors, and they are of the weight."""
+        factors = records.decode(version.content, weight.shape, weight.dtype)
+        return factors.tiling.size == tile and self._measured(weight, factors) == version
+
+    def _version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
+        values, moments = self._source.load(weight.name), self._moments(weight)
+        tile = self._tile(step, weight)
+        if weight.fast:
+            factors = factorize_signs(values, tile, moments=moments)
+        else:
+            factors = factorize_weight(values, tile, step * weight.scale, moments=moments)
+        return self._measured(weight, factors)
+
+    def _measured(self, weight: Weight, factors: Factors) -> Version[EncodedFactors]:
+        values, moments = self._source.load(weight.name), self._moments(weight)
+        error = as_float32(values) - as_float32(factors.recompose())
+        squares, signal = energy(error, None), energy(as_float32(values), None)
+        encoded = records.encode(factors, decibels(signal, squares))
+        if moments is not None:
+            squares = energy(error, moments)
+        return Version(encoded.coded_bytes, squares / weight.scale**2, encoded)
+
+    def _moments(self, weight: Weight) -> Tensor | None:
+        """Second moments of a weight's inputs, if known."""
+        moments = self._calibration.metric(weight.name) if self._calibration else None
+        if moments is not None and moments.shape[-1] != (inputs := math.prod(weight.shape[1:])):
+            raise InputError(
+                f"the calibration does not fit: {weight.name!r} has rows of {inputs} weights, its "
+                f"moments are of {moments.shape[-1]} inputs; calibrate this model"
+            )
+        return moments
+
+    def _each(
+        self, work: Callable[[Weight], Result], weights: Sequence[Weight], what: str
+    ) -> Iterator[tuple[Weight, Result]]:
+        """Results in the order of the weights, which is to begin with the largest.
+
+        Large ones are worked on one at a time, for the memory, and keep all threads busy.
+        """
+        total, done, phase = sum(w.numel for w in weights), 0, self._phases
+        self._phases += 1
+        for weight, result in in_threads(work, weights, lambda w: w.numel > _LARGE):
+            done += weight.numel
+            share = (phase + done / total) / max(_EXPECTED_PHASES, phase + 1)
+            self._progress(f"{what}: {weight.name}", share)
+            yield weight, result
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], alone: Callable[[Item], bool]
+) -> Iterator[tuple[Item, Result]]:
+    """Items with their results, in their order but for those that are to be worked on ``alone``.
+
+    The latter come first and use all threads of torch; the others have a thread each.
+    """
+    items, threads = list(items), torch.get_num_threads()
+    shared = [item for item in items if not alone(item)]
+    for item in items:
+        if alone(item) or threads == 1:
+            result = work(item)
+            _native.release_memory()  # the allocator would keep what large items took
+            yield item, result
+    if threads == 1:
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(work, item) for item in shared]
+        try:
+            for item, future in zip(shared, futures, strict=True):
+                yield item, future.result()
+        finally:  # whoever has enough does not wait for the rest
+            for future in futures:
+                future.cancel()
+            torch.set_num_threads(threads)

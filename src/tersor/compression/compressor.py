@@ -1,0 +1,202 @@
+"""One source, compressed to any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from tersor.calibration.calibrate import Calibration
+from tersor.coding.records import EncodedFactors
+from tersor.compression.assembly import Assembler, override, survey, with_versions
+from tersor.compression.attempts import Attempts, Weight
+from tersor.compression.fill import Filling, Version
+from tersor.compression.overrides import Overrides, Resolved
+from tersor.compression.search import finest_fit, guess_step
+from tersor.compression.sizes import SizeModel, step_of_size
+from tersor.errors import BudgetError, InputError
+from tersor.progress import Progress, silent
+from tersor.storage.archive import Alias, Archive
+from tersor.storage.checkpoint import Source
+from tersor.storage.journal import Journal
+
+Versions = Mapping[str, Version[EncodedFactors]]
+
+NO_OVERRIDES = Overrides()
+
+
+class Compressor:
+    """Surveys a source once, and compresses it to sizes.
+
+    Parameters
+    ----------
+    source
+        Where the tensors come from; they are loaded one at a time, several times.
+    calibration
+        Second moments of the inputs of weights, by the names of ``source``.
+    overrides
+        What the user decides about single weights.
+    measured
+        Whether the file will tell the signal-to-noise ratios.
+    journal
+        Of results that outlive the process.
+    progress
+        Called as the work goes on.
+
+    Raises
+    ------
+    InputError
+        If a tensor has NaN or infinite weights, or overrides match nothing.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        calibration: Calibration | None = None,
+        overrides: Overrides = NO_OVERRIDES,
+        measured: bool = True,
+        journal: Journal | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self._source, self._calibration, self._journal = source, calibration, journal
+        self._measured, self._progress = measured, progress
+        self._entries, found = survey(source, progress)
+        resolved = override(self._entries, source, overrides)
+        weights = [replace(w, fast=w.name in resolved.fast) for w in scaled(found, calibration)]
+        self._weights = [w for w in weights if w.name not in resolved.keep | resolved.bits.keys()]
+        self._own = [(w, bytes_of(w, resolved)) for w in weights if w.name in resolved.bits]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of all tensors, tied ones once."""
+        entries = self._entries.values()
+        return sum(e.numel for e in entries if not isinstance(e.content, Alias))
+
+    @property
+    def least(self) -> int:
+        """The smallest possible size of the file."""
+        return self._assembler.size({})
+
+    def within(self, target: int) -> Archive:
+        """The archive of least error found whose file has at most ``target`` bytes.
+
+        It does not depend on what other sizes were asked for before.
+
+        Raises
+        ------
+        BudgetError
+            If the target is below the smallest possible size.
+        """
+        assembler = self._assembler
+        if target < self.least:
+            own = sum(version.nbytes for version in self._own_versions.values())
+            raise BudgetError(
+                f"{target} bytes are too few: the smallest possible file has {self.least} bytes, "
+                f"{assembler.kept_bytes} of them for tensors that are not factored"
+                + (f", {own} for those whose bits are given" if self._own else "")
+            )
+        if not self._weights:
+            return assembler.archive({})
+        attempts, models, step = self._prepared(target)
+        nothing = {w.name: attempts.nothing(w) for w in self._weights}
+        filling = Filling(self._weights, models, attempts.solve, nothing, assembler.size)
+        return assembler.archive(filling.within(target, step))
+
+    def predict(self, sizes: Sequence[int]) -> list[float]:
+        """Expected squared error at some sizes, as a share of that of a file of zeros.
+
+        It falls as the size grows. All weights are factored at two steps, which suit sizes a
+        quarter of the way from either end.
+
+        Parameters
+        ----------
+        sizes
+            Bytes of the whole file, rising, above `least`.
+
+        Raises
+        ------
+        InputError
+            If there are no weights to factor.
+        """
+        if not self._weights:
+            raise InputError("no weight is factored: every file has the same size and quality")
+        attempts, models, around = self._prepared(round(math.sqrt(sizes[0] * sizes[-1])))
+
+        def step(size: int) -> float:
+            return step_of_size([m.bytes for m in models.values()], size - self.least, around)
+
+        for size in (sizes[len(sizes) // 4], sizes[-1 - len(sizes) // 4]):
+            chosen = step(size)
+            for weight, version in attempts.solve(self._weights, chosen, "predicting"):
+                models[weight.name].learn(chosen, version.nbytes, version.error)
+        whole = sum(attempts.nothing(w).error for w in self._weights)
+        errors = list[float]()
+        for size in reversed(sizes):
+            chosen = step(size)
+            error = sum(m.error(chosen) for m in models.values()) / whole
+            errors.append(max([error, *errors[-1:]]))  # corrections may bend it
+        return errors[::-1]
+
+    def _prepared(self, target: int) -> tuple[Attempts, dict[str, SizeModel], float]:
+        """Attempts with tiles that suit a size, sizes to expect, and a step of about that size."""
+        attempts = Attempts(self._source, self._calibration, self._progress, self._journal)
+        known = [(w.numel, w.variance / w.scale**2) for w in self._weights]
+        step = guess_step(known, 8 * (target - self.least))
+        return attempts, attempts.prepare(self._weights, step), step
+
+    @cached_property
+    def _assembler(self) -> Assembler:
+        """Of what is the same at all sizes; weights whose bits are given are solved."""
+        entries = with_versions(self._entries, self._own_versions)
+        return Assembler(entries, self._source, self._measured)
+
+    @cached_property
+    def _own_versions(self) -> Versions:
+        return {weight.name: self._own_version(weight, target) for weight, target in self._own}
+
+    def _own_version(self, weight: Weight, target: int) -> Version[EncodedFactors]:
+        """The finest version of a weight of at most so many bytes."""
+        attempts = Attempts(self._source, self._calibration, self._not_counted, self._journal)
+        guess = guess_step([(weight.numel, weight.variance / weight.scale**2)], 8 * target)
+        attempts.prepare([weight], guess)
+
+        def attempt(step: float) -> tuple[int, Version[EncodedFactors]]:
+            [(_, version)] = attempts.solve([weight], step, "bits as given")
+            return version.nbytes, version
+
+        try:
+            return finest_fit(attempt, target, guess)[1]
+        except BudgetError:  # not even the coarsest step fits
+            return attempts.nothing(weight)
+
+    def _not_counted(self, message: str, done: float) -> None:
+        self._progress(message, 0.0)
+
+
+def scaled(weights: Sequence[Weight], calibration: Calibration | None) -> list[Weight]:
+    """Weights with the scales that follow from their importance; 1 is that of typical weights."""
+    if calibration is None or not calibration.importance:
+        return list(weights)
+    known = [w for w in weights if w.name in calibration.importance]
+    logs = {w.name: math.log(calibration.importance[w.name]) for w in known}
+    typical = sum(logs[w.name] * w.numel for w in known) / max(1, sum(w.numel for w in known))
+    return [replace(w, scale=math.exp((typical - logs.get(w.name, typical)) / 2)) for w in weights]
+
+
+def bytes_of(weight: Weight, resolved: Resolved) -> int:
+    """Bytes that a weight whose bits are given may take.
+
+    Raises
+    ------
+    BudgetError
+        If it has no more bits than that.
+    """
+    bits = resolved.bits[weight.name]
+    if bits >= 8 * weight.dtype.itemsize:
+        raise BudgetError(
+            f"{bits:g} bits are asked for each weight of {weight.name!r}, which has only "
+            f"{8 * weight.dtype.itemsize}; ask for less, or keep it"
+        )
+    return int(bits * weight.numel / 8)

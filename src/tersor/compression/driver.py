@@ -1,0 +1,139 @@
+"""The driver: tensors in, factors of the asked size out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tersor.calibration.calibrate import Calibration
+from tersor.compression.budget import target_bytes
+from tersor.compression.compressor import NO_OVERRIDES, Compressor
+from tersor.compression.overrides import Overrides
+from tersor.compression.quality import Quality, smallest
+from tersor.errors import InputError
+from tersor.progress import Progress, silent
+from tersor.storage import classify
+from tersor.storage.archive import Alias, Archive, Entry
+from tersor.storage.checkpoint import Source
+from tersor.storage.journal import Journal
+
+
+def compress_source(
+    source: Source,
+    *,
+    ratio: float | None = None,
+    target_size: str | int | None = None,
+    bits_per_weight: float | None = None,
+    quality: Quality | None = None,
+    lossless: bool = False,
+    calibration: Calibration | None = None,
+    overrides: Overrides = NO_OVERRIDES,
+    measured: bool = True,
+    journal: Journal | None = None,
+    progress: Progress = silent,
+) -> Archive:
+    """Compress named tensors into an archive of at most the asked size.
+
+    Parameters
+    ----------
+    source
+        Where the tensors come from; they are loaded one at a time, several times.
+    ratio, target_size, bits_per_weight
+        The budget; exactly one of them. See `tersor.compression.budget.target_bytes`.
+    quality
+        What must be kept, instead of a budget: the file is then as small as that allows.
+    lossless
+        Keep every bit of every tensor instead, without budget or calibration.
+    calibration
+        Second moments of the inputs of weights, by the names of `source`; see `tersor.calibrate`.
+    overrides
+        What the user decides about single weights.
+    measured
+        Whether the file will tell the signal-to-noise ratios; that of a model will not.
+    journal
+        Results outlive the process in it; those that it has are not computed again.
+    progress
+        Called as the work goes on.
+
+    Returns
+    -------
+    Archive
+        Its file has at most the bytes asked for, usually at least 99.7 % of them.
+
+    Raises
+    ------
+    BudgetError
+        If the target is not below the input's size, or below the smallest possible size; if no file
+        of half the input's size keeps the quality.
+    InputError
+        If a tensor has NaN or infinite weights, overrides match nothing, or options contradict each
+        other.
+    """
+    given = (ratio, target_size, bits_per_weight, quality)
+    if lossless:
+        check_lossless(given, calibration, overrides)
+        return keep_all(source, progress)
+    if quality is not None and any(budget is not None for budget in given[:-1]):
+        raise InputError(
+            "a largest drop decides the size; leave out ratio, target size and bits per weight"
+        )
+    compressor = Compressor(
+        source,
+        calibration=calibration,
+        overrides=overrides,
+        measured=measured,
+        journal=journal,
+        progress=progress,
+    )
+    if quality is not None:
+        return smallest(compressor, source.nbytes, quality)
+    target = target_bytes(
+        source.nbytes,
+        compressor.numel,
+        ratio=ratio,
+        target_size=target_size,
+        bits_per_weight=bits_per_weight,
+    )
+    return compressor.within(target)
+
+
+def check_lossless(
+    budgets: Sequence[object], calibration: object, overrides: Overrides = NO_OVERRIDES
+) -> None:
+    """Refuse what contradicts lossless; None is what is not given.
+
+    Raises
+    ------
+    InputError
+        If a budget, a calibration or overrides are given.
+    """
+    if any(budget is not None for budget in budgets):
+        raise InputError(
+            "lossless keeps every bit, so that the size cannot be chosen; give either lossless or "
+            "one of ratio, target size, bits per weight and largest drop"
+        )
+    if calibration is not None:
+        raise InputError("lossless changes no weight: calibration has no use; leave it out")
+    if overrides.keep or overrides.bits or overrides.fast:
+        raise InputError(
+            "lossless changes no weight: patterns of weights to keep, of their bits, or of those "
+            "that are to be fast, have no use; leave them out"
+        )
+
+
+def keep_all(source: Source, progress: Progress = silent) -> Archive:
+    """An archive with every bit of all tensors.
+
+    Raises
+    ------
+    InputError
+        If a tensor cannot be stored.
+    """
+    entries: dict[str, Entry] = {}
+    for position, name in enumerate(source.names):
+        progress(f"reading {name}", position / len(source.names))
+        entry = classify.keep_exactly(name, source.load(name))
+        if name in source.aliases:
+            entry = replace(entry, content=Alias(source.aliases[name]))
+        entries[name] = entry
+    return source.archive(entries)

@@ -1,0 +1,74 @@
+"""What calibration says of a compressed model: the error to expect, and inputs it never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from tersor.calibration.calibrate import Calibration
+from tersor.calibration.moments import energy
+from tersor.storage import doubts
+from tersor.storage.archive import Archive
+from tersor.storage.summary import Report
+from tersor.tiling import as_float32
+
+
+def with_calibration(
+    report: Report, archive: Archive, load: Callable[[str], Tensor], calibration: Calibration
+) -> Report:
+    """A report with the error that follows from calibration, and what calibration never saw.
+
+    Parameters
+    ----------
+    report, archive
+        Of the compressed model.
+    load
+        Gives the dense weight of a name.
+    calibration
+        Of the dense model.
+    """
+    predicted = predicted_error(archive, load, calibration)
+    calibrated = predicted is not None
+    if predicted is None:
+        predicted = report.predicted_error
+    found = doubts.doubts(
+        report.tensors,
+        predicted=predicted,
+        measured=report.output_error,
+        calibrated=calibrated,
+    )
+    found += unseen(calibration)
+    return replace(report, predicted_error=predicted, calibrated=calibrated, warnings=found)
+
+
+def predicted_error(
+    archive: Archive, load: Callable[[str], Tensor], calibration: Calibration
+) -> float | None:
+    """Relative error to expect of a model's outputs, if the errors of its weights add up.
+
+    None where no importance is known.
+    """
+    known = [n for n in calibration.importance if n in archive.entries and archive.is_factored(n)]
+    squares = [
+        calibration.importance[name]
+        * energy(
+            as_float32(load(name)) - as_float32(archive.tensor(name)), calibration.metric(name)
+        )
+        for name in known
+    ]
+    return math.sqrt(sum(squares)) if squares else None
+
+
+def unseen(calibration: Calibration) -> tuple[str, ...]:
+    """Warnings about weights that calibration says nothing about, a sentence for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in calibration.unseen.items():
+        by_reason.setdefault(reason, []).append(repr(name))
+    return tuple(
+        f"calibration did not see whether errors of {doubts.listed(names)} matter: {reason}. Give "
+        "batches that use all of the model and of its inputs, or keep such weights (--keep)"
+        for reason, names in by_reason.items()
+    )

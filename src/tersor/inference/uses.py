@@ -1,0 +1,90 @@
+"""The factored weights of a model, and what it uses each of them for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tersor.calibration.samples import call_whole
+from tersor.nn.absorb import Pairs, find_pairs
+from tersor.nn.held import HeldWeight
+from tersor.nn.sites import Site, find_sites
+from tersor.nn.weight import FactoredWeight
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Modules that may read the weights of the modules that they hold, not call these."""
+
+
+@dataclass
+class Use:
+    """All sites of one weight, and what is known of them."""
+
+    name: str
+    sites: list[Site]
+    holder: FactoredWeight
+    is_read: bool = False
+    """Whether a module above one of the sites reads the weight itself."""
+    norm: _BatchNorm | None = None
+    """What normalises the outputs of its only module, and could be left to it."""
+    input: Tensor | None = None
+    """What its forms are compared with: what one of its modules gets."""
+    others: Tensor | None = None
+    """What is read between two measurements of its forms."""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether only rows of it are asked for."""
+        return all(isinstance(site.module, nn.Embedding) for site in self.sites)
+
+
+def uses_of(model: nn.Module) -> list[Use]:
+    """The weights that are held as factors, in the order of the model."""
+    readers = [module for module in model.modules() if isinstance(module, _READERS)]
+    read = {child for module in readers for child in module.children()}
+    found: dict[HeldWeight, Use] = {}
+    for name, site in find_sites(model).items():
+        if isinstance(site.weight, FactoredWeight):
+            use = found.setdefault(site.weight, Use(name, [], site.weight))
+            use.sites.append(site)
+            use.is_read |= site.module in read
+    return list(found.values())
+
+
+def learn_pairs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> Pairs:
+    """Convolutions and what normalises their outputs; the weights are told."""
+    pairs = {} if inputs is None else find_pairs(model, lambda: call_whole(model, inputs))
+    for use in uses:
+        if len(use.sites) == 1:
+            use.norm = pairs.get(use.sites[0].module)
+    return pairs
+
+
+def learn_inputs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> None:
+    """Tell the weights what their modules get when the model is called."""
+    modules: dict[nn.Module, Use] = {
+        site.module: use
+        for use in uses
+        for site in use.sites
+        if isinstance(site.module, (*CONVOLUTIONS, nn.Linear, nn.Embedding))
+    }
+    if inputs is None or not modules:
+        return
+
+    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if modules[module].input is None and arguments and isinstance(arguments[0], Tensor):
+            modules[module].input = arguments[0].detach()
+
+    hooks = [module.register_forward_pre_hook(keep) for module in modules]
+    try:
+        with torch.inference_mode():
+            call_whole(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
