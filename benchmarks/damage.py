@@ -18,7 +18,7 @@ import record
 from tersor.storage.verify import verify
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(TESTS / "support"))
 
 import c_decoder  # noqa: E402
 

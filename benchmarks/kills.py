@@ -13,7 +13,7 @@ from pathlib import Path
 import record
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "storage")]
+sys.path.insert(0, str(TESTS / "support"))
 
 from killing import kill_all  # noqa: E402
 

@@ -3,8 +3,8 @@
 - Coder: latents of a layer of MiniLM factored to 0.5, 1, 2 and 4 bits per weight, coded in memory.
   Speeds are of processor time of one core, and of two threads with a stream each by the clock; best
   of the runs. Bytes are compared with the sum of -log2 of the probabilities that the model gave
-  (tests/specified.py), and with zstd -19 and xz -9, which get the same latents in the better of two
-  forms: packed to equal widths of bits, or a byte (two if needed) each.
+  (tests/support/specified.py), and with zstd -19 and xz -9, which get the same latents in the
+  better of two forms: packed to equal widths of bits, or a byte (two if needed) each.
 - Overhead: ResNet-20 in 50 kB, MobileNetV1-0.75 in 1 MB.
 - Opening: MiniLM at 10 times smaller, all tensors decoded, against reading all elements of its
   dense fp32 file with safetensors. Before each cold run the pages of the file are dropped from the
@@ -53,7 +53,7 @@ from tersor.storage.checkpoint import open_checkpoint
 from tersor.tiling import coding_order
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 
 import specified  # noqa: E402
 

@@ -103,9 +103,9 @@ def test_a_link_to_the_input_is_the_input(earlier):
 def test_killed_commands_leave_nothing_torn_and_go_on():
     """A few of the moments of benchmarks/kills.py."""
     pytest.importorskip("accelerate", reason="fine-tuning needs its extra")
-    here = Path(__file__).parent
-    paths = {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, here / "killing.py", "20", "0"]
+    support = Path(__file__).parents[1] / "support"
+    paths = {"PYTHONPATH": str(support), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, support / "killing.py", "20", "0"]
     result = subprocess.run(arguments, env=os.environ | paths, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for row in json.loads(result.stdout):

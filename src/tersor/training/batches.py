@@ -29,7 +29,7 @@ class Batch(NamedTuple):
         Parameters
         ----------
         item
-            Arguments of the model, as in `tersor.calibration.samples`, and targets: the last item of
+            Arguments of the model, see `tersor.calibration.samples`, and targets: the last item of
             several, or called ``labels``.
         model
             Whose arguments they are.

@@ -66,7 +66,7 @@ def test_a_fresh_process_gives_the_same_bits(tmp_path):
     model = make_net()
     tersor.compress(model, ratio=3)
     tersor.save(model, tmp_path / "model.tersor")
-    folder = str(Path(__file__).parent)
+    folder = str(Path(__file__).parents[1] / "support")
     arguments = [folder, tmp_path / "model.tersor", tmp_path / "result.pt"]
     subprocess.run([sys.executable, "-c", EVALUATE, *arguments], check=True)
     weights, output = torch.load(tmp_path / "result.pt")

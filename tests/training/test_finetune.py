@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -217,9 +216,7 @@ tersor.save(model, sys.argv[1])
 
 
 def run(script, *arguments, before=(), **environment):
-    tests = Path(__file__).parent
-    paths = [str(tests), *sys.path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     command = [sys.executable, *before, "-c", script] if not before else [*before, script]
     return subprocess.run(
         [*command, *map(str, arguments)], env=environment, capture_output=True, text=True

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-from samples import bits, generator, small_state, to_file_bytes
+from samples import bits, generator, small_state, source_of, to_file_bytes, weights_like_trained
 
 import tersor
 from tersor.coding.records import EncodedFactors
@@ -22,24 +22,6 @@ from tersor.storage import container
 from tersor.storage.archive import Kept, Plain
 from tersor.storage.checkpoint import Source, open_checkpoint
 from tersor.storage.summary import summarize
-
-
-def source_of(state, **options):
-    size = sum(t.nbytes for t in state.values())
-    return Source(list(state), state.__getitem__, size, **options)
-
-
-def weights_like_trained(seed=0, layers=4):
-    """Correlated inputs and a few strong weights, as training leaves them."""
-    draw = generator(seed)
-    state = {}
-    for i in range(layers):
-        spectrum = torch.diag(torch.linspace(1.5, 0.05, 48) ** 2)
-        basis = torch.linalg.qr(torch.randn(48, 48, generator=draw)).Q
-        weight = torch.randn(64, 48, generator=draw) @ spectrum @ basis * 0.1 * (i + 1)
-        state[f"{i}.weight"] = weight * (1 + torch.rand(64, 1, generator=draw))
-        state[f"{i}.bias"] = torch.randn(64, generator=draw)
-    return state
 
 
 def passes_of(source, **budget):

@@ -15,6 +15,7 @@ from tersor.coding import records
 from tersor.factors import Factors
 from tersor.storage import container, dtypes
 from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
+from tersor.storage.checkpoint import Source
 from tersor.storage.header import Field
 from tersor.storage.opened import OpenFile
 
@@ -177,3 +178,21 @@ def archives(draw: st.DrawFn) -> Archive:
     key, text = st.text("aé=\0", min_size=1, max_size=3), st.text(max_size=9)
     metadata = draw(st.dictionaries(key, text, max_size=3))
     return Archive(entries, draw(st.integers(0, 2**40)), metadata, draw(st.booleans()))
+
+
+def source_of(state, **options):
+    size = sum(t.nbytes for t in state.values())
+    return Source(list(state), state.__getitem__, size, **options)
+
+
+def weights_like_trained(seed=0, layers=4):
+    """Correlated inputs and a few strong weights, as training leaves them."""
+    draw = generator(seed)
+    state = {}
+    for i in range(layers):
+        spectrum = torch.diag(torch.linspace(1.5, 0.05, 48) ** 2)
+        basis = torch.linalg.qr(torch.randn(48, 48, generator=draw)).Q
+        weight = torch.randn(64, 48, generator=draw) @ spectrum @ basis * 0.1 * (i + 1)
+        state[f"{i}.weight"] = weight * (1 + torch.rand(64, 1, generator=draw))
+        state[f"{i}.bias"] = torch.randn(64, generator=draw)
+    return state

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tersor.storage import dtypes
 
-SOURCES = Path(__file__).parents[1] / "csrc" / "decoder"
+SOURCES = Path(__file__).parents[2] / "csrc" / "decoder"
 LIBRARY = [p for p in sorted(SOURCES.glob("*.c")) if p.name != "example.c"]
 PORTABLE = [p for p in LIBRARY if p.name != "tersor_whole.c"]
 EXAMPLE = SOURCES / "example.c"

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from samples import to_file_bytes
-from test_compress import source_of, weights_like_trained
+from samples import source_of, to_file_bytes, weights_like_trained
 
 from tersor.compression.compressor import Compressor
 from tersor.compression.curve import trace
