@@ -44,7 +44,7 @@ fresh process, into a model of *other weights*, by `tersor.load` and by `load_st
 of the whole file; "8x" means 8 times smaller than the parameters and buffers as they were shipped.
 **Calibrated**: with inputs that are not those of the measurement; **reconstructed**: that, and
 `tersor.reconstruct`. The peer is scalar quantization, one step for all weights, stored by the same
-entropy coder in as many bytes. Where the best of ours is noticeably below the peer, it is said.
+entropy coder in as many bytes. Where the peer is noticeably better, it is said.
 
 ![quality against bytes](zoo.png)
 """
@@ -83,12 +83,18 @@ def remarks(rows: list[Row]) -> list[str]:
     found = []
     dense = figure_of(next(r for r in rows if r["method"] == "dense")) or 1.0
     for asked in sorted({r["asked"] for r in rows} - {1.0}):
-        peer = find(rows, "scalar", asked)
         values = {m: figure_of(r) for m in TITLES if (r := find(rows, m, asked)) is not None}
-        bound = values.pop("scalar", None)
-        ours = [v for v in values.values() if v is not None]
-        if peer and bound is not None and ours and max(ours) < bound - NOTICEABLE * abs(dense):
-            found.append(f"At {asked:g}x the peer loses less: {bound:.4g} against {max(ours):.4g}.")
+        ours = {m: v for m, v in values.items() if v is not None}
+        if (peer := ours.pop("scalar", None)) is None or not ours:
+            continue
+        bound = peer - NOTICEABLE * abs(dense)
+        if max(ours.values()) < bound:
+            found.append(
+                f"At {asked:g}x the peer is better: {peer:.4g}, ours {max(ours.values()):.4g}."
+            )
+        elif ours.get("data-free", peer) < bound:
+            value = ours["data-free"]
+            found.append(f"At {asked:g}x the peer is better than ours without data: {value:.4g}.")
     for row in rows:
         where = f"{row['method']} at {row['asked']:g}x"
         if row.get("load_differs_by", 0) > 1e-3:
