@@ -59,6 +59,10 @@ def find(rows: list[Row], method: str, asked: float) -> Row | None:
     return next((r for r in rows if r["method"] == method and r["asked"] == asked), None)
 
 
+def methods(rows: list[Row]) -> set[str]:
+    return {row["method"] for row in rows}
+
+
 def cell(row: Row | None) -> str:
     if row is None:
         return ""
@@ -136,7 +140,7 @@ def draw(axes: Axes, name: str, facts: Row, rows: list[Row]) -> None:
         figure_of(next(r for r in rows if r["method"] == "dense")), color="gray", linewidth=1
     )
     axes.set_title(f"{name}: {facts['purpose']}", fontsize=9)
-    axes.set_ylabel(facts["measure"].split(",")[0], fontsize=7)
+    axes.set_ylabel(facts["measure"].split(",")[0], fontsize=6)
     axes.set_xlabel("kB on disk", fontsize=7)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
@@ -161,7 +165,7 @@ def main() -> None:
     rows: dict[str, list[Row]] = {}
     for row in results["rows"]:
         rows.setdefault(row["model"], []).append(row)
-    by_model = {n: rows[n] for n in models if any(r["method"] == "dense" for r in rows.get(n, []))}
+    by_model = {n: rows[n] for n in models if {"dense", "data-free"} <= methods(rows.get(n, []))}
     machine, versions = results["machine"], results["versions"]
     foot = (
         f"Seed {results['seed']}; {machine['processor']}, {machine['cores']} cores; tersor "
