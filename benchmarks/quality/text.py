@@ -95,13 +95,17 @@ def words(part: str, count: int = 320) -> tuple[Tensor, list[str]]:
 
 
 def components(mask: np.ndarray, scale: float, grow: float) -> list[Box]:
-    """Boxes around connected parts of a mask, larger by a share of their height; in pixels."""
-    labels, _ = ndimage.label(mask)
+    """Boxes around connected parts of a mask, larger by a share of their height; in pixels.
+
+    Parts of less than 60 pixels are left out.
+    """
+    labels, count = ndimage.label(mask)
+    sizes = ndimage.sum_labels(mask, labels, range(1, count + 1)) * scale**2
     found = []
-    for rows, columns in ndimage.find_objects(labels):
-        height = rows.stop - rows.start
-        if height * (columns.stop - columns.start) < 10:
+    for size, (rows, columns) in zip(sizes, ndimage.find_objects(labels), strict=True):
+        if size < 60:
             continue
+        height = rows.stop - rows.start
         more = grow * height
         box = columns.start - more, rows.start - more, columns.stop + more, rows.stop + more
         found.append(tuple(v * scale for v in box))

@@ -87,6 +87,6 @@ def test_the_page_says_where_the_peer_is_better_and_load_differs(quality):
     rows.append(row("calibrated", 12, 85.0, load_differs_by=1.2, by_load_state_dict={"%": 89.0}))
     rows.append({"method": "scalar", "asked": 12, "refused": "too small"})
     said = " ".join(page.remarks(rows))
-    assert "At 8x the peer loses less: 85 against 80." in said
+    assert "At 8x the peer is better: 85, ours 80." in said
     assert "calibrated at 12x: 89 by it" in said
     assert "scalar at 12x refused: too small" in said

@@ -56,7 +56,7 @@ def antibodies(part: str) -> list[str]:
             variable = _read(genes / "v_genes" / f"{species}.fasta", chain)
             found += [v + joining[i % len(joining)] for i, v in enumerate(variable)]
     random.Random(0).shuffle(found)
-    return found[:256] if part == "calibration" else found[256:512]
+    return found[:192] if part == "calibration" else found[192:320]
 
 
 def _read(path: store.Path, chain: str) -> list[str]:
@@ -101,7 +101,7 @@ ENTRY = Entry(
     purpose="masked language model of antibodies",
     packages=(PACKAGE, GENES),
     licence="MIT",
-    measure="hidden residues right, %, 256 germline sequences",
+    measure="hidden residues right, %, 128 germline sequences",
     build=build,
     batches=batches,
     quality=quality,

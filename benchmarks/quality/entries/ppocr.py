@@ -33,17 +33,17 @@ def build() -> nn.Module:
 @torch.inference_mode()
 def quality(model: nn.Module) -> Figures:
     found = []
-    for page in craft.images("held out"):
+    for page in craft.images("held out", 50):
         mask = model(page[None])[0, 0].numpy() > 0.3
         found.append(text.components(mask, 1.0, 0.4))
-    return {"words found, F1, %": text.harmonic_mean(found, text.pages("held out")[1])}
+    return {"words found, F1, %": text.harmonic_mean(found, text.pages("held out", 50)[1])}
 
 
 ENTRY = Entry(
     purpose="text detection",
     packages=(PACKAGE, *graph.PACKAGES, *RUNTIME),
     licence="Apache-2.0",
-    measure="words found, F1 in %, 48 words on photographs",
+    measure="words found, F1 in %, 200 words on photographs",
     build=build,
     batches=craft.batches,
     quality=quality,
