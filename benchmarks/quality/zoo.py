@@ -44,8 +44,7 @@ from entries import Entry, Figures
 from torch import Tensor, nn
 
 import tersor
-from tersor.calibration.importance import _tensors as tensors_in
-from tersor.calibration.samples import call
+from tersor.calibration.samples import call, tensors_in
 from tersor.compression import baselines
 from tersor.nn.source import source_of
 
