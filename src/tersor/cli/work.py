@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.cli.app import errors, say
-from tersor.errors import TersorError
+from tersor.errors import BudgetError, TersorError
 
 if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     from torch import nn
@@ -82,7 +82,6 @@ def mending(module: nn.Module | None, batches: list[Any] | None, evaluate: str |
     """Reconstruction with the batches of --calibrate; without these, archives stay as they are."""
     if module is None or batches is None:
         return lambda archive: archive
-    from tersor.errors import BudgetError
     from tersor.user_code import reconstructed
 
     # Evaluations load other weights into the module.
@@ -153,16 +152,18 @@ def resuming(
     with journaling(path, identity(source, calibration, options)) as journal:
         if journal.note:
             say(f"note: {journal.note}", errors)
-        with telling(path, lambda: len(journal) > 0):
+        with telling(path, lambda: len(journal) > 0, unless=BudgetError):
             yield journal
 
 
 @contextmanager
-def telling(path: Path, is_of_use: Callable[[], bool]) -> Iterator[None]:
-    """Say how to go on from a file if the work is stopped from outside and the file is of use."""
+def telling(
+    path: Path, is_of_use: Callable[[], bool], unless: type[Exception] = TersorError
+) -> Iterator[None]:
+    """Say how to go on from a file that is of use if the work stops, unless by some error."""
     try:
         yield
-    except TersorError:
+    except unless:
         raise
     except BaseException:
         if is_of_use():
