@@ -165,7 +165,9 @@ def test_evaluations_that_cannot_be(folder, command, options, message):
     result = run(*command, "model.safetensors", "-o", "out", *options)
     assert result.exit_code == 2 and message in result.stderr, result.stderr
     assert "Traceback" not in result.stderr and result.stdout == ""
-    assert names(folder) == BEFORE
+    # Once the function is mended, work goes on.
+    kept = {"out.partial"} if "what is done is in out.partial: " in result.stderr else set()
+    assert names(folder) == BEFORE | kept
 
 
 @pytest.mark.parametrize(

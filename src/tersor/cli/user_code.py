@@ -76,7 +76,7 @@ def compressed(archive: Archive, model: nn.Module) -> nn.Module:
     """A copy of a dense model that holds what an archive does."""
     made = copy.deepcopy(model)
     check_match(archive, made, strict=False)
-    fill(made, archive)
+    fill(made, archive, strict=False)
     return made
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.cli.app import console, errors, say
-from tersor.errors import TersorError
+from tersor.errors import BudgetError, TersorError
 
 if TYPE_CHECKING:  # what makes the start slow is imported where it is used
     from torch import nn
@@ -132,7 +132,6 @@ def mending(dense: nn.Module | None, batches: list[Any] | None) -> Mend:
     if dense is None or batches is None:
         return lambda archive: archive
     from tersor.cli.user_code import reconstructed
-    from tersor.errors import BudgetError
 
     def mend(archive: Archive) -> Archive:
         try:
@@ -207,16 +206,18 @@ def resuming(
     with journaling(path, identity(source, calibration, options)) as journal:
         if journal.note:
             say(f"note: {journal.note}", errors)
-        with telling(path, lambda: len(journal) > 0):
+        with telling(path, lambda: len(journal) > 0, unless=BudgetError):
             yield journal
 
 
 @contextmanager
-def telling(path: Path, is_of_use: Callable[[], bool]) -> Iterator[None]:
-    """Say how to go on from a file if the work is stopped from outside and the file is of use."""
+def telling(
+    path: Path, is_of_use: Callable[[], bool], unless: type[Exception] = TersorError
+) -> Iterator[None]:
+    """Say how to go on from a file that is of use if the work stops, unless by some error."""
     try:
         yield
-    except TersorError:
+    except unless:
         raise
     except BaseException:
         if is_of_use():

@@ -153,7 +153,8 @@ class Attempts:
     def _is_version(self, weight: Weight, tile: int, version: Version[EncodedFactors]) -> bool:
         """Whether this is what comes of its factors, and they are of the weight."""
         factors = records.decode(version.content, weight.shape, weight.dtype)
-        return factors.tiling.size == tile and self._measured(weight, factors) == version
+        values = self._source.load(weight.name)
+        return factors.tiling.size == tile and self._measured(weight, values, factors) == version
 
     def _version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
         values, moments = self._source.load(weight.name), self._moments(weight)
@@ -162,10 +163,12 @@ class Attempts:
             factors = factorize_signs(values, tile, moments=moments)
         else:
             factors = factorize_weight(values, tile, step * weight.scale, moments=moments)
-        return self._measured(weight, factors)
+        return self._measured(weight, values, factors)
 
-    def _measured(self, weight: Weight, factors: Factors) -> Version[EncodedFactors]:
-        values, moments = self._source.load(weight.name), self._moments(weight)
+    def _measured(
+        self, weight: Weight, values: Tensor, factors: Factors
+    ) -> Version[EncodedFactors]:
+        moments = self._moments(weight)
         error = as_float32(values) - as_float32(factors.recompose())
         squares, signal = energy(error, None), energy(as_float32(values), None)
         encoded = records.encode(factors, decibels(signal, squares))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.calibration.samples import call_whole
+from tersor.errors import explained
 from tersor.nn.absorb import Pairs, find_pairs
 from tersor.nn.held import HeldWeight
 from tersor.nn.sites import Site, find_sites
@@ -59,7 +60,7 @@ def uses_of(model: nn.Module) -> list[Use]:
 
 def learn_pairs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> Pairs:
     """Convolutions and what normalises their outputs; the weights are told."""
-    pairs = {} if inputs is None else find_pairs(model, lambda: call_whole(model, inputs))
+    pairs = {} if inputs is None else find_pairs(model, lambda: _called(model, inputs))
     for use in uses:
         if len(use.sites) == 1:
             use.norm = pairs.get(use.sites[0].module)
@@ -84,7 +85,13 @@ def learn_inputs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> None:
     hooks = [module.register_forward_pre_hook(keep) for module in modules]
     try:
         with torch.inference_mode():
-            call_whole(model, inputs)
+            _called(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    needed = "give what the model is called with: one tensor, or a tuple of all arguments"
+    with explained("the model, called with the inputs,", needed):
+        return call_whole(model, inputs)
