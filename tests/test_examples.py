@@ -66,6 +66,7 @@ def architecture(name: str) -> torch.nn.Module:
         sys.path.pop(0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # a minute on an idle machine
 def test_mobilenet_keeps_most_of_its_accuracy(tmp_path, folder):
     if not WEIGHTS.exists():
@@ -76,6 +77,7 @@ def test_mobilenet_keeps_most_of_its_accuracy(tmp_path, folder):
     assert (output.with_suffix(".checkpoint")).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_resnet18_runs_with_random_weights(tmp_path, folder):
     torch.manual_seed(0)

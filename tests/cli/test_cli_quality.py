@@ -267,6 +267,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [(), ("--metadata", "licence=MIT", "--content-hash")])
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_sizes_that_are_told_are_those_of_the_file(folder, options, said):
@@ -285,6 +286,7 @@ def test_sizes_that_are_told_are_those_of_the_file(folder, options, said):
         assert trials[size] == pytest.approx(100 - 2 * error**0.5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_layers_are_reconstructed_once_for_each_trial(folder, monkeypatch):
     from tersor.cli import user_code
 

@@ -11,6 +11,7 @@ pytest.importorskip("sklearn", reason="the demo needs its extra, as `make test` 
 pytest.importorskip("matplotlib", reason="the demo needs its extra, as `make test` installs it")
 
 
+@pytest.mark.slow
 def test_it_trains_compresses_evaluates_and_draws(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(demo, "RATIOS", (30,))
     monkeypatch.setattr(demo, "DENSE_EPOCHS", 2)

@@ -85,6 +85,7 @@ def kill(arguments, size):
     return process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_identical_file(folder):
     run(*COMMAND, 8)
     expected, draw, kills = Path("out.tersor").read_bytes(), random.Random(5), 0

@@ -114,6 +114,7 @@ def test_it_may_be_loaded_by_assignment(saved: Saved):
     assert is_loaded(model, saved)
 
 
+@pytest.mark.slow
 def test_its_state_goes_into_another(saved: Saved):
     model = saved.load()
     with torch.no_grad():
@@ -145,6 +146,7 @@ def same(a: Tensor | str, b: Tensor | str) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_compute_the_same(saved: Saved, dtype: torch.dtype):
     """As the dense model with the same weights does, or is refused with the same words."""
@@ -155,6 +157,7 @@ def test_other_types_compute_the_same(saved: Saved, dtype: torch.dtype):
     assert same(attempt(saved.load().to(dtype), inputs), wanted)
 
 
+@pytest.mark.slow
 def test_autocast_computes_the_same(saved: Saved):
     dense = build(saved.case, 1)
     dense.load_state_dict(tersor.load_state_dict(saved.path))
@@ -168,6 +171,7 @@ def is_compressed(model: nn.Module) -> bool:
     return any(isinstance(module, HeldWeight) for module in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_optimized_models_compute_nearly_the_same(saved: Saved, mode: Mode):
     model = saved.load()
@@ -184,6 +188,7 @@ def test_optimized_models_compute_nearly_the_same(saved: Saved, mode: Mode):
     )
 
 
+@pytest.mark.slow
 def test_reconstructed_models_are_what_is_saved(saved: Saved, tmp_path: Path):
     model = saved.load()
     if not is_compressed(model):
@@ -196,6 +201,7 @@ def test_reconstructed_models_are_what_is_saved(saved: Saved, tmp_path: Path):
     assert torch.equal(call(back, saved.case), call(model, saved.case))
 
 
+@pytest.mark.slow
 def test_trained_models_are_what_is_saved(saved: Saved, tmp_path: Path):
     model = saved.load()
     before = call(model, saved.case)
@@ -218,6 +224,7 @@ def compressed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return Saved(request.param, "data-free", tmp_path_factory.mktemp("compressed"))
 
 
+@pytest.mark.slow
 def test_exported_programs_compute_the_same(compressed: Saved):
     """Or torch cannot export the dense model either."""
     case = compressed.case
@@ -230,6 +237,7 @@ def test_exported_programs_compute_the_same(compressed: Saved):
         torch.testing.assert_close(program(*case.inputs), compressed.output)
 
 
+@pytest.mark.slow
 def test_compiled_models_compute_the_same(compressed: Saved):
     torch._dynamo.reset()
     compiled = torch.compile(compressed.load(), backend="aot_eager")

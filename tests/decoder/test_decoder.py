@@ -148,6 +148,7 @@ def test_other_machines(machine):
         check(archive, program, *emulator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [SANITIZED, (*SANITIZED, WITHOUT_CHECKSUMS)])
 def test_all_truncations_and_flips(flags, tmp_path):
     """Each is refused; where checksums do not count, many flips are not, but all are harmless."""

@@ -422,6 +422,7 @@ def sklearn_error(rows: Tensor, columns: int, nonzeros: int, alpha: float) -> fl
 # The alphas are the best for scikit-learn of 0.03, 0.1, 0.3, 1, 2.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d, columns, alpha", [(12, 12, 0.3), (9, 14, 0.3)])
 def test_dictionary_of_planted_tiles(d: int, columns: int, alpha: float) -> None:
     rows = planted(d, columns, 2, 200)
@@ -432,6 +433,7 @@ def test_dictionary_of_planted_tiles(d: int, columns: int, alpha: float) -> None
         assert objective(solution) <= 0.05**2 * rows.numel()  # the noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns, nonzeros, alpha", [(9, 2, 1.0), (16, 3, 0.3)])
 def test_dictionary_of_a_real_layer(
     layers: dict[str, Tensor], columns: int, nonzeros: int, alpha: float

@@ -43,10 +43,12 @@ def replayed(folder, harness, sources, times, files):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_native_coder(tmp_path):
     replayed(tmp_path, HERE / "fuzz_native.cpp", [], 200, NATIVE)
 
 
+@pytest.mark.slow
 def test_files_changed_field_by_field(tmp_path):
     """With checksums that fit: many are valid, and all are read by both decoders or by neither."""
     c_decoder.require("c++")

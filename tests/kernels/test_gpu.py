@@ -14,6 +14,8 @@ from torch import Tensor
 from tersor.kernels import integers, panels, product
 from tersor.kernels.product import reference
 
+pytestmark = pytest.mark.slow
+
 gpu = pytest.importorskip("tersor.kernels.gpu", reason="needs triton", exc_type=ImportError)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -41,6 +41,7 @@ def has(machine: str) -> bool:
     return known.exists() and needed <= set(known.read_text().split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MACHINES)
 def test_all_machines_give_the_same(name: str, tmp_path: Path) -> None:
     compiler, flags, runner = MACHINES[name]

@@ -15,6 +15,8 @@ from tersor.errors import InputError
 from tersor.nn import insert_factors
 from tersor.nn.frozen import FrozenWeight
 
+pytestmark = pytest.mark.slow
+
 MODES = ["dense", "recompose", "factored", "auto"]
 
 

@@ -100,6 +100,7 @@ def test_a_link_to_the_input_is_the_input(earlier):
         check_writable(link, earlier)
 
 
+@pytest.mark.slow
 def test_killed_commands_leave_nothing_torn_and_go_on():
     """A few of the moments of benchmarks/kills.py."""
     pytest.importorskip("accelerate", reason="fine-tuning needs its extra")

@@ -14,6 +14,8 @@ from killing import COMMANDS, act, prepare
 
 from tersor.cli import app
 
+pytestmark = pytest.mark.slow
+
 OUTPUTS = {"curve": "out.json", "decompress": "out.safetensors"}
 
 

@@ -223,6 +223,7 @@ def run(script, *arguments, before=(), **environment):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [[6], [3, 5, 2]])  # counted in batches since the last start
 def test_what_is_killed_goes_on_bit_for_bit(tmp_path, stops):
     assert run(RUN, tmp_path / "whole.tersor", 0).returncode == 0
@@ -311,6 +312,7 @@ os._exit(0)  # all is checked; gloo's threads may abort a Python that ends now (
 """
 
 
+@pytest.mark.slow
 def test_processes_do_what_one_does_as_copies_or_as_shards(tmp_path, teacher):
     script = tmp_path / "script.py"
     script.write_text(PROCESSES)

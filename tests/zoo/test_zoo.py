@@ -12,6 +12,8 @@ from family import arguments, make
 import tersor
 from tersor.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 WORKING = [name for name, family in FAMILIES.items() if not family.refused]
 REFUSED = [name for name, family in FAMILIES.items() if family.refused]
 
