@@ -68,6 +68,7 @@ def test_calibration_makes_inputs_of_the_decoder_of_labels(make):
     assert found.importance == again.importance  # which a loss has no part in
 
 
+@pytest.mark.slow
 @BOTH
 def test_fine_tuning_with_the_loss_of_the_model(make):
     _, model = pair(make)
@@ -78,6 +79,7 @@ def test_fine_tuning_with_the_loss_of_the_model(make):
         assert 0 < model(**batch).loss < 1.5 * result.history[-1]["loss"]
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_teacher_needs_no_labels(make):
     dense, model = pair(make)

@@ -449,6 +449,7 @@ def test_an_earlier_file_is_replaced(folder):
     assert len(open_file("out.tersor")) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["compress", "lossless", "decompress"])
 def test_a_full_disk(folder, command):
     """The system refuses to write more than 2000 bytes, for real."""
@@ -510,6 +511,7 @@ def test_no_memory_left_for_pytorch(folder, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_the_standard_output(folder):
     for command in (["inspect", "model.tersor", "--json"], ["verify", "model.tersor"], ["--help"]):
         with Path("/dev/full").open("w") as full:

@@ -297,6 +297,7 @@ def test_layers_are_reconstructed_once_for_each_trial(folder, monkeypatch):
     assert result.stderr.count(" bytes\n") == len(made) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--ratio", "8", *MODEL), ("--max-drop", "8", *EVAL)])
 def test_the_error_of_the_output_on_samples_held_out_is_said(folder, options):
     result = run("compress", "model.safetensors", "-o", "m.tersor", *options, *CALIBRATED)

@@ -198,6 +198,7 @@ def test_any_bytes_are_read_or_refused(data, states, first, second, k, rows):
         assert len(again) <= len(data)  # the shortest of what decodes to this
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32), st.integers(0, 7), st.sampled_from(STATES))
 def test_damage_in_a_long_stream_is_read_or_refused(position, bit, states):
     latent = latent_of(structured("30", 3, 3000), states, 30)

@@ -238,6 +238,7 @@ print(hashlib.sha256(b"".join(container.to_bytes(archive))).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_the_same_bytes_for_any_number_of_threads(tmp_path):
     draw = generator()
     state = weights_like_trained() | {

@@ -95,6 +95,7 @@ def test_signs_that_training_moved_stay_signs():
     assert all(new[n].signs for n in ("0.weight", "2.weight", "4.weight"))
 
 
+@pytest.mark.slow
 def test_the_mode_of_the_model_stays():
     dense, model, inputs = pair("conv", 12)
     model.train()
@@ -143,6 +144,7 @@ def test_inputs_that_never_reach_a_layer_leave_it():
     assert state(model)["idle.weight"] is old
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[1] * 300, [600], [300, 1]])
 def test_batches_of_any_size(sizes):
     dense, model, inputs = pair("linear", 8)

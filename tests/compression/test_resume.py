@@ -212,6 +212,7 @@ def test_empty_tensors_of_numpy(folder):
     run("verify", "b.tersor")
 
 
+@pytest.mark.slow
 def test_two_containers_at_once(folder):
     """Each with the name of the other's output, and with one of its own: all are whole."""
     run(*COMMAND, 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -51,6 +52,7 @@ class Saved:
         self.case = CASES[name]
         self.dense, self.model = build(self.case, 0), build(self.case, 0)
         self.batch = dict(zip(("first", "second", "third"), self.case.inputs, strict=False))
+        folder.mkdir()
         self.path = folder / "model.tersor"
         if way != "lossless":
             seen = tersor.calibrate(self.model, [self.batch]) if way == "calibrated" else None
@@ -63,12 +65,26 @@ class Saved:
         return tersor.load(self.path, build(self.case, seed))
 
 
-@pytest.fixture(scope="module", params=[(n, way) for n in CASES for way in WAYS], ids=" | ".join)
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    name, way = request.param
+@cache
+def saved_as(name: str, way: str, folder: Path) -> Saved:
+    """Made once in each process, in whichever order tests come."""
     if "transformers" in name:
         pytest.importorskip("transformers", reason="pip install transformers")
-    return Saved(name, way, tmp_path_factory.mktemp("saved"))
+    return Saved(name, way, folder / f"{list(CASES).index(name)}-{way}")
+
+
+SLOW = {"calibrated": pytest.mark.slow}
+
+ALL = [
+    pytest.param((name, way), marks=SLOW.get(way, ()), id=f"{name} | {way}")
+    for name in CASES
+    for way in WAYS
+]
+
+
+@pytest.fixture(params=ALL)
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return saved_as(*request.param, tmp_path_factory.getbasetemp())
 
 
 def on_meta(case: Case) -> Stack:
@@ -217,11 +233,9 @@ def test_trained_models_are_what_is_saved(saved: Saved, tmp_path: Path):
     assert not torch.equal(call(model, saved.case), before)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(params=CASES)
 def compressed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    if "transformers" in request.param:
-        pytest.importorskip("transformers", reason="pip install transformers")
-    return Saved(request.param, "data-free", tmp_path_factory.mktemp("compressed"))
+    return saved_as(request.param, "data-free", tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ def run(*command: str | Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which is not installed")
 def test_baseline(tmp_path: Path) -> None:
     build("g++", "baseline", tmp_path / "product")

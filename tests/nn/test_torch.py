@@ -57,6 +57,7 @@ def test_export_of_any_batch_size():
     torch.testing.assert_close(program.module()(x), factored(x))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
 def test_compile_with_inductor():
     _, factored, _ = pair(lambda: nn.Linear(20, 6))
@@ -103,6 +104,7 @@ def train_on_part(rank, file):
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 def test_distributed_data_parallel(tmp_path):
     multiprocessing.spawn(train_on_part, (str(tmp_path / "store"),), nprocs=2)

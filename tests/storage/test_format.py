@@ -142,6 +142,7 @@ def test_the_specification_is_enough_to_decode_a_file():
     assert contents(to_file_bytes(archive)) == {"layer.weight": expected} | kept_bytes(archive)
 
 
+@pytest.mark.slow
 @given(archives())
 def test_the_specification_is_enough_to_decode_any_kept_tensors(archive):
     found = {n: w for n, w in contents(to_file_bytes(archive)).items() if isinstance(w, bytearray)}

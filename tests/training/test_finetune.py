@@ -13,7 +13,7 @@ from torch import nn
 from trainable import Net, accuracy, compressed, data, dense, loader
 
 import tersor
-from tersor.compression import api as models
+from tersor.nn import source
 from tersor.errors import BudgetError, InputError, MissingExtraError, TrainingError
 from tersor.nn import state
 
@@ -29,7 +29,7 @@ def teacher():
 
 def content(model):
     """Every bit of what a model computes with."""
-    return [bits(models.dense(value)) for value in state(model).values()]
+    return [bits(source.dense(value)) for value in state(model).values()]
 
 
 def test_the_accuracy_comes_back_and_the_file_gives_it(tmp_path, teacher):
@@ -491,6 +491,7 @@ torch.save([h["loss"] for h in result.history], sys.argv[1] + ".losses")
 """
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains(tmp_path):
     done = run(MIXED, tmp_path / "m.tersor")
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from trainable import Net, compressed, data, dense, drifted
 
 import tersor
 from tersor.coding.entropy import trellis_of
-from tersor.compression import api as models
+from tersor.nn import source
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import methods
 from tersor.factorization.rate_aware import PRICE
@@ -50,7 +50,7 @@ def test_the_file_fits_and_gives_back_the_model(tmp_path, project, share):
 
 def dense_tensors(model):
     values = state(model).values()
-    return [models.dense(v) for v in values]
+    return [source.dense(v) for v in values]
 
 
 def test_latents_are_on_the_trellis_and_stay_real():

@@ -12,8 +12,6 @@ from family import arguments, make
 import tersor
 from tersor.errors import InputError
 
-pytestmark = pytest.mark.slow
-
 WORKING = [name for name, family in FAMILIES.items() if not family.refused]
 REFUSED = [name for name, family in FAMILIES.items() if family.refused]
 
@@ -27,11 +25,14 @@ CALIBRATED = [
 
 WRITING = ["GPT-2 (Conv1D)", "Llama", "Qwen2 (tied)", "Mamba", "T5"]
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:a weight stays as it is",
-    "ignore:.*saw fewer input vectors",
-    "ignore:.*weight_norm. is deprecated:FutureWarning",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore:a weight stays as it is",
+        "ignore:.*saw fewer input vectors",
+        "ignore:.*weight_norm. is deprecated:FutureWarning",
+    ),
+]
 
 
 def each(names):
