@@ -13,9 +13,8 @@ from torch import nn
 from trainable import Net, accuracy, compressed, data, dense, loader
 
 import tersor
-from tersor.nn import source
 from tersor.errors import BudgetError, InputError, MissingExtraError, TrainingError
-from tersor.nn import state
+from tersor.nn import source, state
 
 pytest.importorskip("accelerate", reason="fine-tuning needs its extra, as `make test` installs it")
 

@@ -10,11 +10,10 @@ from trainable import Net, compressed, data, dense, drifted
 
 import tersor
 from tersor.coding.entropy import trellis_of
-from tersor.nn import source
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import methods
 from tersor.factorization.rate_aware import PRICE
-from tersor.nn import insert_factors, state
+from tersor.nn import insert_factors, source, state
 from tersor.tiling import coding_order
 from tersor.training.groups import factored_weights
 from tersor.training.projection import file_size, fit
