@@ -1,4 +1,4 @@
-"""Models that hold factors instead of dense weights: dense model <-> factored model."""
+"""Hold factors in models instead of dense weights: dense model <-> factored model."""
 
 from tersor.nn.convert import insert_factors, state
 from tersor.nn.held import HeldWeight

@@ -1,7 +1,8 @@
-"""Batch normalisation that the convolution before it computes: by gains of its rows, and its bias.
+"""Merge batch normalisation into the convolution before it: into gains of its rows, and its bias.
 
-Nothing is known of a model but what it does when it is called. So it is called twice: to see what
-each normalisation gets, and once more with the normalisation done where the convolution is.
+The code of a model is unknown; only its calls can be observed. So the model is called twice: once
+to see which tensor each normalisation layer gets, and once with the normalisation computed by the
+convolution, to check that the outputs stay the same.
 """
 
 from __future__ import annotations
@@ -19,21 +20,28 @@ from tersor.nn.convolution import Convolution
 from tersor.nn.owner import FORWARDS, FactoredOwner
 
 Pairs = dict[nn.Module, _BatchNorm]
-"""Convolutions, with what normalises their outputs."""
+"""Convolutions, each with the layer that normalises its outputs."""
 
 _FOLLOWS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def find_pairs(model: nn.Module, call: Callable[[], Any]) -> Pairs:
-    """Convolutions whose outputs are normalised, and used for nothing else.
-
-    None, if a normalisation layer of the model is not called, or several times: there may be other
-    ways through it.
+    """Return the convolutions whose outputs are normalised and used for nothing else.
 
     Parameters
     ----------
+    model
+        Model in evaluation mode.
     call
-        Calls the model with typical inputs and returns what it gives.
+        Calls the model with typical inputs and returns its outputs.
+
+    Returns
+    -------
+    dict
+        The normalisation layer of each convolution. It is empty if a normalisation layer of the
+        model is not called exactly once, because the model may then compute other things with other
+        inputs. It is also empty if the outputs change when the convolutions compute the
+        normalisation.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
@@ -46,7 +54,10 @@ def find_pairs(model: nn.Module, call: Callable[[], Any]) -> Pairs:
 
 
 def gains(conv: nn.Module, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """What the rows of a convolution's weight are to be multiplied by, and its bias then."""
+    """Return the factors for the rows of a convolution's weight, and its new bias.
+
+    Both have the shape (output channels,).
+    """
     assert norm.running_mean is not None and norm.running_var is not None
     gain = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -57,17 +68,20 @@ def gains(conv: nn.Module, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def absorb(conv: nn.Module, norm: _BatchNorm) -> None:
-    """Let a convolution, whose rows have their gains, do the rest of what a layer after it did."""
+    """Give a convolution, whose rows have their gains, its new bias, and disable the layer.
+
+    The layer becomes an identity.
+    """
     bias = nn.Parameter(gains(conv, norm)[1], requires_grad=False)
     conv.register_parameter("bias", bias)
-    # In place, wherever it is held.
+    # In place, because several modules may hold the layer.
     norm.__class__ = nn.Identity  # type: ignore[assignment]
     norm._parameters.clear()
     norm._buffers.clear()
 
 
 def absorb_dense(conv: nn.Module, norm: _BatchNorm) -> None:
-    """The same of a convolution with a weight of its own, whose rows get their gains."""
+    """Multiply the rows of a dense convolution by their gains, and absorb the layer."""
     weight = cast(Convolution, conv).weight.detach()
     rows = gains(conv, norm)[0].reshape(-1, *[1] * (weight.ndim - 1))
     conv.register_parameter("weight", nn.Parameter(weight * rows, requires_grad=False))
@@ -77,7 +91,7 @@ def absorb_dense(conv: nn.Module, norm: _BatchNorm) -> None:
 def _watched(
     model: nn.Module, norms: list[_BatchNorm], call: Callable[[], Any]
 ) -> tuple[Pairs, Counter[nn.Module], Any]:
-    """Who gets what whose output is, how often each is called, and what the model gives."""
+    """Return the pairs, the number of calls of each layer, and the outputs of the model."""
     pairs: Pairs = {}
     calls: Counter[nn.Module] = Counter()
 
@@ -98,7 +112,7 @@ def _watched(
 
 
 def _moved(pairs: Pairs, call: Callable[[], Any]) -> Any:
-    """What the model gives with the normalisation done by hooks of the convolutions."""
+    """Return the outputs of the model when hooks of the convolutions compute the normalisation."""
     hooks = []
     for conv, norm in pairs.items():
         forward = norm.forward
@@ -125,7 +139,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _can_absorb(module: nn.Module) -> bool:
-    """Whether a module is a convolution as torch's own, whose output nobody looks at."""
+    """Return whether a module is a convolution of torch's own kind without hooks on its output."""
     kind = module.dense_class if isinstance(module, FactoredOwner) else type(module)
     return (
         isinstance(module, (nn.Conv1d, nn.Conv2d))
@@ -135,13 +149,13 @@ def _can_absorb(module: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a normalisation layer is one of torch's own that uses running statistics."""
+    """Return whether a normalisation layer is one of torch's own that uses running statistics."""
     return (
         type(module) in _FOLLOWS
         and not module.training
         and cast(_BatchNorm, module).running_mean is not None
         and len(module._forward_hooks) == 0
-        and len(module._forward_pre_hooks) == 1  # ours
+        and len(module._forward_pre_hooks) == 1  # set by `_watched`
     )
 
 
@@ -150,5 +164,5 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def _dims(module: nn.Module) -> int:
-    """Axes of a batch of outputs."""
+    """Return the number of axes of a batch of outputs."""
     return 2 + len(cast(Convolution, module).kernel_size)

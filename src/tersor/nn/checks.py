@@ -1,4 +1,4 @@
-"""Refusal of models and weights that cannot hold factors."""
+"""Refuse models and weights that cannot hold factors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tersor.nn.sites import Site, Weight
 
 
 def explain_unknown(model: nn.Module, name: str, sites: Mapping[str, Site]) -> str:
-    """Why a name is not that of a parameter."""
+    """Return why the model has no parameter of that name, and a hint."""
     path, _, attribute = name.rpartition(".")
     owner = dict(model.named_modules(remove_duplicate=False)).get(path)
     if isinstance(getattr(owner, attribute, None), Tensor):
@@ -32,7 +32,13 @@ def explain_unknown(model: nn.Module, name: str, sites: Mapping[str, Site]) -> s
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model whose modules cannot be changed any more, or not yet."""
+    """Refuse a model whose modules cannot be changed any more, or not yet.
+
+    Raises
+    ------
+    InputError
+        If the model is wrapped in DDP, is compiled to TorchScript or has uninitialized parameters.
+    """
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise InputError(
@@ -53,7 +59,13 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_weight(name: str, weight: Weight, shape: tuple[int, ...]) -> None:
-    """Refuse a weight that factors of a weight of this shape cannot replace."""
+    """Refuse a weight that factors of a weight of this shape cannot replace.
+
+    Raises
+    ------
+    InputError
+        If it is not a plain floating-point tensor, or its shape differs.
+    """
     if isinstance(weight, Tensor) and not (
         type(weight.data) is Tensor and weight.is_floating_point()
     ):
@@ -68,13 +80,19 @@ def check_weight(name: str, weight: Weight, shape: tuple[int, ...]) -> None:
 
 
 def check_site(name: str, site: Site) -> None:
-    """Refuse a weight of a module that cannot hold its factors."""
+    """Refuse a weight of a module that cannot hold its factors.
+
+    Raises
+    ------
+    InputError
+        If the module cannot; see `holding_problem`.
+    """
     if problem := holding_problem(site):
         raise InputError(f"{name!r} belongs to a {type(site.module).__name__} {problem}")
 
 
 def holding_problem(site: Site) -> str | None:
-    """Why a module cannot hold the factors of a weight, and what to do; None if it can."""
+    """Return why a module cannot hold the factors of a weight, and what to do; None if it can."""
     module, hooks = site.module, site.module._forward_pre_hooks.values()
     computed = (WeightNorm, SpectralNorm, BasePruningMethod)
     if (
@@ -87,7 +105,7 @@ def holding_problem(site: Site) -> str | None:
             "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm or prune.remove"
         )
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        # Its children are its content, and the factors would be one more.
+        # Its children are its content, so the factors would become one more item of it.
         return "directly, which cannot hold factors; move the parameter to a module of its own"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
         return "with sparse gradients, which factors do not have; set its attribute sparse to False"
@@ -98,13 +116,20 @@ def holding_problem(site: Site) -> str | None:
 
 
 def check_references(model: nn.Module, weights: Iterable[Weight | Tensor]) -> None:
-    """Refuse a model that has weights, which are to be replaced, also outside of its parameters.
+    """Refuse a model that also holds weights, which will be replaced, outside of its parameters.
+
+    Parameters
+    ----------
+    model
+        The model.
+    weights
+        Weights that will be replaced.
 
     Raises
     ------
     InputError
-        If an attribute of a module, or a list, tuple or dictionary that is one, is such a weight:
-        it would go on to be computed with.
+        If such a weight is an attribute of a module, or is in a list, tuple, set or dictionary that
+        is an attribute. The module would continue to compute with the old weight.
     """
     replaced = {id(weight) for weight in weights}
     for path, module in model.named_modules():

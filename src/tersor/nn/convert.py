@@ -1,4 +1,4 @@
-"""Dense model <-> factored model, by the names in the dense model's ``state_dict``."""
+"""Replace dense weights of a model by factors, named as in the dense model's ``state_dict``."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tersor.storage.checkpoint import shared
 def insert_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     """Replace weights of a model by factors, in place; the dense weights are freed.
 
-    Modules keep their identity, hooks, training flag and device. A weight keeps the data type of
-    the parameter that it replaces, and whether it is trained. Nothing is changed if any of the
-    factors does not fit. Parameters are new: make optimizers and DDP wrappers afterwards.
+    Modules keep their identity, hooks, training flag and device. The factors keep the weight's data
+    type, and are trained if the weight was. If any of the factors does not fit, nothing is changed.
+    The parameters are new, so make optimizers and DDP wrappers afterwards.
 
     Parameters
     ----------
     model
-        Model of any device and floating-point type.
+        Model on any device, of any floating-point type.
     factors
         Factors by the names of the parameters in the dense model's ``state_dict``. One name of a
         tied weight is enough: all its sites then share one `FactoredWeight`.
@@ -60,14 +60,19 @@ def insert_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
 
 
 def replaceable(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Site]]:
-    """All sites of the weights of these names, each of which factors can replace.
+    """Return all sites of the weights of these names, after checking that factors can replace them.
 
     Parameters
     ----------
     model
         Model, which is not changed.
     shapes
-        Of the factors' weights, by name.
+        Shapes of the weights that the factors recompose to, by name.
+
+    Returns
+    -------
+    dict
+        The sites of each weight, by the given names.
 
     Raises
     ------
@@ -92,11 +97,18 @@ def replaceable(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict
 def replace_weight(
     sites: list[Site], factors: Factors, dtype: torch.dtype | None = None
 ) -> FactoredWeight:
-    """Replace one weight, at all its sites, by factors; returns what holds them.
+    """Replace one weight by factors at all its sites, and return the module that holds them.
 
-    The list is emptied: so the dense weight is freed before its factors take memory. The data type
-    is that of the weight, unless another is given. Factors of a weight on the meta device, which
-    has no values, stay on the device that they are on.
+    Parameters
+    ----------
+    sites
+        All sites of the weight. The list is emptied, so that the dense weight is freed before
+        memory is allocated for its factors.
+    factors
+        The factors. If the weight is on the meta device and so has no values, they stay on their
+        own device.
+    dtype
+        Data type of the new weight; by default that of the old one.
     """
     weight = sites[0].weight
     like = weight.codebook if isinstance(weight, FactoredWeight) else weight
@@ -114,7 +126,7 @@ def replace_weight(
 
 
 def state(model: nn.Module) -> dict[str, HeldWeight | Tensor]:
-    """Content of a model, dense or factored, under the names of the dense model's ``state_dict``.
+    """Return the content of a model, dense or factored, named as in the dense ``state_dict``.
 
     Parameters
     ----------
@@ -124,10 +136,15 @@ def state(model: nn.Module) -> dict[str, HeldWeight | Tensor]:
     Returns
     -------
     dict
-        The `HeldWeight` of factored weights, and for the rest the parameters and persistent
-        buffers themselves, in the order of the dense model. Names of one tied weight have the same
-        object, or tensors of the same storage. What modules compute for their ``state_dict``, such
-        as extra state, comes as they give it; what is no tensor is left out, with a warning.
+        The `HeldWeight` of each factored weight; otherwise the parameters and persistent buffers
+        themselves, in the order of the dense model. Names of one tied weight have the same object,
+        or tensors of the same storage. Tensors that modules compute for their ``state_dict``, such
+        as extra state, are included; other objects are left out, with a warning.
+
+    Raises
+    ------
+    InputError
+        If a module's extra state is an object that holds tensors.
     """
     tensors = model.state_dict()
     entries: dict[str, HeldWeight | Tensor] = {}
@@ -146,19 +163,21 @@ def state(model: nn.Module) -> dict[str, HeldWeight | Tensor]:
 
 
 def _own(value: Tensor, given: Tensor) -> Tensor:
-    """The tensor of the module itself, unless its ``state_dict`` gives another one for it."""
+    """Return the module's own tensor, unless its ``state_dict`` gives another one for it."""
     if not (dtypes.is_dense(value) and dtypes.is_dense(given)):
         return value
     return value if shared({"own": value, "given": given}) or not value.numel() else given
 
 
 def only_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What modules put into a ``state_dict`` beside parameters and buffers, if tensors.
+    """Return the tensors among the entries that modules add to a ``state_dict``.
+
+    Entries without tensors are left out, with a warning.
 
     Raises
     ------
     InputError
-        If it is something else that holds tensors, which would be lost.
+        If another object holds tensors, which would be lost.
     """
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     for name in entries.keys() - tensors.keys():

@@ -1,4 +1,4 @@
-"""Weights of convolutions for inference only, in the forms that `tersor.optimize` chooses from."""
+"""Hold weights of convolutions for inference only, in forms that `tersor.optimize` chooses from."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from tersor.nn.frozen import DenseWeight, FrozenWeight, dense, gone
 Convolution = nn.Conv1d | nn.Conv2d
 
 _MOST_PLANS = 64
-"""Shapes of inputs that are remembered."""
+"""Most input shapes for which a plan is stored."""
 
 
 def place_of(module: Convolution) -> Place:
-    """Where the windows of a module are; of images of one row in one dimension."""
+    """Return the positions of a convolution's windows.
+
+    A convolution of one dimension is treated as one of images with a single row.
+    """
     if isinstance(module, nn.Conv1d):
         stride, dilation, kernel = (
             (1, *module.stride),
@@ -43,12 +46,20 @@ def place_of(module: Convolution) -> Place:
 
 
 def is_plain(module: nn.Module) -> TypeGuard[Convolution]:
-    """Whether a module is a convolution that pads with zeros."""
+    """Return whether a module is a convolution that pads with zeros."""
     return isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.padding_mode == "zeros"
 
 
 class PackedConvolution(FrozenWeight):
-    """Mixin of weights that compute the convolution themselves."""
+    """Base of weights that compute the convolution themselves.
+
+    Parameters
+    ----------
+    factors
+        The weight as factors.
+    dtype
+        Data type of the weight.
+    """
 
     _names: tuple[str, ...]
     _layout: tuple[int, ...]
@@ -65,27 +76,27 @@ class PackedConvolution(FrozenWeight):
     @classmethod
     @abstractmethod
     def suits(cls, module: nn.Module) -> bool:
-        """Whether the kernels compute what such a module does."""
+        """Return whether the kernels compute the same as such a module."""
 
     @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
-        """Whether this form is one for such a module."""
+        """Return whether this form suits such a module and such factors."""
         return cls.suits(module)
 
     @property
     def packed(self) -> Weight:
-        """What the kernels take."""
+        """Return the kind of packing, the tensors and the layout, as the kernels take them."""
         return self._way, [getattr(self, name) for name in self._names], self._layout
 
     def convolve(self, module: Convolution, x: Tensor) -> Tensor:
-        """What `nn.Conv1d` and `nn.Conv2d` compute with this weight, by ``tersor::conv2d``.
+        """Return the result of `nn.Conv1d` or `nn.Conv2d` with this weight, by ``tersor::conv2d``.
 
-        Of a small layer the look-ups in Python take as long as the kernel: what is known of an
-        input's shape is kept, for as long as the module's settings and the tensors stay.
+        In a small layer, the checks in Python take as long as the kernel. So a plan is stored for
+        each shape of inputs, as long as the module's settings and the tensors stay the same.
         """
         bias: Tensor | None
         try:
-            bias = module._parameters["bias"]  # faster than the attribute
+            bias = module._parameters["bias"]  # faster than reading the attribute
         except KeyError:
             bias = module.bias
         rows, settings = self._layout[0], (module.stride, module.padding, module.dilation)
@@ -95,15 +106,15 @@ class PackedConvolution(FrozenWeight):
             plan = self._planned(key)
             if plan is not None:
                 return convolution.run(x, bias, plan)
-        product.check_place(x.device, bias)  # of a bias elsewhere torch gives what memory held
+        product.check_place(x.device, bias)  # with a bias elsewhere, torch reads arbitrary memory
         if not self.suits(module) or not product.fits(bias, rows, x):
-            return super().convolve(module, x)  # torch pads, or says what is wrong
+            return super().convolve(module, x)  # torch pads, or raises a clear error
         spatial = 1 if isinstance(module, nn.Conv1d) else 2
         place, alone = place_of(module), (1,) * (2 - spatial)
         size, kernel = alone + x.shape[-spatial:], alone + module.kernel_size
         fits = x.dim() - spatial in (1, 2) and x.shape[-spatial - 1] == module.in_channels
         if not fits or not x.is_floating_point() or min(place.output(size, kernel)) < 1:
-            return super().convolve(module, x)  # torch says what is wrong
+            return super().convolve(module, x)  # torch raises a clear error
         batch = x.shape[0] if x.dim() == spatial + 2 else 1
         shape = (batch, module.in_channels, *size)
         ends = place.output(size, kernel)[2 - spatial :]
@@ -117,7 +128,7 @@ class PackedConvolution(FrozenWeight):
         return y.reshape(result)
 
     def _planned(self, key: tuple[Any, ...]) -> convolution.Plan | None:
-        """The plan for such a call, if the tensors are where they were."""
+        """Return the plan for such a call, or None if there is none or the tensors have moved."""
         places = product.places(self._buffers.values())  # type: ignore[arg-type]
         if places != self._places:
             self._forget_plans()
@@ -129,7 +140,13 @@ class PackedConvolution(FrozenWeight):
 
 
 class ListedWeight(PackedConvolution):
-    """Integers of a convolution, as lists of multiples: never multiplied out."""
+    """Integers of a convolution as lists of multiples, used without recomposing the weight.
+
+    Parameters
+    ----------
+    factors, dtype
+        As in `PackedConvolution`.
+    """
 
     mode = "factored"
     _way, _names = LISTED, listed.Packed._fields
@@ -152,20 +169,20 @@ class ListedWeight(PackedConvolution):
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
-        """Whether the kernels compute what such a module does."""
+        """Return whether the kernels compute the same as such a module."""
         return is_plain(module) and module.groups == 1
 
     @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
-        """Whether this form is one for such a module."""
+        """Return whether this form suits such a module and such factors."""
         return cls.suits(module) and listed.packable(factors)
 
     def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
         return self.to_factors().recompose()
 
     def to_factors(self) -> Factors:
-        """Factors that recompose to exactly what `forward` returns."""
+        """Return factors that recompose to exactly the result of `forward`."""
         _, packed, layout = self.packed
         latent = listed.latent_of(listed.Packed(*packed), listed.Layout(*layout))
         codebook = cast(Tensor, self.exact_codebook)
@@ -173,7 +190,15 @@ class ListedWeight(PackedConvolution):
 
 
 class DirectWeight(PackedConvolution, DenseWeight):
-    """The dense weight, prepared for kernels of the convolution's own."""
+    """The dense weight, prepared for the kernels of convolutions.
+
+    Parameters
+    ----------
+    factors, dtype
+        As in `PackedConvolution`.
+    gain
+        Numbers by which the rows are multiplied; by default none.
+    """
 
     size = 0
     _way = DIRECT
@@ -190,7 +215,7 @@ class DirectWeight(PackedConvolution, DenseWeight):
             self.register_buffer(name, part)
 
     def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``."""
         return self.weight.to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
@@ -202,7 +227,7 @@ class DepthwiseWeight(DirectWeight):
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
-        """Whether the kernels compute what such a module does."""
+        """Return whether the kernels compute the same as such a module."""
         return is_plain(module) and module.groups == module.in_channels == module.out_channels
 
 
@@ -213,7 +238,7 @@ class TiledWeight(DirectWeight):
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
-        """Whether the kernels compute what such a module does."""
+        """Return whether the kernels compute the same as such a module."""
         return (
             is_plain(module)
             and module.groups == 1
@@ -223,15 +248,20 @@ class TiledWeight(DirectWeight):
 
 
 class LargeTiledWeight(TiledWeight):
-    """The same for tiles of 4 x 4 pixels."""
+    """The dense weight of a 3 x 3 convolution, transformed for tiles of 4 x 4 pixels."""
 
     size = 4
 
 
 class LastWeight(PackedConvolution):
-    """The dense weight of a convolution of images that lie channels last.
+    """The dense weight of a convolution of images in the memory format channels last.
 
-    It is held in the order of the kernels only, in as many bytes as the dense weight.
+    It is held only in the order of the kernels, in as many bytes as the dense weight.
+
+    Parameters
+    ----------
+    factors, dtype, gain
+        As in `DirectWeight`.
     """
 
     mode = "dense, packed"
@@ -249,20 +279,20 @@ class LastWeight(PackedConvolution):
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
-        """Whether the kernels compute what such a module does."""
+        """Return whether the kernels compute the same as such a module."""
         return isinstance(module, nn.Conv2d) and is_plain(module) and module.groups == 1
 
     def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
         return convolution.dense(self.packed).to(self.dtype)
 
     def to_factors(self) -> Factors:
-        """Not possible."""
+        """Raise an `InputError`, because the factors are deleted."""
         raise gone()
 
     def convolve(self, module: Convolution, x: Tensor) -> Tensor:
-        """What `nn.Conv2d` computes with this weight."""
-        if x.dim() == 3:  # an image alone has no order of its own
+        """Return the result of `nn.Conv2d` with this weight."""
+        if x.dim() == 3:  # a single image has no memory format
             return self.convolve(module, x[None])[0]
         return super().convolve(module, x)
 
@@ -275,13 +305,13 @@ class LastWeight(PackedConvolution):
 
 
 class DepthwiseLastWeight(LastWeight):
-    """The same of a depthwise convolution."""
+    """The dense weight of a depthwise convolution of images in the memory format channels last."""
 
     size = direct.DEPTHWISE_LAST
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
-        """Whether the kernels compute what such a module does."""
+        """Return whether the kernels compute the same as such a module."""
         return isinstance(module, nn.Conv2d) and DepthwiseWeight.suits(module)
 
 

@@ -1,4 +1,4 @@
-"""Fill a model with the tensors of a file, and make sure that it holds them."""
+"""Fill a model with the tensors of a file, and check that the model holds them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,29 @@ from tersor.storage.checkpoint import shared
 def fill(
     model: nn.Module, contents: Contents, *, assign: bool = False, strict: bool = True
 ) -> None:
-    """Put contents into a model whose names and shapes are known to fit, one tensor at a time.
+    """Put contents into a model, one tensor at a time.
 
-    Weights that are factored become factors, but in modules that cannot hold these.
+    The names and shapes must be known to fit. Weights that are factored in the contents become
+    factors in the model, except in modules that cannot hold factors.
 
     Parameters
     ----------
+    model
+        The model, which is changed in place.
+    contents
+        A file or an archive.
     assign
-        Let tensors take the place of the model's, with their own data types. Those on the meta
-        device are replaced in any case, with the types that they have in the model.
+        Replace the model's tensors by those of the contents, with their data types. By default
+        values are copied. Tensors on the meta device are always replaced, with the types that they
+        have in the model.
     strict
-        Whether the contents are for all tensors of the model.
+        Whether the contents must have all tensors of the model.
 
     Raises
     ------
     InputError
-        If a tensor would be left on the meta device; the model is unchanged. If the model does not
-        hold the contents at the end, since its own code changes what is loaded.
+        If a tensor would be left on the meta device; the model is then unchanged. Also if the model
+        does not hold the contents at the end, because its own code changes loaded tensors.
     """
     entries = state(model)
     groups = distinct(aliases_of(entries), [n for n in contents.shapes if n in entries])
@@ -48,10 +54,10 @@ def fill(
     replaced = [w for w in replaced if _is_replaced(w, assign)]
     check_references(model, [*replaced, *(s.weight for held in places.values() for s in held)])
     foreign = {name for name in groups if name not in places and name not in others}
-    uses: dict[str, list[str]] = {}  # names in the model, by that of the tensor in the contents
+    uses: dict[str, list[str]] = {}  # names in the model, by the name of the tensor in the contents
     for name in groups:
         uses.setdefault(contents.original(name), []).append(name)
-    del entries, replaced  # the weights that are replaced would stay in memory
+    del entries, replaced  # otherwise replaced weights would stay in memory
     given: dict[str, Tensor] = {}
     filled: dict[str, HeldWeight | int] = {}
     for original, value in contents.stream(uses):
@@ -75,9 +81,10 @@ def fill(
 def _split(
     model: nn.Module, contents: Contents, groups: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, list[Site]], dict[str, list[Site | BufferSite]]]:
-    """Sites of weights that become factors, and those of other tensors, by their first names.
+    """Return the sites of weights that become factors, and of other tensors, by their first names.
 
-    What is in neither is no tensor of a module, but computed for its ``state_dict``.
+    A name in neither of them is not a tensor of a module; a module computes it for its
+    ``state_dict``.
     """
     sites: dict[int, list[Site | BufferSite]] = {}
     for site in find_tensors(model).values():
@@ -98,17 +105,17 @@ def _split(
 
 
 def _is_replaced(old: HeldWeight | Tensor, assign: bool) -> bool:
-    """Whether values cannot be copied into a tensor, so that another one takes its place."""
+    """Return whether another tensor replaces this one, because values cannot be copied into it."""
     if not isinstance(old, Tensor):
         return False
     repeats = any(step == 0 and n > 1 for n, step in zip(old.shape, old.stride(), strict=True))
-    return assign or old.is_meta or repeats  # as of an expanded tensor
+    return assign or old.is_meta or repeats  # expanded tensors repeat their elements
 
 
 def _put(sites: Sequence[Site | BufferSite], value: Tensor, assign: bool) -> Tensor:
-    """Copy a tensor to where a model has it, or let it take the place; returns what is there."""
+    """Copy a tensor to its sites in a model, or replace the tensor there; return the new values."""
     old = sites[0].weight
-    assert isinstance(old, Tensor)  # as names and shapes fit
+    assert isinstance(old, Tensor)  # names and shapes fit
     if not _is_replaced(old, assign):
         old.copy_(value)
         return value.to(old.dtype)
@@ -121,7 +128,20 @@ def _put(sites: Sequence[Site | BufferSite], value: Tensor, assign: bool) -> Ten
 
 
 def check_values(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse a model of which tensors on the meta device, without values, would get none."""
+    """Refuse a model with tensors on the meta device that would get no values.
+
+    Parameters
+    ----------
+    model
+        The model.
+    names
+        Names of the tensors that will get values.
+
+    Raises
+    ------
+    InputError
+        If such a tensor is not among the names.
+    """
     found = find_tensors(model)
     given = {id(found[name].weight) for name in names if name in found}
     lost = [n for n, s in found.items() if _is_meta(s.weight) and id(s.weight) not in given]
@@ -140,7 +160,22 @@ def _is_meta(value: HeldWeight | Tensor) -> bool:
 def check_filled(
     model: nn.Module, filled: Mapping[str, HeldWeight | int], strict: bool = True
 ) -> None:
-    """Refuse a model that does not hold what it was given, or that was given too little."""
+    """Refuse a model that does not hold the tensors it was given, or was not given all of them.
+
+    Parameters
+    ----------
+    model
+        The model after it was filled.
+    filled
+        By name, the factors it was given, or the `checksum` of the tensor it was given.
+    strict
+        Whether it must have been given all its tensors.
+
+    Raises
+    ------
+    InputError
+        If a tensor differs or is missing.
+    """
     now = state(model)
     aliases = aliases_of(now)
     given = {aliases.get(name, name) for name in filled}
@@ -162,20 +197,20 @@ def _holds(now: HeldWeight | Tensor | None, value: HeldWeight | int) -> bool:
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of the values of a tensor, of its type and shape."""
+    """Return the CRC-32 of the values, the type and the shape of a tensor."""
     values = tensor.detach().cpu().contiguous()
     start = zlib.crc32(repr((tuple(values.shape), values.dtype)).encode())
     return zlib.crc32(values.reshape(-1).view(torch.uint8).numpy().data, start)
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first of some names, and how many more there are."""
+    """Return the first ``most`` names as text, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def distinct(aliases: Mapping[str, str], names: Iterable[str]) -> dict[str, list[str]]:
-    """The first name of each tensor of a model, and the other names that it is tied to."""
+    """Return the first name of each tensor of a model, with the other names that are tied to it."""
     first: dict[str, str] = {}
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -187,7 +222,18 @@ def distinct(aliases: Mapping[str, str], names: Iterable[str]) -> dict[str, list
 
 
 def aliases_of(entries: Mapping[str, HeldWeight | Tensor]) -> dict[str, str]:
-    """Names of what is the same object or memory as an earlier entry, and that one's name."""
+    """Return the names of entries that are the same object or memory as an earlier one.
+
+    Parameters
+    ----------
+    entries
+        Weights and tensors by name.
+
+    Returns
+    -------
+    dict
+        For each such name, the name of the first such entry.
+    """
     aliases = shared({name: t for name, t in entries.items() if isinstance(t, Tensor)})
     first: dict[int, str] = {}
     for name, value in entries.items():

@@ -1,6 +1,6 @@
-"""Weights for inference only, in the forms that `tersor.optimize` chooses from.
+"""Hold weights for inference only, in the forms that `tersor.optimize` chooses from.
 
-Each holds what it computes with, and nothing for training: there are no parameters here.
+Each form holds only the tensors that it computes with. There are no parameters to train.
 """
 
 from __future__ import annotations
@@ -22,15 +22,29 @@ from tersor.nn.held import HeldWeight, moved
 from tersor.nn.weight import split_scale
 
 OUTLIERS = 1 / 16
-"""Share of integers outside of 8 bits up to which the others are held in 8: each takes 6 bytes."""
+"""Largest share of integers beyond 8 bits for which the others are held in 8 bits. Each one beyond
+takes 6 bytes more."""
 
 
 class FrozenWeight(HeldWeight):
-    """A weight for inference only, in one form."""
+    """A weight for inference only, in one form.
+
+    Parameters
+    ----------
+    factors
+        The weight as factors.
+    dtype
+        Data type of the weight.
+
+    Attributes
+    ----------
+    mode
+        Name of the form.
+    """
 
     mode = ""
     is_dense = False
-    """Whether the weight is multiplied out, and its factors are gone."""
+    """Whether the weight is held dense and its factors are deleted."""
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__()
@@ -38,33 +52,41 @@ class FrozenWeight(HeldWeight):
 
     @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
-        """Whether this form is one for such a module."""
+        """Return whether this form suits such a module and such factors."""
         return True
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
+        """Return the bytes in memory."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
     def extra_repr(self) -> str:
-        """What `repr` tells about this module."""
+        """Return the text that `repr` shows for this module."""
         return f"shape={self.shape}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
-        """Move all, convert nothing: a data type is that of the weight, not that of its parts."""
+        """Move all tensors without converting them; only the data type of the weight changes."""
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
         super()._apply(lambda part: moved(fn, part), recurse)  # type: ignore[no-untyped-call]
         return self
 
 
 def dense(factors: Factors, gain: Tensor | None) -> Tensor:
-    """The dense weight, each of its rows times a number, if there are any."""
+    """Return the dense weight, with each row multiplied by its gain if gains are given.
+
+    Parameters
+    ----------
+    factors
+        The weight as factors.
+    gain
+        One number for each row, or None.
+    """
     weight = factors.recompose()
     return weight if gain is None else weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def gone() -> InputError:
-    """The error of weights that cannot be saved any more."""
+    """Return the error for weights that cannot be saved any more."""
     return InputError(
         "the factors of this weight are gone: tersor.optimize has made it dense; save the model "
         "before, or load the file again"
@@ -72,7 +94,15 @@ def gone() -> InputError:
 
 
 class DenseWeight(FrozenWeight):
-    """The dense weight: as fast and as large as the dense model. The factors are gone."""
+    """The dense weight, as fast and as large as in the dense model. The factors are deleted.
+
+    Parameters
+    ----------
+    factors, dtype
+        As in `FrozenWeight`.
+    gain
+        Numbers by which the rows are multiplied; by default none.
+    """
 
     mode = "dense"
     is_dense = True
@@ -83,11 +113,11 @@ class DenseWeight(FrozenWeight):
         self.register_buffer("weight", dense(factors, gain).to(dtype))
 
     def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``."""
         return self.weight
 
     def to_factors(self) -> Factors:
-        """Not possible."""
+        """Raise an `InputError`, because the factors are deleted."""
         raise gone()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeight:
@@ -97,18 +127,24 @@ class DenseWeight(FrozenWeight):
 
 
 class RecomposedWeight(FrozenWeight):
-    """Small integers, multiplied out in each forward: works with any module.
+    """Small integers that are recomposed to the dense weight in each forward, for any module.
 
-    They are held in 8 bits, and the few that do not fit with their places.
+    The integers are held in 8 bits. The few that do not fit are also held in a list with their
+    positions.
+
+    Parameters
+    ----------
+    factors, dtype
+        As in `FrozenWeight`.
     """
 
     mode = "recompose"
     codebook: Tensor
     latent: Tensor
     places: Tensor
-    """Where integers are that do not fit in 8 bits."""
+    """Positions of the integers that do not fit in 8 bits, in the flattened latent."""
     beyond: Tensor
-    """What these are more than the latent says."""
+    """Differences between these integers and the values in the latent."""
     scale: Tensor
     exponent: Tensor
 
@@ -125,20 +161,20 @@ class RecomposedWeight(FrozenWeight):
         self.register_buffer("exponent", torch.tensor([exponent], dtype=torch.int32, device=device))
 
     def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``."""
         tiles = cast(
             Tensor, kernels.recompose(self.codebook, self._whole(), self.scale, self.exponent)
         )
         return self.tiling.join(tiles).to(self.dtype)
 
     def to_factors(self) -> Factors:
-        """Factors that recompose to exactly what `forward` returns."""
+        """Return factors that recompose to exactly the result of `forward`."""
         scale = float(self.scale * kernels.power_of_two(self.exponent))
         latent = self._whole().to(self.codebook.dtype)
         return Factors(self.codebook, latent, scale, self.shape, self.dtype)
 
     def _whole(self) -> Tensor:
-        """The latent with what does not fit in 8 bits."""
+        """Return the latent with the integers that do not fit in 8 bits."""
         if not self.places.numel():
             return self.latent
         flat = self.latent.flatten().to(self.beyond.dtype)
@@ -160,21 +196,21 @@ class KernelWeight(FrozenWeight):
 
     @property
     def packed(self) -> Packed:
-        """The tensors of the kernels."""
+        """Return the tensors that the kernels take."""
         kind = self.way.Packed
         return cast(Packed, kind(*(getattr(self, name) for name in kind._fields)))
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """What `nn.Linear` computes with this weight, by ``tersor::linear``."""
+        """Return the result of `nn.Linear` with this weight, computed by ``tersor::linear``."""
         rows = self.layout.rows
         if kernels.is_plain(x, bias, rows):
             return kernels.native(x, bias, self._prepared())
         if kernels.fits(bias, rows, x):
             return kernels.linear(x, self.packed, bias, self.layout)
-        return super().linear(x, bias)  # torch broadcasts the bias, or says what is wrong
+        return super().linear(x, bias)  # torch broadcasts the bias, or raises a clear error
 
     def _prepared(self) -> Known:
-        """What is known of the matrix, if its tensors are where they were."""
+        """Return the prepared matrix, and prepare it again if its tensors have moved in memory."""
         places = kernels.places(self._buffers.values())  # type: ignore[arg-type]
         if self._known is None or self._places != places:
             self.way.verify(self.packed, self.layout)
@@ -194,7 +230,13 @@ class KernelWeight(FrozenWeight):
 
 
 class PackedWeight(KernelWeight):
-    """Integers of a matrix, packed for the kernels that compute without the dense weight."""
+    """Integers of a matrix, packed for the kernels that compute without the dense weight.
+
+    Parameters
+    ----------
+    factors, dtype
+        As in `FrozenWeight`.
+    """
 
     mode = "factored"
     by_rows = True
@@ -207,19 +249,19 @@ class PackedWeight(KernelWeight):
         self._hold(*self.way.pack(factors))
 
     def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
         return self.to_factors().recompose()
 
     def to_factors(self) -> Factors:
-        """Factors that recompose to exactly what `forward` returns."""
+        """Return factors that recompose to exactly the result of `forward`."""
         latent = self.way.latent_of(self.packed, self.layout)
         codebook = cast(Tensor, self.codebook)[:, : latent.shape[0]]
         return Factors(codebook, latent, float(cast(Tensor, self.scale)), self.shape, self.dtype)
 
     def embed(self, index: Tensor) -> Tensor:
-        """What `nn.Embedding` computes with this weight: only the rows asked for are made."""
+        """Return the result of `nn.Embedding` with this weight, making only the rows needed."""
         if index.dtype not in (torch.int64, torch.int32):
-            return super().embed(index)  # torch says what is wrong
+            return super().embed(index)  # torch raises a clear error
         flat = index.reshape(-1).long()
         if isinstance(self.layout, integers.Layout) and kernels.is_plain(flat):
             rows = kernels.native_rows(flat, self._prepared())
@@ -229,7 +271,13 @@ class PackedWeight(KernelWeight):
 
 
 class LookupWeight(PackedWeight):
-    """Signs or few integers of a matrix, packed for the kernels that look them up."""
+    """Signs or other small integers of a matrix, packed for the look-up kernels.
+
+    Parameters
+    ----------
+    factors, dtype
+        As in `FrozenWeight`.
+    """
 
     mode = "look-up"
     way: ClassVar[ModuleType] = lookup
@@ -240,14 +288,20 @@ class LookupWeight(PackedWeight):
         self.exact_scale = factors.scale
 
     def to_factors(self) -> Factors:
-        """Factors that recompose to exactly what `forward` returns."""
+        """Return factors that recompose to exactly the result of `forward`."""
         codebook = cast(Tensor, self.exact_codebook)
         latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
         return Factors(codebook, latent, self.exact_scale, self.shape, self.dtype)
 
 
 class PanelWeight(KernelWeight):
-    """The dense weight of linear layers, in the order in which it is multiplied, and no other."""
+    """The dense weight of a linear layer, held only in the order in which it is multiplied.
+
+    Parameters
+    ----------
+    factors, dtype
+        As in `FrozenWeight`.
+    """
 
     mode = "dense, packed"
     is_dense = True
@@ -259,23 +313,30 @@ class PanelWeight(KernelWeight):
 
     @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
-        """Whether this form is one for such a module."""
+        """Return whether this form suits such a module and such factors."""
         return isinstance(module, nn.Linear)
 
     def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``: made for whoever reads it."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
         matrix: Tensor = self.way.matrix_of(self.packed, self.layout)
         return matrix.to(self.dtype)
 
     def to_factors(self) -> Factors:
-        """Not possible."""
+        """Raise an `InputError`, because the factors are deleted."""
         raise gone()
 
 
 def _small(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    """The latent, of integers in 8 bits if nearly all fit, and places and rests of the others."""
+    """Return the latent, in 8 bits if nearly all integers fit, and what is beyond 8 bits.
+
+    Returns
+    -------
+    tuple
+        The latent; the positions of the integers that do not fit; the differences between these
+        integers and the latent's values.
+    """
     latent = factors.latent
-    if not factors.quantized or latent.numel() >= 2**31:  # places are numbers of 32 bits
+    if not factors.quantized or latent.numel() >= 2**31:  # positions are 32-bit integers
         return latent.clone(), latent.new_empty(0, dtype=torch.int32), latent.new_empty(0)
     fitting = latent.clamp(-128, 127)
     places = (latent != fitting).flatten().nonzero()[:, 0].to(torch.int32)

@@ -1,4 +1,4 @@
-"""Dense tensors of a source -> a model that is made for them."""
+"""Load dense tensors of a source into a model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ from tersor.storage.checkpoint import Source, shared
 
 
 def load_weights(model: nn.Module, source: Source) -> None:
-    """Load a checkpoint, which may have more tensors than the model, and lack integers.
+    """Load a checkpoint into a model, in place.
 
-    Those are counters and tables of positions, which versions of a model differ in; what the model
-    starts with is as good.
+    The checkpoint may have more tensors than the model. It may lack integer tensors, which are
+    counters and tables of positions that differ between versions of a model; the initial values of
+    the model are then used.
+
+    Parameters
+    ----------
+    model
+        Dense model.
+    source
+        The checkpoint.
 
     Raises
     ------
     InputError
-        If shapes differ, or a floating-point tensor of the model is not in the checkpoint, under
-        none of its names.
+        If shapes differ, or a floating-point tensor of the model is not in the checkpoint under any
+        of its names.
     """
     try:
         found = model.load_state_dict({n: source.load(n) for n in source.names}, strict=False)
@@ -38,5 +46,5 @@ def load_weights(model: nn.Module, source: Source) -> None:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a model's ``state_dict``, which may hold more."""
+    """Return the tensors of a model's ``state_dict``, which may also hold other objects."""
     return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}

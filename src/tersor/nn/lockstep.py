@@ -1,4 +1,4 @@
-"""Calls of models that stop before some of their modules, so that several go on side by side."""
+"""Run several calls of models side by side, all of which stop before the same modules."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from tersor.nn.observe import observing
 
 Call = Callable[[nn.Module], object]
-"""Calls a model with one batch."""
+"""Function that calls a model with one batch."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Where all calls stand: before the module of this name.
+    """A stop of all calls before the module of this name.
 
     Parameters
     ----------
     name
-        As in ``named_modules``.
+        Name of the module, as in ``named_modules``.
     inputs
-        What the module is about to get: for each model the first input of each call.
+        The module's next input: for each model, the first argument in each call.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Stop:
 
 
 class DivergedError(Exception):
-    """The models do not come to the same modules in the same order."""
+    """The models do not reach the same modules in the same order."""
 
 
 class _Abandoned(BaseException):
-    """Ends a call that nobody waits for any more."""
+    """Ends a call whose result is not needed any more."""
 
 
 class _Run:
-    """A call in a thread of its own, which only goes on while it is waited for.
+    """A call in its own thread, which runs only while the caller waits for it.
 
     So nothing runs at the same time, and models may be changed at any stop.
     """
@@ -57,7 +57,7 @@ class _Run:
         self.thread.start()
 
     def advance(self) -> tuple[str, Tensor] | None:
-        """The next module's name and input; None at the end."""
+        """Run to the next module and return its name and input, or None at the end."""
         self._at = None
         self._go.release()
         self._stopped.acquire()
@@ -66,7 +66,7 @@ class _Run:
         return self._at
 
     def stop(self, name: str, x: Tensor) -> None:
-        """Called in the thread: wait."""
+        """Stop the call's own thread until it may continue."""
         self._at = name, x
         self._stopped.release()
         self._go.acquire()
@@ -74,7 +74,7 @@ class _Run:
             raise _Abandoned
 
     def abandon(self) -> None:
-        """Let the thread end."""
+        """End the thread."""
         self._abandoned = True
         self._go.release()
         self.thread.join()
@@ -94,24 +94,29 @@ class _Run:
 def lockstep(
     models: Sequence[nn.Module], names: Sequence[str], calls: Sequence[Call]
 ) -> Iterator[Stop]:
-    """Call models side by side, in evaluation mode; all of them stop before some modules.
+    """Call models side by side, in evaluation mode, and stop all calls before some modules.
 
-    Memory is taken for what is alive at one point of all the calls, not for what reaches every
-    module. A module may be changed while all calls stand before it.
+    Memory is needed for the tensors that are alive at one point of all calls, not for the inputs of
+    every module. A module may be changed while all calls stand before it.
 
     Parameters
     ----------
     models
         Models of one architecture.
     names
-        Of the modules, as in ``named_modules``.
+        Names of the modules, as in ``named_modules``.
     calls
-        Each is made of every model.
+        Each is made with every model.
+
+    Yields
+    ------
+    Stop
+        The next module and its inputs.
 
     Raises
     ------
     DivergedError
-        If one call comes to another module than the others.
+        If one call reaches another module than the others.
     """
     here = threading.local()
     with _running(models, names, calls, here) as runs:

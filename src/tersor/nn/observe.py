@@ -1,4 +1,4 @@
-"""Look at what reaches the modules of a model while it runs."""
+"""Observe the inputs of modules while a model runs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from typing import Any
 from torch import Tensor, nn
 
 Look = Callable[[Tensor], object]
-"""Called with the first input of a module."""
+"""Function that is called with the first input of a module."""
 
 
 @contextmanager
 def observing(
     model: nn.Module, looks: Mapping[nn.Module, Look], *, after: bool = False
 ) -> Iterator[None]:
-    """Evaluation mode, in which modules show their inputs; then all is as it was.
+    """Run a model in evaluation mode and show inputs of its modules; restore all modes at the end.
 
-    They do so before they are called, or ``after``, when what they refuse has raised their errors.
+    Parameters
+    ----------
+    model
+        The model.
+    looks
+        For each observed module, the function that gets its first input.
+    after
+        Call the functions after the module has run, so that the module first raises errors about
+        inputs that it refuses. By default they are called before.
     """
     modes = {module: module.training for module in model.modules()}
     handles = [

@@ -1,14 +1,15 @@
-"""Modules whose parameters are replaced by factors, in place.
+"""Replace parameters of modules by factors, in place.
 
-The module stays the same object and becomes an instance of a subclass of its own class, in which
-``weight`` (or any other parameter name) is a property that calls the `FactoredWeight` held in the
-child ``weight_factors``. So its forward, hooks, flags and every reference to it keep working, and
-so does code that reads ``module.weight``: padding modes, attention, forwards written by users.
-Each read recomposes the weight, unless it is kept ("dense" mode). What does not work: assigning or
-changing ``module.weight`` (an error, or no effect), and asking for ``type(module) is nn.Linear``.
+The module stays the same object and becomes an instance of a subclass of its own class. In that
+subclass ``weight`` (or any other parameter name) is a property that calls the `FactoredWeight` held
+in the child ``weight_factors``. So the module's forward, hooks and flags and all references to it
+keep working, and so does code that reads ``module.weight``: padding modes, attention, forwards
+written by users. Each read recomposes the weight, unless the weight is held dense ("dense" mode).
+Two things do not work: assigning or changing ``module.weight`` (an error, or no effect), and the
+test ``type(module) is nn.Linear``.
 
-`torch.nn.utils.parametrize` does the same, but its modules refuse to be pickled, and those that
-cache their weights, like LSTM, need the care taken here all the same.
+`torch.nn.utils.parametrize` does the same, but its modules cannot be pickled, and modules that
+cache their weights, such as LSTM, would need the same special care there.
 """
 
 from __future__ import annotations
@@ -22,26 +23,35 @@ from torch import Tensor, nn
 from tersor.nn.held import HeldWeight
 
 SUFFIX = "_factors"
-"""A child module called weight_factors holds the factors of weight."""
+"""Ending of the child's name: ``weight_factors`` holds the factors of ``weight``."""
 
 ORDER = "_dense_order"
-"""Attribute of a factored module: the names of the dense module's own parameters, in order."""
+"""Attribute of a factored module that holds the names of the dense module's own parameters, in
+order."""
 
 
 class FactoredOwner(nn.Module):
-    """Mixin of the classes that `factored_class` makes."""
+    """Mixin of the classes that `factored_class` makes.
+
+    Attributes
+    ----------
+    dense_class
+        Class of the dense module.
+    factored_names
+        Names of the parameters that are factored.
+    """
 
     dense_class: ClassVar[type]
     factored_names: ClassVar[tuple[str, ...]]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # Classes made at run time can't be imported: pickle and deepcopy make them again.
+        # Classes made at run time cannot be imported, so pickle and deepcopy make them again.
         state = cast(tuple[Any, ...], super().__reduce_ex__(protocol))[2]
         return new_instance, (self.dense_class, self.factored_names), state
 
 
 class FactoredRecurrent(FactoredOwner, nn.RNNBase):
-    """Mixin for LSTM, GRU and RNN, which cache a list of their weights: here it is always fresh."""
+    """Mixin for LSTM, GRU and RNN: their cached list of weights is made anew at each access."""
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
@@ -49,24 +59,32 @@ class FactoredRecurrent(FactoredOwner, nn.RNNBase):
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
-        """Nothing to keep."""
+        """Do nothing, because the list of weights is not cached."""
 
     def _init_flat_weights(self) -> None:
-        """Nothing to keep."""
+        """Do nothing, because the list of weights is not cached."""
 
     def _update_flat_weights(self) -> None:
-        """Nothing to keep."""
+        """Do nothing, because the list of weights is not cached."""
 
     def flatten_parameters(self) -> None:
-        """Nothing to flatten: the weights are new tensors in each forward."""
+        """Do nothing, because the weights are new tensors in each forward."""
 
 
 @cache
 def factored_class(dense: type, names: tuple[str, ...]) -> type[nn.Module]:
-    """Subclass of ``dense`` in which the given parameters are read from their factors."""
+    """Return a subclass of ``dense`` that reads the given parameters from their factors.
+
+    Parameters
+    ----------
+    dense
+        Class of the dense module.
+    names
+        Names of the factored parameters, sorted.
+    """
     mixin = FactoredRecurrent if issubclass(dense, nn.RNNBase) else FactoredOwner
     body: dict[str, Any] = {name: property(_reader(name)) for name in names}
-    # torch.fx tells by the module's name which classes it shall not trace into.
+    # torch.fx decides by the module's name which classes it does not trace into.
     if "weight" in names:
         own = FORWARDS.get(getattr(dense, "forward", None))
         body |= {"forward": own} if own else {}
@@ -95,11 +113,12 @@ FORWARDS: dict[Any, Any] = {
     nn.Conv1d.forward: _convolution,
     nn.Conv2d.forward: _convolution,
 }
-"""Forwards that leave the product to the weight, by those of torch that they take the place of."""
+"""Forwards that let the held weight compute the product, by the forwards of torch that they
+replace."""
 
 
 def new_instance(dense: type, names: tuple[str, ...]) -> nn.Module:
-    """Blank instance of a factored class, for pickle."""
+    """Return an instance of a factored class without attributes, for pickle."""
     kind = factored_class(dense, names)
     return kind.__new__(kind)
 
@@ -114,14 +133,14 @@ def _reader(name: str) -> Callable[[nn.Module], Tensor]:
 
 
 def attach(module: nn.Module, name: str, holder: HeldWeight) -> None:
-    """Let the module read parameter ``name`` from ``holder``, and forget the parameter."""
+    """Remove parameter ``name`` of the module, and let the module read it from ``holder``."""
     forget(module, name)
     holder.training = module.training
     module.add_module(name + SUFFIX, holder)
 
 
 def forget(module: nn.Module, name: str) -> None:
-    """Take a dense parameter away; `attach` must follow."""
+    """Remove a dense parameter; `attach` must follow."""
     if name in module._parameters:
         derived = _derive(module, name)
         if not isinstance(module, FactoredOwner):
@@ -133,7 +152,7 @@ def forget(module: nn.Module, name: str) -> None:
 
 
 def attaching_problem(module: nn.Module, name: str) -> str | None:
-    """Why a module cannot get a child that holds the factors of a parameter; None if it can."""
+    """Return why a module cannot get a child with the factors of a parameter, or None if it can."""
     child = name + SUFFIX
     if hasattr(module, child) and not isinstance(getattr(module, child), HeldWeight):
         return f"that has an attribute {child!r}, as the factors would be called; rename that"
@@ -159,5 +178,5 @@ def _derive(module: nn.Module, name: str) -> type[nn.Module]:
 def _let_go_of_flat_weights(module: nn.RNNBase) -> None:
     module.__dict__.pop("_flat_weights", None)
     for parameter in module.parameters(recurse=False):
-        # Under cuDNN all are views of one buffer, which would keep the dense weights alive.
+        # With cuDNN, all are views of one buffer, which would keep the dense weights in memory.
         parameter.data = parameter.data.clone()

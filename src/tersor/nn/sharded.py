@@ -1,4 +1,4 @@
-"""A weight whose factors are spread over several processes, and the tensors that it is made of."""
+"""Hold a weight whose factors are spread over several processes, and handle sharded tensors."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 _PART = "_part"
-"""How the names of parameters end that are parts of factors."""
+"""Ending of the names of parameters that are parts of factors."""
 
 
 class ShardedWeight(FactoredWeight):
-    """A weight of which each process holds a part of the factors, and all of the integers.
+    """A weight of which each process holds one part of the factors and all integers.
 
-    The latent is a parameter of one axis: FSDP cuts the first one, and a latent has few rows, often
-    one. Outside of a forward the factors are gathered, with gradients, when they are asked for.
+    The latent is a parameter with one axis, because FSDP cuts the first axis, and a latent has few
+    rows, often only one. Outside of a forward, the factors are gathered, with gradients, when they
+    are read.
     """
 
-    CODED = torch.int16  # half the memory: FSDP sends no buffers
+    CODED = torch.int16  # half the memory of int32, and FSDP does not send buffers
 
     @staticmethod
     def of(weight: FactoredWeight) -> None:
-        """Let a weight become one that can be sharded; its parameters are called by other names."""
+        """Turn a weight into one that can be sharded, in place; its parameters get other names."""
         factors = dict(weight._parameters)
         weight.__class__ = ShardedWeight
         weight._parameters.clear()
@@ -42,34 +43,40 @@ class ShardedWeight(FactoredWeight):
 
     @property
     def codebook(self) -> Tensor:  # type: ignore[override]
-        """The whole codebook."""
+        """Return the whole codebook, gathered from all processes."""
         return whole(self._part("codebook"))
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]
-        """The whole scale."""
+        """Return the whole scale, gathered from all processes."""
         return whole(self._part("scale"))
 
     @property
     def latent(self) -> Tensor:  # type: ignore[override]
-        """The whole latent."""
+        """Return the whole latent, (k, n), gathered from all processes."""
         return whole(self.own_latent).view(self.grid)
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Shape of the whole latent."""
+        """Return the shape (k, n) of the whole latent."""
         return self._part("codebook").shape[1], self.tiling.count
 
     @property
     def own_latent(self) -> nn.Parameter:
-        """The part of this process."""
+        """Return the part of the latent that this process holds."""
         return self._part("latent")
 
     def _part(self, name: str) -> nn.Parameter:
         return cast(nn.Parameter, self._parameters[name + _PART])
 
     def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``.
+
+        Raises
+        ------
+        InputError
+            If it is called outside of the forward of the module that FSDP wraps.
+        """
         if is_sharded(self.own_latent):
             raise InputError(
                 f"a weight of shape {self.shape} is used outside of the forward of the module that "
@@ -79,29 +86,29 @@ class ShardedWeight(FactoredWeight):
 
     @torch.no_grad()
     def approach(self, share: float) -> None:
-        """Let the latent go a share of the way to the integers that are computed with."""
+        """Move the latent by ``share`` of the distance towards the integers of its projection."""
         if self.coded is not None:
             latent = self.own_latent
             latent.lerp_(part_of(self.coded.to(latent.dtype), latent), share)
 
 
 def is_sharded(values: Tensor) -> bool:
-    """Whether other processes hold other parts of the values."""
+    """Return whether other processes hold other parts of the values."""
     return hasattr(values, "full_tensor")
 
 
 def whole(values: Tensor) -> Tensor:
-    """All of the values; to be asked for by all processes."""
+    """Return all values; every process must call this."""
     return cast("DTensor", values).full_tensor() if is_sharded(values) else values
 
 
 def local(values: Tensor) -> Tensor:
-    """The part of the values that this process holds; all of them if they are not sharded."""
+    """Return the values that this process holds; all of them if they are not sharded."""
     return cast("DTensor", values).to_local() if is_sharded(values) else values
 
 
 def total(tensors: Sequence[Tensor]) -> float:
-    """Sum of all values; to be asked for by all processes if they are sharded."""
+    """Return the sum of all values; every process must call this if the values are sharded."""
     number = torch.stack([local(tensor).sum() for tensor in tensors]).sum()
     if is_sharded(tensors[0]):
         torch.distributed.all_reduce(number)
@@ -109,7 +116,15 @@ def total(tensors: Sequence[Tensor]) -> float:
 
 
 def part_of(values: Tensor, like: Tensor) -> Tensor:
-    """Of whole values, which each process has, the part that this one holds of another tensor."""
+    """Return the part of whole values that matches this process' part of another tensor.
+
+    Parameters
+    ----------
+    values
+        Whole values, the same in each process.
+    like
+        Sharded or whole tensor with the same number of elements.
+    """
     values = values.reshape(like.shape)
     if not is_sharded(like):
         return values

@@ -1,4 +1,4 @@
-"""Where a model has its weights, dense or factored, and its buffers."""
+"""Find the weights of a model, dense or factored, and its buffers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Weight = nn.Parameter | HeldWeight
 
 
 class Site(NamedTuple):
-    """A place where a weight is used: an attribute of a module."""
+    """A use of a weight: an attribute of a module."""
 
     module: nn.Module
     attribute: str
@@ -21,7 +21,7 @@ class Site(NamedTuple):
 
 
 class BufferSite(NamedTuple):
-    """A place where a buffer is: an attribute of a module."""
+    """A use of a buffer: an attribute of a module."""
 
     module: nn.Module
     attribute: str
@@ -29,7 +29,7 @@ class BufferSite(NamedTuple):
 
 
 def find_sites(model: nn.Module) -> dict[str, Site]:
-    """All uses of all weights by their dense names; a tied weight has several."""
+    """Return all uses of all weights by their dense names; a tied weight has several."""
     return {
         join_names(path, name): Site(module, name, weight)
         for path, module in model.named_modules(remove_duplicate=False)
@@ -39,7 +39,10 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
 
 
 def find_tensors(model: nn.Module) -> dict[str, Site | BufferSite]:
-    """All uses of all weights and buffers by their dense names, buffers in no file included."""
+    """Return all uses of all weights and buffers by their dense names.
+
+    Buffers that are not persistent, and so in no file, are included.
+    """
     buffers = {
         join_names(path, name): BufferSite(module, name, buffer)
         for path, module in model.named_modules(remove_duplicate=False)
@@ -51,7 +54,7 @@ def find_tensors(model: nn.Module) -> dict[str, Site | BufferSite]:
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:
-    """Own parameters of a module, dense or factored, in the order of the dense module."""
+    """Return a module's own parameters, dense or factored, in the order of the dense module."""
     held = {**module._parameters, **module._modules}
     names = module.__dict__.get(ORDER, module._parameters)
     either = {name: (held.get(name + SUFFIX), held.get(name)) for name in names}
@@ -60,5 +63,5 @@ def weights_of(module: nn.Module) -> dict[str, Weight]:
 
 
 def join_names(path: str, name: str) -> str:
-    """Name of a parameter, of the model itself if the path is empty."""
+    """Return the full name of a parameter in the module at ``path``, which may be empty."""
     return f"{path}.{name}" if path else name

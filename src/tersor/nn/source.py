@@ -1,4 +1,4 @@
-"""The tensors of a model, dense, as a source of what is compressed or saved."""
+"""Present the tensors of a model as a source to compress or save."""
 
 from __future__ import annotations
 
@@ -16,9 +16,19 @@ from tersor.storage.checkpoint import Source
 
 
 def source_of(model: nn.Module) -> Source:
-    """The tensors of a model, dense even where it holds factors.
+    """Return the tensors of a model, dense even where it holds factors.
 
-    Buffers are not to be factored, nor weights of modules that cannot hold factors.
+    Buffers, and weights of modules that cannot hold factors, are marked as not to be factored.
+
+    Parameters
+    ----------
+    model
+        Model, dense or factored.
+
+    Raises
+    ------
+    InputError
+        If a tensor cannot be stored.
     """
     entries = state(model)
     for name, value in entries.items():
@@ -28,7 +38,7 @@ def source_of(model: nn.Module) -> Source:
     size = sum(nbytes(value) for name, value in entries.items() if name not in aliases)
     sites = find_sites(model)
     factored = (n for n in entries if n in sites and not holding_problem(sites[n]))
-    # Not what a module computes for its state_dict: factors could not take its place.
+    # Tensors that a module computes for its state_dict are unchanged: factors cannot replace them.
     unchanged = entries.keys() - {n for n in factored if entries[n] is sites[n].weight}
     return Source(
         list(entries),
@@ -40,14 +50,14 @@ def source_of(model: nn.Module) -> Source:
 
 
 def dense(value: HeldWeight | Tensor) -> Tensor:
-    """The tensor itself, whether factored or not, on the CPU."""
+    """Return the dense tensor of a weight, factored or not, on the CPU."""
     if isinstance(value, HeldWeight):
         value = value.to_factors().recompose()
     return value.detach().cpu()
 
 
 def nbytes(value: HeldWeight | Tensor) -> int:
-    """Bytes of the dense tensor."""
+    """Return the bytes of the dense tensor."""
     if isinstance(value, HeldWeight):
         return math.prod(value.shape) * value.dtype.itemsize
     return value.nbytes if dtypes.is_dense(value) else 0

@@ -1,4 +1,4 @@
-"""The module that holds the factors of one weight."""
+"""Hold the factors of one weight in a module."""
 
 from __future__ import annotations
 
@@ -20,48 +20,48 @@ from tersor.tiling import coding_order
 INT16_MAX = 2**15 - 1
 
 _PIECE = 1 << 20
-"""Numbers that are rounded at once: of large factors a copy would take much memory."""
+"""Numbers that are rounded at a time, because a copy of large factors would take much memory."""
 
 
 class FactoredWeight(HeldWeight):
-    """A weight as trainable factors; calling it gives the dense weight.
+    """A weight as trainable factors; calling it returns the dense weight.
 
-    Integer factors stay real numbers here and are rounded in each forward, with the gradient
-    passed straight through, so that they can be trained and are exactly representable all along.
-    Once the latent is projected (`project_to`), its projection takes the place of the rounding.
-    A latent of nothing but -1 and 1, as of weights that are to be fast, stays one: it is computed
-    with by its signs (Courbariaux et al., 2015, arXiv 1511.00363).
+    Integer factors are real numbers here and are rounded in each forward. The gradient passes
+    straight through the rounding, so that the factors can be trained and the weight can always be
+    stored exactly. When the latent is projected (`project_to`), the projection replaces the
+    rounding. A latent of only -1 and 1 (a binary latent, as for weights that are to be fast) stays
+    binary: its signs are used in the forward (Courbariaux et al., 2015, arXiv 1511.00363).
 
     Parameters
     ----------
     factors
         Initial values; copied.
     dtype
-        Data type of the weight; by default that of the factors. Follows `Module.to`.
+        Data type of the weight; by default that of the factors. It follows `Module.to`.
     device
-        Where the parameters live; by default where the factors are.
+        Device of the parameters; by default that of the factors.
     requires_grad
         Whether the factors are trained.
 
     Attributes
     ----------
     codebook, latent
-        Parameters of shape (d, k) and (k, n), float32 whatever the type of the weight: 16 bits
-        would round integers and scale.
+        Parameters of shape (d, k) and (k, n). They are float32 for weights of every type, because
+        16 bits would round integers and scale.
     scale, exponent
-        The scale of the factors is ``scale * 2 ** exponent``, parameter and int32 buffer of shape
-        (1,): a step of an optimizer suits a number in [0.5, 1), as it does not suit 1e-9.
-        (One axis, because FSDP refuses parameters without any.)
+        The scale of the factors is ``scale * 2 ** exponent``: a parameter and an int32 buffer, both
+        of shape (1,). A step of an optimizer suits a number in [0.5, 1), but not a number such as
+        1e-9. (They have one axis, because FSDP refuses parameters without axes.)
     coded
-        What is computed with and stored in the place of the latent, a buffer of its shape; None if
-        that is the latent itself, rounded. (int32, because DDP sends buffers, and gloo and NCCL do
-        not send int16.)
+        Integers that are used in the forward and stored in place of the latent, a buffer of the
+        latent's shape. None if the rounded latent itself is used. (int32, because DDP sends
+        buffers, and gloo and NCCL do not send int16.)
     unit
-        Mean length of the codebook's columns at first, in units of the weight: about the step.
+        Initial mean length of the codebook's columns, in units of the weight: about the step size.
     states
-        States of the trellis that the latent comes from; 1 if from none.
+        Number of states of the trellis that the latent comes from; 1 if there is none.
     signs
-        Whether the latent holds nothing but signs, and stays so.
+        Whether the latent holds only -1 and 1, and stays so.
     """
 
     CODED: ClassVar = torch.int32
@@ -104,7 +104,7 @@ class FactoredWeight(HeldWeight):
         self.signs = self.integer_latent and latent.numel() > 0 and bool((latent.abs() == 1).all())
 
     def forward(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``."""
         codebook = round_through(self.codebook) if self.integer_codebook else self.codebook
         latent: Tensor = self.latent
         if self.signs:
@@ -115,7 +115,15 @@ class FactoredWeight(HeldWeight):
         return self.tiling.join(tiles).to(self.dtype)
 
     def to_factors(self) -> Factors:
-        """Factors that recompose to exactly what `forward` returns, rows of zeros left out."""
+        """Return factors that recompose to exactly the result of `forward`, without zero rows.
+
+        Rows of the latent that hold only zeros are left out.
+
+        Raises
+        ------
+        InputError
+            If a factor that is rounded here does not fit in 16 bits, or is NaN.
+        """
         scale = self.scale.detach().to(torch.float32) * power_of_two(self.exponent)
         codebook = stored(self.codebook, self.integer_codebook)
         latent = self.stored_latent
@@ -124,7 +132,7 @@ class FactoredWeight(HeldWeight):
 
     @property
     def stored_latent(self) -> Tensor:
-        """The latent that is computed with, (k, n), as `Factors` has it."""
+        """Return the latent that the forward uses, (k, n), in the type that `Factors` stores."""
         if self.signs:
             return sign(self.latent.detach()).to(torch.int16)
         if self.coded is None:
@@ -132,41 +140,44 @@ class FactoredWeight(HeldWeight):
         return self.coded.to(torch.int16)
 
     def project_to(self, coded: Tensor | None) -> None:
-        """Compute with these integers in the place of the latent, which still gets the gradients.
+        """Use these integers in place of the latent, which still gets the gradients.
 
-        None: with the latent itself again, rounded.
+        Parameters
+        ----------
+        coded
+            Integers of shape (k, n). None to use the rounded latent again.
         """
         self.coded = None if coded is None else coded.to(self.exponent.device, self.CODED)
 
     @property
     def own_latent(self) -> nn.Parameter:
-        """The latent as an optimizer trains it."""
+        """Return the latent as the parameter that an optimizer trains."""
         return self.latent
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Shape of the latent."""
+        """Return the shape (k, n) of the latent."""
         return tuple(self.latent.shape)
 
     @torch.no_grad()
     def approach(self, share: float) -> None:
-        """Let the latent go a share of the way to the integers that are computed with."""
+        """Move the latent by ``share`` of the distance towards the integers of its projection."""
         if self.coded is not None:
             self.latent.lerp_(self.coded.to(self.latent), share)
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Let the latent be the integers that are computed with."""
+        """Set the latent to the integers of its projection, and end the projection."""
         if self.coded is not None:
             self.latent.copy_(self.coded)
             self.project_to(None)
 
     def extra_repr(self) -> str:
-        """What `repr` tells about this module."""
+        """Return the text that `repr` shows for this module."""
         return f"shape={self.shape}, tile={self.tiling.size}, rank={self.codebook.shape[1]}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FactoredWeight:
-        """Move all, convert nothing: a data type is that of the weight, not that of its factors."""
+        """Move all tensors without converting them; only the data type of the weight changes."""
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.exponent.device)).dtype
         super()._apply(lambda part: moved(fn, part), recurse)  # type: ignore[no-untyped-call]
         return self
@@ -174,8 +185,8 @@ class FactoredWeight(HeldWeight):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # A buffer that is there in only one of the two would be an error. What says nothing of this
-        # weight leaves it alone.
+        # A buffer that only the state dict or only the module has would be an error. A state dict
+        # without this weight changes nothing.
         if prefix + "coded" in state_dict:
             self.coded = torch.empty_like(self.latent, dtype=torch.int32)
         elif any(prefix + name in state_dict for name in self._parameters):
@@ -184,58 +195,74 @@ class FactoredWeight(HeldWeight):
 
 
 class Through(torch.autograd.Function):
-    """Other values in the place of some, with the gradient passed straight through."""
+    """Replaces values by others in the forward, and passes the gradient straight through."""
 
     @staticmethod
     def forward(values: Tensor, others: Tensor) -> Tensor:
-        """The others, in the type of the values."""
+        """Return the others, in the type of the values."""
         return others.to(values.dtype, copy=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Nothing to remember."""
+        """Store nothing, because the gradient needs nothing."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """The gradient, as it is."""
+        """Return the gradient unchanged."""
         return grad, None
 
 
 def through(values: Tensor, others: Tensor) -> Tensor:
-    """The others, as if they were the values for the gradient."""
+    """Return the others, and pass their gradient to the values."""
     return cast(Tensor, Through.apply(values, others))  # type: ignore[no-untyped-call]
 
 
 def round_through(values: Tensor) -> Tensor:
-    """Round to integers, with the gradient of the identity."""
+    """Return the values rounded to integers, with the gradient of the identity."""
     return through(values, values.detach().round())
 
 
 def sign(values: Tensor) -> Tensor:
-    """-1 or 1; that of 0 is 1. NaN stays."""
+    """Return -1 for negative values, 1 for all others including 0, and NaN for NaN."""
     return torch.where(values.isnan(), values, 1 - 2 * values.lt(0).to(values.dtype))
 
 
 def trellis(factors: Factors) -> int:
-    """States of the trellis of an integer latent: the usual ones if those can reach it."""
+    """Return the states of the trellis of an integer latent.
+
+    The usual number of states is returned if such a trellis can reach the latent.
+    """
     rows = factors.tiling.slices
     ordered = coding_order(factors.latent.cpu().to(torch.int16), rows)
     return STATES if reachable(ordered, rows, STATES) else trellis_of(ordered, rows)
 
 
 def split_scale(scale: float) -> tuple[float, int]:
-    """Mantissa and exponent of a number, the exponent within the range of `power_of_two`."""
+    """Return mantissa and exponent of a number, the exponent within the range of `power_of_two`."""
     exponent = min(max(math.frexp(scale)[1], -126), 127)
     return math.ldexp(scale, -exponent), exponent
 
 
 def stored(values: Tensor, integer: bool) -> Tensor:
-    """A factor as `Factors` keeps it: int16 or float32, a copy."""
+    """Return a copy of a factor in the type that `Factors` stores: int16 or float32.
+
+    Parameters
+    ----------
+    values
+        The factor as it is trained.
+    integer
+        Whether it holds integers, which are rounded here.
+
+    Raises
+    ------
+    InputError
+        If an integer does not fit in 16 bits, or is NaN.
+    """
     if not integer:
         return values.detach().to(torch.float32, copy=True)
     real = values.detach().reshape(-1)
     largest = float(torch.stack(real.aminmax()).abs().max()) if real.numel() else 0.0
-    if not largest <= INT16_MAX:  # also true of NaN
+    if not largest <= INT16_MAX:  # also true if it is NaN
         raise InputError(
             f"a trained factor holds {largest}, integers up to {INT16_MAX} can be stored; train "
             "with a smaller learning rate"

@@ -1,4 +1,4 @@
-"""What is to be written to a file: entries by tensor name."""
+"""Describe the content of a file before it is written: entries by tensor name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tersor.factors import Factors
 
 
 class Kept(IntEnum):
-    """Why a tensor is not factored; the value stands in the file, for people."""
+    """Why a tensor is kept unfactored; the file stores the value to inform people."""
 
     VECTOR = 0
     SMALL = 1
@@ -30,10 +30,10 @@ class Kept(IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> Kept:
-        return cls.OTHER  # what a later release may have written
+        return cls.OTHER  # later releases may write further values
 
     def describe(self) -> str:
-        """The reason in words."""
+        """Return the reason in words."""
         return {
             Kept.VECTOR: "not a matrix or kernel",
             Kept.SMALL: "few weights",
@@ -48,12 +48,12 @@ class Kept(IntEnum):
 
 @dataclass(frozen=True)
 class Plain:
-    """A tensor that is kept, exactly or rounded to bfloat16.
+    """A tensor that is kept unfactored, stored exactly or rounded to bfloat16.
 
     Parameters
     ----------
     values
-        The tensor as stored: of its own type, or bfloat16.
+        The tensor as stored: in its own type or in bfloat16.
     reason
         Why it is not factored.
     """
@@ -64,7 +64,13 @@ class Plain:
 
 @dataclass(frozen=True)
 class Alias:
-    """A tensor that is the same as one stored before it (tied weights)."""
+    """A tensor that is the same as one stored before it (tied weights).
+
+    Parameters
+    ----------
+    target
+        Name of the tensor stored before it.
+    """
 
     target: str
 
@@ -76,9 +82,9 @@ class Entry:
     Parameters
     ----------
     shape, dtype
-        As the tensor came and as it is given back.
+        Shape and data type of the dense tensor.
     content
-        What the file holds of it.
+        What the file stores for it: factors, values, or the name of another tensor.
     """
 
     shape: tuple[int, ...]
@@ -87,62 +93,72 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
 
 class Contents(ABC):
-    """Named tensors, some of them factors: in a file, or to be written to one."""
+    """Named tensors, some of them factored, in a file or to be written to one."""
 
     @property
     @abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the dense tensors by name."""
+        """Return the shapes of the dense tensors, by name."""
 
     @abstractmethod
     def original(self, name: str) -> str:
-        """The name itself, or the one that it is an alias of."""
+        """Return the name of the tensor that this name is an alias of, or the name itself."""
 
     @abstractmethod
     def is_factored(self, name: str) -> bool:
-        """Whether the tensor of that name is stored as factors."""
+        """Return whether the tensor of that name is stored as factors."""
 
     @abstractmethod
     def value(self, name: str) -> Factors | Tensor:
-        """Factors of that name if it is factored, else the tensor."""
+        """Return the factors of that name if the tensor is factored, else the tensor."""
 
     def tensor(self, name: str) -> Tensor:
-        """The dense tensor of that name, of its original shape and type."""
+        """Return the dense tensor of that name, in its original shape and type."""
         return as_tensor(self.value(name))
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Factors | Tensor]]:
-        """Values of these names, one after the other.
+        """Yield the values of these names, one after the other.
 
-        An alias is given as the tensor that it is an alias of, and each tensor once.
+        An alias is given under the name of its original tensor, and each tensor once.
+
+        Parameters
+        ----------
+        names
+            Names of tensors.
+
+        Yields
+        ------
+        tuple
+            The name, and the factors of a factored tensor or the tensor itself.
         """
         for name in dict.fromkeys(map(self.original, names)):
             yield name, self.value(name)
 
 
 def as_tensor(value: Factors | Tensor) -> Tensor:
-    """The dense tensor."""
+    """Return the dense tensor of a value, recomposed if the value is factors."""
     return value.recompose() if isinstance(value, Factors) else value
 
 
 @dataclass(frozen=True)
 class Archive(Contents):
-    """What is to be written to a file.
+    """The content of a file that is to be written.
 
     Parameters
     ----------
     entries
-        By tensor name, in the order of the checkpoint.
+        Entries by tensor name, in the order of the checkpoint.
     source_bytes
         Size in bytes of the checkpoint or model that was compressed; ratios refer to it.
     metadata
-        What its maker says of it, see `tersor.storage.label`.
+        Metadata of the author, see `tersor.storage.label`.
     hashed
-        Whether the file holds a hash of its content.
+        Whether the file gets a hash of its content.
     """
 
     entries: Mapping[str, Entry]
@@ -151,7 +167,10 @@ class Archive(Contents):
     hashed: bool = False
 
     def unmeasured(self) -> Archive:
-        """The same without signal-to-noise ratios: what `save` knows of a model."""
+        """Return the same archive without signal-to-noise ratios.
+
+        `save` writes such an archive, because a model does not hold these ratios.
+        """
         entries = {
             name: replace(e, content=replace(e.content, snr=math.nan))
             if isinstance(e.content, EncodedFactors)
@@ -162,22 +181,22 @@ class Archive(Contents):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the dense tensors by name."""
+        """Return the shapes of the dense tensors, by name."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def is_factored(self, name: str) -> bool:
-        """Whether the tensor of that name is stored as factors."""
+        """Return whether the tensor of that name is stored as factors."""
         return isinstance(self.entries[self.original(name)].content, EncodedFactors)
 
     def original(self, name: str) -> str:
-        """The name itself, or the one that it is an alias of."""
+        """Return the name of the tensor that this name is an alias of, or the name itself."""
         content = self.entries[name].content
         return content.target if isinstance(content, Alias) else name
 
     def value(self, name: str) -> Factors | Tensor:
-        """Factors of that name if it is factored, else the tensor."""
+        """Return the factors of that name if the tensor is factored, else the tensor."""
         entry = self.entries[self.original(name)]
-        assert not isinstance(entry.content, Alias)  # an alias has no aliases
+        assert not isinstance(entry.content, Alias)  # the target of an alias is never an alias
         if isinstance(entry.content, Plain):
             return entry.content.values.to(entry.dtype)
         return records.decode(entry.content, entry.shape, entry.dtype)

@@ -1,4 +1,4 @@
-"""Write a file so that nobody ever sees half of it."""
+"""Write files atomically: other processes see the earlier file or the whole new one."""
 
 from __future__ import annotations
 
@@ -15,22 +15,33 @@ from tersor.errors import InputError
 from tersor.storage.descriptors import is_at, lock, lock_if_any
 
 _STRAY_SECONDS = 86_400
-"""Temporary files of other machines, whose locks may be unknown here, are left alone so long."""
+"""Age in seconds at which a temporary file of another machine, whose lock may be invisible here,
+counts as left over."""
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the name of a temporary file that takes the place of ``path`` once it is written.
+    """Yield the name of a temporary file that replaces ``path`` when the context ends.
 
-    If anything goes wrong before that, the temporary file is removed and ``path`` is as it was. One
-    that a killed process could not remove goes when the same file is next written.
+    If an error occurs before that, the temporary file is removed and ``path`` stays as it was. A
+    killed process cannot remove its temporary file; the next write of the same ``path`` removes it.
+
+    Parameters
+    ----------
+    path
+        File to write.
+
+    Yields
+    ------
+    Path
+        A temporary file in the same folder.
 
     Raises
     ------
     InputError
         If ``path`` cannot be written at all; see `check_writable`.
     OSError
-        If writing fails, with the name of ``path``.
+        If writing fails; the error names ``path``.
     """
     target = Path(path)
     _check_target(target)
@@ -48,7 +59,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[tuple[Path, int]]:
-    """A new, locked, hidden neighbour of the target, so that renaming it is atomic; then none."""
+    """Yield a new, locked, hidden file beside the target, and remove it at the end.
+
+    It is in the same folder because renaming is atomic there.
+    """
     try:
         path, descriptor = _create(target)
     except OSError as error:
@@ -63,13 +77,13 @@ def _temporary(target: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _create(target: Path) -> tuple[Path, int]:
-    """Make a file of a name that nobody else has, and take its lock before others see it free."""
-    while True:  # where there are no locks, age tells what is a stray
+    """Create a file with a new name, and lock it before another process finds it unlocked."""
+    while True:  # without locks, only the age tells which files are left over
         path = target.with_name(f"{_stem(target)}{_machine()}-{secrets.token_hex(8)}.tmp")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if lock_if_any(descriptor) and is_at(descriptor, path):
             return path, descriptor
-        path.unlink(missing_ok=True)  # another process took it for a stray before it was locked
+        path.unlink(missing_ok=True)  # another process removed it before it was locked
         os.close(descriptor)
 
 
@@ -79,7 +93,7 @@ def _stem(target: Path) -> str:
 
 @cache
 def _machine() -> str:
-    """What tells the running system, which knows all locks on its files, from others."""
+    """Return a name of the running system, which knows all locks on its own files."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:
@@ -87,15 +101,19 @@ def _machine() -> str:
 
 
 def _remove_strays(target: Path) -> None:
-    """Remove what processes have left that were killed while they wrote this file."""
+    """Remove temporary files of processes that were killed while they wrote the target."""
     for path in target.parent.glob(f"{escape(_stem(target))}*-{'[0-9a-f]' * 16}.tmp"):
-        with suppress(OSError):  # gone meanwhile, or of another user
+        with suppress(OSError):  # removed meanwhile, or owned by another user
             if _is_stray(path, path.name.removeprefix(_stem(target)).partition("-")[0]):
                 path.unlink()
 
 
 def _is_stray(path: Path, machine: str) -> bool:
-    """Whether no process writes this file: it would hold the lock, or have made it lately."""
+    """Return whether no process writes this file.
+
+    A writing process holds the lock of its file. Where locks may be unknown, the age of the file
+    decides.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         known = machine == _machine() != "unknown"
@@ -108,7 +126,14 @@ def _is_stray(path: Path, machine: str) -> bool:
 
 
 def check_writable(path: Path, source: Path | None = None) -> None:
-    """Find out before the work, not after it, that a result could not be written.
+    """Check before the work starts that its result can be written.
+
+    Parameters
+    ----------
+    path
+        File to write later.
+    source
+        The input, which must not be overwritten.
 
     Raises
     ------
@@ -120,7 +145,7 @@ def check_writable(path: Path, source: Path | None = None) -> None:
     if source and path.exists() and source.exists() and path.samefile(source):
         raise InputError(f"{path} is the input itself; give another name for the output")
     with _temporary(path):
-        pass  # permissions alone do not tell: file systems can be read-only, names too long
+        pass  # permissions are not enough: the file system can be read-only, the name too long
 
 
 def _check_target(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which tensors are factored, and how the others are kept."""
+"""Decide which tensors are factored, and how the others are stored."""
 
 from __future__ import annotations
 
@@ -11,24 +11,40 @@ from tersor.storage.archive import Entry, Kept, Plain
 from tersor.tiling import is_tileable
 
 FEWEST_WEIGHTS = 256
-"""Tensors with fewer weights are kept: their codebook and header would cost more than is saved."""
+"""Tensors with fewer weights are kept unfactored: a codebook and a header entry would cost more
+bytes than factors save."""
 
 _SMALLEST = 2.0**-60
-"""Weights that are all smaller, or some of which are larger than its inverse, are kept."""
+"""Lower bound of a tensor's largest magnitude; its inverse is the upper bound. Other tensors are
+kept unfactored, because squares of their weights would not fit float32."""
 
 _ROUNDABLE = ("weight", "bias", "running_mean", "running_var", "gamma", "beta")
-"""Last parts of the names of parameters and normalisation statistics. Rounding those to bfloat16
-changes them by at most 1/256; other tensors, such as tables of positions, may not bear that."""
+"""Beginnings of the last part of the names of parameters and normalisation statistics. Rounding
+these to bfloat16 changes them by at most 1/256. Other tensors, such as tables of positions, may not
+tolerate that."""
 
 
 def reason_to_keep(name: str, tensor: Tensor) -> Kept | None:
-    """Why a tensor is not factored; None if it is.
+    """Return the reason why a tensor is not factored, or None if it is factored.
+
+    Parameters
+    ----------
+    name
+        Name of the tensor, for error messages.
+    tensor
+        Any dense tensor.
+
+    Returns
+    -------
+    Kept or None
+        The reason, or None for a tensor that is to be factored.
 
     Raises
     ------
     InputError
-        If it cannot be stored, has NaN elements, or is a matrix or kernel with infinite ones.
-        Vectors and single numbers may be infinite: observers start like that.
+        If the tensor cannot be stored, has NaN elements, or is a matrix or kernel with infinite
+        elements. Vectors and single numbers may be infinite, because observers start with infinite
+        values.
     """
     dtypes.check(name, tensor)
     if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
@@ -46,7 +62,7 @@ def reason_to_keep(name: str, tensor: Tensor) -> Kept | None:
 
 
 def _is_moderate(tensor: Tensor) -> bool:
-    """Whether squares of the weights fit float32, and somewhat larger weights their own type."""
+    """Return whether squares of the weights fit float32, and their fourfold its own type."""
     largest = float(tensor.detach().abs().amax())
     return largest == 0 or _SMALLEST <= largest <= min(
         1 / _SMALLEST, torch.finfo(tensor.dtype).max / 4
@@ -54,7 +70,13 @@ def _is_moderate(tensor: Tensor) -> bool:
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Refuse a weight with NaN or infinite elements."""
+    """Refuse a weight with NaN or infinite elements.
+
+    Raises
+    ------
+    InputError
+        If any element is NaN or infinite; the message counts them.
+    """
     if not bool(tensor.isfinite().all()):
         bad = int((~tensor.isfinite()).sum())
         raise InputError(
@@ -64,12 +86,19 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def keep_exactly(name: str, tensor: Tensor) -> Entry:
-    """Entry of a tensor of which every bit is asked for, NaN and infinity included.
+    """Return the entry of a tensor that must be stored bit for bit, NaN and infinity included.
+
+    Parameters
+    ----------
+    name
+        Name of the tensor, for error messages.
+    tensor
+        Any dense tensor.
 
     Raises
     ------
     InputError
-        If it cannot be stored.
+        If the tensor cannot be stored.
     """
     dtypes.check(name, tensor)
     values = tensor.detach().cpu()
@@ -77,7 +106,17 @@ def keep_exactly(name: str, tensor: Tensor) -> Entry:
 
 
 def keep(name: str, tensor: Tensor, reason: Kept) -> Entry:
-    """Entry of a tensor that is kept: at 16 bits where that is harmless, else exactly."""
+    """Return the entry of an unfactored tensor, rounded to bfloat16 where that is harmless.
+
+    Parameters
+    ----------
+    name
+        Name of the tensor; it tells which tensors may be rounded.
+    tensor
+        Any dense tensor.
+    reason
+        Why the tensor is not factored.
+    """
     tensor = tensor.detach().cpu()
     values = tensor.to(torch.bfloat16) if _is_roundable(name, tensor, reason) else tensor
     return Entry(tuple(tensor.shape), tensor.dtype, Plain(values, reason))

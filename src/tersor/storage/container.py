@@ -1,9 +1,9 @@
-"""An archive -> the bytes of a file, which replaces an earlier one atomically.
+"""Write an archive as the bytes of a file, and replace an earlier file atomically.
 
-docs/format.md is the specification. In short: a magic number, the sizes and a checksum, the
-compressed header, then the sections: one for each slice of a factored tensor, one for each group of
-kept ones, and at the end, if it was asked for, what the file says of itself.
-`tersor.storage.opened` is the way back.
+docs/format.md is the specification. In short: a magic number, the sizes and a checksum, then the
+compressed header, then the sections. There is one section for each slice of a factored tensor and
+one for each group of kept tensors. If it was asked for, the file ends with a label: metadata and a
+hash of the content. `tersor.storage.opened` reads such files.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tersor.storage.label import Label
 MAGIC = b"\x93TERSOR\n"
 
 VERSION = 1
-"""Format version, frozen: what a change of the format takes is in docs/format.md."""
+"""Version of the format. It is frozen; docs/format.md says what a change of the format requires."""
 
 PREFIX = struct.Struct("<8sBIII")
-"""Magic number, version; of the header: deflated size, size, CRC-32."""
+"""Magic number and version, then three numbers of the header: deflated size, size, CRC-32."""
 
 
 CHECKSUM = struct.Struct("<I")
-"""CRC-32 of what follows the sections, in front of it."""
+"""CRC-32 of the label. It stands after the sections and in front of the label."""
 
 
 class Stamp(NamedTuple):
@@ -45,12 +45,15 @@ class Stamp(NamedTuple):
 
 
 def stamp(section: bytes) -> Stamp:
-    """The stamp of a section."""
+    """Return the size and the CRC-32 of a section."""
     return Stamp(len(section), zlib.crc32(section))
 
 
 def kept_sections(archive: Archive) -> Iterator[bytes]:
-    """The sections of the kept tensors, one for each group: what takes long if they are large."""
+    """Yield the sections of the kept tensors, one for each group.
+
+    Encoding large tensors takes long, so callers may keep the result.
+    """
     entries = archive.entries.values()
     plain = [(e.content.values, header.kind(e)) for e in entries if isinstance(e.content, Plain)]
     return kept.encode_all([(values, kind == header.EXACT) for values, kind in plain])
@@ -62,7 +65,7 @@ def _factor_sections(archive: Archive) -> Iterator[bytes]:
 
 
 def _head(archive: Archive, stamps: Sequence[Stamp]) -> bytes:
-    """Prefix and header."""
+    """Return the prefix and the header."""
     out = Writer()
     out.integer(archive.source_bytes)
     header.write(out, archive.entries)
@@ -82,14 +85,14 @@ def _tail_bytes(archive: Archive) -> int:
 
 
 def _tail(archive: Archive) -> bytes:
-    """What follows the sections, behind its checksum; nothing if there is nothing."""
+    """Return the label of the file behind its checksum, or no bytes if the label is empty."""
     content_hash = label.content_hash(archive) if archive.hashed else b""
     content = label.write(Label(archive.metadata, content_hash))
     return content and CHECKSUM.pack(zlib.crc32(content)) + content
 
 
 def to_bytes(archive: Archive) -> Iterator[bytes]:
-    """The parts of the file, in order: prefix and header, sections, what follows them."""
+    """Yield the parts of the file in order: prefix and header, each section, the label."""
     sections = [*_factor_sections(archive), *kept_sections(archive)]
     yield _head(archive, list(map(stamp, sections)))
     yield from sections
@@ -97,12 +100,15 @@ def to_bytes(archive: Archive) -> Iterator[bytes]:
 
 
 def size(archive: Archive, kept: Iterable[Stamp] | None = None) -> int:
-    """Bytes of the file, exactly.
+    """Return the exact size of the file in bytes.
 
     Parameters
     ----------
+    archive
+        What is to be written.
     kept
-        Stamps of the `kept_sections` of the archive, if they are known already.
+        Stamps of the `kept_sections` of the archive, if they are known already. By default the
+        sections are encoded to measure them.
     """
     stamps = [stamp(section) for section in _factor_sections(archive)]
     stamps += map(stamp, kept_sections(archive)) if kept is None else kept
@@ -114,15 +120,32 @@ def write(
     archive: Archive,
     progress: Callable[[str, float], None] = lambda message, done: None,
 ) -> int:
-    """Write the file atomically; returns its size in bytes.
+    """Write the file atomically and return its size in bytes.
 
-    The header, which comes first, tells of all sections: they wait in a nameless temporary file
-    beside the target, not in memory.
+    The header comes first in the file and lists the sizes of all sections. The sections therefore
+    wait in a nameless temporary file beside the target until the header is known; they do not wait
+    in memory.
 
     Parameters
     ----------
+    path
+        File to write; an earlier file of that name is replaced.
+    archive
+        What is written.
     progress
-        Called with a message and the share of the work that is done, 0 to 1.
+        Called with a message and the share of the work that is done, from 0 to 1.
+
+    Returns
+    -------
+    int
+        Size of the file in bytes.
+
+    Raises
+    ------
+    InputError
+        If ``path`` cannot be written, see `tersor.storage.atomic.replacing`.
+    OSError
+        If writing fails, for example on a full disk.
     """
     contents = [e.content for e in archive.entries.values()]
     total = sum(c.values.nbytes for c in contents if isinstance(c, Plain))

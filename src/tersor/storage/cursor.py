@@ -1,4 +1,4 @@
-"""Read and write the fields of a header: bytes, variable-length integers, arrays of them."""
+"""Read and write the fields of a header: bytes, variable-length integers, and arrays of these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from tersor.errors import FileFormatError
 
 @dataclass
 class Writer:
-    """Appends fields to a byte string."""
+    """Appends fields to a byte string.
+
+    Parameters
+    ----------
+    data
+        The bytes so far; empty by default.
+    """
 
     data: bytearray = field(default_factory=bytearray)
 
@@ -27,12 +33,12 @@ class Writer:
         self.data.append(value)
 
     def integers(self, values: Iterable[int]) -> None:
-        """Append unsigned integers; how many is for the reader to know."""
+        """Append unsigned integers without their number, which the reader must know."""
         for value in values:
             self.integer(value)
 
     def text(self, data: bytes) -> None:
-        """Append a number of bytes, and the bytes."""
+        """Append the length of a byte string, and the bytes."""
         self.integer(len(data))
         self.raw(data)
 
@@ -43,12 +49,21 @@ class Writer:
 
 @dataclass
 class Reader:
-    """Reads the fields back and never beyond the end.
+    """Reads the fields back, and never beyond the end.
+
+    Parameters
+    ----------
+    data
+        The bytes to read.
+    what
+        Name of the data, for error messages.
+    position
+        Number of bytes that have been read.
 
     Raises
     ------
     FileFormatError
-        From each method, when the data ends too early.
+        From each method, if the data ends too early.
     """
 
     data: bytes
@@ -57,11 +72,11 @@ class Reader:
 
     @property
     def left(self) -> int:
-        """Bytes not read yet."""
+        """Return the number of bytes that have not been read."""
         return len(self.data) - self.position
 
     def raw(self, size: int) -> bytes:
-        """Take ``size`` bytes."""
+        """Read ``size`` bytes."""
         if size > self.left:
             raise FileFormatError(
                 f"{self.what} ends too early: {size} bytes needed at {self.position}, "
@@ -71,7 +86,7 @@ class Reader:
         return self.data[self.position - size : self.position]
 
     def integer(self, limit: int = 2**48) -> int:
-        """Take an unsigned integer of at most ``limit``."""
+        """Read an unsigned integer of at most ``limit``."""
         value = 0
         for place, byte in enumerate(self.data[self.position : self.position + 9]):
             value |= (byte & 127) << 7 * place
@@ -81,19 +96,19 @@ class Reader:
                     return value
                 break
         else:
-            self.raw(9)  # refuses the end of the data
+            self.raw(9)  # raises the error that the data ends too early
         raise FileFormatError(f"{self.what}, field at {self.position}: at most {limit} is allowed")
 
     def integers(self, count: int, limit: int = 2**48) -> list[int]:
-        """Take ``count`` unsigned integers."""
+        """Read ``count`` unsigned integers of at most ``limit`` each."""
         if count > self.left:
             raise FileFormatError(f"{self.what} ends too early: {count} fields at {self.position}")
         return [self.integer(limit) for _ in range(count)]
 
     def text(self) -> bytes:
-        """Take a number of bytes, and as many bytes."""
+        """Read the length of a byte string, and return the bytes."""
         return self.raw(self.integer())
 
     def unpack(self, layout: str) -> tuple[float, ...]:
-        """Take values in a little-endian `struct` layout."""
+        """Read values in a little-endian `struct` layout."""
         return struct.unpack("<" + layout, self.raw(struct.calcsize("<" + layout)))

@@ -1,7 +1,7 @@
-"""Write a safetensors file tensor by tensor, of which one is in memory at a time.
+"""Write a safetensors file tensor by tensor, with one tensor in memory at a time.
 
-The format (github.com/huggingface/safetensors): the size of the header, 8 bytes; the header, JSON
-with the type, shape and place of each tensor; the elements, little-endian, without gaps.
+The format (github.com/huggingface/safetensors): the size of the header in 8 bytes; the header, JSON
+with the type, shape and position of each tensor; the elements, little-endian, without gaps.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ _METADATA = "__metadata__"
 
 
 class Kind(NamedTuple):
-    """What the header must know of a tensor before it is there."""
+    """Shape and data type of a tensor, which the header needs before the tensor is there."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements."""
+        """Return the bytes of the elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write(
     path: Path, kinds: Mapping[str, Kind], tensors: Iterable[tuple[str, Iterable[Tensor]]]
 ) -> None:
-    """Write a file.
+    """Write a safetensors file.
 
     Parameters
     ----------
     path
-        File to write, not atomically.
+        File to write; it is not replaced atomically.
     kinds
-        Of all tensors, by name.
+        Shapes and data types of all tensors, by name.
     tensors
-        Each of them, in any order, in pieces that follow one another.
+        Name and consecutive pieces of each tensor, in any order.
 
     Raises
     ------
     InputError
-        If a name is reserved in these files.
+        If a name is reserved in safetensors files.
     """
     if _METADATA in kinds:
         raise InputError(f"safetensors files cannot hold a tensor called {_METADATA!r}; rename it")
@@ -68,7 +68,10 @@ def write(
 
 
 def _places(kinds: Mapping[str, Kind]) -> dict[str, int]:
-    """Where each tensor begins: those with the largest elements first, so that all are aligned."""
+    """Return where each tensor begins, in bytes.
+
+    Tensors with the largest elements come first, so that all of them are aligned.
+    """
     places, position = {}, 0
     for name in sorted(kinds, key=lambda name: -kinds[name].dtype.itemsize):
         places[name] = position

@@ -1,4 +1,4 @@
-"""What open files do beyond Python's file objects: locks, and reading and writing anywhere."""
+"""Lock open files, and read and write them at any position."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ _CLOSED = -1
 
 
 def lock(descriptor: int) -> bool:
-    """Take the lock of an open file; False if it is held.
+    """Take the lock of an open file.
 
-    It is let go when the file is closed or the process ends, however it does. Threads and
-    containers exclude each other as processes do: what holds it is the open file.
+    The lock ends when the file is closed or the process ends, in whatever way. It belongs to the
+    open file, so that threads and containers exclude each other like processes.
+
+    Returns
+    -------
+    bool
+        False if the lock is taken already.
 
     Raises
     ------
     OSError
-        If there are no locks here: on some network file systems.
+        If the file system has no locks, as some network file systems.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -28,7 +33,7 @@ def lock(descriptor: int) -> bool:
 
 
 def lock_if_any(descriptor: int) -> bool:
-    """Take the lock of an open file if there are locks; False if it is held."""
+    """Take the lock of an open file if the file system has locks; return False if it is taken."""
     try:
         return lock(descriptor)
     except OSError:
@@ -36,7 +41,7 @@ def lock_if_any(descriptor: int) -> bool:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Return whether an open file is still the file at that path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
     except FileNotFoundError:
@@ -44,7 +49,7 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def read_at(descriptor: int, start: int, size: int) -> bytes:
-    """Bytes of an open file from there on; fewer where it ends, and never a fault."""
+    """Return ``size`` bytes of an open file from ``start`` on, or fewer if the file ends."""
     parts: list[bytes] = []
     while size and (part := os.pread(descriptor, size, start)):
         parts.append(part)
@@ -53,9 +58,9 @@ def read_at(descriptor: int, start: int, size: int) -> bytes:
 
 
 class FileBytes:
-    """Bytes of a file, read when they are asked for; safe to use from several threads.
+    """Bytes of a file that are read when they are indexed; safe to use from several threads.
 
-    A mapped file would do the same, but ends the process if somebody else cuts it off.
+    A mapped file would offer the same, but the process dies if somebody else truncates that file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +77,7 @@ class FileBytes:
         return read_at(self._descriptor, start, max(stop - start, 0))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._descriptor != _CLOSED:
             descriptor, self._descriptor = self._descriptor, _CLOSED
             os.close(descriptor)
@@ -81,7 +86,7 @@ class FileBytes:
 
 
 def write_at(descriptor: int, start: int, content: bytes) -> None:
-    """Write all of these bytes at a place of an open file."""
+    """Write all of these bytes at position ``start`` of an open file."""
     left = memoryview(content)
     while left:
         written = os.pwrite(descriptor, left, start)

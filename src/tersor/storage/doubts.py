@@ -1,4 +1,4 @@
-"""What of a compressed model may have gone wrong: figures, and sentences that say what to do."""
+"""Find what may have gone wrong in a compressed model, and write warnings that say what to do."""
 
 from __future__ import annotations
 
@@ -12,42 +12,51 @@ if TYPE_CHECKING:
 WEAK = 12.0
 """Signal-to-noise ratio in dB below which a weight that matters is worth a warning.
 
-Data-free and without matching normalisation, ResNet-20 loses 3.5 points of accuracy at 9.2 dB of
-its weakest weight and 0.4 at 16 dB, ResNet-8 14 points at 11 dB, and the decisions of the voice
-detector Silero agree in 77 % at 10 dB and in 98 % at 18.6 dB.
-"""
+Without data and without matched normalisation, ResNet-20 loses 3.5 points of accuracy when its
+weakest weight has 9.2 dB and 0.4 points at 16 dB; ResNet-8 loses 14 points at 11 dB. The decisions
+of the voice detector Silero agree in 77 % of cases at 10 dB and in 98 % at 18.6 dB."""
 
 MUCH = 10 ** (-WEAK / 20)
-"""Relative error of a model's outputs from which on it is worth a warning: a quarter."""
+"""Relative error of a model's outputs that is worth a warning: a quarter."""
 
 UNMATCHED = 0.1
-"""Predicted relative error from which on normalisation that is not matched is warned of.
+"""Predicted relative error that is worth a warning if normalisation was not matched.
 
-Data-free at 8 times MobileNetV1 loses 19 points, and at 10 times nearly all; calibrated, which
-matches normalisation too, 0.3 at 10 times.
-"""
+MobileNetV1 compressed without data loses 19 points of accuracy at 8 times smaller and nearly all at
+10 times. With calibration, which matches normalisation too, it loses 0.3 points at 10 times."""
 
 _ADDED = re.compile(r"pos(ition)?|token_type|segment|relative|bias", re.IGNORECASE)
-"""In names of tables that are added to what is computed: losing one does not cut the others off."""
+"""Parts of names of tables that are added to activations. Losing such a table does not cut the
+signal."""
 
 _SHOWN = 3
-"""Names in a sentence."""
+"""Most names in a sentence."""
 
 _REMEDY = "Ask for a lower ratio, keep such weights (--keep) or give them more bits (--bits)"
 
 
 def signal_matters(tensor: TensorSummary) -> bool:
-    """Whether what the model computes passes through a factored tensor, as far as its name says."""
+    """Return whether the model's signal passes through a factored tensor, judged by its name."""
     return not _ADDED.search(tensor.name)
 
 
 def predicted_error(tensors: Sequence[TensorSummary]) -> float | None:
-    """Relative error to expect of a model's outputs, without data: that of its weakest weight.
+    """Return the relative error to expect of a model's outputs, predicted without data.
 
-    What a model computes is no better than its weakest link. Measured were 0.6 to 1.8 times this
-    of the three networks of `WEAK` at 8 to 32 times, but 5 times this of MobileNetV1, whose
-    normalisation was not matched: see `UNMATCHED`. None where there is no factor, or a
-    ratio is not known.
+    It is the relative error of the weakest weight, because a model's output is no better than its
+    weakest weight. For the three networks of `WEAK`, compressed 8 to 32 times, the measured error
+    was 0.6 to 1.8 times the prediction. For MobileNetV1, whose normalisation was not matched, it
+    was 5 times the prediction: see `UNMATCHED`.
+
+    Parameters
+    ----------
+    tensors
+        Summaries of all tensors.
+
+    Returns
+    -------
+    float or None
+        The relative error, or None if there are no factors or a signal-to-noise ratio is unknown.
     """
     ratios = [t.snr for t in tensors if t.tile is not None and signal_matters(t)]
     known = [snr for snr in ratios if snr is not None]
@@ -61,16 +70,18 @@ def doubts(
     measured: float | None = None,
     calibrated: bool = False,
 ) -> tuple[str, ...]:
-    """Warnings, a sentence or two each.
+    """Return the warnings about a compressed model, each a sentence or two.
 
     Parameters
     ----------
     tensors
-        Of the file.
+        Summaries of all tensors of the file.
     predicted, measured
-        Relative error of the model's outputs, where known; what is measured settles it.
+        Relative error of the model's outputs, or None where unknown. A measured error is used in
+        place of the prediction.
     calibrated
-        Whether the prediction is one from data, which says more than ratios of weights.
+        Whether the prediction comes from calibration data, which is more reliable than the
+        signal-to-noise ratios of weights.
     """
     lost = [t for t in tensors if t.tile is not None and t.rank == 0 and t.snr == 0]
     informed = calibrated or measured is not None
@@ -96,7 +107,7 @@ def doubts(
 def differ(
     *, measured: float | None = None, predicted: float | None = None, calibrated: bool = False
 ) -> str:
-    """How much outputs differ from those of the dense model, in words; empty if not known."""
+    """Return in words how much outputs differ from the dense model's; empty if unknown."""
     if measured is not None:
         return f"outputs differ by {_percent(measured)} on batches held out from calibration"
     if predicted is None:
@@ -123,13 +134,13 @@ def _names(tensors: Sequence[TensorSummary], *, ratios: bool = False) -> str:
 
 
 def listed(texts: Sequence[str]) -> str:
-    """The first few of some texts, and how many more there are."""
+    """Return the first few texts, and how many more there are."""
     more = len(texts) - _SHOWN
     return ", ".join(texts[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _percent(share: float) -> str:
-    """A relative error in percent, in two digits: it is not known better."""
+    """Return a relative error in percent with two digits; more digits would not be reliable."""
     percent = 100 * share
     if percent > 100:
         return "more than 100 %"

@@ -1,4 +1,4 @@
-"""Data types that a file can hold, by the codes and names that stand for them."""
+"""List the data types that a file can hold, with their codes and names."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ NAMES: dict[torch.dtype, str] = {
     torch.uint64: "U64",
     torch.complex64: "C64",
 }
-"""Names as safetensors writes them. The position is the code in the file: append, never reorder."""
+"""Names of the types as safetensors writes them. The position is the code in the file: append new
+types, never reorder."""
 
 CODES = list(NAMES)
 
 
 MAX_AXES = 64
-"""Axes that a tensor may have; more than PyTorch computes with."""
+"""Largest number of axes of a tensor. PyTorch computes with fewer."""
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor is an array of elements in memory: not sparse, nested, meta or lazy."""
+    """Return whether a tensor is an array in memory: not sparse, nested, meta or lazy."""
     return not (
         is_lazy(tensor) or tensor.is_meta or tensor.is_nested or tensor.layout is not torch.strided
     )
@@ -48,7 +49,8 @@ def check(name: str, tensor: Tensor) -> None:
     Raises
     ------
     InputError
-        If it is not dense, or of an unknown data type; names the tensor.
+        If the tensor is not dense, has too many axes or has an unknown data type; the message names
+        it.
     """
     if not is_dense(tensor):
         raise InputError(

@@ -1,7 +1,7 @@
-"""The header: the entries of an archive without their sections <-> bytes.
+"""Encode the entries of an archive, without their sections, as the header of a file.
 
-Fields stand in columns, all names, then all data types and so on, not tensor by tensor: neighbours
-that look alike compress better. docs/format.md lists them.
+Fields stand in columns (all names, then all data types and so on), not tensor by tensor, because
+similar neighbours compress better. docs/format.md lists the fields.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from tersor.storage.cursor import Reader, Writer
 from tersor.tiling import Tiling
 
 EXACT, ROUNDED, FACTORS, ALIAS = range(4)
-"""The kinds of entries, as they stand in the file."""
+"""Kinds of entries, numbered as in the file."""
 
 _LEAST_TENSOR = 6
-"""Bytes of a header that a tensor takes at least: two sizes for its name, its data type, its kind,
-its number of axes, and the reason why it is kept, or more."""
+"""Smallest number of bytes of a tensor in the header: two sizes for its name, its data type, its
+kind, its number of axes, and at least one byte for the reason why it is kept or for other details.
+"""
 
 _MAX_ELEMENTS = 1 << 48
 _MAX_NAMES = 1 << 26
@@ -37,16 +38,20 @@ _NO_SNR = 30001
 _T = TypeVar("_T")
 
 
-class Field(NamedTuple):  # which takes less time and memory to make than others
-    """What the header says of one tensor.
+class Field(NamedTuple):  # a NamedTuple is made faster and takes less memory than a dataclass
+    """The content of the header for one tensor.
 
     Parameters
     ----------
+    name
+        Name of the tensor.
+    shape, dtype
+        Shape and data type of the dense tensor.
     kind
         One of `EXACT`, `ROUNDED`, `FACTORS`, `ALIAS`.
     detail
-        Why it is kept (exact or rounded), its factors without their streams, or the name that it
-        is an alias of.
+        For an exact or rounded tensor, the reason why it is kept; for a factored one, its factors
+        without their streams; for an alias, the name of the original tensor.
     """
 
     name: str
@@ -57,22 +62,22 @@ class Field(NamedTuple):  # which takes less time and memory to make than others
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """Data type of the values in the file, for kept tensors."""
+        """Return the data type of the values in the file, for a kept tensor."""
         return torch.bfloat16 if self.kind == ROUNDED else self.dtype
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the values before compression, for kept tensors."""
+        """Return the bytes of the values before compression, for a kept tensor."""
         return math.prod(self.shape) * self.stored_dtype.itemsize
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of the dense tensor, and of its factors as 16-bit integers if it has some."""
+        """Return the bytes of the dense tensor and of its factors, if any, as 16-bit integers."""
         return math.prod(self.shape) * self.dtype.itemsize + self.factor_bytes
 
     @property
     def slices(self) -> int:
-        """Number of slices that its latent is coded in; 0 if it has none."""
+        """Return the number of slices in which the latent is coded; 0 for an unfactored tensor."""
         if not isinstance(self.detail, EncodedFactors):
             return 0
         slice_rows = self.detail.coding.slice_rows
@@ -80,7 +85,7 @@ class Field(NamedTuple):  # which takes less time and memory to make than others
 
     @property
     def factor_bytes(self) -> int:
-        """Bytes of its factors as 16-bit integers; 0 if it has none."""
+        """Return the bytes of the factors as 16-bit integers; 0 for an unfactored tensor."""
         if not isinstance(self.detail, EncodedFactors):
             return 0
         columns = Tiling(self.shape, self.detail.tile).count
@@ -88,7 +93,7 @@ class Field(NamedTuple):  # which takes less time and memory to make than others
 
 
 def kind(entry: Entry) -> int:
-    """Which kind of entry it is in the file."""
+    """Return the kind of an entry in the file."""
     if isinstance(entry.content, Alias):
         return ALIAS
     if isinstance(entry.content, EncodedFactors):
@@ -97,7 +102,7 @@ def kind(entry: Entry) -> int:
 
 
 def field(name: str, entry: Entry) -> Field:
-    """What the header will say of an entry."""
+    """Return what the header holds for an entry."""
     content = entry.content
     detail: Kept | EncodedFactors | str
     if isinstance(content, EncodedFactors):
@@ -108,7 +113,13 @@ def field(name: str, entry: Entry) -> Field:
 
 
 def write(out: Writer, entries: Mapping[str, Entry]) -> None:
-    """Append the header of these entries."""
+    """Append the header of these entries.
+
+    Raises
+    ------
+    InputError
+        If a name is not valid Unicode.
+    """
     positions = {name: i for i, name in enumerate(entries)}
     contents = [e.content for e in entries.values()]
     out.integer(len(entries))
@@ -123,12 +134,12 @@ def write(out: Writer, entries: Mapping[str, Entry]) -> None:
 
 
 def read(reader: Reader) -> list[Field]:
-    """Parse and check what `write` wrote.
+    """Parse and check the fields that `write` wrote.
 
     Raises
     ------
     FileFormatError
-        Where a field is missing, unknown or contradicts another.
+        If a field is missing, is unknown or contradicts another field.
     """
     count = reader.integer(limit=reader.left // _LEAST_TENSOR)
     names = _read_names(reader, count)
@@ -166,7 +177,7 @@ def _read_shapes(reader: Reader, count: int) -> list[tuple[int, ...]]:
         raise FileFormatError(f"a tensor of {max(axes)} axes; {dtypes.MAX_AXES} are allowed")
     lengths = iter(reader.integers(sum(axes)))
     shapes = [tuple(islice(lengths, n)) for n in axes]
-    for shape in shapes:  # an empty axis must not hide that the strides of others overflow
+    for shape in shapes:  # counting an empty axis as 1 finds strides of other axes that overflow
         if math.prod(max(n, 1) for n in shape) > _MAX_ELEMENTS:
             raise FileFormatError(f"a tensor of shape {shape} is too large")
     return shapes
@@ -198,7 +209,7 @@ def _encode_name(name: str) -> bytes:
 
 
 def _shared_prefix(a: bytes, b: bytes) -> int:
-    """Number of bytes that two names begin with alike."""
+    """Return the number of bytes at the beginning that two names have in common."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
@@ -236,7 +247,7 @@ def _write_records(out: Writer, factors: list[EncodedFactors]) -> None:
 
 
 def hundredths(snr: float) -> int:
-    """Signal-to-noise ratio in hundredths of a decibel."""
+    """Return a signal-to-noise ratio in hundredths of a decibel, or the code for NaN."""
     return _NO_SNR if math.isnan(snr) else round(100 * min(max(snr, -_LARGEST_SNR), _LARGEST_SNR))
 
 

@@ -1,4 +1,4 @@
-"""Results of long work, kept in a file beside the output until the work is done."""
+"""Store results of long work in a file beside the output until the work is done."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from tersor.storage.descriptors import is_at, lock_if_any, read_at, write_at
 _MAGIC = b"\x93TERSOR journal\n"
 
 _FRAME = struct.Struct("<QQ16s")
-"""Before a record: bytes of its key, bytes of its value, digest of these sizes and both."""
+"""Fields before a record: bytes of its key, bytes of its value, digest of these sizes and both."""
 
 _CLOSED = -1
 
 
 class Journal:
-    """Results by key, added as they come, which outlive a process that is killed.
+    """Results by key, written to a file as they come, which survive if the process is killed.
 
-    A record that was only half written when that happened is dropped. Digests are keyed with the
-    identity, so that records of other work count as damaged. One process at a time has the file. If
-    that cannot be written, is a link or no journal, work goes on without.
+    A record that was only half written is dropped. Digests are keyed with the identity, so that
+    records of other work count as damaged. Only one process at a time uses the file. If the file
+    cannot be written, is a link or is not a journal, the work continues without it.
 
     Parameters
     ----------
     path
-        The file; it is made with the first result.
+        The file; it is created with the first result.
     identity
-        What the results depend on, by what it is called. If the file is there, but of another
-        identity, the first result replaces what is in it.
+        A text for everything that the results depend on, by the name that the user sees. If the
+        file exists with another identity, the first result replaces its content.
 
     Attributes
     ----------
     note
-        What became of an earlier file, for the user; None if there was none.
+        A message for the user about an earlier file or a failure; None if there is nothing to say.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
@@ -63,7 +63,7 @@ class Journal:
         return len(self._places)
 
     def get(self, key: str) -> bytes | None:
-        """The result of that key; None if there is none, or it is no longer what it was."""
+        """Return the result of that key, or None if there is none or its record is damaged."""
         with self._lock:
             if key not in self._places:
                 return None
@@ -71,7 +71,15 @@ class Journal:
             return record.value if record and record.key == key else None
 
     def put(self, key: str, value: bytes) -> None:
-        """Add a result; safe to call from several threads."""
+        """Add a result; safe to call from several threads.
+
+        Parameters
+        ----------
+        key
+            Name of the result.
+        value
+            The result as bytes.
+        """
         with self._lock:
             if self._given_up:
                 return
@@ -83,18 +91,18 @@ class Journal:
                 start = self._end
                 self._append(key, value, self._seal)
                 self._places[key] = start
-            if not self._places:  # there was no room for a single one
+            if not self._places:  # not even one record fitted on the disk
                 self._let_go(remove=True)
 
     def close(self, *, remove: bool) -> None:
-        """Close the file, and remove it if the work is done."""
+        """Close the file, and remove it if ``remove`` is set."""
         with self._lock:
             self._places.clear()
             self._let_go(remove=remove)
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:
-        """Keep what is in the file and add no more if it fails: what else is done may still fit."""
+        """Stop adding records after an error, keep the earlier ones, and let the work continue."""
         try:
             yield
         except OSError as error:
@@ -134,26 +142,33 @@ class Journal:
         if self._descriptor == _CLOSED:
             return
         if remove and is_at(self._descriptor, self.path):
-            with suppress(OSError):  # of a finished run it does no harm
+            with suppress(OSError):  # a left-over journal of a finished run does no harm
                 self.path.unlink()
         os.close(self._descriptor)
         self._descriptor = _CLOSED
 
 
 def _open(path: Path, create: int = 0) -> int:
-    """Open a journal, and nothing else, for this process alone.
+    """Open a journal for this process alone, and refuse any other kind of file.
+
+    Parameters
+    ----------
+    path
+        The journal.
+    create
+        ``os.O_CREAT`` to create the file if it does not exist; 0 otherwise.
 
     Raises
     ------
     OSError
-        If it cannot be written, is something else, or another process has it.
+        If the file cannot be written, is not a journal, or is used by another process.
     """
     while True:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "it is a link; remove it")
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | create, 0o666)
         flaw = _flaw(descriptor)
-        if not flaw and is_at(descriptor, path):  # else another process has just removed it
+        if not flaw and is_at(descriptor, path):  # otherwise another process has just removed it
             return descriptor
         os.close(descriptor)
         if flaw:
@@ -161,7 +176,7 @@ def _open(path: Path, create: int = 0) -> int:
 
 
 def _flaw(descriptor: int) -> str | None:
-    """What keeps an open file from being used as a journal; None if nothing, and it is locked."""
+    """Lock an open journal; return why the file cannot be used, or None if it can."""
     regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
     if not regular or not _MAGIC.startswith(read_at(descriptor, 0, len(_MAGIC))):
         return "it is another file; rename it"
@@ -169,7 +184,7 @@ def _flaw(descriptor: int) -> str | None:
 
 
 class _Record(NamedTuple):
-    """What is at a place of the file, and where it ends."""
+    """A record of the file, and the position where it ends."""
 
     key: str
     value: bytes
@@ -177,13 +192,13 @@ class _Record(NamedTuple):
 
 
 def _record(descriptor: int, start: int, seal: bytes) -> _Record | None:
-    """The record there; None if it is incomplete or damaged."""
+    """Return the record at a position, or None if it is incomplete or damaged."""
     frame = read_at(descriptor, start, _FRAME.size)
     if len(frame) < _FRAME.size:
         return None
     key_size, value_size, digest = _FRAME.unpack(frame)
     size = key_size + value_size
-    if size > os.fstat(descriptor).st_size:  # before memory is taken for it
+    if size > os.fstat(descriptor).st_size:  # checked before memory is allocated for it
         return None
     content = read_at(descriptor, start + len(frame), size)
     key, value = content[:key_size], content[key_size:]
@@ -208,7 +223,15 @@ def _difference(before: object, now: Mapping[str, str]) -> str:
 
 @contextmanager
 def journaling(path: Path, identity: Mapping[str, str]) -> Iterator[Journal]:
-    """A journal that is removed when the work is done, or is found to be impossible."""
+    """Yield a journal, and remove it when the work is done or turns out to be impossible.
+
+    Any other error leaves the journal for a later run.
+
+    Parameters
+    ----------
+    path, identity
+        As in `Journal`.
+    """
     journal, remove = Journal(path, identity), False
     try:
         yield journal

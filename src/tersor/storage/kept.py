@@ -1,7 +1,8 @@
-"""Tensors that are kept as they are, or rounded to bfloat16, in groups: the sections of a file.
+"""Encode and decode the kept tensors, which are stored unfactored, in groups.
 
-A large tensor is cut into pieces and small ones share a group, so that threads can work on groups
-of about one size, and little is held at a time.
+A kept tensor is stored exactly or rounded to bfloat16. A large tensor is cut into pieces and small
+ones share a group, so that threads work on groups of about the same size and need little memory.
+Each group is a section of the file.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from tersor.storage.header import EXACT, Field
 from tersor.storage.planes import Elements, elements
 
 GROUP_BYTES = 1 << 20
-"""Most bytes of a piece, and of the pieces that share a group: a multiple of the size of any
-element, and large enough for codes of their own to cost nothing."""
+"""Most bytes of a group of pieces. It is a multiple of the size of every element type, and so large
+that separate codes for each group cost almost nothing."""
 
 
 class Piece(NamedTuple):
-    """Bytes ``start`` to ``stop`` of the tensor of that number."""
+    """Bytes ``start`` to ``stop`` of the tensor with the number ``tensor``."""
 
     tensor: int
     start: int
@@ -32,7 +33,18 @@ class Piece(NamedTuple):
 
 
 def group(sizes: Iterable[int]) -> Iterator[list[Piece]]:
-    """Pieces of consecutive tensors, of these sizes in bytes, that share a group."""
+    """Yield groups of pieces of consecutive tensors.
+
+    Parameters
+    ----------
+    sizes
+        Size in bytes of each tensor.
+
+    Yields
+    ------
+    list
+        Pieces that share a group, together at most `GROUP_BYTES` bytes.
+    """
     members: list[Piece] = []
     total = 0
     for tensor, size in enumerate(sizes):
@@ -48,21 +60,26 @@ def group(sizes: Iterable[int]) -> Iterator[list[Piece]]:
 
 
 def take(whole: Elements, piece: Piece) -> Elements:
-    """A piece of a tensor's elements."""
+    """Return a piece of a tensor's elements."""
     size = whole.words.itemsize
     return whole._replace(words=whole.words[piece.start // size : piece.stop // size])
 
 
 def encode_all(tensors: Sequence[tuple[Tensor, bool]]) -> Iterator[bytes]:
-    """The sections of tensors, and whether each is exact, one for each group, as they are needed.
+    """Yield the sections of kept tensors, one for each group, encoded when they are asked for.
 
-    They are the same on any number of threads.
+    The bytes are the same with any number of threads.
+
+    Parameters
+    ----------
+    tensors
+        Each tensor, and whether it is stored exactly.
     """
     return ordered(planes.encode, _gather(tensors))
 
 
 def _gather(tensors: Sequence[tuple[Tensor, bool]]) -> Iterator[list[Elements]]:
-    whole: dict[int, Elements] = {}  # of one tensor: others need not stay in memory
+    whole: dict[int, Elements] = {}  # holds one tensor, so that the others can be freed
     for pieces in group(t.nbytes for t, _ in tensors):
         members = []
         for piece in pieces:
@@ -73,12 +90,19 @@ def _gather(tensors: Sequence[tuple[Tensor, bool]]) -> Iterator[list[Elements]]:
 
 
 def check_claims(fields: Sequence[Field], sizes: Iterable[int]) -> None:
-    """Refuse tensors that sections of these sizes cannot hold, before any memory is taken for them.
+    """Refuse tensors that sections of these sizes cannot hold, before memory is allocated.
+
+    Parameters
+    ----------
+    fields
+        All kept tensors of the file.
+    sizes
+        Size in bytes of the section of each group.
 
     Raises
     ------
     FileFormatError
-        Naming the first tensor of the group.
+        If a section is too small; the message names the first tensor of its group.
     """
     for pieces, size in zip(group(f.stored_bytes for f in fields), sizes, strict=True):
         claimed = sum(p.stop - p.start for p in pieces)
@@ -92,16 +116,19 @@ def check_claims(fields: Sequence[Field], sizes: Iterable[int]) -> None:
 def decode(
     fields: Sequence[Field], wanted: Collection[str], section: Callable[[int], bytes]
 ) -> Iterator[tuple[Field, Tensor]]:
-    """Kept tensors, as stored, each when its last piece is decoded; in threads, in order.
+    """Yield the kept tensors in their stored types, each as soon as its last piece is decoded.
+
+    Groups are decoded in threads; the order is that of the fields, but empty tensors come first.
 
     Parameters
     ----------
     fields
         All kept tensors of the file.
     wanted
-        Names of those to decode.
+        Names of the tensors to decode.
     section
-        Gives the section of the group of that number; called for groups with something wanted.
+        Returns the section of the group of that number; called for groups that hold a wanted
+        tensor.
 
     Raises
     ------
@@ -119,7 +146,7 @@ def decode(
 
 
 class _Job(NamedTuple):
-    """A group to decode: where its pieces go, and which tensors are complete then."""
+    """A group to decode: where its pieces go, and which tensors are complete afterwards."""
 
     group: int
     members: list[tuple[Field, Elements]]
@@ -127,7 +154,7 @@ class _Job(NamedTuple):
 
 
 def _jobs(fields: Sequence[Field], wanted: Collection[str]) -> Iterator[_Job]:
-    tensor = torch.empty(0)  # the one that the latest piece is of
+    tensor = torch.empty(0)  # the tensor of the latest piece
     for number, pieces in enumerate(group(f.stored_bytes for f in fields)):
         if not any(fields[p.tensor].name in wanted for p in pieces):
             continue
@@ -150,13 +177,13 @@ def _empty(field: Field) -> Tensor:
 
 
 def _scratch(field: Field, piece: Piece) -> tuple[Field, Elements]:
-    """Memory for a piece that nobody asked for."""
+    """Return memory for a piece whose tensor is not wanted."""
     size = (piece.stop - piece.start) // field.stored_dtype.itemsize
     return field, elements(torch.empty(size, dtype=field.stored_dtype), field.kind == EXACT)
 
 
 def check(fields: Sequence[Field], pieces: Sequence[Piece], section: bytes) -> None:
-    """Decode one group into memory of its own, and forget it.
+    """Decode one group into temporary memory, to check it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a file says of itself besides its tensors: words of its maker, and a hash of its content."""
+"""Read and write the label of a file: metadata of its author, and a hash of its content."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tersor.storage.cursor import Reader, Writer
 from tersor.storage.planes import elements
 
 MOST_ENTRIES, LONGEST_KEY, MOST_BYTES = 64, 255, 1 << 16
-"""Of metadata: how many there are; bytes of a key; of all keys and values."""
+"""Limits of metadata: number of entries; bytes of a key; bytes of all keys and values."""
 
 OUTPUT_ERROR = "output-error"
-"""Key of the relative error of the model's outputs on held-out batches, where that was measured."""
+"""Key of the relative error of the model's outputs on held-out batches, if it was measured."""
 
 _METADATA, _CONTENT_HASH = 2, 4
-"""Tags. A reader may skip those that are even and unknown to it; odd ones it must know."""
+"""Tags of the parts of a label. A reader may skip unknown even tags, but must know odd ones."""
 
 _HASH_BYTES = 32
 _WHAT = "what follows the sections"
@@ -29,14 +29,14 @@ _WHAT = "what follows the sections"
 
 @dataclass(frozen=True)
 class Label:
-    """What a reader finds after the sections of a file.
+    """The content after the sections of a file.
 
     Parameters
     ----------
     metadata
-        Keys and values, in the order of their maker.
+        Keys and values, in the order in which the author gave them.
     content_hash
-        See `content_hash`; empty if there is none.
+        Hash that `content_hash` returns; empty if the file has none.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -44,12 +44,17 @@ class Label:
 
 
 def parse_metadata(texts: Iterable[str]) -> dict[str, str]:
-    """Metadata of texts such as ``"licence=MIT"``.
+    """Return metadata parsed from texts such as ``"licence=MIT"``.
+
+    Parameters
+    ----------
+    texts
+        One ``key=value`` each.
 
     Raises
     ------
     InputError
-        If one has no ``=``, a key comes twice, or a file cannot hold them.
+        If a text has no ``=``, a key comes twice, or a file cannot hold the metadata.
     """
     metadata: dict[str, str] = {}
     for text in texts:
@@ -62,13 +67,13 @@ def parse_metadata(texts: Iterable[str]) -> dict[str, str]:
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:
-    """Refuse what a file cannot hold.
+    """Refuse metadata that a file cannot hold.
 
     Raises
     ------
     InputError
-        If there are too many, a key is empty or too long, something is no valid text, or all of
-        them take too many bytes.
+        If there are too many entries, a key is empty or too long, a key or value is not valid text,
+        or all of them take too many bytes.
     """
     for text in (text for pair in metadata.items() for text in pair):
         if not isinstance(text, str):
@@ -82,7 +87,7 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
 
 
 def _flaw(metadata: Mapping[str, str]) -> str | None:
-    """What keeps metadata out of a file; None if nothing."""
+    """Return why a file cannot hold the metadata, or None if it can."""
     if len(metadata) > MOST_ENTRIES:
         return f"there are {len(metadata)} entries, at most {MOST_ENTRIES} are allowed"
     total = 0
@@ -94,21 +99,21 @@ def _flaw(metadata: Mapping[str, str]) -> str | None:
 
 
 def output_error_text(error: float) -> str:
-    """A measured relative error of outputs as metadata hold it: always of the same length.
+    """Return a measured relative error of outputs as text of a fixed length, for metadata.
 
-    So the size of a file is known before the error is.
+    The length is fixed so that the size of the file is known before the error is measured.
     """
     return f"{min(max(error, 1e-99), 9e99):.2e}"
 
 
 def output_error(metadata: Mapping[str, str]) -> float | None:
-    """The relative error of outputs that metadata tell, if they do."""
+    """Return the relative error of outputs that the metadata hold, or None."""
     text = metadata.get(OUTPUT_ERROR, "")
     return float(text) if re.fullmatch(r"\d\.\d\de[+-]\d\d", text, re.ASCII) else None
 
 
 def write(label: Label) -> bytes:
-    """The bytes that stand for a label; none if there is nothing in it."""
+    """Return the bytes of a label; none if the label is empty."""
     out = Writer()
     if label.metadata:
         texts = Writer()
@@ -123,17 +128,25 @@ def write(label: Label) -> bytes:
 
 
 def size(metadata: Mapping[str, str], hashed: bool) -> int:
-    """Bytes that `write` gives."""
+    """Return the number of bytes that `write` gives.
+
+    Parameters
+    ----------
+    metadata
+        Keys and values of the label.
+    hashed
+        Whether the label holds a content hash.
+    """
     return len(write(Label(metadata, bytes(_HASH_BYTES) if hashed else b"")))
 
 
 def read(data: bytes) -> Label:
-    """Parse and check what `write` wrote.
+    """Parse and check the bytes that `write` gave.
 
     Raises
     ------
     FileFormatError
-        If something is missing, invalid, or of a kind that a reader has to know.
+        If something is missing or invalid, or has an unknown odd tag.
     """
     reader = Reader(data, what=_WHAT)
     metadata: dict[str, str] = {}
@@ -170,9 +183,9 @@ def _read_metadata(reader: Reader) -> dict[str, str]:
 
 
 def content_hash(contents: Contents) -> bytes:
-    """SHA-256 of names, types, shapes and values of all dense tensors, however they are stored.
+    """Return the SHA-256 of names, types, shapes and values of all dense tensors.
 
-    Files of equal tensors have equal hashes, whatever the order of the tensors in them.
+    It does not depend on how the tensors are stored, or on their order in the file.
     """
     digests, types = {}, {}
     for name, value in contents.stream(contents.shapes):

@@ -1,4 +1,4 @@
-"""What is before the sections of a file, checked and parsed: where they are and what they hold."""
+"""Check and parse the bytes before the sections: where each section is and what it holds."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from tersor.storage.label import Label
 from tersor.storage.planes import inflate
 
 Data = bytes | FileBytes
-"""All bytes of a file, in memory or where they are."""
+"""All bytes of a file, in memory or read from the disk when indexed."""
 
 KEPT = (EXACT, ROUNDED)
 
 _MAX_BYTES = 1 << 36
-"""What a file may decode to if the caller gives no limit: 64 GiB."""
+"""Most bytes that a file may decode to if the caller gives no limit: 64 GiB."""
 
 _MAX_HEADER = 1 << 26
 
 _ORDINARY_HEADER, _HEADER_SHARE, _TENSOR_COST = 1 << 18, 4, 128
-"""Bytes of a header that any file may have; its size over that of the file; and bytes of memory for
-each byte of a header, in which a tensor takes six at least."""
+"""Limits of an ordinary header: its size in bytes that any file may have; its largest size over the
+size of the file; bytes of memory for each byte of the header, in which a tensor takes at least six.
+"""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the header says: it is checked, the sections are not.
+    """The content of a header, checked. The sections are not checked.
 
     Parameters
     ----------
     source_bytes
-        Size in bytes of what was compressed.
+        Size in bytes of the checkpoint or model that was compressed.
     fields
         One for each tensor.
     stamps
-        One for each section: those of slices of the factored tensors, then those of groups of kept
-        ones.
+        One for each section: first the slices of the factored tensors, then the groups of kept
+        tensors.
     header_bytes
         Bytes before the first section.
     nbytes
-        Bytes of the file.
+        Size of the file in bytes.
     label
-        What follows the sections, checked.
+        Metadata and content hash, which follow the sections; checked.
     """
 
     source_bytes: int
@@ -61,33 +62,40 @@ class Layout:
 
     @cached_property
     def factored(self) -> list[Field]:
-        """The factored tensors, whose slices are the first sections."""
+        """Return the factored tensors, whose slices are the first sections."""
         return [f for f in self.fields if f.kind == FACTORS]
 
     @cached_property
     def streams(self) -> dict[str, range]:
-        """Positions of the sections of each factored tensor, by its name."""
+        """Return the positions of the sections of each factored tensor, by its name."""
         ends = list(accumulate((f.slices for f in self.factored), initial=0))
         pairs = zip(self.factored, ends, ends[1:], strict=False)
         return {f.name: range(start, end) for f, start, end in pairs}
 
     @property
     def groups(self) -> range:
-        """Positions of the sections of groups of kept tensors."""
+        """Return the positions of the sections of groups of kept tensors."""
         return range(sum(f.slices for f in self.factored), len(self.stamps))
 
     @cached_property
     def plain(self) -> list[Field]:
-        """The kept tensors, whose groups are the other sections."""
+        """Return the kept tensors, whose groups follow the sections of the factored tensors."""
         return [f for f in self.fields if f.kind in KEPT]
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each section begins, and the last one ends, in bytes from the start of the file."""
+        """Return where each section begins and the last one ends, in bytes of the file."""
         return list(accumulate((s.size for s in self.stamps), initial=self.header_bytes))
 
     def section(self, data: Data, position: int) -> bytes:
-        """The section at a position, checked against its stamp.
+        """Return the section at a position, checked against its stamp.
+
+        Parameters
+        ----------
+        data
+            All bytes of the file.
+        position
+            Number of the section, from 0.
 
         Raises
         ------
@@ -101,7 +109,20 @@ class Layout:
 
 
 def read(data: Data, max_bytes: int | None = None) -> Layout:
-    """Check and parse what is before the sections. See `tersor.storage.opened.OpenFile`."""
+    """Check and parse the bytes before the sections, and the label after them.
+
+    Parameters
+    ----------
+    data
+        All bytes of the file.
+    max_bytes
+        Limit of the decoded size, see `tersor.storage.opened.OpenFile`.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is no tersor file, is damaged, has another version or needs too much memory.
+    """
     if data[: len(MAGIC)] != MAGIC:
         raise FileFormatError("not a tersor file (it does not start with the magic number)")
     if len(data) < PREFIX.size:
@@ -132,12 +153,14 @@ def read(data: Data, max_bytes: int | None = None) -> Layout:
 
 
 def _allow(needed: int) -> str:
+    """Return the advice to allow so many bytes."""
     return f"if you trust the file, give {needed} as max_bytes (at the command line --max-bytes)"
 
 
 def _check_memory(fields: list[Field], max_bytes: int | None) -> None:
-    """Refuse more than the caller allows; without a limit, a tensor that the machine cannot hold.
+    """Refuse a file that decodes to more bytes than the caller allows.
 
+    Without a limit of the caller, refuse a tensor that does not fit the memory of the machine.
     Decoding a tensor takes up to twice its bytes for a while.
     """
     total = sum(f.decoded_bytes for f in fields)
@@ -155,7 +178,7 @@ def _check_memory(fields: list[Field], max_bytes: int | None) -> None:
 
 
 def check_room(layout: Layout) -> None:
-    """Refuse a file whose tensors, all at once, take more memory than is left.
+    """Refuse a file whose tensors, all at once, take more memory than is available.
 
     Raises
     ------
@@ -192,7 +215,7 @@ def _read_tail(data: bytes) -> Label:
 
 
 def _read_stamps(reader: Reader, count: int, left: int) -> list[Stamp]:
-    """Stamps of all sections, which fill the rest of the file exactly."""
+    """Return the stamps of all sections, which must fill the rest of the file exactly."""
     sizes = reader.integers(count)
     checksums = [int(reader.unpack("I")[0]) for _ in sizes]
     if reader.left:

@@ -1,4 +1,4 @@
-"""How much memory there is for what a file may decode to."""
+"""Measure how much memory is available to decode a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNKNOWN = 1 << 62
 
 
 def available() -> int:
-    """Bytes that a program can still take: of the machine, and of the control groups around it."""
+    """Return how many bytes this process can still take from the machine and its control groups."""
     return min(_of_machine(), *map(_of_group, _groups()), _UNKNOWN)
 
 
@@ -20,14 +20,14 @@ def _of_machine() -> int:
     fields = _fields(_MACHINE)
     if "MemAvailable:" in fields:
         return 1024 * fields["MemAvailable:"]
-    try:  # no Linux: all that is built in
+    try:  # not Linux: the whole memory of the machine
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return _UNKNOWN
 
 
 def _groups() -> list[Path]:
-    """Folders of the control groups, of version 2 and those of memory of version 1."""
+    """Return the folders of this process' control groups (version 2; memory of version 1)."""
     folders: list[Path] = []
     for line in _read(_OWN_GROUP).splitlines():
         _, controllers, path = line.split(":", 2)
@@ -42,7 +42,8 @@ _LIMITS = {
     "memory.max": ("memory.current", "inactive_file"),
     "memory.limit_in_bytes": ("memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Files of a limit, and where to read what is used of it and what of that can be given back."""
+"""Files that hold a limit, with the file of the bytes in use and the field of bytes that the system
+can reclaim."""
 
 
 def _of_group(folder: Path) -> int:
@@ -55,7 +56,7 @@ def _of_group(folder: Path) -> int:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """Return the numbers of a file whose lines hold a name and a number, by name."""
     lines = (line.split() for line in _read(path).splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 

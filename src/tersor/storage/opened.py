@@ -1,7 +1,7 @@
-"""A file of which tensors are decoded when they are asked for: the bytes -> tensors.
+"""Open a file and decode each tensor when it is asked for.
 
-Nothing in a file is code, and every field is checked before it is used: those of the header at
-once, a section when a tensor in it is decoded.
+Nothing in a file is code, and every field is checked before it is used: fields of the header when
+the file is opened, a section when a tensor in it is decoded.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ from tersor.storage.layout import Data
 class OpenFile(Contents, Mapping[str, Tensor]):
     """A file as a mapping of names to dense tensors, each decoded when it is asked for.
 
-    Nothing else of the file is read. A kept tensor may share a
-    section of at most 1 MiB with others. Close it after use, or use it in a ``with`` statement.
+    The rest of the file is not read. A kept tensor may share a section of at most 1 MiB with
+    others. Close the file after use, or use it in a ``with`` statement.
 
     Parameters
     ----------
     data
         All bytes of the file.
     name
-        Of the file, for messages.
+        Name of the file, for error messages.
     max_bytes
         Refuse a file whose dense tensors and factors would take more bytes than this. By default
-        64 GiB, but no tensor more than the memory that is left, nor a header far larger than the
-        file, which is allowed if 128 times as many bytes are given.
+        the limit is 64 GiB. The default also refuses a tensor that cannot be decoded in the
+        available memory, and a header that is far larger than the file. Such a header is allowed if
+        ``max_bytes`` is at least 128 times its size.
 
     Raises
     ------
     FileFormatError
-        If it is not a valid tersor file, or is damaged; says how. What is wrong with a section is
-        found when a tensor in it is decoded.
+        If the data is not a valid tersor file or is damaged; the message says how. Damage in a
+        section is found when a tensor in it is decoded.
     """
 
     def __init__(self, data: Data, *, name: str = "", max_bytes: int | None = None) -> None:
@@ -58,32 +59,33 @@ class OpenFile(Contents, Mapping[str, Tensor]):
 
     @property
     def source_bytes(self) -> int:
-        """Size in bytes of the checkpoint or model that was compressed."""
+        """Return the size in bytes of the checkpoint or model that was compressed."""
         return self.layout.source_bytes
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What its maker says of the file; empty if nothing."""
+        """Return the metadata that the file's author stored, by key; empty if there is none."""
         return dict(self.layout.label.metadata)
 
     @property
     def content_hash(self) -> str | None:
-        """SHA-256 of names, types, shapes and values of its dense tensors, as the file claims.
+        """Return the SHA-256 of all dense tensors that the file states, as hexadecimal digits.
 
-        In hexadecimal digits; None if it claims none. `tersor.verify` compares it.
+        It covers names, types, shapes and values. It is None if the file has none. `tersor.verify`
+        compares it with the tensors.
         """
         return self.layout.label.content_hash.hex() or None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the dense tensors, by name, in the order of the checkpoint."""
+        """Return the shapes of the dense tensors, by name, in the order of the checkpoint."""
         return {name: field.shape for name, field in self._fields.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        self._fields[name]  # a KeyError if there is none
+        self._fields[name]  # raises KeyError if there is no such tensor
         return self.tensor(name)
 
-    def __contains__(self, name: object) -> bool:  # or Mapping would decode it to find out
+    def __contains__(self, name: object) -> bool:  # Mapping's own method would decode the tensor
         return name in self._fields
 
     def __iter__(self) -> Iterator[str]:
@@ -99,28 +101,38 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; tensors that were decoded stay valid."""
+        """Close the file; tensors that were decoded stay valid."""
         if isinstance(self._data, FileBytes):
             self._data.close()
 
     def original(self, name: str) -> str:
-        """The name itself, or the one that it is an alias of."""
+        """Return the name of the tensor that this name is an alias of, or the name itself."""
         detail = self._fields[name].detail
         return detail if isinstance(detail, str) else name
 
     def is_factored(self, name: str) -> bool:
-        """Whether the tensor of that name is stored as factors."""
+        """Return whether the tensor of that name is stored as factors."""
         return self.original(name) in self.layout.streams
 
     def factors(self, name: str) -> Factors:
-        """Factors of the tensor of that name.
+        """Return the factors of the tensor of that name.
+
+        Parameters
+        ----------
+        name
+            Name of a factored tensor.
+
+        Returns
+        -------
+        Factors
+            The codebook, the latent and the scale.
 
         Raises
         ------
         InputError
-            If it is not there, or not factored.
+            If there is no such tensor, or it is not factored.
         FileFormatError
-            If its section is damaged.
+            If one of its sections is damaged.
         """
         value = self.value(name) if name in self and self.is_factored(name) else None
         if not isinstance(value, Factors):
@@ -131,17 +143,29 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         return value
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of the dense tensor of that name: part of an embedding.
+        """Return rows ``start`` to ``stop`` of a dense tensor, such as part of an embedding.
 
-        Of a large factored tensor only the slices that hold them are decoded, and the first, in
-        which the codebook is; of another one all.
+        If a factored tensor has several slices, only the slices that hold these rows are decoded,
+        and the first slice, which holds the codebook. Any other tensor is decoded as a whole.
+
+        Parameters
+        ----------
+        name
+            Name of a tensor.
+        start, stop
+            First row, and the row after the last one; ``0 <= start <= stop <= shape[0]``.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(stop - start, *shape[1:])``.
 
         Raises
         ------
         InputError
             If there is no such tensor, or there are no such rows.
         FileFormatError
-            If its section is damaged.
+            If one of its sections is damaged.
         """
         shape = self.shapes.get(name, ())
         if not shape or not 0 <= start <= stop <= shape[0]:
@@ -165,13 +189,28 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         return weight[start - first * length : stop - first * length]
 
     def value(self, name: str) -> Factors | Tensor:
-        """Factors of that name if it is factored, else the tensor."""
+        """Return the factors of that name if the tensor is factored, else the tensor."""
         return next(self.stream([name]))[1]
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Factors | Tensor]]:
-        """Values of these names, in the order of the file, decoded in threads, few at a time.
+        """Yield the values of these names in the order of the file; threads decode a few at a time.
 
-        An alias is given as the tensor that it is an alias of, and each tensor once.
+        An alias is given under the name of its original tensor, and each tensor once.
+
+        Parameters
+        ----------
+        names
+            Names of tensors of the file, in any order.
+
+        Yields
+        ------
+        tuple
+            The name, and the factors of a factored tensor or the tensor itself.
+
+        Raises
+        ------
+        FileFormatError
+            If a section is damaged.
         """
         wanted = {self.original(name) for name in names}
         with self._named():
@@ -184,12 +223,14 @@ class OpenFile(Contents, Mapping[str, Tensor]):
             yield from ((f.name, values.to(f.dtype)) for f, values in plain)
 
     def check_room(self) -> None:
-        """Refuse to decode all tensors at once without room for them, unless a limit was given.
+        """Refuse a file whose tensors, all at once, do not fit the available memory.
+
+        If ``max_bytes`` was given, nothing is checked.
 
         Raises
         ------
         FileFormatError
-            If they take more memory than is left.
+            If they take more memory than is available.
         """
         with self._named():
             if self._max_bytes is None:
@@ -201,7 +242,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         Raises
         ------
         FileFormatError
-            At the first one that differs.
+            At the first section that differs.
         """
         with self._named():
             for position in range(len(self.layout.stamps)):
@@ -218,7 +259,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Add the name of the file to what is wrong with it."""
+        """Add the name of the file to the message of a `FileFormatError`."""
         try:
             yield
         except FileFormatError as error:
@@ -231,12 +272,33 @@ def _joined(field: Field, parts: list[Part]) -> Factors:
 
 
 def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> OpenFile:
-    """Open a file; an `InputError` if there is none. See `OpenFile`."""
+    """Open a tersor file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    max_bytes
+        Limit of the decoded size, see `OpenFile`.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    FileFormatError
+        If it is not a valid tersor file.
+    """
     return OpenFile(file_bytes(path), name=str(Path(path)), max_bytes=max_bytes)
 
 
 def file_bytes(path: str | os.PathLike[str]) -> FileBytes:
-    """The bytes of a file, which are read when they are used; an `InputError` if there is none."""
+    """Return the bytes of a file, which are read from the disk when they are indexed.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(

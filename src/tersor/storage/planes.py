@@ -1,12 +1,12 @@
-"""Elements of tensors <-> a deflate stream: planes of bytes, the most significant ones first.
+"""Encode elements of tensors as a deflate stream: planes of bytes, the most significant byte first.
 
-The bytes of a group's elements are sorted by significance: first the most significant byte of every
-element of every tensor, then the next. Floating-point numbers that are kept exactly are turned by
-one bit before, which brings their sign from the front to the end: then the first byte of F32 and
-BF16 is the exponent and nothing else, as in ZipNN (arXiv 2411.05239) and DFloat11 (arXiv
+The bytes of the elements of a group are sorted by significance: first the most significant byte of
+every element of every tensor, then the next one. Floating-point numbers that are stored exactly are
+first rotated by one bit, which moves their sign from the front to the end. The first byte of F32
+and BF16 is then exactly the exponent, as in ZipNN (arXiv 2411.05239) and DFloat11 (arXiv
 2504.11651). Exponents of trained weights take less than 3 of their 8 bits; mantissas are noise,
-which deflate stores. Rounded tensors are biases and what normalisation needs, often of one sign:
-left as they are, they are smaller.
+which deflate stores as it is. Rounded tensors are biases and parameters of normalisation, often of
+one sign; they are smaller without the rotation.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tersor.errors import FileFormatError
 Words = NDArray[np.unsignedinteger[Any]]
 
 MOST_EXPANSION = 1032
-"""No byte of a deflate stream gives more bytes than this: 258 for 2 bits."""
+"""Most bytes that one byte of a deflate stream can give: a match of 258 bytes takes 2 bits."""
 
 _SIGN_IN_FRONT = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64)
 
 
 class _Way(NamedTuple):
-    """Level and strategy of zlib, and how its size counts when the best way is chosen."""
+    """A setting of zlib, and a factor on its result's size when settings are compared."""
 
     level: int
     strategy: int
@@ -40,16 +40,17 @@ class _Way(NamedTuple):
 
 
 _WAYS = (
-    _Way(0, zlib.Z_DEFAULT_STRATEGY, 1.0),  # noise: stored
-    _Way(9, zlib.Z_HUFFMAN_ONLY, 1.001),  # exponents: matches would cost more than they gain
-    _Way(6, zlib.Z_FILTERED, 1.03),  # what repeats; slow, so it must gain something
+    _Way(0, zlib.Z_DEFAULT_STRATEGY, 1.0),  # noise is stored as it is
+    _Way(9, zlib.Z_HUFFMAN_ONLY, 1.001),  # exponents: searching matches costs more than it saves
+    _Way(6, zlib.Z_FILTERED, 1.03),  # repetitive planes; slow, so it must save at least 3 %
 )
 
 _SMALL = 1 << 16
-"""Planes of at most so many bytes are tried as a whole."""
+"""Largest size in bytes of a plane that is tried as a whole."""
 
 _SAMPLE = 4096
-"""Bytes at a quarter and at three quarters of a larger plane by which its way is chosen."""
+"""Bytes taken at a quarter and at three quarters of a larger plane to choose its setting of zlib.
+"""
 
 
 class Elements(NamedTuple):
@@ -60,7 +61,7 @@ class Elements(NamedTuple):
     words
         The elements as unsigned integers; a complex number is two of them.
     turned
-        Whether the file has them with their sign at the end.
+        Whether the file stores the elements with their sign bit at the end.
     """
 
     words: Words
@@ -68,12 +69,14 @@ class Elements(NamedTuple):
 
 
 def elements(tensor: Tensor, exact: bool) -> Elements:
-    """The elements of a tensor, row by row; of one that lies so in memory, without a copy.
+    """Return the elements of a tensor in row-major order, without a copy if they lie so on the CPU.
 
     Parameters
     ----------
+    tensor
+        Any dense tensor, on any device.
     exact
-        Whether the tensor is kept as it was, not rounded.
+        Whether the tensor is stored exactly, not rounded; only then the sign bit is moved.
     """
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     size = 4 if tensor.dtype == torch.complex64 else tensor.dtype.itemsize
@@ -83,9 +86,9 @@ def elements(tensor: Tensor, exact: bool) -> Elements:
 
 
 def encode(members: Sequence[Elements]) -> bytes:
-    """Compress one group (raw deflate; a new block begins with each plane)."""
+    """Return one group compressed as raw deflate, with a new block at the start of each plane."""
     runs = [(list(run), way) for way, run in groupby(_planes(members), key=_best_way)]
-    # All but the last end at a whole byte, but do not end the stream: the next one may follow.
+    # Each run but the last ends at a whole byte and leaves the stream open for the next one.
     parts = [_deflate(run, way, zlib.Z_SYNC_FLUSH) for run, way in runs[:-1]]
     return b"".join([*parts, _deflate(*runs[-1], zlib.Z_FINISH)])
 
@@ -99,6 +102,7 @@ def _deflate(planes: Iterable[bytes], way: _Way, end: int) -> bytes:
 
 
 def _planes(members: Sequence[Elements]) -> Iterator[bytes]:
+    """Yield the planes of a group, from the most significant byte to the least."""
     words = [_sign_last(m.words) if m.turned else m.words for m in members]
     for plane in range(1, 1 + max(w.itemsize for w in words)):
         parts = [w >> 8 * (w.itemsize - plane) for w in words if plane <= w.itemsize]
@@ -110,6 +114,7 @@ def _sign_last(words: Words) -> Words:
 
 
 def _best_way(plane: bytes) -> _Way:
+    """Return the setting of zlib that makes a plane smallest, or a sample of it."""
     sample = _sample(plane)
     return min(_WAYS, key=lambda way: way.weight * len(_deflate([sample], way, zlib.Z_FINISH)))
 
@@ -122,12 +127,22 @@ def _sample(plane: bytes) -> bytes:
 
 
 def inflate(payload: bytes, size: int, what: str) -> bytes:
-    """Decompress raw deflate data that must give exactly ``size`` bytes.
+    """Return the bytes of raw deflate data, which must be exactly ``size`` bytes.
+
+    Parameters
+    ----------
+    payload
+        Raw deflate data.
+    size
+        Bytes that the data must give.
+    what
+        Name of the data, for error messages.
 
     Raises
     ------
     FileFormatError
-        If it gives anything else; never makes more than ``size`` bytes.
+        If the data is damaged or gives another number of bytes. At most ``size + 1`` bytes are
+        decompressed.
     """
     decompressor = zlib.decompressobj(-15)
     try:
@@ -140,12 +155,21 @@ def inflate(payload: bytes, size: int, what: str) -> bytes:
 
 
 def decode(payload: bytes, members: Sequence[Elements], what: str) -> None:
-    """Fill the elements of one group.
+    """Fill the elements of one group, in place.
+
+    Parameters
+    ----------
+    payload
+        The compressed group, as `encode` gave it.
+    members
+        Elements to fill, in the order of the group.
+    what
+        Name of the group, for error messages.
 
     Raises
     ------
     FileFormatError
-        If the payload does not hold as many; then nothing is written.
+        If the payload does not hold exactly these elements; then none of them is written.
     """
     size = sum(m.words.nbytes for m in members)
     planes = np.frombuffer(inflate(payload, size, what), np.uint8)
@@ -163,7 +187,7 @@ def decode(payload: bytes, members: Sequence[Elements], what: str) -> None:
 
 
 def _append(words: Words, part: NDArray[np.uint8], first: bool) -> None:
-    """Add a least significant byte to each word, in place: new memory would cost more than this."""
+    """Add a least significant byte to each word, in place, because new memory would take longer."""
     if first:
         words[:] = part
     else:

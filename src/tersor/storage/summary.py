@@ -1,4 +1,4 @@
-"""What an archive holds, in numbers: what `inspect` gives and the tables print."""
+"""Summarize an archive or a file in numbers, for `inspect` and for tables."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class TensorSummary:
     name, shape, dtype
         As in the checkpoint; the data type by its safetensors name.
     nbytes
-        Bytes of its sections; for kept tensors, before compression; 0 for aliases.
+        Bytes of its sections; for kept tensors, bytes before compression; for aliases, 0.
     tile, rank, snr
         Tile size, rank and signal-to-noise ratio in dB of a factored tensor, else None. The ratio
-        is None too where it was not measured, as after training.
+        is also None if it was not measured, as after training.
     note
-        How and why a tensor is kept; empty for factored ones.
+        How and why a tensor is kept unfactored; empty for factored ones.
     """
 
     name: str
@@ -42,7 +42,7 @@ class TensorSummary:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         count = 1
         for n in self.shape:
             count *= n
@@ -50,37 +50,37 @@ class TensorSummary:
 
     @property
     def bits_per_weight(self) -> float:
-        """``8 * nbytes / numel``."""
+        """Return ``8 * nbytes / numel``."""
         return 8 * self.nbytes / max(self.numel, 1)
 
 
 @dataclass(frozen=True)
 class Report:
-    """A file, or what will be one.
+    """The size and the quality of a file, or of an archive that is not written yet.
 
     Parameters
     ----------
     tensors
-        In the order of the checkpoint.
+        Summaries of all tensors, in the order of the checkpoint.
     nbytes
-        Size of the file, everything included.
+        Size of the whole file in bytes.
     source_bytes
-        Size of what was compressed.
+        Size in bytes of the checkpoint or model that was compressed.
     metadata
-        What its maker says of it.
+        Metadata of the file's author.
     content_hash
-        As in `tersor.OpenFile.content_hash`; None also for what is not a file yet.
+        As in `tersor.OpenFile.content_hash`; None for an archive that is not written yet.
     output_error
-        Relative error of the model's outputs, the norm of the differences over that of the dense
-        model's, on batches held out from calibration; None where it was not measured.
+        Relative error of the model's outputs on batches that calibration did not use: the norm of
+        the differences over the norm of the dense model's outputs. None if it was not measured.
     predicted_error
-        The same, predicted: from calibration if there was one, else without data from the
-        signal-to-noise ratio of the weakest weight, which is a rough guess. None
-        where there is no factor, or a ratio is not known.
+        Predicted relative error of the model's outputs: from calibration if there was one, else a
+        rough estimate without data, from the signal-to-noise ratio of the weakest weight. None if
+        there are no factors or a ratio is unknown.
     calibrated
-        Whether ``predicted_error`` is from calibration.
+        Whether ``predicted_error`` comes from calibration.
     warnings
-        What may have gone wrong, in sentences that say what to do.
+        Sentences about what may have gone wrong and what to do.
     """
 
     tensors: tuple[TensorSummary, ...]
@@ -95,33 +95,42 @@ class Report:
 
     @property
     def ratio(self) -> float:
-        """Size of the source over the size of the file."""
+        """Return the size of the source divided by the size of the file."""
         return self.source_bytes / self.nbytes
 
     @property
     def weights(self) -> int:
-        """Number of elements of all tensors, tied ones once."""
+        """Return the number of elements of all tensors, tied ones counted once."""
         return sum(t.numel for t in self.tensors if not t.note.startswith("same as"))
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of the whole file over the number of weights."""
+        """Return the bits of the whole file divided by the number of weights."""
         return 8 * self.nbytes / max(self.weights, 1)
 
     @property
     def lossless(self) -> bool:
-        """Whether every tensor is kept exactly, to the last bit."""
+        """Return whether every tensor is stored exactly, to the last bit."""
         exact = ("exact", "same as")
         return all(t.tile is None and t.note.startswith(exact) for t in self.tensors)
 
     @property
     def factored(self) -> tuple[TensorSummary, ...]:
-        """The tensors that are stored as factors."""
+        """Return the tensors that are stored as factors."""
         return tuple(t for t in self.tensors if t.tile is not None)
 
 
 def summarize(archive: Archive, nbytes: int | None = None) -> Report:
-    """Summary of an archive, of which the size in bytes of its file may be known already."""
+    """Return the summary of an archive.
+
+    Parameters
+    ----------
+    archive
+        What is to be written.
+    nbytes
+        Size in bytes of the file, if it is known already. By default the sections are encoded to
+        measure it.
+    """
     tensors = []
     for name, entry in archive.entries.items():
         content = entry.content
@@ -132,7 +141,7 @@ def summarize(archive: Archive, nbytes: int | None = None) -> Report:
 
 
 def summarize_file(found: Layout) -> Report:
-    """Summary of a file from its header alone."""
+    """Return the summary of a file, from its header alone."""
     sizes = {n: sum(found.stamps[i].size for i in s) for n, s in found.streams.items()}
     tensors = [_summarize(f, sizes.get(f.name, 0)) for f in found.fields]
     said = found.label
@@ -161,12 +170,12 @@ def _report(
 
 
 def _summarize(field: Field, section_bytes: int) -> TensorSummary:
-    """Summary of a tensor whose own sections, if it has some, are of so many bytes."""
+    """Return the summary of a tensor whose own sections, if any, take ``section_bytes`` bytes."""
     detail, dtype = field.detail, dtypes.NAMES[field.dtype]
     if isinstance(detail, str):
         return TensorSummary(field.name, field.shape, dtype, 0, note=f"same as {detail}")
     if isinstance(detail, EncodedFactors):
-        # As the file has it, or what is shown now and later would differ.
+        # Rounded as in the file, so that figures shown before and after writing agree.
         snr = None if math.isnan(detail.snr) else hundredths(detail.snr) / 100
         return TensorSummary(
             field.name, field.shape, dtype, section_bytes, detail.tile, detail.rank, snr
@@ -176,10 +185,10 @@ def _summarize(field: Field, section_bytes: int) -> TensorSummary:
 
 
 def kept_groups(report: Report) -> list[tuple[str, tuple[TensorSummary, ...]]]:
-    """Tensors that are not factored: those whose names differ in numbers only, under one name.
+    """Return the unfactored tensors, grouped where names differ only in numbers.
 
-    Members of a group have the same type and note. A group of one goes by its tensor's name, others
-    by a pattern with ``*`` for the numbers.
+    Members of a group have the same type and note. A group of one tensor has its name; the name of
+    a larger group is a pattern with ``*`` in place of the numbers.
     """
     groups: dict[tuple[str, str, str], list[TensorSummary]] = {}
     for t in report.tensors:

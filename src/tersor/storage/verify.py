@@ -1,4 +1,4 @@
-"""Is a file intact? Everything in it is checked and decoded, and all that is wrong is told."""
+"""Check whether a file is intact: check and decode all its parts, and report every problem."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found in a file.
+    """The result of checking a file.
 
     Parameters
     ----------
     tensors
-        Number of tensors that the header lists; 0 if it cannot be read.
+        Number of tensors that the header lists; 0 if the header cannot be read.
     nbytes
         Size of the file in bytes.
     problems
-        All that is wrong with it, in words; none if it is intact.
+        One sentence for each problem; empty if the file is intact.
     """
 
     tensors: int
@@ -45,18 +45,24 @@ def verify(
 ) -> Verification:
     """Check every byte of a file: magic number, header, checksums, and that each section decodes.
 
-    A file that holds a hash of its content is compared with it if nothing else is wrong.
-
-    A file whose header is damaged has one problem; else each section may have one.
+    If all this is intact and the file holds a hash of its content, the hash is compared too. A file
+    with a damaged header is reported with one problem; otherwise each section may have one.
 
     Parameters
     ----------
     data
-        All bytes of the file; more memory is taken for one section at a time.
+        All bytes of the file. One section at a time is decoded in memory.
     max_bytes
-        As for `tersor.storage.opened.OpenFile`: to ask for more is a problem, too.
+        Limit as in `tersor.storage.opened.OpenFile`; a file that needs more is reported as a
+        problem.
     progress
-        Called with the name of each tensor and the share of the sections that are done.
+        Called with the name of each tensor and the share of the sections that are done, from 0 to
+        1.
+
+    Returns
+    -------
+    Verification
+        The number of tensors, the size and the problems found.
     """
     try:
         found = layout.read(data, max_bytes)
@@ -91,7 +97,7 @@ def _problems(data: Data, found: Layout, progress: Progress) -> Iterator[str]:
 
 
 def _checks(found: Layout) -> Iterator[tuple[str, Sequence[int], Callable[[list[bytes]], object]]]:
-    """For the sections that belong together whose they are, which they are, what decodes them."""
+    """Yield a name, the positions of sections that belong together, and their decoder."""
     for field in found.factored:
         yield field.name, found.streams[field.name], partial(_decode, field)
     groups = kept.group(f.stored_bytes for f in found.plain)

@@ -1,4 +1,4 @@
-"""Read a trained model's tensors, one at a time, from the files that hold them. Never unpickles."""
+"""Read the tensors of a trained model one at a time, without ever unpickling objects."""
 
 from tersor.storage.checkpoint.opening import open_checkpoint
 from tersor.storage.checkpoint.source import Source, shared

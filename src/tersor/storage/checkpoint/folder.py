@@ -1,4 +1,4 @@
-"""The checkpoint in a folder, as Hugging Face's libraries write them."""
+"""Find the checkpoint in a folder that Hugging Face's libraries wrote."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ _USUAL = [
     for name in ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
     for ending in ("", ".index.json")
 ]
-"""In the order in which those libraries look for them."""
+"""Names of checkpoints, in the order in which those libraries look for them."""
 
 
 def checkpoint_in(folder: Path, suffixes: Collection[str]) -> Path:
-    """The file in a folder that is its checkpoint, or the index of it.
+    """Return the checkpoint file of a folder, or the index of a sharded one.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    suffixes
+        Endings of checkpoint files, such as ``".pt"``.
 
     Raises
     ------
     InputError
-        If there is none, or several and no usual one.
+        If the folder has no checkpoint, or several and none with a usual name.
     """
     usual = [folder / name for name in _USUAL if (folder / name).is_file()]
     if usual:

@@ -1,4 +1,4 @@
-"""Read ``.gguf`` files through the package ``gguf``, which also dequantizes."""
+"""Read and dequantize ``.gguf`` files with the package ``gguf``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,27 @@ _TYPES = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
-"""By the package's names. Numbers of the others, which are quantized, are given as float32."""
+"""Data types by the package's names. Tensors of other types, which are quantized, are given as
+float32."""
 
 
 def read(path: Path) -> Content:
-    """Tensors by the names in the file, quantized ones as the numbers that they mean.
+    """Return the tensors of a GGUF file, quantized ones dequantized to float32.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Content
+        The tensors by their names in the file.
 
     Raises
     ------
     InputError
-        If it is no such file, or damaged.
+        If it is not a GGUF file, or is damaged.
     MissingExtraError
         If the package is not installed.
     """
@@ -44,7 +55,7 @@ def read(path: Path) -> Content:
         tensors = {tensor.name: tensor for tensor in _reader(path).tensors}
     except MemoryError:
         raise
-    except Exception as error:  # what the package raises depends on which byte is wrong
+    except Exception as error:  # the type of the error depends on which byte is wrong
         raise InputError(f"{path} is not a valid GGUF file, or damaged: {error}") from None
 
     def load(name: str) -> Tensor:
@@ -79,7 +90,7 @@ def _reader(path: Path) -> Any:
     import gguf
 
     class Checked(gguf.GGUFReader):  # type: ignore[misc]
-        """Stops where the file ends: else it would count to whatever number the file claims."""
+        """Raises an error where the file ends, instead of reading as many values as it claims."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **more: Any) -> Any:
             values = super()._get(offset, dtype, count, *args, **more)

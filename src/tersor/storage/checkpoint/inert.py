@@ -1,9 +1,9 @@
-"""Stand-ins for the classes and functions of strangers that a checkpoint names.
+"""Replace the unknown classes and functions that a checkpoint names by classes that do nothing.
 
-What a training script saved beside the weights, such as its options, is often an object of a class
-that PyTorch does not know to be safe. PyTorch's own restricted reader then gets a stand-in, which
-does nothing, under the name of that class: no code of a stranger is imported or run, and the
-weights can be read.
+A training script often saves objects beside the weights, such as its options, whose classes PyTorch
+does not know to be safe. PyTorch's own restricted reader then gets a stand-in class that does
+nothing, under the name of the unknown class. So no unknown code is imported or run, and the weights
+can be read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Inert:
-    """Takes whatever it is made of, and does nothing with it."""
+    """Stand-in for an unknown class: it stores its arguments and does nothing with them."""
 
     parts: list[Any]
 
@@ -27,26 +27,32 @@ class Inert:
         return self
 
     def __init__(self, *args: Any) -> None:
-        """Accept what `__new__` has taken."""
+        """Ignore the arguments, which `__new__` has stored."""
 
     def __setstate__(self, state: Any) -> None:
         self.parts.append(state)
 
 
 def standing_in(names: Iterable[str]) -> AbstractContextManager[Any]:
-    """Have PyTorch's restricted reader take stand-ins for these names, while in the context."""
+    """Return a context in which PyTorch's restricted reader uses stand-ins for these names.
+
+    Parameters
+    ----------
+    names
+        Full names of classes and functions, such as ``"argparse.Namespace"``.
+    """
     known: list[Any] = [(_stand_in(name), name) for name in names]
     return torch.serialization.safe_globals(known)
 
 
 def _stand_in(name: str) -> type[Inert]:
-    """A class that goes by the name of the one that it stands for, in messages too."""
+    """Return a stand-in class with the same name as the unknown class, also in error messages."""
     module, _, own = name.rpartition(".")
     return type(own, (Inert,), {"__module__": module})
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether a stand-in, or what it is made of, has tensors in it."""
+    """Return whether a value, its parts or the arguments of stand-ins in it are tensors."""
     waiting, seen = [value], set[int]()
     while waiting:
         value = waiting.pop()

@@ -1,4 +1,4 @@
-"""Names of tensors without what wrappers around a model put into them."""
+"""Remove from tensor names the parts that wrappers around a model add."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from tersor.errors import InputError
 from tersor.storage.checkpoint.source import Content
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that torch.compile, FSDP and activation checkpointing put in, at any place."""
+"""Parts that torch.compile, FSDP and activation checkpointing add anywhere in a name."""
 
 _PARALLEL = "module."
-"""What DataParallel and its kin put before every name."""
+"""Prefix that DataParallel and similar wrappers add to every name."""
 
 _SHOWN = 10
 
 
 def plain(content: Content, prefix: str | None = None) -> Content:
-    """The same tensors by the names that they have in the model itself.
+    """Return the same tensors under the names that they have in the model itself.
 
     Parameters
     ----------
     content
-        Tensors by the names of the files.
+        Tensors by their names in the files.
     prefix
-        Take only tensors whose names start with this, and drop it. By default drop what data
-        parallelism puts before every name, if it is before every name.
+        Take only tensors whose names start with this, and drop it. By default ``module.`` is
+        dropped, which data parallelism adds, if every name starts with it.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def plain(content: Content, prefix: str | None = None) -> Content:
         If no name starts with the prefix.
     """
     new = {name: _without_wrappers(name) for name in content.stored}
-    if len(set(new.values())) < len(new):  # whatever those names mean, they tell tensors apart
+    if len(set(new.values())) < len(new):  # names must stay different, so keep the parts
         new = {name: name for name in content.stored}
     if prefix is None:
         while new and all(name.startswith(_PARALLEL) for name in new.values()):
@@ -55,9 +55,9 @@ def _without_wrappers(name: str) -> str:
 
 
 def _renamed(content: Content, new: dict[str, str]) -> Content:
-    """Tensors by new names, those without one left out."""
+    """Return the tensors under new names, without those that have no new name."""
     old = {name: former for former, name in new.items()}
-    first: dict[str, str] = {}  # of tied tensors, the first that is taken
+    first: dict[str, str] = {}  # new name of the first of the tied tensors that is taken
     aliases = {}
     for former, name in new.items():
         leader = first.setdefault(content.aliases.get(former, former), name)

@@ -1,4 +1,4 @@
-"""The state dict in what a training script saved."""
+"""Find the state dict in the nested dictionaries that a training script saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tersor.tiling import is_tileable
 from tersor.units import format_size
 
 _DEEPEST = 8
-"""Dictionaries in dictionaries that are looked into."""
+"""Most levels of dictionaries in dictionaries that are searched."""
 
 _SHOWN = 20
 
@@ -22,50 +22,64 @@ RESAVE = (
     "Objects are never rebuilt, since that could run code: where you trust the file, load it as "
     "you are used to, and save the weights: torch.save(model.state_dict(), path)"
 )
-"""What to do about a file with more than tensors."""
+"""Advice for a file that holds more than tensors."""
 
 
 class StateDict(NamedTuple):
-    """Tensors by name, and the keys that lead to them."""
+    """A dictionary with tensors, and the keys that lead to it.
+
+    Parameters
+    ----------
+    path
+        Keys from the outermost dictionary to this one.
+    values
+        The dictionary.
+    """
 
     path: tuple[str, ...]
     values: Mapping[Any, Any]
 
     @property
     def key(self) -> str:
-        """What a user calls it; empty for the outermost dictionary."""
+        """Return the path as users write it, joined by dots; empty for the outermost dictionary."""
         return ".".join(self.path)
 
     @property
     def tensors(self) -> dict[Any, Tensor]:
-        """Its tensors, detached, by the keys in it."""
+        """Return its tensors, detached, by their keys."""
         return {k: v.detach() for k, v in self.values.items() if isinstance(v, Tensor)}
 
     def has_weights(self) -> bool:
-        """Whether a tensor in it may be a weight, and not only a state of something."""
+        """Return whether one of its tensors may be a weight, not only a state of something."""
         dense = [t for t in self.tensors.values() if is_dense(t)]
         return any(t.is_floating_point() and is_tileable(tuple(t.shape)) for t in dense)
 
     def describe(self) -> str:
-        """Its key, and how much is in it."""
+        """Return its key, the number of tensors and their size, for messages."""
         size = sum(t.nbytes for t in self.tensors.values() if is_dense(t))
         return f"{self.key!r} ({len(self.tensors)} tensors, {format_size(size)})"
 
 
 def chosen(content: Any, key: str | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Tensors of the state dict that is meant, and the names of what else is there.
+    """Return the tensors of the chosen state dict, and the names of everything else in the file.
 
     Parameters
     ----------
     content
-        What a file holds.
+        The object that the file holds.
     key
-        Of the state dict, or None for the only one with weights.
+        Key of the state dict, such as ``"generator"``. By default the only one with weights is
+        taken.
+
+    Returns
+    -------
+    tuple
+        The tensors by name, and the names that are left out.
 
     Raises
     ------
     InputError
-        If there is none, or there are several; the message lists them.
+        If there is no such state dict, or there are several; the message lists them.
     """
     if not isinstance(content, Mapping):
         raise InputError(
@@ -103,7 +117,7 @@ def _picked(found: list[StateDict], key: str | None) -> StateDict | None:
 
 
 def _state_dicts(content: Mapping[Any, Any]) -> Iterator[StateDict]:
-    """All dictionaries with tensors in them, each once, but for the states of optimizers."""
+    """Yield each dictionary that has tensors in it, once, except the states of optimizers."""
     waiting, seen = [StateDict((), content)], set[int]()
     while waiting:
         state = waiting.pop()
@@ -134,7 +148,7 @@ def _named(state: StateDict) -> dict[str, Tensor]:
 
 
 def _left_out(content: Mapping[Any, Any], state: StateDict) -> tuple[str, ...]:
-    """Names of what is not taken, level by level."""
+    """Return the names of everything that is not taken, level by level."""
     ignored: list[str] = []
     inside: Any = content
     for step in state.path:

@@ -1,4 +1,4 @@
-"""Read the initializers and constants of ``.onnx`` files through the package ``onnx``."""
+"""Read the initializers and constants of ``.onnx`` files with the package ``onnx``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from tersor.errors import InputError, MissingExtraError
 from tersor.storage.checkpoint.source import Content, Stored
 
-_BITS = {  # of what numpy does not have by itself
+_BITS = {  # types that numpy itself does not have
     "bfloat16": (np.uint16, torch.bfloat16),
     "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
     "float8_e5m2": (np.uint8, torch.float8_e5m2),
@@ -22,14 +22,19 @@ _BITS = {  # of what numpy does not have by itself
 
 
 def read(path: Path) -> Content:
-    """The initializers of the graph, by their names, and the constants by those of their outputs.
+    """Return the initializers of a graph by their names, and its constants by their outputs' names.
 
-    Graphs in nodes, such as the branches of a condition, are not looked into.
+    Graphs inside nodes, such as the branches of a condition, are not searched.
+
+    Parameters
+    ----------
+    path
+        The file.
 
     Raises
     ------
     InputError
-        If it is no such file or damaged, or its tensors are in a file elsewhere.
+        If it is not an ONNX file or is damaged, or its tensors are in a file in another folder.
     MissingExtraError
         If the package is not installed.
     """
@@ -43,7 +48,7 @@ def read(path: Path) -> Content:
         graph = onnx.load(path, load_external_data=False).graph
     except MemoryError:
         raise
-    except Exception as error:  # a class of protobuf's, which differs between its versions
+    except Exception as error:  # the class is protobuf's and differs between its versions
         raise InputError(f"{path} is not a valid ONNX file, or damaged: {error}") from None
     named = [(tensor.name, tensor) for tensor in graph.initializer] + list(_constants(graph))
     tensors = dict(named)
@@ -66,7 +71,7 @@ def read(path: Path) -> Content:
             return _tensor(onnx.numpy_helper.to_array(tensors[name], str(path.parent)))
         except MemoryError:
             raise
-        except Exception as error:  # what the package raises depends on which byte is wrong
+        except Exception as error:  # the type of the error depends on which byte is wrong
             raise InputError(f"{path}: initializer {name!r} cannot be read: {error}") from None
 
     stored = {name: _stored(tensor) for name, tensor in tensors.items()}
@@ -76,7 +81,7 @@ def read(path: Path) -> Content:
 
 
 def _constants(graph: Any) -> Iterator[tuple[str, Any]]:
-    """What nodes give that compute nothing: some exporters have all weights there."""
+    """Yield the names and tensors of constant nodes, in which some exporters store all weights."""
     for node in graph.node:
         if node.op_type == "Constant":
             yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value")

@@ -1,4 +1,4 @@
-"""A path, whatever it leads to -> named tensors."""
+"""Open a checkpoint of any kind from its path, as named tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tersor.units import format_size
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 _ORDINARY = 1024
-"""Bytes that a file has for each tensor at most beside the tensor itself: name, shape, place."""
+"""Most bytes for each tensor that an ordinary file has beside the elements: name, shape, position.
+"""
 
 
 def open_checkpoint(
@@ -34,7 +35,7 @@ def open_checkpoint(
     prefix: str | None = None,
     exact: bool = False,
 ) -> Source:
-    """Open a checkpoint: a file, the index of a sharded one, or a folder with either.
+    """Open a checkpoint: a file, the index of a sharded one, or a folder that holds either.
 
     Files end in ``.safetensors``, ``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.gguf`` or ``.onnx``,
     indexes in ``.index.json``.
@@ -42,23 +43,28 @@ def open_checkpoint(
     Parameters
     ----------
     path
-        Where it is.
+        The file or folder.
     key
         Which of several state dicts in a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file to take,
-        such as ``"generator"``. By default the only one with weights.
+        such as ``"generator"``. By default the only one with weights is taken.
     prefix
         Take only tensors whose names start with this, such as ``"model."``, and drop it from the
-        names. By default ``module.`` is dropped if all names start with it. What `torch.compile`
-        and FSDP put into names always is.
+        names. By default ``module.`` is dropped if all names start with it. Parts of names that
+        `torch.compile` and FSDP add are always dropped.
     exact
         Give integers and 8-bit numbers as they are stored. By default those that have scales are
-        given as the weights that they stand for.
+        dequantized to the weights that they stand for.
+
+    Returns
+    -------
+    Source
+        The named tensors, which are loaded one by one.
 
     Raises
     ------
     InputError
-        If it is missing, of another kind or damaged, or would run code when loaded; if it holds
-        several state dicts and ``key`` names none of them.
+        If the checkpoint is missing, of another kind or damaged, or would run code when loaded; if
+        it holds several state dicts and ``key`` names none of them.
     MissingExtraError
         If the package that reads such files is not installed.
     """
@@ -79,7 +85,7 @@ def open_checkpoint(
 
 
 def _read(path: Path, key: str | None) -> Content:
-    """What is at a path, under the names in the files."""
+    """Return the tensors at a path, under their names in the files."""
     if path.is_dir():
         path = folder.checkpoint_in(path, [*_readers(key), ".json"])
     return _read_file(path, key)
@@ -105,7 +111,7 @@ def _read_file(path: Path, key: str | None = None) -> Content:
 
 
 def _readers(key: str | None) -> dict[str, Callable[[Path], Content]]:
-    """What reads the files of each ending."""
+    """Return the function that reads files of each ending."""
     readers: dict[str, Callable[[Path], Content]] = {".safetensors": safetensors_file.read}
     readers |= dict.fromkeys(_PICKLED, lambda path: torch_file.read(path, key))
     return readers | {".gguf": gguf_file.read, ".onnx": onnx_file.read}

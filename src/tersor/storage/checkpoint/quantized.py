@@ -1,4 +1,4 @@
-"""8-bit numbers with scales, as quantized checkpoints have them -> the weights that they mean."""
+"""Dequantize the 8-bit numbers and scales of quantized checkpoints to weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tersor.errors import InputError
 from tersor.storage.checkpoint.source import Content, Stored
 
 _BLOCK = 128
-"""Rows and columns of a square with one scale, of DeepSeek's checkpoints and all like them."""
+"""Rows and columns of a square block with one scale, as in DeepSeek's and similar checkpoints."""
 
 _FEW = 256
-"""Integers that are too few to be a weight."""
+"""Smallest number of integers that may be a weight."""
 
 _PACKED = {
     ".qweight": "GPTQ or AWQ",
@@ -26,22 +26,23 @@ _PACKED = {
     ".W_q": "HQQ",
     "_blocks": "MXFP4",
 }
-"""Ends of names that stand only in checkpoints with several numbers in a byte or word."""
+"""Ends of names that occur only in checkpoints with several numbers packed in a byte or word."""
 
 _BESIDE = ("_zero_point", ".input_scale", ".input_zero_point", ".weight_format")
-"""Ends of what else is said of a quantized weight, once it is not quantized any more of no use."""
+"""Ends of names of other tensors that describe a quantized weight and are useless once it is
+dequantized."""
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """The tensor of scales of a weight, and what they are divided by."""
+    """Name of the tensor of scales of a weight, and the number that divides the scales."""
 
     name: str
     divisor: float = 1.0
 
 
 def exact(content: Content) -> Content:
-    """The same, of which every tensor is known to be given as it is stored.
+    """Return the same content after checking that every tensor is given as it is stored.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def exact(content: Content) -> Content:
 
 
 def meant(content: Content) -> Content:
-    """The same with floating-point weights in the place of 8-bit numbers and their scales.
+    """Return the content with bfloat16 weights in place of 8-bit numbers and their scales.
 
     Raises
     ------
@@ -105,12 +106,12 @@ def meant(content: Content) -> Content:
 
 
 def _as_float(kind: Stored) -> Stored:
-    """What is known of a weight once it is floating-point."""
+    """Return the description of a weight after dequantization."""
     return kind._replace(dtype=torch.bfloat16)
 
 
 def _is_quantized(kind: Stored) -> bool:
-    """Whether elements may be numbers that a scale belongs to."""
+    """Return whether the elements may be quantized numbers that need a scale."""
     dtype = kind.dtype
     if dtype is None or dtype.itemsize != 1:
         return False
@@ -118,13 +119,13 @@ def _is_quantized(kind: Stored) -> bool:
 
 
 def _scales(stored: Mapping[str, Stored]) -> Iterator[tuple[str, _Scale]]:
-    """Scales of the tensors that have some, by their names."""
+    """Yield the names of the tensors that have scales, and the scales."""
     for name, kind in stored.items():
         if not _is_quantized(kind):
             continue
         stem = name.removesuffix("weight")
         usual = [_Scale(f"{name}_scale_inv"), _Scale(f"{name}_scale")]
-        # Of bitsandbytes (largest magnitudes, of the integer 127), and of ComfyUI.
+        # Names in bitsandbytes (largest magnitude, which is the integer 127) and in ComfyUI.
         usual += [_Scale(f"{stem}SCB", 127.0), _Scale(f"{stem}scale_weight")]
         found = [scale for scale in usual if scale.name in stored and scale.name != name]
         if found:
@@ -139,7 +140,7 @@ def _beside(name: str) -> list[str]:
 def _check_packed(stored: Mapping[str, Stored]) -> None:
     for name, kind in stored.items():
         scheme = next((scheme for end, scheme in _PACKED.items() if name.endswith(end)), None)
-        if kind.dtype == torch.int8:  # one number in each, whatever it is called
+        if kind.dtype == torch.int8:  # an int8 holds one number, even under such a name
             continue
         if scheme == "MXFP4" and f"{name.removesuffix('_blocks')}_scales" not in stored:
             continue
@@ -153,7 +154,7 @@ def _check_packed(stored: Mapping[str, Stored]) -> None:
 
 
 def _blocks(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Length along each axis of what has one scale; None if that is not clear."""
+    """Return the length along each axis of a block with one scale, or None if it is unclear."""
     if math.prod(scales) == 1:
         return shape
     if len(scales) == 1 and scales[0] == shape[0]:
@@ -177,9 +178,9 @@ def _check_blocks(name: str, shape: tuple[int, ...], other: str, scales: tuple[i
 
 
 def _spread(scales: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Scales for each element of a weight, or of shapes that broadcast to it."""
+    """Return the scales expanded to a weight's shape, or to a shape that broadcasts to it."""
     blocks = _blocks(tuple(shape), tuple(scales.shape))
-    assert blocks is not None  # it was checked
+    assert blocks is not None  # `_check_blocks` has checked it
     if scales.numel() == 1:
         return scales.reshape(())
     spread = scales.reshape(*scales.shape, *[1] * (len(shape) - scales.ndim))

@@ -17,12 +17,17 @@ _DTYPES = {name: dtype for dtype, name in dtypes.NAMES.items()}
 
 
 def read(path: Path) -> Content:
-    """Names, shapes and types of the tensors; the tensors themselves once they are asked for.
+    """Return the tensors of a file, of which each is loaded when it is asked for.
+
+    Parameters
+    ----------
+    path
+        The file.
 
     Raises
     ------
     InputError
-        If it is no such file, or damaged.
+        If it is not a safetensors file, or is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -32,7 +37,7 @@ def read(path: Path) -> Content:
         raise InputError(f"{path} is not a valid safetensors file: {error}") from None
 
     def load(name: str) -> Tensor:
-        # Opened anew: pages of a file that stays mapped would add up to the whole of it in memory.
+        # Opened again each time: a file that stays mapped would in the end be in memory as a whole.
         try:
             with safe_open(path, framework="pt") as file:
                 return cast(Tensor, file.get_tensor(name))
@@ -43,7 +48,7 @@ def read(path: Path) -> Content:
 
 
 def _stored(path: Path, names: list[str]) -> dict[str, Stored]:
-    """What the header says, which the library has checked."""
+    """Return shapes, types and sizes from the header, which the library has checked."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     found = {}

@@ -1,4 +1,4 @@
-"""Read checkpoints in several files, by the index that says which tensor is in which."""
+"""Read a checkpoint in several files, using the index that says which file holds which tensor."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from tersor.errors import InputError
 from tersor.storage.checkpoint.source import Content
 
 _LARGEST_INDEX = 1 << 28
-"""Bytes of an index, at most: that of a model of a trillion weights has a few millions."""
+"""Most bytes of an index. The index of a model of a trillion weights has a few million."""
 
 
 def read(path: Path, read_file: Callable[[Path], Content]) -> Content:
-    """The tensors that the index lists, of files beside it.
+    """Return the tensors that the index lists, from the files beside it.
+
+    Parameters
+    ----------
+    path
+        The index.
+    read_file
+        Reads one shard.
 
     Raises
     ------
     InputError
-        If it is no index, names files elsewhere, or a file is missing or lacks a tensor.
+        If it is not an index, names files in other folders, or a file is missing or lacks a tensor.
     """
     shard_of = _weight_map(path)
     shards = {name: read_file(path.parent / name) for name in sorted({*shard_of.values()})}
@@ -41,7 +48,7 @@ def read(path: Path, read_file: Callable[[Path], Content]) -> Content:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """File names by tensor name; only files beside the index."""
+    """Return the file name of each tensor, after checking that all files are beside the index."""
     if path.stat().st_size > _LARGEST_INDEX:
         raise InputError(f"{path} is too large to be the index of a checkpoint")
     try:

@@ -1,4 +1,4 @@
-"""Named tensors: what files of every kind are read as."""
+"""Define the named tensors that the readers of all kinds of files return."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ class Source:
     Parameters
     ----------
     names
-        In the order in which they are to be given back.
+        Names, in the order in which they are returned after decompression.
     load
-        Gives the tensor of a name.
+        Returns the tensor of a name.
     nbytes
-        Size in bytes that ratios refer to: of the files, or of the tensors where files hold more,
-        or of the tensors of a model in memory.
+        Size in bytes that ratios refer to: of the files; of the tensors, if the files hold more
+        than these; or of the tensors of a model in memory.
     aliases
-        Names of tensors that are the same as another one, and the name of that one.
+        Names of tensors that are the same as another one, with the name of that one.
     ignored
-        What else the checkpoint holds and is no tensor, or is not asked for.
+        Names of other content of the checkpoint, which is not a tensor or was not asked for.
     unchanged
-        Names of tensors that must not be factored: buffers of a model.
+        Names of tensors that must not be factored, such as buffers of a model.
     notes
-        How the checkpoint was understood, where that is not obvious: a sentence each, for people.
+        Sentences for the user that say how the checkpoint was understood, where that is not
+        obvious.
     files
-        What it is read from, and must not be written over.
+        Files that the tensors are read from; they must not be overwritten.
     metadata, hashed
-        Of the files that are made of them, as in `tersor.storage.archive.Archive`.
+        Metadata and content hash of the files that will be written, as in
+        `tersor.storage.archive.Archive`.
     """
 
     names: list[str]
@@ -53,12 +55,12 @@ class Source:
     hashed: bool = False
 
     def archive(self, entries: Mapping[str, Entry]) -> Archive:
-        """What is to be written when these are the entries of the tensors."""
+        """Return the archive to write for these entries of the tensors."""
         return Archive(entries, self.nbytes, self.metadata, self.hashed)
 
 
 class Stored(NamedTuple):
-    """What a file says of a tensor before that is loaded; a type that PyTorch lacks is None."""
+    """Shape, type and size of a tensor in its file; the type is None if PyTorch lacks it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
@@ -67,18 +69,18 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """What is in a checkpoint, by the names that it gives.
+    """The tensors of a checkpoint, by their names in the files.
 
     Parameters
     ----------
     stored
-        Of all tensors, in the order of the file.
+        Shape, type and size of all tensors, in the order of the file.
     load
-        Gives the tensor of a name.
+        Returns the tensor of a name.
     files
-        All files that it is in, but for an index.
+        All files that hold the tensors, without an index.
     aliases, ignored, notes
-        As of `Source`.
+        As in `Source`.
     """
 
     stored: Mapping[str, Stored]
@@ -90,17 +92,29 @@ class Content:
 
     @property
     def file_bytes(self) -> int:
-        """Size of the files."""
+        """Return the size of the files in bytes."""
         return sum(file.stat().st_size for file in self.files)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors in the files, tied ones once."""
+        """Return the bytes of the tensors in the files, tied ones counted once."""
         return sum(s.nbytes for name, s in self.stored.items() if name not in self.aliases)
 
 
 def shared(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of tensors that are the very same memory as an earlier one, and that one's name."""
+    """Return the names of tensors that share the memory of an earlier one, and its name.
+
+    Parameters
+    ----------
+    tensors
+        Tensors by name.
+
+    Returns
+    -------
+    dict
+        For each such name, the name of the first tensor with the same memory, shape, strides and
+        type.
+    """
     first: dict[tuple[object, ...], str] = {}
     aliases = {}
     for name, tensor in tensors.items():

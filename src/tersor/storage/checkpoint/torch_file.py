@@ -1,4 +1,4 @@
-"""Read what ``torch.save`` wrote, as far as that is possible without running code from the file."""
+"""Read files that ``torch.save`` wrote, without running code from them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from tersor.storage.dtypes import is_dense
 from tersor.units import format_size
 
 _MOST_REPEATED = 1 << 28
-"""Bytes that tensors may have, all together, beyond those of the memory that they are views of."""
+"""Most bytes, over all tensors, by which tensors may exceed the memory that they are views of."""
 
 
 _ARCHIVE = b"PK\3\4"
-"""What a zip archive starts with."""
+"""First bytes of a zip archive."""
 
 
 def read(path: Path, key: str | None = None) -> Content:
-    """The tensors of a state dict; mapped into memory where the file allows it.
+    """Return the tensors of a state dict, mapped from the file if possible.
 
     Parameters
     ----------
     path
         The file.
     key
-        Of the state dict, where there are several.
+        Key of the state dict, if there are several. By default the only one with weights is taken.
 
     Raises
     ------
     InputError
-        If it is no such file or damaged, holds no or several state dicts, or a whole model.
+        If it is not such a file or is damaged, holds no state dict or several, or holds a whole
+        model.
     """
     try:
         tensors, ignored = nesting.chosen(_load(path), key)
@@ -55,12 +56,12 @@ def read(path: Path, key: str | None = None) -> Content:
 
 
 def _load(path: Path) -> Any:
-    """What is in a file, with stand-ins for objects of classes that are not known to be safe."""
+    """Return the content of a file, with stand-ins for objects of classes that may be unsafe."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             if file.read(len(_ARCHIVE)) == _ARCHIVE:
                 raise InputError("it is damaged: the archive ends early; get the file again")
-        # As before torch 1.6: neither to be mapped nor looked into.
+        # The format before torch 1.6, which can be neither mapped nor checked first.
         return _unpickle_weights(path, (), mapped=False)
     names, mapped = zipped.check(path)
     if any(name.endswith("/constants.pkl") for name in names):
@@ -71,7 +72,7 @@ def _load(path: Path) -> Any:
         )
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # what torch raises depends on which byte is wrong; loading tells better
+    except Exception:  # its type depends on the wrong byte; loading gives a better message
         unknown = []
     return _unpickle_weights(path, unknown, mapped)
 
@@ -83,7 +84,7 @@ def _unpickle_weights(path: Path, unknown: Iterable[str], mapped: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         raise
-    except Exception as error:  # what torch raises here depends on which byte is wrong
+    except Exception as error:  # the type of the error depends on which byte is wrong
         raise InputError(
             "it is damaged, no PyTorch file, or holds more than tensors, which PyTorch cannot "
             f"leave out ({_reason(error)}). {nesting.RESAVE}"
@@ -91,13 +92,13 @@ def _unpickle_weights(path: Path, unknown: Iterable[str], mapped: bool) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What PyTorch says, without its advice to trust the file."""
-    text = str(error.__context__ or error)  # what it was before advice was put around it
+    """Return PyTorch's error message without its advice to trust the file."""
+    text = str(error.__context__ or error)  # the error before PyTorch added its advice
     return re.split(r"\. Please|\n", text.strip(), maxsplit=1)[0][:300]
 
 
 def _check_repetitions(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Refuse tensors that are a few elements again and again, and would fill the memory."""
+    """Refuse tensors that repeat a few elements so often that they would fill the memory."""
     dense = [t for t in tensors.values() if is_dense(t)]
     more = sum(max(0, t.nbytes - t.untyped_storage().nbytes()) for t in dense)
     if more > _MOST_REPEATED:

@@ -1,4 +1,4 @@
-"""Look at a zip archive before PyTorch does, which trusts it."""
+"""Check a zip archive before PyTorch reads it, because PyTorch trusts it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import BinaryIO
 from tersor.errors import InputError
 
 _ALIGNED = 16
-"""Elements of every type can be used where they lie in a file at multiples of so many bytes."""
+"""Alignment in bytes that suffices to use elements of every type in place in the file."""
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
-"""Lengths of the name and the extra field, which the content of an entry follows."""
+"""Lengths of the name and of the extra field of an entry, whose content comes after both."""
 
 _CHUNK = 1 << 20
 
@@ -27,19 +27,29 @@ _FAULTS = (
     RuntimeError,
     ValueError,
 )
-"""What the library raises of archives that are damaged, encrypted or of rare kinds."""
+"""Errors that the library raises for archives that are damaged, encrypted or of rare kinds."""
 
 
 def check(path: Path) -> tuple[list[str], bool]:
-    """Read all of an archive; return the names of its entries, and whether it may be mapped.
+    """Read a whole archive, and return the names of its entries and whether it may be mapped.
 
-    PyTorch maps the bytes of an archive as they are: that is right only of entries that are not
-    compressed, and safe only of aligned ones. It does not compare checksums.
+    PyTorch maps the bytes of an archive as they are. That is correct only if entries are not
+    compressed, and safe only if they are aligned. PyTorch does not compare checksums.
+
+    Parameters
+    ----------
+    path
+        The archive.
+
+    Returns
+    -------
+    tuple
+        The names, and True if PyTorch may map the file.
 
     Raises
     ------
     InputError
-        If the archive is damaged, or has two entries of one name.
+        If the archive is damaged, or two entries have the same name.
     """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -47,7 +57,7 @@ def check(path: Path) -> tuple[list[str], bool]:
             names = [entry.filename for entry in entries]
             if len(set(names)) < len(names):
                 raise InputError("it is damaged: two entries of the archive have one name")
-            # torch.save can be told not to compute any checksum, and then writes 0 for all.
+            # torch.save can be set to compute no checksums, and then writes 0 for all of them.
             if any(entry.CRC for entry in entries):
                 _read_all(archive, entries)
             return names, all(_lies_raw(file, entry) for entry in entries)
@@ -56,7 +66,7 @@ def check(path: Path) -> tuple[list[str], bool]:
 
 
 def _read_all(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> None:
-    """Read every entry, which the library compares to its checksum."""
+    """Read every entry, so that the library compares it with its checksum."""
     for entry in entries:
         with archive.open(entry) as content:
             while content.read(_CHUNK):
@@ -64,7 +74,7 @@ def _read_all(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _lies_raw(file: BinaryIO, entry: zipfile.ZipInfo) -> bool:
-    """Whether the bytes of an entry in the file are its content, and can be used in place."""
+    """Return whether the bytes of an entry are its content and can be used in place."""
     if entry.compress_type != zipfile.ZIP_STORED:
         return False
     file.seek(entry.header_offset)
