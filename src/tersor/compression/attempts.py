@@ -224,7 +224,7 @@ def in_threads(
     for item in items:
         if alone(item) or threads == 1:
             result = work(item)
-            _native.release_memory()  # the allocator would keep what large items took
+            _native.release_memory()  # the allocator would keep the memory of large items
             yield item, result
     if threads == 1:
         return
