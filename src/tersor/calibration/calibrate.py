@@ -1,8 +1,8 @@
-"""Second moments of the inputs of a model's weights, seen while the model runs.
+"""Measure the second moments of the inputs of a model's weights while the model runs.
 
-A layer computes ``W x``, and an error ``E`` of its weights costs ``E[|E x|²] = tr(E H Eᵀ)`` in what
-it computes, where ``H = E[x xᵀ]``. Here the ``H`` of all layers are measured in one pass over a few
-batches. Inputs are used up as they come: what is kept is a matrix for each weight.
+A layer computes ``W x``. An error ``E`` of its weights causes a mean squared error ``E[|E x|²] =
+tr(E H Eᵀ)`` of its output, where ``H = E[x xᵀ]``. The matrices ``H`` of all layers are measured in
+one pass over a few batches. Inputs are not stored: only one matrix is kept for each weight.
 """
 
 from __future__ import annotations
@@ -30,31 +30,32 @@ from tersor.progress import shown
 from tersor.storage.classify import reason_to_keep
 
 _MOST_INPUTS = 4096
-"""Longest row whose second moments are kept: they take 64 MB then."""
+"""Longest row whose second moments are kept. At this length they take 64 MB."""
 
 _MOST_GROUPED = 2**22
-"""Elements up to which the groups of a convolution have moments of their own."""
+"""Most elements of moments that are kept for each group of a convolution separately."""
 
 _DAMPING = 0.01
-"""Ridge as a share of the mean diagonal; that of GPTQ."""
+"""Ridge as a share of the mean diagonal, as in GPTQ."""
 
 _SAMPLING = 2.0
-"""Ridge, as a share of the mean diagonal, per input for each input vector; 1 at most.
+"""Additional ridge: this times the number of inputs over the number of input vectors, at most 1, as
+a share of the mean diagonal.
 
-The fewer vectors, the less what they never showed can be told from what never comes. Of MiniLM's
-layers, with 1,024 and with 4,096 sentences, the error of others is least about there.
+With few vectors, an input that did not occur in them may still occur later. For the layers of
+MiniLM, with 1,024 and with 4,096 sentences, the error on other sentences is least near this value.
 """
 
 _TRIED = 4
-"""Batches with which the importance of weights is measured."""
+"""Number of batches with which the importance of weights is measured."""
 
 _MEASURING = 0.2
-"""Share of the time that moments take, about."""
+"""Approximate share of the time that the measurement of moments takes."""
 
 _OUTPUT = "it is given what the model returns and the batch, and must return tensors"
 
 _SMALLEST = 1e-36
-"""Mean squares below this are taken for zero: their ridge would not be a normal number."""
+"""Mean squares below this count as zero, because their ridge would not be a normal number."""
 
 _NOT_CALLED = "no input reached it: its module was not called"
 
@@ -63,25 +64,31 @@ _UNUSED = "the output does not depend on it"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Second moments of the inputs of weights.
+    """Second moments of the inputs of weights, and the importance of weights.
 
     Parameters
     ----------
     moments
         Means of ``x xᵀ`` by the weight's name in ``state_dict``, float32, on the CPU: (m, m), where
-        m is the length of a flattened row of the weight, whose order of elements they have. Of a
-        grouped convolution (groups, m, m), unless that is large: then their mean, (m, m). A weight
-        that several modules share has one entry, of all their inputs, under its first name.
+        m is the length of a flattened row of the weight. They have the order of elements of this
+        row. Those of a grouped convolution are (groups, m, m), or, if that is large, their mean,
+        (m, m). A weight that several modules share has one entry for all their inputs, under its
+        first name.
     samples
         Sum of the sizes of the batches.
     rows
-        Number of the input vectors that each mean is of; in a convolution, one for each position.
+        Number of the input vectors of each mean, by the same names. A convolution has one vector
+        for each position.
     skipped
-        Weights that will be factored but have no moments, and why.
+        Reason, by name, why a weight that will be factored has no moments.
     importance
-        Relative squared error of the model's output for a squared error of 1 of a weight, in the
-        sense of `metric` where that is known, else of its elements; by the same names. Bytes go
-        where they avoid most of it. Weights without one count as a typical one.
+        Relative squared error of the model's output per squared error of a weight, by the same
+        names. The squared error is that of `metric` if the moments are known, else that of the
+        elements. Bytes go to the weights where they avoid most of this error. Weights without an
+        importance count as typical ones.
+    unseen
+        Reason, by name, why the batches say nothing about a weight, or why the output does not
+        depend on it.
     """
 
     moments: Mapping[str, Tensor]
@@ -92,9 +99,10 @@ class Calibration:
     unseen: Mapping[str, str] = field(default_factory=dict)
 
     def metric(self, name: str) -> Tensor | None:
-        """Matrix (m, m) by which errors of a weight are measured; None if that is the identity.
+        """Return the matrix (m, m) that weighs errors of a weight, or None for the identity.
 
-        Its regularized moments, of groups their mean, with a mean of 1 on the diagonal.
+        The matrix is the regularized moments, for groups their mean, scaled to a mean of 1 on the
+        diagonal. It is the identity for a weight without moments.
         """
         if name not in self.moments:
             return None
@@ -103,12 +111,12 @@ class Calibration:
         return matrix / matrix.diagonal().mean()
 
     def regularized(self, name: str) -> Tensor:
-        """Second moments plus a ridge: positive definite, of the same shape.
+        """Return the second moments plus a ridge: positive definite, of the same shape.
 
-        The ridge is 1 % of the mean diagonal, as in GPTQ, and more the fewer input vectors were
-        seen: another 100 % of it for twice as many vectors as inputs, or fewer. Inputs that were
-        always zero count by the ridge alone, and if all were, the result is a multiple of the
-        identity.
+        The ridge is 1 % of the mean diagonal, as in GPTQ, plus a share that grows as the number of
+        input vectors falls. This share is 100 % if there are at most twice as many vectors as
+        inputs. Inputs that were always zero have the ridge only. If all inputs were zero, the
+        result is a multiple of the identity.
 
         References
         ----------
@@ -119,9 +127,9 @@ class Calibration:
 
 
 def ridge(moments: Tensor, rows: int) -> Tensor:
-    """What `Calibration.regularized` adds to moments (..., m, m) of so many input vectors."""
+    """Return the ridge that `Calibration.regularized` adds to moments of ``rows`` input vectors."""
     diagonal = moments.diagonal(dim1=-2, dim2=-1)
-    # A silent group gets the ridge of the others: it may be silent in these samples only.
+    # A group without inputs gets the ridge of the others, because other samples may have inputs.
     overall = float(diagonal.mean())
     mean = diagonal.mean(-1).clamp_min(overall if overall > _SMALLEST else 1.0)
     share = _DAMPING + min(1.0, _SAMPLING * moments.shape[-1] / rows)
@@ -135,7 +143,7 @@ def calibrate(
     samples: int | None = None,
     output: Callable[[Any, Any], Any] | None = None,
 ) -> Calibration:
-    """Measure which weights of a model matter, and which of their inputs.
+    """Measure which weights of a model, and which of their inputs, matter to its output.
 
     Inputs are measured, by their second moments, of Linear, Conv1d, Conv2d and Conv3d modules whose
     weights `tersor.compress` would factor, except for rows longer than 4096. Embeddings are not
@@ -143,42 +151,45 @@ def calibrate(
     of its rows. Vectors of padding tokens count like others: batches of texts of about one length
     are better.
 
-    The importance of each weight is measured by trying: noise is added to it, and the output of the
-    model compared with what it was, on four of the batches, chosen at random: let them be small.
+    The importance of each weight is measured by adding noise to the weight and comparing the output
+    of the model with the original output. This takes four of the batches, chosen at random, so that
+    small batches save time.
 
     Parameters
     ----------
     model
-        Run in evaluation mode without gradients, on its device; unchanged.
+        Model to measure. It runs in evaluation mode without gradients, on its device, and is not
+        changed.
     loader
-        Yields batches: a tensor, which the model is called with; a tuple or list, of which as many
-        items are passed as ``forward`` takes, nested or not, so that of (images, labels) the images
-        are; or a mapping, alone or as the first item, a dataclass or a named tuple, which is passed
-        by name, without ``labels``. Encoder-decoder models get ``labels`` for the inputs of their
-        decoder if there are no others. Give a dict where the last item could be labels as well
-        as an argument: integers are refused then.
+        Yields batches. A tensor is the model's argument. Of a tuple or list, as many items are
+        passed as ``forward`` takes, nested or not, so that only the images of (images, labels) are
+        passed. A mapping, alone or as the first item, a dataclass or a named tuple is passed by
+        name, without ``labels``. Encoder-decoder models get ``labels`` if they have no other inputs
+        of their decoder. Give dicts if the last item could be either labels or an argument, since
+        integers are refused in this case.
     samples
-        Stop after the batch that makes it this many; by default at the end of the loader.
+        Number of samples after which to stop, at the end of a batch. The default is to stop at the
+        end of the loader.
     output
-        Given what the model returns and the batch: what of it matters, a tensor or several. By
-        default all floating-point tensors count alike.
+        Function of the model's return value and the batch, which returns the tensor or tensors that
+        matter. By default all floating-point tensors in the return value count alike.
 
     Returns
     -------
     Calibration
-        Moments, and what has none; importance.
+        Moments, importance, and the names of weights without them.
 
     Raises
     ------
     InputError
-        If there are no batches, the model cannot be called with them, the last item of a batch may
-        be labels or an argument, or activations are NaN or infinite.
+        If there are no batches, if the model cannot be called with them, if the last item of a
+        batch may be either labels or an argument, or if activations are NaN or infinite.
 
     Warns
     -----
     UserWarning
-        If weights saw fewer input vectors than they have inputs: more samples would help. If the
-        batches say nothing about some weights; their names are in ``unseen``.
+        If weights saw fewer input vectors than they have inputs, so that more samples would help.
+        If the batches say nothing about some weights, whose names are in ``unseen``.
 
     Examples
     --------
@@ -226,7 +237,7 @@ def calibrate(
 
 
 def _sample(kept: list[Any], batch: Any, number: int, chance: random.Random) -> None:
-    """Keep some of the batches so far, each as probably as any other (Vitter's algorithm R)."""
+    """Keep some of the batches so far, each with equal probability (Vitter's algorithm R)."""
     if len(kept) < _TRIED:
         kept.append(batch)
     elif (place := chance.randrange(number)) < _TRIED:
@@ -236,7 +247,7 @@ def _sample(kept: list[Any], batch: Any, number: int, chance: random.Random) -> 
 def _calls(
     batches: Sequence[Any], output: Callable[[Any, Any], Any] | None
 ) -> list[Callable[[nn.Module], Any]]:
-    """Calls of a model with each batch, which return what matters."""
+    """Return one function per batch, which calls a model with it and returns what matters."""
 
     def called(model: nn.Module, batch: Any, number: int) -> Any:
         returned, _ = call(model, batch, number)
@@ -270,7 +281,7 @@ def _warn_of_few(moments: Mapping[str, Moment]) -> None:
 
 
 def _unseen(found: Calibration, idle: Iterable[str], *, all_tried: bool) -> dict[str, str]:
-    """Weights that the batches say nothing about, and those without effect, and why."""
+    """Return the reason, by name, for weights without information or without effect."""
     reasons = {name: why for name, why in found.skipped.items() if why == _NOT_CALLED}
     for name, moments in found.moments.items():
         if float(moments.diagonal(dim1=-2, dim2=-1).max()) <= _SMALLEST:
@@ -280,7 +291,7 @@ def _unseen(found: Calibration, idle: Iterable[str], *, all_tried: bool) -> dict
     for name in idle:
         seen = all_tried and name in found.moments
         reasons.setdefault(name, _UNUSED if seen else "noise in it does not change the output")
-    return {name: reasons[name] for name in idle}  # others are read by a module above theirs
+    return {name: reasons[name] for name in idle}  # a parent module reads the others
 
 
 def _warn_of_unseen(unseen: Mapping[str, str]) -> None:
@@ -314,7 +325,7 @@ def _checked(name: str, mean: Tensor) -> Tensor:
 def _prepare(
     model: nn.Module,
 ) -> tuple[dict[str, Moment], dict[nn.Module, Look], dict[str, str]]:
-    """Empty moments by name, how modules fill them, and weights that have none, with the reason."""
+    """Return empty moments by name, functions that fill them, and the weights without, and why."""
     moments: dict[str, Moment] = {}
     looks: dict[nn.Module, Look] = {}
     skipped: dict[str, str] = {}
@@ -331,7 +342,7 @@ def _prepare(
 
 
 def _factored_weights(model: nn.Module) -> dict[str, list[Site]]:
-    """All uses of each weight that compression would factor, by the first of its names."""
+    """Return all uses of each weight that compression would factor, by the weight's first name."""
     uses: dict[Weight, dict[str, Site]] = {}
     for name, site in find_sites(model).items():
         uses.setdefault(site.weight, {})[name] = site
@@ -373,7 +384,7 @@ def _look(name: str, moment: Moment, layer: Layer, x: Tensor) -> None:
 
 
 def _share_done(seen: int, samples: int | None, batches: int, loader: Iterable[Any]) -> float:
-    """As far as the end is known."""
+    """Return the share of the samples or batches that is done, or 0 if the end is unknown."""
     if samples is not None:
         return min(1.0, seen / samples)
     return batches / len(loader) if isinstance(loader, Sized) and len(loader) else 0.0

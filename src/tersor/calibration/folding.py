@@ -1,4 +1,4 @@
-"""Fold normalisation statistics into the parameters beside them: fewer numbers to store."""
+"""Fold normalisation statistics into the parameters beside them, so that fewer are stored."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from tersor.calibration.samples import call_whole, logits
 from tersor.errors import InputError, explained
 
 _CLOSE = 1e-3
-"""Largest difference of the outputs, in units of their largest magnitude, that is rounding."""
+"""Largest difference of the outputs that counts as rounding, relative to their maximum."""
 
 
 @torch.no_grad()
 def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
-    """Let batch normalisation have a mean of 0 and a variance of 1, and compute the same.
+    """Set batch normalisation statistics to mean 0 and variance 1 without a change of the outputs.
 
-    Its weight and bias take over what the running statistics did, and the bias of the layer before
-    it, which becomes 0: of five numbers for each channel two are left. That is a tenth and more of
-    a small file. For inference, and for training that keeps the statistics, as
-    `tersor.finetune` then does: with those of batches the folded weights would mean something else.
+    The weight and the bias of each normalisation layer take over the effect of its running
+    statistics and of the bias of the layer before it, which becomes 0. Of five numbers per channel
+    two remain, which saves a tenth or more of a small file. The folded model suits inference, and
+    training that keeps the running statistics, as `tersor.finetune` then does. Training that uses
+    the statistics of its batches would change the meaning of the folded weights.
 
     Parameters
     ----------
     model
-        Model, dense or with factors, in place. Layers without weight and bias stay as they are.
-        Biases that became 0 are frozen.
+        Model, dense or with factors, which is changed in place. Normalisation layers without weight
+        and bias are left unchanged. Biases that became 0 are frozen.
     *inputs
-        What the model is called with, or one dict of it by name, to see which layers follow one
-        another, and to check that it computes the same.
+        Positional arguments of the model, or one dict of its arguments by name. The model is called
+        with them to find which layers follow one another, and to check that its outputs stay the
+        same.
 
     Returns
     -------
@@ -43,8 +45,8 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
     Raises
     ------
     InputError
-        If the model cannot be called with the inputs, or would compute something else, as where a
-        bias has another use besides; the model is then unchanged.
+        If the model cannot be called with the inputs, or if its outputs would change, for example
+        because a bias has a second use. The model is then unchanged.
 
     Examples
     --------
@@ -74,13 +76,13 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
 
 
 def is_folded(model: nn.Module) -> bool:
-    """Whether a model has batch normalisation, all with a mean of 0 and a variance of 1."""
+    """Return whether the model has batch normalisation, and all of it has mean 0 and variance 1."""
     layers = normalizations(model).values()
     return bool(layers) and all(statistics_folded(layer) for layer in layers)
 
 
 def fold(layer: _BatchNorm, source: nn.Module | None) -> None:
-    """Fold one layer, and the bias of the one whose output it gets, if it has one."""
+    """Fold one normalisation layer and the bias of its source, the layer before it, if any."""
     assert layer.running_mean is not None and layer.running_var is not None
     weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
     factor = (layer.running_var + layer.eps).rsqrt()
@@ -97,12 +99,12 @@ def fold(layer: _BatchNorm, source: nn.Module | None) -> None:
 def _sources(
     model: nn.Module, layers: list[_BatchNorm], inputs: tuple[Any, ...]
 ) -> tuple[Tensor, dict[_BatchNorm, nn.Module]]:
-    """Output of the model, and modules with a bias whose outputs these layers get."""
+    """Return the model's output, and the module with a bias that feeds each of these layers."""
     made: dict[int, tuple[nn.Module, Tensor]] = {}
     found: dict[_BatchNorm, nn.Module] = {}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
-        made[id(output)] = (module, output)  # which keeps it, so that its number stays its own
+        made[id(output)] = (module, output)  # a kept output's id is not given to another tensor
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         maker = made.get(id(args[0]))

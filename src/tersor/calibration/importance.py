@@ -1,4 +1,4 @@
-"""How much the output of a model suffers from an error of one of its weights, by trying."""
+"""Measure how much the output of a model changes when noise is added to one of its weights."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from tersor.progress import Progress
 from tersor.tiling import as_float32
 
 NOISE = 0.05
-"""Energy of the noise that a layer's output gets, as a share of the output's: 13 dB."""
+"""Energy of the noise in a layer's output, as a share of the output's energy: 13 dB."""
 
 _LEAST = 1e-9
-"""Smallest importance, as a share of the largest: what has none still gets a step."""
+"""Smallest importance, as a share of the largest: a weight without effect still gets a step."""
 
 _ROUNDING = 16.0
-"""Multiple of the error by rounding alone up to which an error is no effect."""
+"""Errors up to this multiple of the error that rounding alone causes count as no effect."""
 
 _NOTHING = 1e-6
-"""Errors above this are not rounding."""
+"""Errors above this limit are never taken for rounding."""
 
 
 def importances(
@@ -45,32 +45,33 @@ def importances(
     calls: Sequence[Call],
     progress: Progress,
 ) -> tuple[dict[str, float], list[str]]:
-    """Relative squared error of the output for a squared error of 1 of each weight.
+    """Return the relative squared error of the output per squared error of each weight.
 
-    Each weight gets noise, all others being as they are; normalisation is matched, as it will be
-    after compression. So a layer whose errors later layers damp, or normalisation takes away,
-    counts less than one whose errors reach the output.
+    Noise is added to one weight at a time, while all others are unchanged. Normalisation is
+    matched, as it will be after compression. A layer therefore counts less if later layers damp
+    its errors, or if normalisation removes them.
 
     Parameters
     ----------
     model
-        The dense model; as before at the end.
+        The dense model. Its values are restored at the end.
     weights
-        By name.
+        The weights to measure, by name.
     metric
-        Given a name: matrix H, (m, m), by which the squared error ``tr(E H Eᵀ)`` of rows E is
-        measured; None for the identity.
+        Function of a weight's name. It returns the matrix H, (m, m), by which the squared error
+        ``tr(E H Eᵀ)`` of rows E is measured, or None for the identity.
     calls
-        Each calls a model with a batch, and returns tensors, in containers or not.
+        Functions that call a model with one batch each and return tensors, nested or not.
     progress
-        Called as the work goes on.
+        Called with a message and the share of the work that is done.
 
     Returns
     -------
     dict
-        Positive numbers by name; none, with a warning, if the calls return no tensors.
+        Positive importance by name. If the calls return no tensors, it is empty and a warning is
+        given.
     list
-        Names of weights that the outputs do not depend on.
+        Names of the weights that the outputs do not depend on.
     """
     before = input_moments(model, calls)
     with observing(model, {}):
@@ -82,7 +83,7 @@ def importances(
             stacklevel=4,
         )
         return {}, []
-    # Matched normalisation computes the same in another way: its rounding is no effect.
+    # Matched normalisation gives the same outputs with other rounding, which is no effect of noise.
     with _restored(model):
         rounding = mean_share(_matched_outputs(model, before, calls), wanted) if before else 0.0
     found, idle = dict[str, float](), list[str]()
@@ -103,7 +104,7 @@ def _matched_outputs(
     wanted: Mapping[str, Moments],
     calls: Sequence[Call],
 ) -> list[Tensor]:
-    """Outputs of all calls, in which normalisation is matched as they go."""
+    """Match normalisation while the model runs, and return the outputs of all calls."""
     found: dict[int, list[Tensor]] = {}
 
     def recorded(number: int, call: Call) -> Call:
@@ -118,12 +119,12 @@ def _matched_outputs(
 
 
 def _noise(name: str, weight: Tensor, metric: Tensor | None) -> tuple[Tensor, float]:
-    """Noise like the solver's error of a weight, the same in each run, and its squared error."""
+    """Return reproducible noise that resembles the solver's error, and its squared error."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     noise = torch.randn(weight.shape, generator=generator)
     if metric is not None:
-        # What the calibrated solver leaves is small where inputs are strong, and below the weights
-        # where these are weak: as in reverse water-filling, but smooth.
+        # The error of the calibrated solver is small where inputs are strong. Where inputs are
+        # weak, it stays below the weights. This is a smooth form of reverse water-filling.
         factor = torch.linalg.cholesky(metric / NOISE + torch.eye(len(metric)))
         rows = noise.reshape(len(noise), -1)
         noise = torch.linalg.solve_triangular(factor, rows, upper=False, left=False)
@@ -135,7 +136,7 @@ def _noise(name: str, weight: Tensor, metric: Tensor | None) -> tuple[Tensor, fl
 
 @contextmanager
 def _changed(model: nn.Module, weight: nn.Parameter, noise: Tensor) -> Iterator[None]:
-    """The weight with noise; it and normalisation are as before at the end."""
+    """Add noise to the weight, then restore the weight and normalisation on exit."""
     data = weight.data
     weight.data = data + noise.to(data.dtype)
     try:
@@ -147,7 +148,7 @@ def _changed(model: nn.Module, weight: nn.Parameter, noise: Tensor) -> Iterator[
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Statistics and parameters of normalisation are as before at the end."""
+    """Restore the statistics and parameters of normalisation on exit."""
     layers = normalizations(model).values()
     held = [t for m in layers for t in (m.running_mean, m.running_var, m.weight, m.bias)]
     matched = [(tensor, tensor.clone()) for tensor in held if tensor is not None]

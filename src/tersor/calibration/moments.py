@@ -14,10 +14,10 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """Modules whose output is their weight, as a matrix, times vectors that can be observed."""
 
 _MOST_ROWS = 2**18
-"""Vectors that moments in two models are taken over, about."""
+"""Approximate largest number of vectors over which moments in two models are taken."""
 
 _BLOCK = 2**22
-"""Elements of input vectors that are copied and multiplied at once: 16 MB."""
+"""Largest number of elements that are copied and multiplied at once: 16 MB."""
 
 
 class Moment:
@@ -26,9 +26,9 @@ class Moment:
     Parameters
     ----------
     groups
-        Groups of channels that have sums of their own.
+        Number of groups of channels, each of which has its own sum.
     inputs
-        Elements of a vector.
+        Number of elements of a vector.
     """
 
     def __init__(self, groups: int, inputs: int) -> None:
@@ -40,14 +40,14 @@ class Moment:
         if self._total is None:
             self._total = torch.zeros(self.groups, self.inputs, self.inputs, device=x.device)
         vectors, positions = input_vectors(layer, x)
-        with torch.autocast(x.device.type, enabled=False):  # the caller's would sum in 16 bits
+        with torch.autocast(x.device.type, enabled=False):  # a caller's autocast sums in 16 bits
             for block in _blocks(vectors, positions):
                 rows = block.reshape(self.groups, -1, self.inputs).to(torch.float32)
                 self._total.baddbmm_(rows.mT, rows)
                 self.rows += rows.shape[1]
 
     def mean(self) -> Tensor:
-        """The second moments on the CPU, (groups, inputs, inputs), or a matrix for one group."""
+        """Return the mean on the CPU: (groups, inputs, inputs), or a matrix for one group."""
         assert self._total is not None
         mean = (self._total / self.rows).cpu()
         return mean[0] if self.groups == 1 else mean
@@ -55,7 +55,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Joint:
-    """Moments of what a layer gets in two models, y in the one where it gets x in the other.
+    """Moments of the inputs of a layer in two models: x in one model, y in the other.
 
     Parameters
     ----------
@@ -70,14 +70,14 @@ class Joint:
     rows: int
 
     def __add__(self, other: Joint) -> Joint:
-        """Moments over the vectors of both."""
+        """Return the moments over the vectors of both."""
         rows = self.rows + other.rows
         a, b = self.rows / rows, other.rows / rows
         return Joint(a * self.own + b * other.own, a * self.crossed + b * other.crossed, rows)
 
 
 def mean_vector(layer: Layer, batches: Sequence[Tensor]) -> Tensor:
-    """Mean of the vectors that a weight is multiplied by, (groups, m), on the CPU."""
+    """Return the mean of the vectors that a weight is multiplied by, (groups, m), on the CPU."""
     total, rows = torch.zeros((), dtype=torch.float64), 0
     for x in batches:
         for block in _blocks(*_thinned(*input_vectors(layer, x), _MOST_ROWS // len(batches))):
@@ -93,16 +93,21 @@ def joint_moments(
     second: Sequence[Tensor],
     shifts: tuple[Tensor, Tensor] | None = None,
 ) -> Joint:
-    """Moments over the vectors that a weight is multiplied by.
+    """Return the moments over the vectors that a weight is multiplied by in two models.
 
     Parameters
     ----------
     layer
-        Whose weight that is.
+        Layer that holds the weight.
     first, second
-        Inputs of the layer in two models: as many in both, of the same shapes.
+        Inputs of the layer in the two models: the same number in both, of the same shapes.
     shifts
-        What is taken from the vectors of either model before, (groups, m).
+        Vectors that are first subtracted from those of either model, (groups, m); by default none.
+
+    Returns
+    -------
+    Joint
+        Means of ``x xᵀ`` and ``y xᵀ``, with x from ``first`` and y from ``second``.
     """
     inputs, groups = layer.weight[0].numel(), getattr(layer, "groups", 1)
     own = torch.zeros(groups, inputs, inputs, device=first[0].device)
@@ -121,7 +126,7 @@ def joint_moments(
 def _paired_blocks(
     layer: Layer, first: Sequence[Tensor], second: Sequence[Tensor]
 ) -> Iterator[list[Tensor]]:
-    """Vectors of two inputs, (groups, rows, m) each."""
+    """Yield blocks of the vectors of two inputs, (groups, rows, m) each."""
     most = _MOST_ROWS // len(first)
     for x, y in zip(first, second, strict=True):
         a, positions = _thinned(*input_vectors(layer, x), most)
@@ -131,7 +136,7 @@ def _paired_blocks(
 
 
 def energy(weight: Tensor, moments: Tensor | None) -> float:
-    """Sum of squares of a weight or, with second moments H of its inputs, of its outputs."""
+    """Return the sum of squares of a weight, or ``tr(W H Wᵀ)`` with second moments H."""
     if moments is None:
         return float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
     rows = weight.reshape(len(weight), -1)
@@ -161,9 +166,10 @@ def input_vectors(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
 
 
 def _thinned(vectors: Tensor, positions: int, most: int) -> tuple[Tensor, int]:
-    """Every other vector along the longest axis, until there are not many more than ``most``.
+    """Drop every other vector along the longest axis until about ``most`` vectors remain.
 
-    The first axis of positions, the samples, stays whole; neighbours in an image are much alike.
+    The first axis of positions, the samples, stays whole, because neighbours in an image are
+    similar, while samples are not.
     """
     while math.prod(vectors.shape[1 : 1 + positions]) > most and positions > 1:
         longest = max(range(2, positions + 1), key=lambda axis: vectors.shape[axis])
@@ -181,7 +187,7 @@ def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
 
 
 def _blocks(vectors: Tensor, positions: int) -> Iterator[Tensor]:
-    """Parts of at most a moderate size, by halving axes of positions."""
+    """Yield parts of at most `_BLOCK` elements, which come from halving axes of positions."""
     longest = max(range(1, positions + 1), key=lambda axis: vectors.shape[axis])
     if vectors.numel() <= _BLOCK or vectors.shape[longest] < 2:
         yield vectors

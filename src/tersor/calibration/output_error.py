@@ -1,7 +1,7 @@
-"""How far the outputs of a model are from those of the dense one, on batches held out for that.
+"""Measure how far the outputs of a model are from those of the dense model, on held-out batches.
 
-Calibration and reconstruction fit a model to their batches: what it is worth shows on others.
-`held_out` leaves about an eighth of the samples to `output_error`, always the same ones.
+Calibration and reconstruction fit a model to their batches, so that its quality must be measured on
+other batches. `held_out` always sets the same samples aside for `output_error`, about an eighth.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from tersor.errors import InputError
 from tersor.nn.observe import observing
 
 _EVERY = 8
-"""One of so many batches, or samples, is held out."""
+"""One of this many batches, or samples, is held out."""
 
 
 def output_error(model: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> float:
-    """Squared error of a model's outputs, as a share of their energy in the dense model.
+    """Return the squared error of a model's outputs as a share of the dense outputs' energy.
 
-    Its square root is how much they differ: 0.001 is 3.2 %.
+    The square root of this share is the relative difference of the outputs: 0.001 means 3.2 %.
 
     Parameters
     ----------
     model, dense
-        Models that take the same batches, run in evaluation mode; unchanged.
+        Models that take the same batches. They run in evaluation mode and are not changed.
     batches
-        As in `tersor.calibrate`; best those that were held out from it.
+        Batches as in `tersor.calibrate`, preferably those that were held out from calibration.
 
     Returns
     -------
     float
-        Mean over all floating-point tensors in what the models return, each of which counts alike.
+        Mean over all floating-point tensors that the models return. Each tensor has equal weight
+        within its batch, and each batch has equal weight.
 
     Raises
     ------
     InputError
-        If there are no batches, the models cannot be called with them, or they return no
-        floating-point tensors, or such of different shapes.
+        If there are no batches, if the models cannot be called with them, if they return no
+        floating-point tensors, or if the shapes of their outputs differ.
 
     Examples
     --------
@@ -70,19 +71,20 @@ def output_error(model: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> 
 
 
 def held_out(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Batches to calibrate with, and others to measure the error of the output with.
+    """Split batches into those for calibration and those for measuring the error of the output.
 
     Parameters
     ----------
     batches
-        As in `tersor.calibrate`.
+        Batches as in `tersor.calibrate`.
 
     Returns
     -------
     list, list
-        The second has every eighth batch. Of fewer than eight it has the last samples of the last
-        one, an eighth of all; if its tensors are not of one length, that batch, or nothing if it is
-        the only one.
+        Batches for calibration, and held-out batches. Every eighth batch is held out. If there are
+        fewer than eight, the last samples of the last batch are held out, about an eighth of all
+        samples. If the last batch cannot be split, because its tensors differ in length or hold one
+        sample only, the whole batch is held out, unless it is the only one.
     """
     used, held = list(batches), list(batches[_EVERY - 1 :: _EVERY])
     if held:
@@ -101,31 +103,34 @@ def held_out(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _part(batch: Any, part: slice) -> Any:
-    """Some of the samples of a batch."""
+    """Return a slice of the samples of a batch."""
     return mapped(lambda value: value[part] if value.ndim else value, batch)
 
 
 def outputs_in(value: Any) -> Iterator[Tensor]:
-    """Floating-point tensors in what a model returns, but for a loss, which labels decide."""
+    """Yield the floating-point tensors in a model's return value, except ``loss``.
+
+    A loss depends on labels, not only on the model.
+    """
     if isinstance(value, Mapping):
         value = [item for name, item in value.items() if name != "loss"]
     return (tensor for tensor in tensors_in(value) if tensor.is_floating_point())
 
 
 def share(found: Tensor, wanted: Tensor) -> float:
-    """Squared error of an output, as a share of its energy; 1 if that is no number.
+    """Return the squared error of an output as a share of its energy, or 1 if it is not finite.
 
-    Elements that are equal, infinite ones too, have no error, and infinite ones no energy.
+    Equal elements have no error, even if they are infinite. Infinite elements have no energy.
     """
     finite = torch.where(wanted.isinf(), 0, wanted)
     energy = float(torch.linalg.vector_norm(finite, dtype=torch.float64))
     difference = torch.where(found == wanted, 0, found - wanted)
     error = float(torch.linalg.vector_norm(difference, dtype=torch.float64))
     value = (error / energy) ** 2 if energy else float(error > 0)
-    return value if math.isfinite(value) else 1.0  # as if nothing were left of the output
+    return value if math.isfinite(value) else 1.0  # as for an output of zeros
 
 
 def mean_share(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Mean of `share` over outputs."""
+    """Return the mean of `share` over outputs."""
     shares = [share(a, b) for a, b in zip(found, wanted, strict=True)]
     return sum(shares) / len(shares)

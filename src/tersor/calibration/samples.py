@@ -1,8 +1,11 @@
-"""Batches of samples that a model is called with, as loaders give them.
+"""Call a model with the batches of samples that a loader yields.
 
-A batch is a tensor, the first argument of the model's ``forward``; a tuple or list of positional
-arguments, of which ``forward`` gets as many as it takes, so that labels after them are left out; or
-a mapping, a dataclass or a named tuple of arguments by name, without ``labels``.
+A batch is one of these:
+
+- a tensor, the first argument of the model's ``forward``;
+- a tuple or list of positional arguments, of which ``forward`` gets as many as it takes, so that
+  labels after them are left out;
+- a mapping, a dataclass or a named tuple of arguments by name, without ``labels``.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch.nn.utils.rnn import PackedSequence
 from tersor.errors import InputError, explained
 
 NEEDED = "batches that the model can be called with are needed: tensors, tuples or dicts"
-"""Of a loader."""
+"""Requirement of a loader, for error messages."""
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -31,13 +34,34 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
-    """Batches of a loader, whose errors are explained."""
+    """Yield the batches of a loader, and explain the errors that it raises."""
     with explained("the loader", NEEDED):
         yield from loader
 
 
 def call(model: nn.Module, batch: Any, number: int) -> tuple[Any, int]:
-    """Call the model with a batch; what it returns, and the number of samples."""
+    """Call the model with a batch, and return its output and the number of samples.
+
+    Parameters
+    ----------
+    model
+        The model. The batch is moved to its device.
+    batch
+        A batch as the module describes it.
+    number
+        Number of the batch in the loader, from 1, for error messages.
+
+    Returns
+    -------
+    tuple
+        Output of the model, and length of the first tensor among its arguments (1 if there is
+        none, or if it has no axes).
+
+    Raises
+    ------
+    InputError
+        If the batch does not suit the model, or the model raises an error.
+    """
     args, kwargs = moved(arguments(model, batch), model)
     with explained(f"the model, called with batch {number} of the loader,", NEEDED):
         output = model(*args, **kwargs)
@@ -46,18 +70,28 @@ def call(model: nn.Module, batch: Any, number: int) -> tuple[Any, int]:
 
 
 def call_whole(model: nn.Module, inputs: Any) -> Any:
-    """What the model returns for inputs that hold no labels: all of them are passed."""
+    """Call the model with all inputs, which hold no labels, and return its output."""
     args, kwargs = moved(arguments(model, inputs, labelled=False), model)
     return model(*args, **kwargs)
 
 
 def calls_of(loader: Iterable[Any]) -> list[Callable[[nn.Module], Any]]:
-    """A function for each batch, which calls a model with it.
+    """Return one function per batch, which calls a model with this batch.
+
+    Parameters
+    ----------
+    loader
+        Yields batches. All of them are held in memory.
+
+    Returns
+    -------
+    list of callable
+        Functions that return the result of `call`, output and number of samples.
 
     Raises
     ------
     InputError
-        If there are none.
+        If there are no batches, or the loader is a tensor or raises an error.
     """
     check_loader(loader)
     batches = enumerate(batches_of(loader), start=1)
@@ -70,33 +104,39 @@ def calls_of(loader: Iterable[Any]) -> list[Callable[[nn.Module], Any]]:
 
 
 def check_loader(loader: Iterable[Any]) -> None:
-    """Refuse a tensor, which could be iterated over, but in single samples."""
+    """Raise an error if the loader is a tensor, since iteration would yield single samples."""
     if isinstance(loader, Tensor):
         raise InputError("the loader is a tensor; give a list of batches, such as [tensor]")
 
 
 def arguments(model: nn.Module, batch: Any, *, labelled: bool = True) -> Arguments:
-    """Arguments that a model is called with for a batch.
+    """Return the arguments that a model is called with for a batch.
 
     Parameters
     ----------
     model
-        Its ``forward`` says what it takes.
+        Model whose ``forward`` has the signature to match.
     batch
-        See the module. ``labels`` are passed all the same if ``forward`` cannot do without, or
-        makes the inputs of its decoder of them.
+        A batch as the module describes it. ``labels`` are passed nevertheless if ``forward``
+        requires them, or if it derives the inputs of its decoder from them.
     labelled
-        Whether there may be labels in it. If not, all of it is passed.
+        Whether the batch may contain labels. If not, all of it is passed.
+
+    Returns
+    -------
+    tuple
+        Positional arguments (tuple) and keyword arguments (dict).
 
     Raises
     ------
     InputError
-        If it is no batch, or may end with labels that ``forward`` would take for an argument.
+        If the value is not a batch, or may end with labels that ``forward`` would accept as an
+        argument.
 
     Warns
     -----
     UserWarning
-        If it ends with a tensor that is taken for an argument, and could be a target.
+        If the batch ends with a tensor that is passed as an argument but could be a target.
     """
     parameters = _parameters(model)
     if isinstance(batch, Tensor | PackedSequence):
@@ -114,7 +154,7 @@ def arguments(model: nn.Module, batch: Any, *, labelled: bool = True) -> Argumen
 
 
 def named(batch: Any, model: nn.Module) -> Mapping[str, Any] | None:
-    """What a batch says by name; None if its items have no names, or others than arguments."""
+    """Return the items of a batch by name, or None if they have no names of arguments."""
     if isinstance(batch, Mapping):
         return batch
     if _is_record(batch):
@@ -125,22 +165,22 @@ def named(batch: Any, model: nn.Module) -> Mapping[str, Any] | None:
 
 
 def is_several(batch: Any) -> bool:
-    """Whether a batch is a sequence of items."""
+    """Return whether a batch is a sequence of items."""
     return isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence)
 
 
 def fewest(model: nn.Module) -> int:
-    """Positional arguments that ``forward`` cannot do without, at least 1."""
+    """Return the number of positional arguments that ``forward`` requires, at least 1."""
     return max(1, _required(_parameters(model)))
 
 
 def could_take(model: nn.Module, count: int) -> bool:
-    """Whether ``forward`` would take so many positional arguments."""
+    """Return whether ``forward`` accepts ``count`` positional arguments."""
     return count <= _most(_parameters(model), count)
 
 
 def moved(values: Arguments, model: nn.Module) -> Arguments:
-    """Arguments on the device of a model."""
+    """Return the arguments, moved to the device of a model."""
     parameter = next(model.parameters(), None)
     if parameter is None:
         return values
@@ -150,10 +190,10 @@ def moved(values: Arguments, model: nn.Module) -> Arguments:
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """The value with what a function makes of its tensors, however they are nested.
+    """Return a copy of a nested value with a function applied to each of its tensors.
 
-    The function also gets other objects that can be moved to a device. Containers keep their
-    types; the value itself stays as it is.
+    The function is also applied to other objects with a method ``to``. Containers keep their types,
+    except that an immutable mapping becomes a dict. The given value is not changed.
     """
     if isinstance(value, Tensor | PackedSequence):
         return function(value)
@@ -179,7 +219,7 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a value, however they are nested."""
+    """Yield all tensors in a nested value."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -199,7 +239,7 @@ Parameters = Mapping[str, inspect.Parameter]
 
 
 def _parameters(model: nn.Module) -> Parameters:
-    """What ``forward`` takes, of a wrapped model that of the model itself."""
+    """Return the parameters of ``forward``, for a wrapped model those of the inner model."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while inner := getattr(
         model, "_orig_mod", model.module if isinstance(model, wrappers) else None
@@ -213,7 +253,7 @@ def _required(parameters: Parameters) -> int:
 
 
 def _most(parameters: Parameters, count: int) -> int:
-    """Positional arguments that are taken of so many."""
+    """Return how many of ``count`` positional arguments ``forward`` accepts, or its maximum."""
     kinds = [p.kind for p in parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return count
@@ -221,7 +261,7 @@ def _most(parameters: Parameters, count: int) -> int:
 
 
 def _takes(parameters: Parameters, names: Iterable[Any]) -> bool:
-    """Whether arguments of all these names, other than labels, can be passed."""
+    """Return whether arguments of all these names, other than ``labels``, can be passed."""
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return True
     known = {
@@ -231,7 +271,7 @@ def _takes(parameters: Parameters, names: Iterable[Any]) -> bool:
 
 
 def _keywords(named: Mapping[str, Any], parameters: Parameters, labelled: bool) -> dict[str, Any]:
-    """Arguments by name, without labels that the model needs no more than the others."""
+    """Return the arguments by name, without ``labels`` unless the model requires them."""
     labels = parameters.get("labels")
     decoder = ("decoder_input_ids", "decoder_inputs_embeds")
     made = decoder[0] in parameters and all(named.get(name) is None for name in decoder)
@@ -241,19 +281,19 @@ def _keywords(named: Mapping[str, Any], parameters: Parameters, labelled: bool) 
 
 
 def _positional(batch: Sequence[Any], parameters: Parameters) -> tuple[Any, ...]:
-    """As many items as ``forward`` takes, up to its labels."""
+    """Return as many items as ``forward`` accepts, up to its argument ``labels``."""
     least, most = max(1, _required(parameters)), max(1, _most(parameters, len(batch)))
     names = [n for n, p in parameters.items() if p.kind in _POSITIONAL]
     if "labels" in names[least:]:
         most = names.index("labels")
-    if least < len(batch) <= most:  # the last item is an argument, and in the place of labels
+    if least < len(batch) <= most:  # the last item is passed, but it stands where labels stand
         name = names[len(batch) - 1] if len(batch) <= len(names) else None
         _check_last(batch[-1], name, names[: len(batch) - 1])
     return tuple(batch[:most])
 
 
 def _check_last(item: Any, name: str | None, others: Sequence[str]) -> None:
-    """Refuse what looks like labels, and say what may be."""
+    """Raise an error if the last item looks like labels, and warn if it could be a target."""
     if not isinstance(item, Tensor):
         return
     what = "one more argument" if name is None else f"its argument {name!r}"
@@ -273,7 +313,13 @@ def _check_last(item: Any, name: str | None, others: Sequence[str]) -> None:
 
 
 def logits(output: Any) -> Tensor:
-    """The tensor that a model gives, alone, first in a tuple, or as ``logits`` of a mapping."""
+    """Return the output tensor: the output itself, its ``logits``, or the first in a tuple or list.
+
+    Raises
+    ------
+    InputError
+        If the output has no such tensor.
+    """
     for value in (output, getattr(output, "logits", None)):
         if isinstance(value, Tensor):
             return value

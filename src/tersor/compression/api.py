@@ -41,67 +41,71 @@ def compress(
     bits: Mapping[str, float] | None = None,
     fast: Sequence[str] = (),
 ) -> Report:
-    """Replace the weights of a model by factors, in place, so that its file has the asked size.
+    """Replace the weights of a model by factors, in place, so that its file has the requested size.
 
-    The model stays an ordinary module, trains as before and computes from the factors: exactly what
-    `tersor.save` writes. Biases and normalisation parameters are rounded to 16 bits.
+    The model stays an ordinary module and trains as before. It computes from the factors, which are
+    exactly those that `tersor.save` writes. Biases and normalisation parameters are rounded to 16
+    bits.
 
-    Factors are held as numbers of 32 bits, to be trained: in memory, and in files of `torch.save`,
-    the model is about as large as before. `tersor.save` writes the small file.
+    Factors are held as numbers of 32 bits so that they can be trained. The model therefore takes
+    about as much memory as before, and about as many bytes in a file of `torch.save`. `tersor.save`
+    writes the small file.
 
     Parameters
     ----------
     model
-        Model with its trained weights, of any device and floating-point type.
+        Model with its trained weights, on any device and of any floating-point type.
     ratio
-        Bytes of all parameters and buffers, tied ones once, over bytes of the file.
+        Bytes of all parameters and buffers, tied ones counted once, divided by bytes of the file.
     target_size
         Bytes of the file: a number, or a text such as ``"54kB"`` (1 kB is 1000 bytes).
     bits_per_weight
-        Bits of the file over the number of weights. Exactly one of the three, or
-        ``max_drop``, is to be given.
+        Bits of the file divided by the number of weights. Exactly one of ``ratio``,
+        ``target_size``, ``bits_per_weight`` and ``max_drop`` must be given.
     max_drop
-        How much lower ``evaluate`` may be for the result than for the model as it is, in its units:
-        the file is as small as that allows. At most six evaluations are made.
+        Largest allowed drop of ``evaluate`` from the given model to the result, in the units of
+        ``evaluate``. The file is as small as that allows. At most six evaluations are made.
     evaluate
-        Takes a copy of the model and returns a number, higher for better models.
+        Function that takes a copy of the model and returns a number, higher for better models. It
+        is needed with ``max_drop`` only.
     calibration
-        What `tersor.calibrate` saw in this model: the error of what the layers compute is then made
-        small, instead of that of their weights.
+        Result of `tersor.calibrate` for this model. The error of the layers' outputs is then made
+        small, instead of the error of their weights.
     keep
-        Patterns of names, such as ``"head.*"``, of weights that are to stay as they are.
+        Patterns of names, such as ``"head.*"``, of weights that stay as they are.
     bits
-        Bits per weight, at most, by patterns of names: ``{"conv1*": 4}``. The other weights share
-        what is left.
+        Largest bits per weight by pattern of names: ``{"conv1*": 4}``. The other weights share the
+        remaining bytes.
     fast
-        Patterns of names, such as ``"encoder.*"``, of matrices that are to be multiplied by fast:
-        their latents are signs, which `tersor.optimize` looks up several at a time. That costs
-        about as much accuracy as 0.2 bits per weight less do at 1 bit, and 0.4 at 2. Their bits
-        come in steps (16 over the whole numbers), so that of few such weights less of the size may
-        be used. Convolutions that match are factored as others are; `tersor.finetune` makes
-        ordinary integers of signs.
+        Patterns of names, such as ``"encoder.*"``, of matrices that are to run on look-up kernels.
+        Their latents are signs, several of which `tersor.optimize` looks up at a time. This costs
+        about as much accuracy as 0.2 bits per weight fewer at 1 bit per weight, and 0.4 fewer at 2.
+        Their bits per weight are 16 divided by a whole number, so that a model of few such weights
+        may use less than the requested size. Convolutions that match are factored like other
+        weights. `tersor.finetune` turns signs into ordinary integers.
 
     Returns
     -------
     Report
-        What became of each tensor, and the size of the file.
+        How each tensor is stored, and the size of the file.
 
     Raises
     ------
     BudgetError
-        If the size cannot be reached, or is not below that of the model, or if half the size of the
-        model drops more than it may.
+        If the size cannot be reached or is not below that of the model, or if a file of half the
+        model's size drops more than ``max_drop``.
     InputError
-        If weights are NaN or infinite, a module cannot hold factors, a pattern matches no weight
-        that would be factored, patterns contradict each other, or ``evaluate`` raises or does not
-        return one finite number. The model is unchanged.
+        If weights are NaN or infinite, if a module cannot hold factors, if a pattern matches no
+        weight that would be factored, if patterns contradict each other, or if ``evaluate`` raises
+        an error or does not return one finite number. The model is then unchanged.
 
     Warns
     -----
     QualityWarning
-        If weights got no bits, if outputs are predicted to differ by a quarter or more, from
-        calibration or without data from the signal-to-noise ratio of the weakest weight, or if
-        calibration saw no inputs of some weights. The texts are in ``Report.warnings`` too.
+        If weights got no bits, if outputs are predicted to differ by a quarter or more, or if
+        calibration saw no inputs of some weights. The prediction comes from calibration, or,
+        without it, from the signal-to-noise ratio of the weakest weight. The texts are also in
+        ``Report.warnings``.
 
     Examples
     --------
@@ -131,7 +135,7 @@ def compress(
     if calibration is not None:
         report = with_calibration(report, archive, source.load, calibration)
     fill(model, archive)
-    for text in report.warnings if quality is None else ():  # else the user has measured it
+    for text in report.warnings if quality is None else ():  # `evaluate` has measured the quality
         warnings.warn(text, QualityWarning, stacklevel=2)
     return report
 
@@ -157,14 +161,25 @@ def _quality(
 
 
 def check_modules(model: nn.Module, keep: Sequence[str]) -> None:
-    """Warn of weights that stay dense since their modules cannot hold factors; refuse only such.
+    """Warn of weights that stay dense because their modules cannot hold factors.
 
-    Those that are to be kept in any case, by patterns of names, are left out.
+    Parameters
+    ----------
+    model
+        The dense model.
+    keep
+        Patterns of names of weights that stay dense in any case, and are not checked.
 
     Raises
     ------
     InputError
-        If no weight of the model could be factored.
+        If no weight of the model can be factored for this reason, or if a weight that can be
+        factored is also used from outside of the model's parameters.
+
+    Warns
+    -----
+    UserWarning
+        If some weights cannot be factored, while others can.
     """
     large = {
         name: site

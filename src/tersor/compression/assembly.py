@@ -1,4 +1,4 @@
-"""Tensors of a source -> what is kept of them, and archives of any choice of factors."""
+"""Sort the tensors of a source into kept and factored ones, and assemble archives of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,22 @@ from tersor.storage.checkpoint import Source
 
 
 def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry], list[Weight]]:
-    """Entries of all tensors, factored ones still as zeros, and what will be factored."""
+    """Return the entries of all tensors, and the weights that will be factored.
+
+    Parameters
+    ----------
+    source
+        Source of the tensors, which are loaded one at a time.
+    progress
+        Called with a message for each tensor.
+
+    Returns
+    -------
+    dict
+        Entry of each tensor by name. Factored weights are still represented by zeros.
+    list
+        Weights that are not all zeros, the largest first.
+    """
     entries: dict[str, Entry] = {}
     weights: list[Weight] = []
     for name in source.names:
@@ -46,7 +61,21 @@ def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry
 
 
 def override(entries: dict[str, Entry], source: Source, overrides: Overrides) -> Resolved:
-    """What the user's patterns mean; the entries of weights to be kept then hold these.
+    """Resolve the user's patterns, and set the entries of weights that they keep.
+
+    Parameters
+    ----------
+    entries
+        Entries of all tensors, by name. Those of weights to keep are replaced.
+    source
+        Source of the tensors.
+    overrides
+        The user's patterns.
+
+    Returns
+    -------
+    Resolved
+        Names of the weights that the patterns match.
 
     Raises
     ------
@@ -59,7 +88,7 @@ def override(entries: dict[str, Entry], source: Source, overrides: Overrides) ->
         if name in names:
             names[name].append(alias)
     spared = [p for p in overrides.keep if fnmatch.filter(source.unchanged, p)]
-    keep = [p for p in overrides.keep if p not in spared]  # which are kept in any case
+    keep = [p for p in overrides.keep if p not in spared]  # spared tensors are kept in any case
     keep += [p for p in spared if fnmatch.filter(chain(*names.values()), p)]
     resolved = replace(overrides, keep=keep).resolve(
         names, {n for n in factored if len(entries[n].shape) == 2}
@@ -70,16 +99,16 @@ def override(entries: dict[str, Entry], source: Source, overrides: Overrides) ->
 
 
 class Assembler:
-    """Puts versions of the factored weights into the archive, and knows the size of its file.
+    """Builds archives from versions of the factored weights, and computes the size of their files.
 
     Parameters
     ----------
     entries
-        Of all tensors; weights without a version stay as they are here.
+        Entries of all tensors by name, which weights without a version retain.
     source
-        What is compressed.
+        Source that is compressed.
     measured
-        Whether the file will tell the signal-to-noise ratios.
+        Whether the file will contain the signal-to-noise ratios.
     """
 
     def __init__(self, entries: Mapping[str, Entry], source: Source, measured: bool) -> None:
@@ -93,11 +122,11 @@ class Assembler:
         return sum(stamp.size for stamp in self._kept)
 
     def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:
-        """The archive of all tensors."""
+        """Return the archive of all tensors with these versions of the weights."""
         return self._source.archive(with_versions(self._entries, versions))
 
     def size(self, versions: Mapping[str, Version[EncodedFactors]]) -> int:
-        """Bytes of the file."""
+        """Return the bytes of the file with these versions of the weights."""
         archive = self.archive(versions)
         return container.size(archive if self._measured else archive.unmeasured(), self._kept)
 
@@ -105,9 +134,9 @@ class Assembler:
 def with_versions(
     entries: Mapping[str, Entry], versions: Mapping[str, Version[EncodedFactors]]
 ) -> dict[str, Entry]:
-    """Entries in which versions took the place of zeros."""
+    """Return the entries with these versions in place of zeros."""
     filled = dict(entries)
     for name, version in versions.items():
-        if version.content.rank:  # else zeros, which are there already
+        if version.content.rank:  # rank 0 means zeros, which the entry already holds
             filled[name] = replace(filled[name], content=version.content)
     return filled

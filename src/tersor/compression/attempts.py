@@ -1,4 +1,4 @@
-"""Weights of a checkpoint -> versions at some step, in several threads."""
+"""Factor the weights of a checkpoint at some step size, in several threads."""
 
 from __future__ import annotations
 
@@ -34,19 +34,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _EXPECTED_PHASES = 3
-"""Choice of tiles, and passes."""
+"""One phase that chooses tiles, and two passes over the weights."""
 
 _LARGE = 1 << 22
-"""Weights of more elements are factored one at a time, by all threads."""
+"""Weights with more elements are factored one at a time, by all threads."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """What is known of a tensor that will be factored, without holding it.
+    """Facts about a tensor that will be factored, without its values.
 
-    Its errors are weighed by the inverse square of ``scale``, and its steps multiplied by it: at a
-    common step a byte avoids about as much of any weight's error. Those that are to be ``fast`` are
-    sums of signs.
+    Parameters
+    ----------
+    name
+        Name in the source.
+    shape, dtype
+        Shape and data type of the tensor.
+    variance
+        Mean square of its elements.
+    scale
+        Factor of the weight's step size. Its squared errors are divided by the square of it, so
+        that at a common step size a byte reduces the error of any weight by about as much.
+    fast
+        Whether the weight becomes a sum of signs, for look-up kernels.
     """
 
     name: str
@@ -64,7 +74,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Tiles of a weight, and the error that 0 for it makes."""
+    """Tile size of a weight, and the squared error if it is replaced by zeros."""
 
     choice: tiles.Choice
     energy: float
@@ -76,13 +86,13 @@ class Attempts:
     Parameters
     ----------
     source
-        Where the tensors come from, one at a time and several times.
+        Source of the tensors, which are loaded one at a time, several times.
     calibration
-        Second moments of the inputs of some weights.
+        Second moments of the inputs of some weights; None if there are none.
     progress
-        Called as the work goes on.
+        Called with a message and the share of the work that is done.
     journal
-        What results are kept in, and taken from where they are there already.
+        Store of results. Those that it already contains are not computed again.
     """
 
     def __init__(
@@ -99,7 +109,7 @@ class Attempts:
         self._phases = 0
 
     def prepare(self, weights: Sequence[Weight], step: float) -> dict[str, SizeModel]:
-        """Choose the tile sizes that suit a step; returns the sizes to expect, by name."""
+        """Choose tile sizes that suit a step size, and return models of the bytes, by name."""
         models: dict[str, SizeModel] = {}
         for weight, chosen in self._each(partial(self._choose, step), weights, "choosing tiles"):
             self._chosen[weight.name] = chosen
@@ -114,11 +124,11 @@ class Attempts:
     def solve(
         self, weights: Sequence[Weight], step: float, what: str
     ) -> Iterator[tuple[Weight, Version[EncodedFactors]]]:
-        """Versions of some weights at a step."""
+        """Yield weights with their versions at a step size; ``what`` names the phase."""
         return self._each(partial(self._recalled_version, step), weights, what)
 
     def nothing(self, weight: Weight) -> Version[EncodedFactors]:
-        """The version of rank 0."""
+        """Return the version of rank 0, which represents zeros."""
         zeros = records.zero(weight.shape, weight.dtype, 0)
         return Version(0, self._chosen[weight.name].energy / weight.scale**2, zeros)
 
@@ -151,7 +161,7 @@ class Attempts:
         return self._signs[key]
 
     def _is_version(self, weight: Weight, tile: int, version: Version[EncodedFactors]) -> bool:
-        """Whether this is what comes of its factors, and they are of the weight."""
+        """Return whether a recalled version has this tile size and its factors reproduce it."""
         factors = records.decode(version.content, weight.shape, weight.dtype)
         values = self._source.load(weight.name)
         return factors.tiling.size == tile and self._measured(weight, values, factors) == version
@@ -177,7 +187,7 @@ class Attempts:
         return Version(encoded.coded_bytes, squares / weight.scale**2, encoded)
 
     def _moments(self, weight: Weight) -> Tensor | None:
-        """Second moments of a weight's inputs, if known."""
+        """Return the second moments of a weight's inputs, or None if they are unknown."""
         moments = self._calibration.metric(weight.name) if self._calibration else None
         if moments is not None and moments.shape[-1] != (inputs := math.prod(weight.shape[1:])):
             raise InputError(
@@ -189,9 +199,9 @@ class Attempts:
     def _each(
         self, work: Callable[[Weight], Result], weights: Sequence[Weight], what: str
     ) -> Iterator[tuple[Weight, Result]]:
-        """Results in the order of the weights, which is to begin with the largest.
+        """Yield weights with their results, in the order of the weights, the largest first.
 
-        Large ones are worked on one at a time, for the memory, and keep all threads busy.
+        Large weights are processed one at a time to save memory, and each keeps all threads busy.
         """
         total, done, phase = sum(w.numel for w in weights), 0, self._phases
         self._phases += 1
@@ -205,16 +215,16 @@ class Attempts:
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], alone: Callable[[Item], bool]
 ) -> Iterator[tuple[Item, Result]]:
-    """Items with their results, in their order but for those that are to be worked on ``alone``.
+    """Yield items with their results: first those to process alone, then the others, in order.
 
-    The latter come first and use all threads of torch; the others have a thread each.
+    An item for which ``alone`` returns true uses all threads of torch. The others use one each.
     """
     items, threads = list(items), torch.get_num_threads()
     shared = [item for item in items if not alone(item)]
     for item in items:
         if alone(item) or threads == 1:
             result = work(item)
-            _native.release_memory()  # the allocator would keep what large items took
+            _native.release_memory()  # the allocator would keep the memory of large items
             yield item, result
     if threads == 1:
         return
@@ -223,7 +233,7 @@ def in_threads(
         try:
             for item, future in zip(shared, futures, strict=True):
                 yield item, future.result()
-        finally:  # whoever has enough does not wait for the rest
+        finally:  # a caller that stops early does not wait for the remaining items
             for future in futures:
                 future.cancel()
             torch.set_num_threads(threads)

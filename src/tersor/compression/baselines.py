@@ -1,10 +1,12 @@
-"""Baselines to compare with, stored as tightly as our own factors and given the same bytes.
+"""Compress with baseline methods, stored as tightly as tersor's factors, within the same bytes.
 
-- `scalar`: every weight rounded to a multiple of one step, the integers entropy-coded as ours.
-- `vector_quantization`: k-means on tiles, the codebook at 8 bits, the indices entropy-coded. Each
-  layer gets the number of columns that lowers the total squared error most per byte.
+- `scalar`: every weight is rounded to a multiple of one step size, and the integers are
+  entropy-coded like those of tersor.
+- `vector_quantization`: tiles are clustered by k-means, the codebook has 8 bits per element, and
+  the indices are entropy-coded. Each layer gets the number of columns that lowers the total squared
+  error most per byte.
 
-Tensors that are kept cost what they cost in our file, its header included.
+Kept tensors and the header count as many bytes as in tersor's file.
 """
 
 from __future__ import annotations
@@ -29,11 +31,29 @@ from tersor.tiling import Tiling, as_float32, window_size
 
 State = dict[str, Tensor]
 Stored = tuple[int, State]
-"""Bytes of the file, and the weights that it gives back."""
+"""Bytes of the file, and the weights that are read back from it."""
 
 
 def scalar(source: Source, targets: Sequence[int]) -> list[Stored]:
-    """Uniform scalar quantization, one step for all weights, for files of these bytes at most."""
+    """Quantize all weights with one uniform step size, for files of at most the target bytes.
+
+    Parameters
+    ----------
+    source
+        Source of the tensors.
+    targets
+        Largest size of each file in bytes.
+
+    Returns
+    -------
+    list of tuple
+        For each target the bytes of the file, and the weights that are read back from it, by name.
+
+    Raises
+    ------
+    BudgetError
+        If a target cannot be reached.
+    """
     entries, weights = survey(source)
     tensors = {w.name: as_float32(source.load(w.name)) for w in weights}
     fixed = container.size(Archive(entries, source.nbytes))
@@ -62,14 +82,26 @@ class _Point:
 
 
 def vector_quantization(source: Source, targets: Sequence[int], *, seed: int = 0) -> list[Stored]:
-    """K-means vector quantization of tiles of one kernel window, or of 8 inputs of a matrix.
+    """Quantize tiles by k-means: tiles of one kernel window, or of 8 inputs of a matrix.
 
     Parameters
     ----------
+    source
+        Source of the tensors.
     targets
-        Bytes that the files may have.
+        Largest size of each file in bytes.
     seed
-        Of the k-means++ starts.
+        Seed of the k-means++ starts; 0 by default.
+
+    Returns
+    -------
+    list of tuple
+        For each target the bytes of the file, and the weights that are read back from it, by name.
+
+    Raises
+    ------
+    MissingExtraError
+        If scikit-learn is not installed.
     """
     entries, weights = survey(source)
     fixed = container.size(Archive(entries, source.nbytes))
@@ -80,7 +112,7 @@ def vector_quantization(source: Source, targets: Sequence[int], *, seed: int = 0
 
 
 def _allocate(curves: dict[str, list[_Point]], fixed: int, target: int) -> Stored:
-    """The points of least total error: those of one price per byte, found by bisection."""
+    """Choose the points of least error plus price times bytes, with the price from bisection."""
     best = {name: points[0] for name, points in curves.items()}
     low, high = 1e-12, 1e6
     for _ in range(60):
@@ -97,7 +129,7 @@ def _allocate(curves: dict[str, list[_Point]], fixed: int, target: int) -> Store
 def _spend(
     chosen: dict[str, _Point], curves: dict[str, list[_Point]], budget: int
 ) -> dict[str, _Point]:
-    """Use what the hull left over: the exchange that lowers the error most, while one fits."""
+    """Spend the bytes that remain: make the exchange that lowers the error most, while one fits."""
     chosen = dict(chosen)
     while True:
         left = budget - sum(p.nbytes for p in chosen.values())
@@ -142,13 +174,13 @@ def _column_counts(tiles: int) -> Iterable[int]:
 
 
 def _at_8_bits(codebook: np.ndarray) -> tuple[np.ndarray, int]:
-    """Codebook on a uniform grid of 8 bits, and its bytes with the scale."""
+    """Return the codebook on a uniform grid of 8 bits, and its bytes including the scale."""
     scale = max(float(np.abs(codebook).max()), 1e-30) / 127
     return (np.rint(codebook / scale) * scale).astype(np.float32), codebook.size + 4
 
 
 def _index_bytes(indices: np.ndarray, columns: int) -> int:
-    """Bytes of the indices at their entropy, with one byte per column for their frequencies."""
+    """Return the bytes of the indices at their entropy, plus a byte per column for frequencies."""
     counts = np.bincount(indices, minlength=columns)
     shares = counts[counts > 0] / len(indices)
     return math.ceil(-len(indices) * float((shares * np.log2(shares)).sum()) / 8) + columns

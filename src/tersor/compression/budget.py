@@ -1,4 +1,4 @@
-"""What the user asks for -> bytes."""
+"""Convert the size that the user asks for to bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tersor.errors import BudgetError, InputError
 from tersor.units import format_size, parse_size
 
 _MOST = 2**63
-"""More than this is not told apart."""
+"""Larger sizes are treated as this one."""
 
 
 def target_bytes(
@@ -19,21 +19,32 @@ def target_bytes(
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
 ) -> int:
-    """Bytes that the file may have, from the one of the three that is given.
+    """Return the largest number of bytes that the file may have.
 
     Parameters
     ----------
     source_bytes
-        Size of what is compressed; the ratio refers to it.
+        Bytes of the source, to which the ratio refers.
     weights
-        Number of weights; bits per weight refers to it.
+        Number of weights, to which bits per weight refer.
+    ratio
+        Bytes of the source divided by bytes of the file.
+    target_size
+        Bytes of the file: a number, or a text such as ``"54kB"`` (1 kB is 1000 bytes).
+    bits_per_weight
+        Bits of the file divided by the number of weights.
+
+    Returns
+    -------
+    int
+        Bytes of the file, at most.
 
     Raises
     ------
     InputError
-        If not exactly one is given, or it is not a positive number.
+        If not exactly one of the three is given, or it is not a positive number.
     BudgetError
-        If the target is not smaller than the source.
+        If the result is not smaller than the source.
     """
     given = {"ratio": ratio, "target size": target_size, "bits per weight": bits_per_weight}
     chosen = [name for name, value in given.items() if value is not None]

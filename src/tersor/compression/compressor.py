@@ -1,4 +1,4 @@
-"""One source, compressed to any size."""
+"""Compress one source to any number of sizes."""
 
 from __future__ import annotations
 
@@ -32,22 +32,23 @@ class Compressor:
     Parameters
     ----------
     source
-        Where the tensors come from; they are loaded one at a time, several times.
+        Source of the tensors, which are loaded one at a time, several times.
     calibration
-        Second moments of the inputs of weights, by the names of ``source``.
+        Second moments of the inputs of weights, by the names of ``source``; by default none.
     overrides
-        What the user decides about single weights.
+        The user's decisions about single weights; by default none.
     measured
-        Whether the file will tell the signal-to-noise ratios.
+        Whether the file will contain the signal-to-noise ratios; by default it will.
     journal
-        Of results that outlive the process.
+        Store of results that outlive the process; by default none.
     progress
-        Called as the work goes on.
+        Called with a message and the share of the work that is done.
 
     Raises
     ------
     InputError
-        If a tensor has NaN or infinite weights, or overrides match nothing.
+        If a tensor has NaN or infinite weights, or if overrides match nothing or contradict each
+        other.
     """
 
     def __init__(
@@ -70,19 +71,29 @@ class Compressor:
 
     @property
     def numel(self) -> int:
-        """Number of elements of all tensors, tied ones once."""
+        """Number of elements of all tensors, tied ones counted once."""
         entries = self._entries.values()
         return sum(e.numel for e in entries if not isinstance(e.content, Alias))
 
     @property
     def least(self) -> int:
-        """The smallest possible size of the file."""
+        """The smallest possible size of the file in bytes."""
         return self._assembler.size({})
 
     def within(self, target: int) -> Archive:
-        """The archive of least error found whose file has at most ``target`` bytes.
+        """Return the archive of least error found whose file has at most ``target`` bytes.
 
-        It does not depend on what other sizes were asked for before.
+        The result does not depend on earlier calls with other sizes.
+
+        Parameters
+        ----------
+        target
+            Bytes of the file, at most.
+
+        Returns
+        -------
+        Archive
+            All tensors of the source.
 
         Raises
         ------
@@ -105,15 +116,20 @@ class Compressor:
         return assembler.archive(filling.within(target, step))
 
     def predict(self, sizes: Sequence[int]) -> list[float]:
-        """Expected squared error at some sizes, as a share of that of a file of zeros.
+        """Return the expected squared error at each size, as a share of that of a file of zeros.
 
-        It falls as the size grows. All weights are factored at two steps, which suit sizes a
-        quarter of the way from either end.
+        The error falls as the size grows. All weights are factored at two step sizes, which suit
+        the sizes a quarter of the way from either end of the list.
 
         Parameters
         ----------
         sizes
-            Bytes of the whole file, rising, above `least`.
+            Bytes of the whole file, in ascending order, above `least`.
+
+        Returns
+        -------
+        list of float
+            Share of the error for each size.
 
         Raises
         ------
@@ -136,11 +152,11 @@ class Compressor:
         for size in reversed(sizes):
             chosen = step(size)
             error = sum(m.error(chosen) for m in models.values()) / whole
-            errors.append(max([error, *errors[-1:]]))  # corrections may bend it
+            errors.append(max([error, *errors[-1:]]))  # learned corrections may bend it
         return errors[::-1]
 
     def _prepared(self, target: int) -> tuple[Attempts, dict[str, SizeModel], float]:
-        """Attempts with tiles that suit a size, sizes to expect, and a step of about that size."""
+        """Return attempts with tiles that suit a size, size models, and a step to start from."""
         attempts = Attempts(self._source, self._calibration, self._progress, self._journal)
         known = [(w.numel, w.variance / w.scale**2) for w in self._weights]
         step = guess_step(known, 8 * (target - self.least))
@@ -148,7 +164,7 @@ class Compressor:
 
     @cached_property
     def _assembler(self) -> Assembler:
-        """Of what is the same at all sizes; weights whose bits are given are solved."""
+        """Assembler of all tensors that are the same at all sizes."""
         entries = with_versions(self._entries, self._own_versions)
         return Assembler(entries, self._source, self._measured)
 
@@ -157,7 +173,7 @@ class Compressor:
         return {weight.name: self._own_version(weight, target) for weight, target in self._own}
 
     def _own_version(self, weight: Weight, target: int) -> Version[EncodedFactors]:
-        """The finest version of a weight of at most so many bytes."""
+        """Return the finest version of a weight of at most ``target`` bytes."""
         attempts = Attempts(self._source, self._calibration, self._not_counted, self._journal)
         guess = guess_step([(weight.numel, weight.variance / weight.scale**2)], 8 * target)
         attempts.prepare([weight], guess)
@@ -168,7 +184,7 @@ class Compressor:
 
         try:
             return finest_fit(attempt, target, guess)[1]
-        except BudgetError:  # not even the coarsest step fits
+        except BudgetError:  # no step size that was tried fits
             return attempts.nothing(weight)
 
     def _not_counted(self, message: str, done: float) -> None:
@@ -176,7 +192,11 @@ class Compressor:
 
 
 def scaled(weights: Sequence[Weight], calibration: Calibration | None) -> list[Weight]:
-    """Weights with the scales that follow from their importance; 1 is that of typical weights."""
+    """Return the weights with scales that follow from their importance.
+
+    A scale is proportional to the inverse square root of the importance, and 1 at the geometric
+    mean of the importances over all elements. Weights of unknown importance get a scale of 1.
+    """
     if calibration is None or not calibration.importance:
         return list(weights)
     known = [w for w in weights if w.name in calibration.importance]
@@ -186,12 +206,12 @@ def scaled(weights: Sequence[Weight], calibration: Calibration | None) -> list[W
 
 
 def bytes_of(weight: Weight, resolved: Resolved) -> int:
-    """Bytes that a weight whose bits are given may take.
+    """Return the bytes that a weight may take whose bits per weight are given.
 
     Raises
     ------
     BudgetError
-        If it has no more bits than that.
+        If the given bits are not fewer than those of the weight's data type.
     """
     bits = resolved.bits[weight.name]
     if bits >= 8 * weight.dtype.itemsize:

@@ -1,4 +1,4 @@
-"""The trade-off before the work: quality against size, predicted, and measured at a few sizes."""
+"""Predict the quality at many file sizes from measurements at a few."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from tersor.errors import BudgetError, InputError
 from tersor.units import format_size
 
 LARGEST, SMALLEST = 4, 40
-"""Ratios between which the curve goes."""
+"""Compression ratios at the two ends of the curve."""
 
 MEASURED = 4
-"""Sizes that are measured."""
+"""Number of sizes at which the quality is measured."""
 
 _ROOM = 0.02
-"""Of the way from the smallest possible size to the largest: files below are as good as empty."""
+"""The curve starts at this share of the way from the smallest possible size to the largest one of
+the curve, because smaller files hold almost nothing."""
 
 _NEGLIGIBLE = 1e-12
-"""Errors below this share count as this."""
+"""Smaller shares of the error are treated as this one."""
 
 
 def trace(
@@ -32,21 +33,27 @@ def trace(
     measure: Measure | None = None,
     metric: str | None = None,
 ) -> Curve:
-    """Quality at sizes from a quarter to a fortieth of the source.
+    """Return the quality at sizes from a fortieth to a quarter of the source.
 
     Parameters
     ----------
     compressor
-        Of the source.
+        Compressor of the source.
     source_bytes
-        Size of the source.
+        Bytes of the source.
     points
-        Sizes, at equal ratios to each other; at least 2.
+        Number of sizes, which are at equal ratios to each other; at least 2, by default 16.
     measure
-        Gives the quality of what an archive holds, higher for better, or of the dense model for
-        None; by default quality is neither measured nor predicted, but the error is.
+        Function that returns the quality of the model in an archive, higher for better models, or
+        of the dense model for None. By default quality is neither measured nor predicted, and the
+        curve contains predicted errors only.
     metric
-        What the quality is called.
+        Name of the quality.
+
+    Returns
+    -------
+    Curve
+        Points in ascending order of size. The quality is measured at up to `MEASURED` of them.
 
     Raises
     ------
@@ -73,7 +80,7 @@ def trace(
 
 
 def _sizes(compressor: Compressor, source_bytes: int, points: int) -> list[int]:
-    """Sizes in bytes, rising."""
+    """Return the sizes in bytes, in ascending order."""
     if points < 2:
         raise InputError(f"a curve has 2 points at least, got {points}")
     least, high = compressor.least, source_bytes / LARGEST
@@ -87,11 +94,11 @@ def _sizes(compressor: Compressor, source_bytes: int, points: int) -> list[int]:
 
 
 def _interpolated(logs: NDArray[np.float64], drops: dict[int, float]) -> NDArray[np.float64]:
-    """Drops at all points, from those that were measured, along lines in the root of the error.
+    """Return the drop at all points, interpolated linearly in the square root of the error.
 
-    Noise of the evaluation may let the drop rise with the size: the curve does not.
+    Noise of the evaluation may make the measured drop rise with the size. The result never does.
     """
-    order = sorted(drops, reverse=True)  # from the largest file, of the least error
+    order = sorted(drops, reverse=True)  # from the largest file, which has the least error
     x = np.maximum.accumulate(logs[order] + 1e-9 * np.arange(len(order)))
     y = np.maximum.accumulate([drops[i] for i in order])
     return np.interp(np.exp(logs / 2), np.exp(x / 2), y)

@@ -1,4 +1,4 @@
-"""The file that ``tersor curve`` writes, as far as the page shows it."""
+"""Read and write the curve of quality against size as a JSON file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tersor.storage.atomic import replacing
 
 @dataclass(frozen=True)
 class Point:
-    """A size and what it costs.
+    """One size of the file, and the quality at this size.
 
     Parameters
     ----------
     nbytes
-        Size of the file.
+        Bytes of the file.
     predicted_drop
-        Predicted loss in the metric, if known.
+        Predicted drop of the metric from the dense model's; None if unknown.
     measured
-        The metric, if measured.
+        The metric, if it was measured, else None.
     error
-        Predicted squared error of the weights or, calibrated, of their outputs, as a share of that
-        of zeros.
+        Predicted squared error of the weights, or, with calibration, of their outputs, as a share
+        of the error of zeros; None if unknown.
     """
 
     nbytes: int
@@ -43,13 +43,13 @@ class Curve:
     Parameters
     ----------
     points
-        By size.
+        Points in ascending order of size.
     metric
-        Its name, if there is one.
+        Name of the metric; None if there is none.
     dense
-        The metric of the dense model, if known.
+        The metric of the dense model; None if unknown.
     dense_bytes
-        Size of the dense model.
+        Bytes of the dense model.
     """
 
     points: tuple[Point, ...]
@@ -59,12 +59,22 @@ class Curve:
 
 
 def read(path: str | os.PathLike[str]) -> Curve:
-    """Read the JSON that ``tersor curve`` wrote.
+    """Read the JSON file that ``tersor curve`` wrote.
+
+    Parameters
+    ----------
+    path
+        Path of the file.
+
+    Returns
+    -------
+    Curve
+        The curve, with its points in ascending order of size.
 
     Raises
     ------
     InputError
-        If the file is missing or is not such a file.
+        If the file is missing, or has other contents.
     """
     file = Path(path)
     if not file.is_file():
@@ -81,19 +91,26 @@ def read(path: str | os.PathLike[str]) -> Curve:
 
 
 def write(path: str | os.PathLike[str], curve: Curve) -> None:
-    """Write a curve as JSON, atomically.
+    """Write a curve to a JSON file, atomically.
+
+    Parameters
+    ----------
+    path
+        Path of the file.
+    curve
+        The curve to write.
 
     Raises
     ------
     OSError
-        If it cannot be written.
+        If the file cannot be written.
     """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(to_json(curve), indent=2) + "\n")
 
 
 def to_json(curve: Curve) -> dict[str, Any]:
-    """A curve as plain data."""
+    """Return a curve as plain data for JSON."""
     points = [
         {
             "bytes": p.nbytes,

@@ -1,4 +1,4 @@
-"""The driver: tensors in, factors of the asked size out."""
+"""Compress the tensors of a source to the requested size, or without loss."""
 
 from __future__ import annotations
 
@@ -32,42 +32,46 @@ def compress_source(
     journal: Journal | None = None,
     progress: Progress = silent,
 ) -> Archive:
-    """Compress named tensors into an archive of at most the asked size.
+    """Compress named tensors into an archive of at most the requested size.
 
     Parameters
     ----------
     source
-        Where the tensors come from; they are loaded one at a time, several times.
+        Source of the tensors, which are loaded one at a time, several times.
     ratio, target_size, bits_per_weight
-        The budget; exactly one of them. See `tersor.compression.budget.target_bytes`.
+        The budget, of which exactly one form is given. See
+        `tersor.compression.budget.target_bytes`.
     quality
-        What must be kept, instead of a budget: the file is then as small as that allows.
+        Quality that the result must keep, instead of a budget. The file is as small as that allows.
     lossless
-        Keep every bit of every tensor instead, without budget or calibration.
+        Whether every bit of every tensor is kept, without a budget or calibration; by default not.
     calibration
         Second moments of the inputs of weights, by the names of `source`; see `tersor.calibrate`.
+        By default there are none.
     overrides
-        What the user decides about single weights.
+        The user's decisions about single weights; by default none.
     measured
-        Whether the file will tell the signal-to-noise ratios; that of a model will not.
+        Whether the file will contain the signal-to-noise ratios; by default it will. The file of a
+        model does not.
     journal
-        Results outlive the process in it; those that it has are not computed again.
+        Store of results that outlive the process. Those that it already contains are not computed
+        again. By default there is none.
     progress
-        Called as the work goes on.
+        Called with a message and the share of the work that is done.
 
     Returns
     -------
     Archive
-        Its file has at most the bytes asked for, usually at least 99.7 % of them.
+        Archive whose file has at most the requested bytes, and usually at least 99.7 % of them.
 
     Raises
     ------
     BudgetError
-        If the target is not below the input's size, or below the smallest possible size; if no file
-        of half the input's size keeps the quality.
+        If the target is not below the input's size or is below the smallest possible size, or if no
+        file of half the input's size keeps the quality.
     InputError
-        If a tensor has NaN or infinite weights, overrides match nothing, or options contradict each
-        other.
+        If a tensor has NaN or infinite weights, if overrides match nothing, or if options
+        contradict each other.
     """
     given = (ratio, target_size, bits_per_weight, quality)
     if lossless:
@@ -100,7 +104,16 @@ def compress_source(
 def check_lossless(
     budgets: Sequence[object], calibration: object, overrides: Overrides = NO_OVERRIDES
 ) -> None:
-    """Refuse what contradicts lossless; None is what is not given.
+    """Raise an error if options contradict lossless compression.
+
+    Parameters
+    ----------
+    budgets
+        Options that choose the size; None for those that are not given.
+    calibration
+        A calibration, or None.
+    overrides
+        The user's decisions about single weights; by default none.
 
     Raises
     ------
@@ -122,7 +135,19 @@ def check_lossless(
 
 
 def keep_all(source: Source, progress: Progress = silent) -> Archive:
-    """An archive with every bit of all tensors.
+    """Return an archive with every bit of all tensors.
+
+    Parameters
+    ----------
+    source
+        Source of the tensors, which are loaded one at a time.
+    progress
+        Called with a message and the share of the work that is done.
+
+    Returns
+    -------
+    Archive
+        All tensors of the source.
 
     Raises
     ------

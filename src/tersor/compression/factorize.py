@@ -1,4 +1,4 @@
-"""One weight into factors: within a budget, or by any method."""
+"""Factor one weight, within a budget or by any method."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tersor.storage.archive import Kept
 from tersor.tiling import Tiling, as_float32, is_tileable, window_size
 
 _SEGMENT = 32
-"""Inputs in a tile of a method, where a weight has no kernel window."""
+"""Tile size in inputs for a method, if the weight has no kernel window."""
 
 
 def factorize(
@@ -32,43 +32,48 @@ def factorize(
     moments: Tensor | None = None,
     seed: int = 0,
 ) -> Solution:
-    """Factors of one weight: of least error within a budget, or by a method of your choice.
+    """Factor one weight, with the least error within a budget or by a method of your choice.
 
     Parameters
     ----------
     weight
-        Floating-point, at least two axes, as in a layer: (out, in) or (out, in, *window).
+        Floating-point tensor of at least two axes, as in a layer: (out, in) or (out, in, *window).
     bits_per_weight
-        Budget of the default, which minimises error + price * bits: 8 times `Factors.nbytes` over
-        the number of weights will be at most this. Either this or ``method`` is needed.
+        Budget of the default method, which minimises error + λ * bits, where λ is the price of a
+        bit. The result has 8 * `Factors.nbytes` / (number of weights) of at most this. Exactly one
+        of ``bits_per_weight`` and ``method`` is needed.
     method
-        One of `tersor.factorization.methods`, such as ``weight_svd(rank=4)``; or a callable that
-        maps a (tile, n) matrix to the nearest latent of a set of your own: then the latent is found
-        by projected gradient descent, and the codebook, of up to ``tile`` columns, is real. Of a
-        start from tiles and one from their principal axes the better result counts.
+        One of `tersor.factorization.methods`, such as ``weight_svd(rank=4)``, or a callable that
+        maps a (tile, n) matrix to the nearest latent in a set of your own. For a callable the
+        latent is found by projected gradient descent, and the codebook is real and has up to
+        ``tile`` columns. The descent starts once from tiles and once from their principal axes, and
+        the better result is returned.
     tile
-        Tile size d, from 1 to the length of a flattened row. By default the one that costs least
-        for ``bits_per_weight``; for a method the kernel window, or 32 inputs of a matrix.
+        Tile size d, from 1 to the length of a flattened row. The default is the tile size of least
+        cost for ``bits_per_weight``, and for a method the kernel window, or 32 inputs of a matrix.
     moments
-        For ``bits_per_weight``: second moments ``E[x xᵀ]`` of the layer's inputs, (m, m), positive
-        definite, where m is the length of a flattened row. Then the error of the layer's output
-        counts, not that of the weight. See `tersor.calibrate` and `Calibration.regularized`.
+        Second moments ``E[x xᵀ]`` of the layer's inputs, for ``bits_per_weight`` only: (m, m),
+        positive definite, where m is the length of a flattened row. The error of the layer's output
+        is then minimised, instead of the error of the weight. See `tersor.calibrate` and
+        `Calibration.regularized`.
     seed
-        Of the generator that a method draws random starting points with.
+        Seed of the generator from which a method draws random starting points; 0 by default.
 
     Returns
     -------
     Solution
-        Factors, why the search stopped, and a history. For ``bits_per_weight``: the squared error
-        at each step that was tried, the returned one last; with ``moments`` that of the output,
-        ``tr(E H Eᵀ)``; "converged" means that 99.7 % of the budget are filled, or that no step near
-        fills more. For a method: the objective at the start and after each iteration.
+        Factors, the reason why the search stopped, and a history. For ``bits_per_weight`` the
+        history contains the squared error at each step size that was tried, that of the returned
+        factors last; with ``moments`` it is the error of the output, ``tr(E H Eᵀ)``. "converged"
+        then means that 99.7 % of the budget is used, or that no step size nearby uses more. For a
+        method the history contains the objective at the start and after each iteration.
 
     Raises
     ------
     InputError
-        If the weight is no matrix or kernel, or has NaN or infinite elements; if not exactly one of
-        ``bits_per_weight`` and ``method`` is given; if tile, moments or method do not suit it.
+        If the weight is not a matrix or kernel, or has NaN or infinite elements; if not exactly one
+        of ``bits_per_weight`` and ``method`` is given; or if tile, moments or method do not suit
+        the weight.
     BudgetError
         If the budget is too small for any factors.
 
@@ -122,7 +127,7 @@ def _by_method(weight: Tensor, method: object, tile: int | None, seed: int) -> S
 
 
 def _projected(project: Projection, matrix: Tensor) -> Tensor:
-    """What a callable of the user's makes of a matrix, if that is a finite one of its shape."""
+    """Apply the user's callable to a matrix, and check the shape and the values of the result."""
     result: object = project(matrix)
     if not isinstance(result, Tensor) or result.shape != matrix.shape:
         got = tuple(result.shape) if isinstance(result, Tensor) else f"a {type(result).__name__}"
@@ -175,13 +180,13 @@ def _within(
 
 
 def _error(weight: Tensor, factors: Factors, moments: Tensor | None) -> float:
-    """Squared error of the weight, or of its outputs."""
+    """Return the squared error of the weight, or with moments that of its outputs."""
     error = (as_float32(weight) - as_float32(factors.recompose())).reshape(len(weight), -1)
     return float(((error if moments is None else error @ moments) * error).sum(dtype=torch.float64))
 
 
 def _check_moments(weight: Tensor, moments: Tensor) -> Tensor:
-    """The moments in float32, refused if they do not suit the weight."""
+    """Return the moments in float32, or raise an error if they do not suit the weight."""
     m = math.prod(weight.shape[1:])
     if not isinstance(moments, Tensor) or tuple(moments.shape) != (m, m):
         got = tuple(moments.shape) if isinstance(moments, Tensor) else f"a {type(moments).__name__}"
@@ -199,7 +204,7 @@ def _check_moments(weight: Tensor, moments: Tensor) -> Tensor:
 
 
 def _is_positive(matrix: Tensor) -> bool:
-    """Whether a matrix is symmetric, and positive definite to the precision of float32."""
+    """Return whether a matrix is symmetric, and positive definite to the precision of float32."""
     largest = float(matrix.abs().amax())
     if not math.isfinite(largest) or float((matrix - matrix.T).abs().amax()) > 1e-4 * largest:
         return False
@@ -213,7 +218,7 @@ def _check_tensor(weight: object) -> None:
 
 
 def _check_weight(weight: Tensor) -> None:
-    """Refuse what the default cannot factor."""
+    """Raise an error if the default method cannot factor the weight."""
     _check_tensor(weight)
     if classify.reason_to_keep("weight", weight) not in (None, Kept.SMALL):
         raise InputError(

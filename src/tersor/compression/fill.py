@@ -1,4 +1,4 @@
-"""Fill a budget: a step for all weights, then the best choice among the versions of each weight."""
+"""Fill a budget by passes over all weights at one step size, and a choice among their versions."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ from tersor.compression.knapsack import choose
 from tersor.compression.sizes import SizeModel, step_of_size
 
 FILL = 0.997
-"""Share of the budget that is enough to stop."""
+"""Share of the budget at which the search stops."""
 
 MOST_PASSES = 12
-"""Passes over all weights."""
+"""Largest number of passes over all weights."""
 
 _AIM = (1 + FILL) / 2
+"""Share of the budget that a pass usually aims at."""
 
 _CLOSE, _SEVERAL = 0.05, 8
-"""A pass this close to the budget, of so many weights, is mixed with one on its other side."""
+"""A pass of at least `_SEVERAL` weights whose bytes differ from the budget by a share of less than
+`_CLOSE` is followed by one on the other side of the budget, and versions of both are mixed."""
 
 _STIFFEST = 8
-"""Most that the logarithm of a step changes for that of its bytes: weights of 12 bits do."""
+"""Largest change of the logarithm of the step size per change of the logarithm of the bytes, which
+occurs for weights of 12 bits."""
 
 _BARREN = 3
-"""Passes that come no closer to the budget, after which no more are made."""
+"""The search stops after this many passes in a row that come hardly closer to the budget."""
 
 
 class Sized(Protocol):
-    """What is known of a weight that is to be factored."""
+    """A weight that will be factored."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the weight."""
 
     @property
     def numel(self) -> int:
-        """Its number of elements."""
+        """Number of its elements."""
 
 
 Content = TypeVar("Content")
@@ -46,14 +49,14 @@ W = TypeVar("W", bound=Sized)
 
 @dataclass(frozen=True)
 class Version(Generic[Content]):
-    """A weight at one step.
+    """A weight at one step size.
 
     Parameters
     ----------
     nbytes
-        Size in the file.
+        Bytes in the file.
     error
-        Squared error, weighed so that errors of different weights can be added.
+        Squared error, scaled so that errors of different weights can be added.
     content
         The factors.
     """
@@ -64,12 +67,12 @@ class Version(Generic[Content]):
 
 
 Solve = Callable[[Sequence[W], float, str], Iterable[tuple[W, Version[Content]]]]
-"""Versions of some weights at a step, given what this is, for who looks at the progress."""
+"""Given weights, a step size and a message for the progress: yields weights and their versions."""
 
 
 @dataclass
 class _Trusted:
-    """Steps that may be tried next; what sizes are expected may lead too far, or nowhere."""
+    """Limits of the next step size, because the expected sizes may lead too far, or nowhere."""
 
     below: float = 0.0
     above: float = math.inf
@@ -77,13 +80,13 @@ class _Trusted:
     slow: bool = False
 
     def nearest(self, expected: float, last: float) -> float:
-        """The step to try, where one is expected to have the size wanted."""
+        """Return the step size to try, given the one whose size is expected to be the target."""
         if self.slow and 0 < self.below < self.above < math.inf:
             return math.sqrt(self.below * self.above)
         return min(max(expected, last / self.farthest), last * self.farthest)
 
     def learn(self, step: float, taken: float, aim: float, *, slow: bool) -> None:
-        """A step took so many bytes; ``slow`` if that is hardly closer than the one before."""
+        """Record the bytes at a step size, and whether they came only slowly closer to the aim."""
         self.slow = slow
         if taken > aim:
             self.below = max(self.below, step)
@@ -95,20 +98,25 @@ class _Trusted:
 
 @dataclass
 class Filling(Generic[W, Content]):
-    """The search for the versions of least error that fit a budget.
+    """Searches for the versions of least error that fit a budget.
 
     Parameters
     ----------
     weights
-        What is to be factored; no two have the same name.
+        Weights to factor, with different names.
     models
-        Sizes to expect, by name; what is measured is added to them.
+        Models of the bytes of each weight, by name. They learn from the measured bytes.
     solve
-        Gives versions.
+        Function that yields the versions of weights at a step size.
     nothing
-        The version of no bytes of each weight, by name.
+        Version of each weight that takes no bytes, by name.
     size
-        Bytes of the whole file with some choice of versions, by name.
+        Function that returns the bytes of the whole file for versions by name.
+
+    Attributes
+    ----------
+    passes
+        Versions by name of each pass that still counts.
     """
 
     weights: Sequence[W]
@@ -119,13 +127,25 @@ class Filling(Generic[W, Content]):
     passes: list[dict[str, Version[Content]]] = field(init=False, default_factory=list)
 
     def within(self, target: int, step: float) -> Mapping[str, Version[Content]]:
-        """The best choice found whose file has at most ``target`` bytes.
+        """Return the best choice of versions found whose file has at most ``target`` bytes.
 
-        Every pass brings a version of each weight, and the knapsack finds the best mix of them. A
-        pass that comes close to the budget is followed by one that aims as far on its other side,
-        so that the budget is full when half of the weights are done. From then on earlier passes
-        do not count: what they could fill the budget with would be much finer, or coarser, than
-        the rest. Where the expected sizes lead slowly to the budget, steps are bisected.
+        Each pass makes one version of every weight, and the knapsack finds the best mix of all
+        versions. A pass that comes close to the budget is followed by one that aims as far on the
+        other side of the budget, so that the budget is full when half of the weights are done. From
+        then on earlier passes do not count, because their versions are much finer or coarser than
+        the others. If the expected sizes lead to the budget too slowly, step sizes are bisected.
+
+        Parameters
+        ----------
+        target
+            Bytes of the file, at most.
+        step
+            Step size of about the right order, to start from.
+
+        Returns
+        -------
+        mapping
+            Chosen version of each weight, by name.
         """
         budget, best = target - self.size(self.nothing), self.nothing
         aim, barren, gap, trusted = _AIM * budget, 0, math.inf, _Trusted()
@@ -143,7 +163,7 @@ class Filling(Generic[W, Content]):
                         return best
             best, full = self._best(target)
             taken = sum(version.nbytes for version in latest.values())
-            budget = target - (self.size(latest) - taken)  # what the header takes is known now
+            budget = target - (self.size(latest) - taken)  # now the bytes of the header are known
             before, gap = gap, abs(budget - taken)
             barren = 0 if gap < 0.9 * before else barren + 1
             if taken <= budget and gap < _CLOSE * budget <= before:
@@ -156,18 +176,19 @@ class Filling(Generic[W, Content]):
         return best
 
     def _may_fill(self, budget: int) -> bool:
-        """Whether some mix of the versions with factors has more bytes than the budget, some less.
+        """Return whether mixes of the versions with factors exist below and above the budget.
 
-        Only then is it worth while to look for the best.
+        Otherwise a search for the best mix is not worth its time.
         """
         groups = [[v.nbytes for v in self._versions(name)[1:]] for name in self.nothing]
         return sum(map(min, groups)) <= budget and sum(map(max, groups)) >= FILL * budget
 
     def _best(self, target: int) -> tuple[Mapping[str, Version[Content]], bool]:
-        """Versions of least error whose file fits, and whether they fill it well.
+        """Return the versions of least error whose file fits, and whether they fill the target.
 
-        A file has a few bytes besides its versions, which depend on the choice. Weights are left
-        out altogether only if nothing else fits: that little error can be added up no more.
+        The file has a few bytes besides the versions, which depend on the choice. Weights are left
+        out altogether only if nothing else fits, because errors no longer add up when a weight has
+        no bytes at all.
         """
         budget, all_of_them = target - self.size(self.nothing), False
         while True:
@@ -188,7 +209,7 @@ class Filling(Generic[W, Content]):
         return versions if all_of_them else [v for v in versions if v.nbytes] or versions[:1]
 
     def _versions(self, name: str) -> list[Version[Content]]:
-        """That of no bytes first."""
+        """Return all versions of a weight, the one without bytes first."""
         return [self.nothing[name], *(done[name] for done in self.passes if name in done)]
 
 

@@ -1,4 +1,4 @@
-"""Which of several versions of each weight: the least error that fits a budget of bytes."""
+"""Choose one version of each weight with the least total error within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Sequence
 import numpy as np
 
 _UNITS = 1 << 14
-"""Parts that what is left of the budget, beyond the smallest versions, is counted in."""
+"""Number of parts into which the budget beyond the smallest versions is divided."""
 
 
 def choose(options: Sequence[Sequence[tuple[int, float]]], budget: int) -> list[int] | None:
-    """One option of each group, of least total error among those that fit.
+    """Choose one option of each group so that the total error is least and the bytes fit.
 
-    The multiple-choice knapsack problem, by dynamic programming over the bytes that are left when
-    each group has its smallest option (Kellerer, Pferschy, Pisinger, *Knapsack Problems*, 2004,
-    section 11.5): exact up to 16384 bytes left, else up to a rounding of each option's bytes to one
-    in 16384 of that.
+    This is the multiple-choice knapsack problem. It is solved by dynamic programming over the bytes
+    that remain when each group has its smallest option (Kellerer, Pferschy, Pisinger, *Knapsack
+    Problems*, 2004, section 11.5). The solution is exact if up to 16384 bytes remain. Otherwise the
+    bytes of each option are rounded up to a multiple of a unit, 1/16384 of the remaining bytes.
 
     Parameters
     ----------
     options
-        For each group pairs of bytes and error.
+        Pairs of bytes and error for each group.
     budget
-        Bytes in all.
+        Total bytes, at most.
 
     Returns
     -------
     list of int or None
-        Position of the chosen option in each group; None if nothing fits.
+        Index of the chosen option in each group, or None if nothing fits.
     """
     least = [min(size for size, _ in group) for group in options]
     left = budget - sum(least)
     if left < 0:
         return None
     unit = max(1, -(-left // _UNITS))
-    errors = np.zeros(left // unit + 1)  # of the groups so far, by units that they may take
+    errors = np.zeros(left // unit + 1)  # least error of the groups so far, by units available
     taken: list[list[int]] = []
     choices: list[np.ndarray[tuple[int], np.dtype[np.intp]]] = []
     for group, smallest in zip(options, least, strict=True):

@@ -1,4 +1,4 @@
-"""What the user decides about single weights, by patterns of their names."""
+"""Resolve the user's decisions about single weights, which are given by patterns of names."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from numbers import Real
 from tersor.errors import InputError
 
 _SIMILAR = 3
-"""Names that the error about a pattern without matches gives."""
+"""Number of similar names in the error about a pattern without matches."""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """Weights that the allocation does not decide about.
+    """Decisions of the user about single weights, by patterns of names.
 
-    Patterns are those of shells: ``*`` is any text, ``?`` a character, ``[ab]`` one of some; they
-    match whole names, upper and lower case told apart.
+    The patterns are those of shells: ``*`` matches any text, ``?`` one character, and ``[ab]`` one
+    of the listed characters. They match whole names and are case-sensitive.
 
     Parameters
     ----------
     keep
-        Patterns of the weights that are not factored, but kept exactly.
+        Patterns of the weights that are stored exactly instead of factored.
     bits
-        Bits per weight, at most, of the weights that a pattern matches.
+        Largest bits per weight of the weights that a pattern matches.
     fast
-        Patterns of the matrices that are to be sums of signs, which kernels look up.
+        Patterns of the matrices that become sums of signs, for look-up kernels.
 
     Raises
     ------
     InputError
-        If a pattern is not a text, or the bits are not a positive number.
+        If a pattern is not a text, or if bits are not a positive number.
     """
 
     keep: Sequence[str] = ()
@@ -57,20 +57,27 @@ class Overrides:
     def resolve(
         self, names: Mapping[str, Sequence[str]], matrices: Collection[str] = ()
     ) -> Resolved:
-        """What the patterns mean for some weights.
+        """Return the names of the weights that the patterns match.
 
         Parameters
         ----------
         names
-            All names of each weight that would be factored (tied ones have several), by its first.
+            All names of each weight that would be factored, by its first name. Tied weights have
+            several names.
         matrices
-            First names of those that are matrices.
+            First names of the weights that are matrices.
+
+        Returns
+        -------
+        Resolved
+            First names of the weights to keep, of those with given bits, and of those for look-up
+            kernels.
 
         Raises
         ------
         InputError
-            If a pattern matches none of them, or no matrix for ``fast``, or patterns contradict
-            each other.
+            If a pattern matches no weight, if a pattern of ``fast`` matches no matrix, or if
+            patterns contradict each other.
         """
         keep = {name for pattern in self.keep for name in _matches(pattern, names)}
         bits: dict[str, float] = {}
@@ -88,7 +95,17 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Names of weights that are kept, bits per weight of others, and which are to be fast."""
+    """Names of the weights that patterns match.
+
+    Parameters
+    ----------
+    keep
+        Names of the weights that are not factored.
+    bits
+        Bits per weight by name.
+    fast
+        Names of the matrices that become sums of signs.
+    """
 
     keep: frozenset[str]
     bits: Mapping[str, float]
@@ -96,12 +113,22 @@ class Resolved:
 
 
 def parse_bits(options: Iterable[str]) -> dict[str, float]:
-    """Bits by pattern, from texts such as ``conv1*=4``.
+    """Parse texts such as ``conv1*=4``, and return the bits by pattern.
+
+    Parameters
+    ----------
+    options
+        Texts of the form ``PATTERN=NUMBER``.
+
+    Returns
+    -------
+    dict
+        Bits per weight by pattern.
 
     Raises
     ------
     InputError
-        If one is not of this form, or two give one pattern different numbers.
+        If a text is not of this form, or if a pattern is given two different numbers.
     """
     bits: dict[str, float] = {}
     for option in options:

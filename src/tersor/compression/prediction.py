@@ -1,4 +1,4 @@
-"""What calibration says of a compressed model: the error to expect, and inputs it never saw."""
+"""Predict the error of a compressed model from calibration, and warn of inputs it never saw."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ from tersor.tiling import as_float32
 def with_calibration(
     report: Report, archive: Archive, load: Callable[[str], Tensor], calibration: Calibration
 ) -> Report:
-    """A report with the error that follows from calibration, and what calibration never saw.
+    """Return the report with the predicted error and the warnings that follow from calibration.
 
     Parameters
     ----------
     report, archive
-        Of the compressed model.
+        Report and archive of the compressed model.
     load
-        Gives the dense weight of a name.
+        Function that returns the dense weight of a name.
     calibration
-        Of the dense model.
+        Calibration of the dense model.
+
+    Returns
+    -------
+    Report
+        The report with new predicted error and warnings. The old predicted error stays if
+        calibration has measured no importance.
     """
     predicted = predicted_error(archive, load, calibration)
     calibrated = predicted is not None
@@ -47,9 +53,24 @@ def with_calibration(
 def predicted_error(
     archive: Archive, load: Callable[[str], Tensor], calibration: Calibration
 ) -> float | None:
-    """Relative error to expect of a model's outputs, if the errors of its weights add up.
+    """Return the expected relative error of a model's outputs, or None if no importance is known.
 
-    None where no importance is known.
+    The squared errors that the weights cause are taken to add up. The result is the square root of
+    their sum.
+
+    Parameters
+    ----------
+    archive
+        Archive of the compressed model.
+    load
+        Function that returns the dense weight of a name.
+    calibration
+        Calibration of the dense model.
+
+    Returns
+    -------
+    float or None
+        Relative error: the norm of the difference divided by the norm of the dense outputs.
     """
     known = [n for n in calibration.importance if n in archive.entries and archive.is_factored(n)]
     squares = [
@@ -63,7 +84,7 @@ def predicted_error(
 
 
 def unseen(calibration: Calibration) -> tuple[str, ...]:
-    """Warnings about weights that calibration says nothing about, a sentence for each reason."""
+    """Return warnings about weights that calibration says nothing about, one for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in calibration.unseen.items():
         by_reason.setdefault(reason, []).append(repr(name))

@@ -1,4 +1,4 @@
-"""Quality as a user measures it, and the smallest file that keeps it."""
+"""Measure the quality with a function of the user's, and find the smallest file that keeps it."""
 
 from __future__ import annotations
 
@@ -17,27 +17,33 @@ from tersor.storage.archive import Archive
 from tersor.units import format_size
 
 Measure = Callable[[Archive | None], float]
-"""Gives the quality of what an archive holds, or of the dense model for None."""
+"""Returns the quality of the model in an archive, or of the dense model for None."""
 
 _NEEDED = "it is called with the model, and must return a finite number, higher for better models"
 
 
 def evaluated(evaluate: Callable[[nn.Module], object], model: nn.Module, what: str) -> float:
-    """What a function of the user's says of a model, in evaluation mode and without gradients.
+    """Evaluate a model with a function of the user's, and return the quality.
 
     Parameters
     ----------
     evaluate
-        Takes the model and returns a number, or a tensor or array of one element.
+        Function that takes the model and returns a number, or a tensor or array of one element. It
+        is called without gradients.
     model
-        The model.
+        The model, which is put into evaluation mode.
     what
-        What the function is called in errors.
+        Name of the function in errors.
+
+    Returns
+    -------
+    float
+        The quality, a finite number.
 
     Raises
     ------
     InputError
-        If the function raises, or returns anything but one finite number.
+        If the function raises an error, or returns anything but one finite number.
     """
     model.eval()
     with explained(what, _NEEDED), torch.no_grad():
@@ -57,21 +63,23 @@ def evaluated(evaluate: Callable[[nn.Module], object], model: nn.Module, what: s
 
 @dataclass(frozen=True)
 class Quality:
-    """How much worse than the dense model a compressed one may be.
+    """Quality that a compressed model must keep.
 
     Parameters
     ----------
     max_drop
-        In units of the evaluation.
+        Largest allowed drop of the quality from the dense model, in the units of the evaluation.
     measure
-        Gives the evaluation of what an archive holds, or of the dense model for None.
+        Function that returns the quality of the model in an archive, or of the dense model for
+        None.
     mend
-        Given an archive, gives one that is no larger, and is measured and kept in its place.
+        Function that takes an archive and returns one that is not larger. The new archive is
+        measured and kept in place of the old one. By default the archive is not changed.
 
     Raises
     ------
     InputError
-        If ``max_drop`` is negative or no finite number.
+        If ``max_drop`` is negative or not a finite number.
     """
 
     max_drop: float
@@ -84,39 +92,54 @@ class Quality:
 
 
 MOST_EVALUATIONS = 6
-"""The dense model's included."""
+"""Largest number of evaluations, including that of the dense model."""
 
 _FIRST, _LOWEST_RATIO = 12, 2
-"""Ratio of the first trial, and of the last if everything else drops too much."""
+"""Compression ratio of the first trial, and of the last one if all others drop too much."""
 
 _POWER, _POWERS = 3.0, (0.5, 10.0)
-"""The drop falls about with this power of the size, or one within these limits that was seen: for
-moves beyond what was tried."""
+"""Assumed power of the size with which the drop falls, and limits of a power that follows from the
+trials. The power determines moves beyond the sizes that were tried."""
 
 _MOVES = (math.log(1.3), math.log(3))
-"""Smallest and largest of these moves, in the logarithm of the size."""
+"""Smallest and largest of these moves, in the natural logarithm of the size."""
 
 _CLOSE = math.log(1.02)
-"""Sizes this close to each other need no trial between them."""
+"""No trial is made between sizes whose logarithms differ by less than this."""
 
 
 class _Trial(NamedTuple):
     position: float
-    """Logarithm of the size in bytes."""
+    """Natural logarithm of the size in bytes."""
     drop: float
 
 
 def smallest(compressor: Compressor, source_bytes: int, quality: Quality) -> Archive:
-    """The smallest archive found of which the evaluation drops by no more than is allowed.
+    """Return the smallest archive found whose quality drops by no more than is allowed.
 
-    It was measured, as were at most five of other sizes and the dense model. Between a size that
-    drops too much and one that does not the logarithm of the drop is taken as linear in that of the
-    size.
+    The quality of the returned archive was measured. At most `MOST_EVALUATIONS` are made, including
+    that of the dense model. Between a size that drops too much and one that does not, the logarithm
+    of the drop is assumed to be linear in the logarithm of the size.
+
+    Parameters
+    ----------
+    compressor
+        Compressor of the source.
+    source_bytes
+        Bytes of the source.
+    quality
+        Quality that the archive must keep.
+
+    Returns
+    -------
+    Archive
+        The smallest archive that keeps the quality.
 
     Raises
     ------
     BudgetError
-        If half of the source's size is not enough.
+        If the smallest possible file is not smaller than the source, or if no file of up to half
+        the source's size keeps the quality.
     """
     if compressor.least >= source_bytes:
         raise BudgetError(
@@ -152,7 +175,7 @@ def smallest(compressor: Compressor, source_bytes: int, quality: Quality) -> Arc
 def _next(
     trials: list[_Trial], allowed: float, limits: tuple[float, float], *, last: bool
 ) -> float | None:
-    """Where to try next, if anywhere; once a size is enough, trials are below it only."""
+    """Return the next position to try, or None. No size above one that suffices is tried."""
     enough = min((t for t in trials if t.drop <= allowed), default=None)
     short = max((t for t in trials if t.drop > allowed), default=None)
     if short and enough:
@@ -166,7 +189,7 @@ def _next(
 
 
 def _move(trials: list[_Trial], allowed: float) -> float:
-    """How far to go beyond all trials, on the way of which the drop will be the allowed one."""
+    """Return the distance from the last position to the one where the allowed drop is expected."""
     drop = trials[-1].drop
     if drop <= 0 or allowed <= 0:
         return math.log(2)
@@ -178,7 +201,11 @@ def _move(trials: list[_Trial], allowed: float) -> float:
 
 
 def _between(short: _Trial, enough: _Trial, trials: list[_Trial], allowed: float) -> float | None:
-    """Next size in a bracket: the secant's, or its middle if that moved the same end before."""
+    """Return the next position in a bracket, or None if the bracket is narrow enough.
+
+    The secant gives the position. If the last two trials moved the same end of the bracket, its
+    middle is used instead.
+    """
     width = enough.position - short.position
     if width < _CLOSE:
         return None

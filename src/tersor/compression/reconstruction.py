@@ -1,4 +1,4 @@
-"""Factor a compressed model's layers again, each for what the layers before it have become."""
+"""Factor the layers of a compressed model again, so that each corrects the errors before it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
 """Multiples of the usual ridge, 1 % of the mean square, that are tried."""
 
 _TRIALS = 6
-"""Steps that are tried for a layer, to have it take the bytes that it may."""
+"""Number of step sizes that are tried to use the bytes that a layer may take."""
 
 _USUAL = 0.65
-"""The step is about this share of the length of the codebook's columns, which is tried first."""
+"""Usual step size as a share of the length of the codebook's columns; it is tried first."""
 
 _ROUNDS = 4
-"""Times that all layers are gone through at most, until the file is small enough."""
+"""Largest number of passes over all layers until the file is small enough."""
 
 
 @torch.no_grad()
@@ -51,43 +51,44 @@ def reconstruct(
     *,
     target_size: str | int | None = None,
 ) -> None:
-    """Make a compressed model compute again what the dense one does, layer by layer.
+    """Bring the outputs of a compressed model closer to those of the dense one, layer by layer.
 
-    In the order in which the model runs them, the weight of each linear layer and convolution is
-    factored anew: not to be like the dense weight, but so that, given what reaches it in the
-    *compressed* model, it puts out what the dense layer puts out in the dense model. So each layer
-    makes up for errors of those before it. Layers keep their shares of the bytes. Biases make up
-    for what is left of the mean, and normalisation is matched along the way, as by
-    `match_normalization`, which is not needed before or after. There is no back-propagation.
+    The weight of each linear layer and convolution is factored again, in the order in which the
+    model runs them. The aim is not a weight close to the dense one. Given the layer's inputs in the
+    *compressed* model, its outputs should be those of the dense layer in the dense model. Each
+    layer thus corrects errors of earlier layers. Layers keep their shares of the bytes. Biases
+    correct the remaining error of the mean. Normalisation is matched in the same pass, so that
+    `match_normalization` is not needed before or after. There is no back-propagation.
 
     Parameters
     ----------
     model
-        Compressed model, changed in place.
+        Compressed model, which is changed in place.
     reference
-        The dense model, of the same architecture; unchanged.
+        The dense model, of the same architecture. It is not changed.
     loader
-        Yields batches that both are called with, as in `calibrate`: about a thousand samples in
-        all. All are in memory at once, with what they are in one layer.
+        Yields batches that both models are called with, as in `calibrate`: about a thousand samples
+        in all. All batches are in memory at once, together with their activations in one layer.
     target_size
-        Bytes that the file of the model may have, as in `compress`; by default as many as now.
+        Bytes of the model's file, at most: a number or a text, as in `compress`. By default this is
+        the current size.
 
     Raises
     ------
     InputError
-        If the model holds no factors, the two are different models, or they cannot be called with
-        the batches.
+        If the model holds no factors, if the two models differ in more than their values, or if
+        they cannot be called with the batches.
     BudgetError
-        If the file stays larger than that.
+        If the file remains larger than ``target_size``.
 
     Notes
     -----
     With the inputs x of a layer in the dense model and x' in the compressed one, its weight W is
-    replaced by the factors of ``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, the linear map that is nearest to W x on
-    average, under the metric ``E[x' x'ᵀ]``. Moments are about the mean where the layer has a bias,
-    and have a ridge, which is chosen by cross-validation. Inputs of the compressed model are used
-    in Nagel et al., 2020, *Up or Down? Adaptive Rounding for Post-Training Quantization*, arXiv
-    2004.10568, section 3.3, with another solver.
+    replaced by the factors of ``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, the linear map of x' that is nearest to
+    W x on average, under the metric ``E[x' x'ᵀ]``. Moments are about the mean if the layer has a
+    bias. They have a ridge, which is chosen by cross-validation. Nagel et al., 2020, *Up or Down?
+    Adaptive Rounding for Post-Training Quantization*, arXiv 2004.10568, section 3.3, also use the
+    inputs of the compressed model, with another solver.
     """
     _check(model, state(reference))
     calls = calls_of(loader)
@@ -105,7 +106,7 @@ def reconstruct(
 
 
 def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], left: int) -> None:
-    """Go through all layers once, with so many bytes more than now in all, or fewer."""
+    """Factor all layers again once, with ``left`` bytes more in total than now (less if < 0)."""
     weights, layers, matched = state(reference), _layers(model, calls[0]), normalizations(model)
     old = {name: _factors_bytes(layer) for name, layer in layers.items()}
     share = 1 + left / max(1, sum(old.values()))
@@ -149,7 +150,10 @@ def _check(model: nn.Module, weights: Mapping[str, HeldWeight | Tensor]) -> None
 
 
 def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Layer]:
-    """Linear layers and convolutions whose weights are factored, and used just once."""
+    """Return the linear layers and convolutions with a factored weight that is used once.
+
+    The module must also be called exactly once in a run of the model.
+    """
     sites = find_sites(model)
     uses: dict[Weight, int] = {}
     for site in sites.values():
@@ -175,19 +179,19 @@ def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Lay
 def _renew(
     model: nn.Module, stop: Stop, pair: tuple[Layer, Layer], weight: Tensor, allowed: int
 ) -> int:
-    """Factor the weight of a layer again; returns the bytes that it takes."""
+    """Factor the weight of a layer again, and return the bytes that it takes."""
     layer, twin = pair
     _check_shapes(stop)
     means = [mean_vector(layer, batches) for batches in stop.inputs]
-    # About the means, where a bias makes up for these.
+    # If the layer has a bias, which corrects the means, take moments about the means.
     halves = _halves(stop, layer, None if layer.bias is None else (means[0], means[1]))
     moments = halves[0] + halves[1]
     wanted = _wanted(weight, moments, halves)
     metric = (moments.own + ridge(moments.own, moments.rows)).mean(dim=0)
     factors = _factorize(wanted, metric / metric.diagonal().mean(), _held(layer), allowed)
-    if factors is not None:  # else it stays as it is
+    if factors is not None:  # otherwise keep the old factors
         insert_factors(model, {join_names(stop.name, "weight"): factors})
-    # A bias that is all zeros was folded into the normalisation that follows, which is matched.
+    # Keep a bias of zeros: it was folded into the next normalisation layer, which is matched.
     if layer.bias is not None and twin.bias is not None and twin.bias.any():
         now = as_float32(dense(state(layer)["weight"]))
         shift = _outputs(weight, means[1]) - _outputs(now, means[0])
@@ -205,9 +209,9 @@ def _check_shapes(stop: Stop) -> None:
 
 
 def _halves(stop: Stop, layer: Layer, shifts: tuple[Tensor, Tensor] | None) -> tuple[Joint, Joint]:
-    """Moments of every other batch, or sample of a single batch, of what reaches a layer; the rest.
+    """Return the moments of a layer's inputs over every other batch, and over the other batches.
 
-    A single sample is in both.
+    A single batch is divided in the same way by samples. A single sample is in both halves.
     """
     axes = 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
     batches = ([x if x.ndim > axes else x[None] for x in of_model] for of_model in stop.inputs)
@@ -223,10 +227,11 @@ def _halves(stop: Stop, layer: Layer, shifts: tuple[Tensor, Tensor] | None) -> t
 
 
 def _wanted(weight: Tensor, moments: Joint, halves: tuple[Joint, Joint]) -> Tensor:
-    """``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, both with that ridge which is best in cross-validation.
+    """Return ``W E[x x'ᵀ] E[x' x'ᵀ]⁻¹``, both moments with the ridge from cross-validation.
 
-    For each half of the samples the weight that is best for the other is tried. With few samples,
-    or errors that have little to do with what the layer gets, a large ridge leaves W as it is.
+    The weight that is best for one half of the samples is tested on the other half, for each ridge.
+    If there are few samples, or if the errors depend little on the layer's inputs, a large ridge
+    is best, which leaves W almost unchanged.
     """
     rows = weight.reshape(len(moments.own), -1, moments.own.shape[-1]).double()
     errors = torch.zeros(len(_RIDGES), dtype=torch.float64)
@@ -238,7 +243,7 @@ def _wanted(weight: Tensor, moments: Joint, halves: tuple[Joint, Joint]) -> Tens
 
 
 def _mapped(rows: Tensor, moments: Joint, ridges: Sequence[float]) -> Iterator[Tensor]:
-    """``W (E[x x'ᵀ] + r) (E[x' x'ᵀ] + r)⁻¹`` for multiples r of the usual ridge."""
+    """Yield ``W (E[x x'ᵀ] + r) (E[x' x'ᵀ] + r)⁻¹`` for multiples r of the usual ridge."""
     values, axes = torch.linalg.eigh(moments.own.double())
     usual = ridge(moments.own, moments.rows).diagonal(dim1=1, dim2=2)[:, :1].double()
     target, plain = rows @ moments.crossed.double() @ axes, rows @ axes
@@ -248,13 +253,16 @@ def _mapped(rows: Tensor, moments: Joint, ridges: Sequence[float]) -> Iterator[T
 
 
 def _held_out(rows: Tensor, trial: Tensor, held: Joint) -> Tensor:
-    """``E[|W x - V x'|²]`` of a trial V, less what does not depend on it."""
+    """Return the sum of ``|W x - V x'|²`` for a trial V, without the term that is independent of V.
+
+    The sum is taken over the held-out vectors.
+    """
     own, crossed = held.own.double(), held.crossed.double()
     return ((trial @ own - 2 * rows @ crossed) * trial).sum() * held.rows
 
 
 def _outputs(weight: Tensor, inputs: Tensor) -> Tensor:
-    """What a weight makes of a vector for each group, (groups, m)."""
+    """Return the products of a weight with one input vector per group, (groups, m)."""
     rows = weight.reshape(len(inputs), -1, inputs.shape[-1])
     return (rows @ inputs[..., None]).flatten()
 
@@ -262,7 +270,7 @@ def _outputs(weight: Tensor, inputs: Tensor) -> Tensor:
 def _factorize(
     wanted: Tensor, moments: Tensor, old: FactoredWeight, allowed: int
 ) -> Factors | None:
-    """Factors within so many bytes, with tiles as before; None if none were found."""
+    """Return factors of at most ``allowed`` bytes with the old tile size, or None if not found."""
     tile = old.codebook.shape[0]
     if old.signs:
         factors = factorize_signs(wanted, tile, moments=moments)

@@ -1,4 +1,4 @@
-"""What an interrupted run leaves for the next: results of attempts, and what they depend on."""
+"""Store the results of attempts so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,23 @@ Result = TypeVar("Result")
 def identity(
     source: Source, calibration: Calibration | None, options: Sequence[object]
 ) -> dict[str, str]:
-    """All that results depend on, by what users call it.
+    """Return everything that the results depend on, as texts by the names that users know.
 
-    The input counts by its content, whatever the names and dates of its files.
+    The input is identified by a digest of its contents, not by names or dates of files.
+
+    Parameters
+    ----------
+    source
+        Source of the tensors.
+    calibration
+        Calibration that is used, or None.
+    options
+        Options that the results depend on; they can be written as JSON.
+
+    Returns
+    -------
+    dict
+        Digests of the input and the calibration, the options as JSON, and the versions.
 
     Raises
     ------
@@ -73,7 +87,15 @@ def _update(digest: Any, name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Codec(Generic[Result]):
-    """Turns results into bytes and back, to the last bit."""
+    """Converts results to bytes and back, without any loss.
+
+    Parameters
+    ----------
+    encode
+        Function that returns the bytes of a result.
+    decode
+        Function that returns the result of bytes.
+    """
 
     encode: Callable[[Result], bytes]
     decode: Callable[[bytes], Result]
@@ -86,12 +108,31 @@ def recalled(
     make: Callable[[], Result],
     holds: Callable[[Result], bool],
 ) -> Result:
-    """The result that the journal has under a key if it holds, or a new one, which it then has."""
+    """Return the result that the journal has for a key, or make, store and return a new one.
+
+    Parameters
+    ----------
+    journal
+        The journal; without one the result is always made.
+    codec
+        Conversion of results to bytes and back.
+    key
+        Key whose ``repr`` identifies the result.
+    make
+        Function that makes a new result.
+    holds
+        Function that returns whether a stored result is valid.
+
+    Returns
+    -------
+    object
+        A valid stored result, or a new one.
+    """
     if journal is None:
         return make()
     known = journal.get(repr(key))
     if known is not None:
-        with suppress(Exception):  # whatever is wrong with it, it can be made anew
+        with suppress(Exception):  # a damaged result of any kind is made again
             if holds(result := codec.decode(known)):
                 return result
     result = make()

@@ -1,4 +1,4 @@
-"""Find the finest step at which everything fits the budget."""
+"""Find the smallest step size at which everything fits the budget."""
 
 from __future__ import annotations
 
@@ -11,36 +11,52 @@ from tersor.errors import BudgetError
 T = TypeVar("T")
 
 FILL = 0.997
-"""Share of the budget that is enough to stop the search."""
+"""Share of the budget at which the search stops."""
 
 MAX_TRIALS = 12
+"""Default of the largest number of attempts."""
 
 _LEVEL = 1.001
-"""Sizes that differ by less than this factor count as the same."""
+"""Sizes that differ by less than this factor count as equal."""
 
 _JUMP_WIDTH, _JUMP = 0.02, 0.9
-"""Steps this close whose sizes differ by more than this factor: the size jumps over the target."""
+"""The size jumps over the target if the logarithms of two step sizes differ by less than
+`_JUMP_WIDTH`, while the ratio of the sizes is below `_JUMP`."""
 
 _NARROWEST = 1e-4
-"""Steps that differ by less are the same."""
+"""Step sizes whose logarithms differ by less than this count as equal."""
 
 _SMALLEST_MOVE, _LARGEST_MOVE = 0.05, 2.0
-"""Smallest and largest moves away from the trials so far, in the logarithm of the step."""
+"""Smallest and largest moves away from all trials, in the natural logarithm of the step size."""
 
 _DISTORTION = 0.23
-"""Squared error per weight in units of the step squared, about, at rates from 0.5 to 3 bits."""
+"""Approximate squared error per weight, in units of the step size squared, at rates from 0.5 to 3
+bits per weight."""
 
 
 class Trial(NamedTuple):
-    """What was tried, and the size that it took."""
+    """A step size that was tried, and the resulting bytes."""
 
     position: float
-    """Logarithm of the step."""
+    """Natural logarithm of the step size."""
     size: int
 
 
 def guess_step(weights: Iterable[tuple[int, float]], bits: float) -> float:
-    """Step at which independent Gaussian weights, (numbers, variance), take so many bits."""
+    """Return the step size at which independent Gaussian weights take a number of bits.
+
+    Parameters
+    ----------
+    weights
+        Number of elements and their variance, for each weight.
+    bits
+        Total bits of all weights.
+
+    Returns
+    -------
+    float
+        Step size in units of the weights; 1 if no weight has a positive variance.
+    """
     known = [(number, variance) for number, variance in weights if variance > 0]
     if not known:
         return 1.0
@@ -61,21 +77,27 @@ def finest_fit(
     least: int = 0,
     most: int = MAX_TRIALS,
 ) -> tuple[float, T]:
-    """Smallest step found whose size is at most ``target``, with what the attempt made of it.
+    """Find the smallest step size whose bytes are at most ``target``.
 
     Parameters
     ----------
     attempt
-        Gives the size at a step, and the thing of that size. The size must fall, nearly always,
-        as the step grows.
+        Function of the step size that returns the bytes and the result of that many bytes. The
+        bytes must almost always fall as the step size grows.
     target
-        Bytes that may be used.
+        Largest allowed number of bytes.
     guess
-        Step to begin with.
+        Step size to start from.
     least
-        Size at the coarsest steps. That finer ones do not change it yet is no reason to give up.
+        Bytes at the coarsest step sizes; 0 by default. The search does not give up if finer step
+        sizes still have this number of bytes.
     most
-        Attempts at most.
+        Largest number of attempts; 12 by default.
+
+    Returns
+    -------
+    tuple
+        Smallest step size found that fits, and the result of its attempt.
 
     Raises
     ------
@@ -84,9 +106,10 @@ def finest_fit(
 
     Notes
     -----
-    Sizes are nearly linear in the logarithm of the step (a bit for each halving), so that the
-    secant through two trials lands close. They can also jump: all of a weight may become zero at
-    once. Where secants do not halve the bracket, its middle is tried.
+    Bytes are nearly linear in the logarithm of the step size (each halving adds a bit), so that the
+    secant through two trials comes close to the target. They can also jump, because all elements of
+    a weight may become zero at once. If secants do not shrink the bracket from both sides, its
+    middle is tried.
     """
     trials: list[Trial] = []
     best: tuple[float, T] | None = None
@@ -104,7 +127,7 @@ def finest_fit(
 
 
 def _next_position(trials: list[Trial], target: int, least: int) -> float | None:
-    """Where to try next; None if it is not worth while."""
+    """Return the next position to try, or None if another trial is not worthwhile."""
     if FILL * target <= trials[-1].size <= target:
         return None
     under = min((t for t in trials if t.size <= target), default=None)
@@ -113,12 +136,16 @@ def _next_position(trials: list[Trial], target: int, least: int) -> float | None
         return _between(over, under, trials, target)
     outwards = sorted(trials, reverse=under is not None)[-3:]
     if under and len(outwards) == 3 and least < outwards[-1].size < outwards[0].size * _LEVEL:
-        return None  # finer steps gain nothing: they have reached their limit
+        return None  # finer steps do not add bytes: the size has reached its limit
     return _beyond(outwards, target)
 
 
 def _between(over: Trial, under: Trial, trials: list[Trial], target: int) -> float | None:
-    """Next position within a bracket: the secant's, or its middle if that does not shrink it."""
+    """Return the next position within a bracket, or None if it is narrow or the size jumps.
+
+    The secant gives the position. If the last two trials moved the same end of the bracket, its
+    middle is used instead.
+    """
     width = under.position - over.position
     jumps = width < _JUMP_WIDTH and under.size < _JUMP * over.size
     if jumps or width < _NARROWEST:
@@ -131,7 +158,7 @@ def _between(over: Trial, under: Trial, trials: list[Trial], target: int) -> flo
 
 
 def _beyond(outwards: list[Trial], target: int) -> float:
-    """Next position beyond all trials, of which these are the last ones outwards."""
+    """Return the next position beyond all trials, given the outermost trials, the last one last."""
     *_, last = outwards
     if len(outwards) == 1:
         move = min(max(abs(math.log((target + 1) / (last.size + 1))), _SMALLEST_MOVE), 1.0)
@@ -139,13 +166,17 @@ def _beyond(outwards: list[Trial], target: int) -> float:
     before = outwards[-2]
     gap = last.position - before.position
     move = _secant(before, last, target) - last.position if before.size != last.size else math.inf
-    # A little more than the secant says, to get across; no leap that a bend could make too far.
+    # Go a little farther than the secant to cross the target. Limit the move, because the secant
+    # may be far off where the curve bends.
     limit = min(4 * abs(gap), _LARGEST_MOVE)
     return last.position + math.copysign(min(max(1.1 * abs(move), _SMALLEST_MOVE), limit), gap)
 
 
 def _secant(a: Trial, b: Trial, aim: float) -> float:
-    """Where the line through two trials reaches ``aim``; their middle if it is level."""
+    """Return the position where the line through two trials reaches ``aim``.
+
+    If the line is level, return the middle of the two positions.
+    """
     if a.size == b.size:
         return (a.position + b.position) / 2
     return a.position + (aim - a.size) * (b.position - a.position) / (b.size - a.size)

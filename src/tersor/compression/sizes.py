@@ -1,4 +1,4 @@
-"""Bytes and error of a weight at a step: formulas, corrected by what was measured."""
+"""Predict the bytes and the error of a weight at a step size by formulas and measurements."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ from tersor.factorization.weights import SIGNS
 from tersor.tiling import Tiling
 
 _LEVEL = PRICE / (2 * math.log(2))
-"""Error that an axis keeps, in units of the step squared, at the price of a bit."""
+"""Error that an axis keeps at the price of a bit, in units of the step size squared."""
 
 _FLOOR = 8.0
-"""Bytes that are added to sizes before their ratio is taken: those near 0 are as good as alike."""
+"""Bytes added to sizes before their ratio is taken, so that all sizes near 0 count as equal."""
 
 _BISECTIONS = 90
 
 
 _NEGLIGIBLE = 1e-12
-"""Errors are told apart down to this share of the weight's energy."""
+"""Smallest share of the weight's energy that is distinguished from no error."""
 
 
 @dataclass
 class _Corrected:
-    """A formula of the step, times the ratio of what was measured to it, which is interpolated."""
+    """A formula of the step size, times an interpolated ratio of measured to predicted values.
+
+    Parameters
+    ----------
+    formula
+        Function of the step size that predicts the value.
+    floor
+        Number that is added to values before their ratio is taken.
+    """
 
     formula: Callable[[float], float]
     floor: float
@@ -49,7 +57,7 @@ class _Corrected:
 
 
 def _interpolate(x: float, points: list[tuple[float, float]]) -> float:
-    """Between and beyond points along straight lines, which beyond them are not too steep."""
+    """Interpolate linearly between points, and extrapolate with a limited slope."""
     if len(points) < 2:
         return points[0][1] if points else 0.0
     right = min(max(sum(known < x for known, _ in points), 1), len(points) - 1)
@@ -61,13 +69,13 @@ def _interpolate(x: float, points: list[tuple[float, float]]) -> float:
 
 
 class SizeModel:
-    """Bytes and error of a weight's factors as functions of the step.
+    """Bytes and error of a weight's factors as functions of the step size.
 
-    At high rates an axis of variance v takes ``log2(v / level) / 2`` bits, where the level, the
-    error that it keeps, is in proportion to the step squared (reverse water-filling);
-    ``log2(1 + v / level) / 2`` bits and an error of ``v level / (v + level)`` also tell low rates,
-    at which weights that are not Gaussian still take some. The ratio of what was measured to this
-    is interpolated between the steps at which it was measured.
+    At high rates an axis of variance v takes ``log2(v / level) / 2`` bits. The level is the error
+    that the axis keeps, and is proportional to the step size squared (reverse water-filling).
+    ``log2(1 + v / level) / 2`` bits and an error of ``v level / (v + level)`` also describe low
+    rates, at which weights that are not Gaussian still take some bits. The ratio of measured values
+    to these formulas is interpolated between the step sizes at which values were measured.
 
     Parameters
     ----------
@@ -91,20 +99,29 @@ class SizeModel:
         *,
         provisional: bool = False,
     ) -> None:
-        """Take in a size, and perhaps an error, that was measured.
+        """Record measured bytes, and an error if it was measured.
 
-        Provisional ones hold for as long as there are no others.
+        Parameters
+        ----------
+        step
+            Step size of the measurement.
+        nbytes
+            Measured bytes.
+        error
+            Measured squared error, or None.
+        provisional
+            Whether the values are dropped when the next ones are recorded; by default not.
         """
         self._size.learn(step, nbytes, provisional)
         if error is not None:
             self._distortion.learn(step, error, provisional)
 
     def bytes(self, step: float) -> float:
-        """Bytes at a step."""
+        """Return the expected bytes at a step size."""
         return self._size(step)
 
     def error(self, step: float) -> float:
-        """Squared error at a step."""
+        """Return the expected squared error at a step size."""
         return self._distortion(step)
 
     def _bytes(self, step: float) -> float:
@@ -117,14 +134,14 @@ class SizeModel:
 
 
 class SizeOfSigns(SizeModel):
-    """The same of sums of signs, whose bytes are known.
+    """Bytes and error of sums of signs, whose bytes are known exactly.
 
     Parameters
     ----------
     shape
-        Of the weight.
+        Shape of the weight.
     variance
-        Of its elements, in units of the weight squared.
+        Variance of its elements, in units of the weight squared.
     """
 
     def __init__(self, shape: tuple[int, ...], variance: float) -> None:
@@ -139,31 +156,36 @@ class SizeOfSigns(SizeModel):
         *,
         provisional: bool = False,
     ) -> None:
-        """Take in an error that was measured."""
+        """Record a measured error; the bytes need no measurement."""
         if error is not None:
             self._distortion.learn(step, error, provisional)
 
     def bytes(self, step: float) -> float:
-        """Bytes at a step: a bit for each sign, and 8 for each element of the codebook."""
+        """Return the bytes at a step size: 1 bit per sign and 8 bits per codebook element."""
         tile = tile_of_signs(self._shape, self._variance / step**2)
         return SIGNS * (Tiling(self._shape, tile).count / 8 + tile)
 
 
-_STEEPEST = 0.7  # sizes still fall as the step grows
-_SIXTEEN = 16 * math.log(2)  # half of a natural logarithm -> bytes
+_STEEPEST = 0.7  # limit of the slope, so that sizes still fall as the step size grows
+_SIXTEEN = 16 * math.log(2)  # divisor that converts half of a natural logarithm to bytes
 
 
 def step_of_size(sizes: Iterable[Callable[[float], float]], total: float, around: float) -> float:
-    """Step at which sizes, which fall as it grows, add up to a total.
+    """Return the step size at which the sizes of all weights add up to a total.
 
     Parameters
     ----------
     sizes
-        Bytes of each weight at a step.
+        Functions that return the bytes of each weight at a step size. The bytes fall as it grows.
     total
-        Bytes in all.
+        Total bytes.
     around
-        A step of about the right order: the answer is within 2**-60 and 2**60 of it.
+        Step size of about the right order. The result is between 2**-60 and 2**60 times this.
+
+    Returns
+    -------
+    float
+        Step size in the units of ``around``.
     """
     known = list(sizes)
     low, high = math.log(around) - 60 * math.log(2), math.log(around) + 60 * math.log(2)

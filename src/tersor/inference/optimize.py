@@ -1,4 +1,4 @@
-"""`optimize`: a compressed model made ready for inference, each weight in its best form."""
+"""Prepare a compressed model for inference: choose the best form of each weight."""
 
 from __future__ import annotations
 
@@ -32,34 +32,35 @@ from tersor.units import format_size, parse_size
 Mode = Literal["auto", "dense", "recompose", "factored"]
 
 CACHE = 32_000_000
-"""Bytes that are read between two measurements, at most: the weights of a model that is larger than
-the cache come from memory each time."""
+"""Most bytes that are read between two measurements. Reading them evicts weights from the cache, as
+in a model that is larger than the cache, whose weights come from memory each time."""
 
 SLOWER = 0.02
-"""Share of the fastest time that "auto" gives for memory."""
+"""Share of the fastest time that "auto" may add in order to save memory."""
 
 LISTED = 0.6
-"""Share of nonzero integers up to which lists can be faster than dense weights: measured."""
+"""Measured share of nonzero integers up to which lists can be faster than dense weights."""
 
 ORDERS = (torch.channels_last, torch.contiguous_format)
-"""Orders in memory of the images between layers; forms are chosen for that with which the model is
-faster. Each is measured with what it costs to take and give such images."""
+"""Memory formats of the images between layers. Forms are chosen for the format with which the model
+is faster. The time of a form includes the conversion of images from and to the format."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What became of one weight.
+    """The form that was chosen for one weight.
 
     Parameters
     ----------
     name
-        First of its names in the dense model's ``state_dict``.
+        First name of the weight in the dense model's ``state_dict``.
     mode
-        "dense", "dense, packed", "recompose", "factored" or, where that is by look-up, "look-up".
+        "dense", "dense, packed", "recompose", "factored", or "look-up" for a factored form that
+        uses look-up kernels.
     nbytes, dense_bytes
-        Bytes in memory, and what the dense weight takes.
+        Bytes in memory of this form, and of the dense weight.
     seconds
-        Measured time of what a forward does with it; 0 where nothing was to be chosen.
+        Measured time that a forward pass spends on the weight; 0 if the mode left no choice.
     """
 
     name: str
@@ -71,14 +72,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Optimized:
-    """What `optimize` chose; printing it gives a table.
+    """The choices of `optimize`, which print as a table.
 
     Parameters
     ----------
     choices
-        What became of each weight.
+        The form of each weight.
     absorbed
-        Names of the layers of batch normalisation that are done by the convolutions before them.
+        Names of the batch normalisation layers that the convolutions before them have absorbed.
     """
 
     choices: tuple[Choice, ...]
@@ -86,7 +87,7 @@ class Optimized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights that came as factors."""
+        """Bytes in memory of all weights that were held as factors before."""
         return sum(choice.nbytes for choice in self.choices)
 
     def __str__(self) -> str:
@@ -105,65 +106,68 @@ def optimize(
     memory: str | int | None = None,
     inputs: Any = None,
 ) -> Optimized:
-    """Make a compressed model ready for inference, in place; it cannot be trained any more.
+    """Prepare a compressed model for inference, in place; it can no longer be trained.
 
-    Each weight that is held as factors takes one form, and what only training needs is freed:
+    Each weight that is held as factors takes one of these forms. Data that only training needs is
+    freed.
 
-    - "dense": multiplied out once. As fast and as large as the dense model; the factors are gone,
-      so that the model can no longer be saved as a small file.
-    - "recompose": small integers, multiplied out in each forward; any module.
-    - "factored": integers of 2, 4, 6 or 8 bits, of matrices in `torch.nn.Linear` and
-      `torch.nn.Embedding`, that are never multiplied out; those that were compressed to be
-      ``fast`` are looked up, several signs at a time ("look-up"). Embeddings make only the rows
-      asked for, exactly. Linear layers round their inputs: see `tersor.kernels.linear` for the
-      error, about 0.6 % of a layer's output for fewer than 8 vectors and 0.1 % for more, where
-      some integers take 6 or 8 bits none from 3 vectors on; by look-up about 0.8 % for fewer than
-      5 and 0.05 % for more. Of convolutions in one or two dimensions with one group, the integers
-      become lists of what each row adds up, with an error of 0.1 %. Other weights are recomposed.
-      On a GPU, linear layers compute in the type of their inputs, by Triton's kernels, and
-      convolutions are recomposed.
+    - "dense": The weight is multiplied out once. It is as fast and as large as in the dense model.
+      The factors are gone, so that the model can no longer be saved as a small file.
+    - "recompose": Small integers are multiplied out in each forward pass. This works in any module.
+    - "factored": Matrices in `torch.nn.Linear` and `torch.nn.Embedding` are held as integers of 2,
+      4, 6 or 8 bits and never multiplied out. Matrices that were compressed with ``fast`` use
+      look-up kernels, which process several signs at a time ("look-up"). Embeddings compute only
+      the requested rows, exactly. Linear layers round their inputs (see `tersor.kernels.linear`).
+      The error is about 0.6 % of a layer's output for fewer than 8 vectors and 0.1 % for more. If
+      some integers take 6 or 8 bits, there is no error from 3 vectors on. By look-up, the error is
+      about 0.8 % for fewer than 5 vectors and 0.05 % for more. In convolutions of one or two
+      dimensions with one group, the integers become lists of the terms that each row adds up, with
+      an error of 0.1 %. Other weights are recomposed. On a GPU, linear layers compute in the type
+      of their inputs with Triton kernels, and convolutions are recomposed.
 
-    With "auto", weights may also be dense and prepared for kernels of their own. Of linear layers,
-    and of convolutions of images that lie channels last, they are held in the order in which they
-    are multiplied, and in no other ("dense, packed"): as large as the dense weight, and of few
-    vectors faster. Others give contiguous images: depthwise ones, and 3 x 3 windows by Winograd's
-    algorithm, with 1.8 or 4 times the dense weight in memory besides it.
+    With "auto", weights may also be dense and prepared for special kernels. Weights of linear
+    layers, and of convolutions of images in the channels-last format, are held only in the order in
+    which they are multiplied ("dense, packed"). They are as large as the dense weight, and faster
+    for few vectors. Other such kernels return contiguous images: those for depthwise convolutions,
+    and those for 3 x 3 windows by Winograd's algorithm, which hold 1.8 or 4 times the dense weight
+    in memory in addition to it.
 
-    With inputs given, a convolution whose weight becomes dense takes over the batch normalisation
-    of its output, which becomes `torch.nn.Identity`, if the model is seen to use that output for
-    nothing else: nothing is, where a layer of batch normalisation is not called, or several times,
-    or in training mode. So does each convolution that had a weight of its own.
+    If inputs are given, a convolution whose weight becomes dense absorbs the batch normalisation of
+    its output, which becomes `torch.nn.Identity`. So does each convolution whose weight was not
+    factored. The condition is that a run of the model shows no other use of the convolution's
+    output. Nothing is absorbed if a batch normalisation layer of the model is not called, is called
+    several times, or is in training mode.
 
     Parameters
     ----------
     model
         Model with factors, from `tersor.compress` or `tersor.load`.
     mode
-        One of these for all weights, or "auto": what is fastest, measured layer by layer on this
-        machine in a few milliseconds each, with up to 2 % of the time given where that saves most
-        memory.
+        One of these forms for all weights, or "auto" (default) for the fastest. "auto" measures the
+        forms of each weight on this machine, in a few milliseconds per weight. It gives up to 2 %
+        of the time where that saves most memory.
     memory
-        Most that these weights may take, for "auto", such as ``"8MB"`` (1 kB is 1000 bytes) or a
-        number of bytes; by default no limit.
+        Limit of the bytes that these weights take in memory: a text such as ``"8MB"`` (1 kB is
+        1000 bytes) or a number of bytes. Only for "auto"; by default there is no limit.
     inputs
-        What the model will be called with: one tensor, a tuple of all arguments, or a dict of them
-        by name. For "auto" and
-        "dense" it runs up to three times: to see what convolutions can take over, and for "auto"
-        what the module of each weight gets, with which its forms are compared. By default with
-        16 vectors, or with one image of 14 x 14, or larger where the window needs it. A form that
-        fails with them is left out.
+        Typical inputs of the model: one tensor, a tuple of all arguments, or a dict of arguments by
+        name. For "auto" and "dense" the model is called with them up to three times, to find what
+        convolutions can absorb, and, for "auto", to record the input of each weight's module, with
+        which the forms are compared. Without inputs the forms are compared with 16 vectors, or with
+        one image of 14 x 14, or larger if the window needs it. A form that fails is left out.
 
     Returns
     -------
     Optimized
-        The form of each weight, its bytes, and its time where it was measured.
+        The form of each weight, its bytes, and its time if it was measured.
 
     Raises
     ------
     InputError
-        If the mode is unknown, the model holds no factors, or it fails when called with the inputs.
+        If the mode is unknown, if ``memory`` is given without "auto", if the model holds no
+        factors, or if it fails when it is called with the inputs.
     BudgetError
-        If the memory is too little; the model is unchanged.
+        If the weights do not fit into ``memory``. The model is then unchanged.
     """
     if mode not in get_args(Mode):
         raise InputError(f"unknown mode {mode!r}, choose one of {get_args(Mode)}")
@@ -184,7 +188,7 @@ def optimize(
     else:
         forms = [(_fixed(use, mode), 0.0) for use in uses]
     choices = tuple(_put(use, *form) for use, form in zip(uses, forms, strict=True))
-    if any(form.is_dense for form, _ in forms):  # else the model can be saved, as it was
+    if any(form.is_dense for form, _ in forms):  # otherwise the model can still be saved unchanged
         for conv, norm in pairs.items():
             if not isinstance(conv, FactoredOwner):
                 absorb_dense(conv, norm)
@@ -200,9 +204,9 @@ def _fixed(use: Use, mode: str) -> type[FrozenWeight]:
 
 
 def _own_forms(use: Use) -> list[type[FrozenWeight]]:
-    """Forms with kernels of their own, of weights whose modules all leave the product to them.
+    """Return the forms with special kernels, for weights whose modules let them do the product.
 
-    Whatever can be looked up takes fewer bytes then, and less time: it comes first.
+    The look-up form takes the fewest bytes and the least time, so that it comes first.
     """
     leave = all(
         isinstance(site.module, FactoredOwner)
@@ -215,9 +219,9 @@ def _own_forms(use: Use) -> list[type[FrozenWeight]]:
     own: list[type[FrozenWeight]] = [
         form for form in (LookupWeight, PackedWeight) if form.way.packable(factors)
     ]
-    if use.holder.device.type != "cpu":  # convolutions have no kernels of ours on GPUs
+    if use.holder.device.type != "cpu":  # there are no special kernels for convolutions on GPUs
         return own
-    exact = use.holder.dtype is torch.float64  # which kernels are not
+    exact = use.holder.dtype is torch.float64  # the kernels compute in lower precision
     others: list[type[FrozenWeight]] = [*FORMS, PanelWeight]
     return own + [
         form
@@ -228,7 +232,7 @@ def _own_forms(use: Use) -> list[type[FrozenWeight]]:
 
 
 def _put(use: Use, form: type[FrozenWeight], seconds: float) -> Choice:
-    """Replace a weight at all its sites; the old one is freed."""
+    """Replace a weight by a form at all its sites, and free the old one."""
     holder, owners = use.holder, [(s.module, s.attribute) for s in use.sites]
     use.sites.clear()
     norm = use.norm if form.is_dense else None
@@ -249,7 +253,7 @@ def _dense_bytes(weight: HeldWeight) -> int:
 
 @dataclass(frozen=True)
 class _Option:
-    """One form of one weight."""
+    """One form of one weight, with its bytes in memory and its time."""
 
     form: type[FrozenWeight]
     nbytes: int
@@ -257,7 +261,7 @@ class _Option:
 
 
 def _chosen(uses: Sequence[Use], memory: int | None) -> list[tuple[type[FrozenWeight], float]]:
-    """The form of each weight, and its time."""
+    """Return the chosen form of each weight, and its time in seconds."""
     options = []
     with shown("trying forms") as show:
         for number, use in enumerate(uses):
@@ -275,7 +279,11 @@ def _chosen(uses: Sequence[Use], memory: int | None) -> list[tuple[type[FrozenWe
 
 
 def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Option]:
-    """The fastest options, then slower ones that save most, as far as allowed or needed."""
+    """Return one option per weight: the fastest, exchanged for smaller ones as long as allowed.
+
+    The exchange with the least time per saved byte comes first. It is allowed while the memory is
+    over its limit, or while the total time exceeds the fastest by at most `SLOWER`.
+    """
     chosen = [min(of_one, key=lambda o: (o.seconds, o.nbytes)) for of_one in options]
     limit = (1 + SLOWER) * sum(option.seconds for option in chosen)
     while True:
@@ -295,7 +303,7 @@ def _trade(options: Sequence[Sequence[_Option]], memory: int | None) -> list[_Op
 
 
 def _options(use: Use) -> list[list[_Option]]:
-    """The forms that a weight can take here, measured with images in each of `ORDERS`."""
+    """Return the forms that a weight can take, measured with images in each of `ORDERS`."""
     forms: list[type[FrozenWeight]] = [DenseWeight, RecomposedWeight]
     if _has_kernels(use.holder.device) or use.is_table:
         forms += [form for form in _own_forms(use) if not _is_hopeless(form, use)]
@@ -305,7 +313,7 @@ def _options(use: Use) -> list[list[_Option]]:
     @torch.inference_mode()
     def measured(order: torch.memory_format) -> list[_Option]:
         seconds = times([forward_of(use, frozen, order) for frozen in tried], use)
-        if min(seconds) == math.inf:  # the module does something else with it: it only reads it
+        if min(seconds) == math.inf:  # all failed: the module only reads the weight
             seconds = times(tried, use)
         return [
             _Option(type(frozen), frozen.nbytes, taken)
@@ -323,6 +331,6 @@ def _has_kernels(device: torch.device) -> bool:
 
 
 def _is_hopeless(form: type[FrozenWeight], use: Use) -> bool:
-    """Whether a form is not worth its packing: lists of nearly everything are slow."""
+    """Return whether a form is not worth trying: lists are slow if most integers are nonzero."""
     latent = use.holder.to_factors().latent
     return form is ListedWeight and int(latent.count_nonzero()) > LISTED * latent.numel()

@@ -1,4 +1,4 @@
-"""How long a forward takes with the forms of a weight, on this machine."""
+"""Measure how long a forward pass takes on this machine with each form of a weight."""
 
 from __future__ import annotations
 
@@ -14,21 +14,36 @@ from tersor.inference.uses import CONVOLUTIONS, Use
 from tersor.nn.frozen import FrozenWeight
 
 BATCH = 16
-"""Vectors that the forms of a matrix are compared with, if it is not known what it gets."""
+"""Number of vectors with which the forms of a matrix are compared if its inputs are unknown."""
 
 PIXELS = 14
-"""Height and width of the image that those of a convolution are compared with, if none is known;
-larger where the window needs it."""
+"""Height and width of the image with which the forms of a convolution are compared if its inputs
+are unknown. The image is larger if the window needs it."""
 
 RUNS = 9
-"""Times that each form is measured, if it is not `FAR` slower than another."""
+"""Number of measurements of each form that is at most `FAR` times slower than the fastest."""
 
 FAR = 1.5
-"""Times the least time beyond which a form is not measured again."""
+"""A form that takes longer than this multiple of the least time is not measured again."""
 
 
 def forward_of(use: Use, frozen: FrozenWeight, order: torch.memory_format) -> Callable[[], Tensor]:
-    """What a forward does with a weight: as far as the forms differ in it."""
+    """Return a function that does the part of a forward pass in which the forms differ.
+
+    Parameters
+    ----------
+    use
+        The weight, its sites, and a typical input if one is known.
+    frozen
+        The form to use.
+    order
+        Memory format of the images that a convolution takes and gives.
+
+    Returns
+    -------
+    callable
+        Function without arguments, which returns the output.
+    """
     given = use.input
     if use.is_table:
         index = given
@@ -59,7 +74,7 @@ def forward_of(use: Use, frozen: FrozenWeight, order: torch.memory_format) -> Ca
 
 
 def _size_for(module: nn.Conv1d | nn.Conv2d) -> list[int]:
-    """Size of an image that the window of a convolution, and its padding, fit into."""
+    """Return the size of an image that a convolution's window and padding fit into."""
     axes = zip(module.kernel_size, module.dilation, strict=True)
     windows = [dilation * (kernel - 1) + 1 for kernel, dilation in axes]
     around = windows if isinstance(module.padding, str) else module.padding
@@ -67,9 +82,10 @@ def _size_for(module: nn.Conv1d | nn.Conv2d) -> list[int]:
 
 
 def times(functions: Sequence[Callable[[], object]], use: Use) -> list[float]:
-    """Least time of each, after a first call, in turns: what disturbs them only adds to it.
+    """Return the least time of each function in seconds, or infinity for one that fails.
 
-    That of what fails is infinite.
+    Each function is called once without measurement. Then all are measured in turns. Disturbances
+    by other work only add to a time, so that the least one is the best estimate.
     """
     least = [_first(function, use) for function in functions]
     for _ in range(RUNS - 1):
@@ -100,13 +116,17 @@ def _timed(function: Callable[[], object], use: Use) -> float:
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """What one thread spends, where that is all and can be told; else what passes."""
+    """Return the clock of the thread's CPU time, or of the wall time.
+
+    CPU time is used only if torch computes on the CPU in one thread, and if the clock has a
+    resolution better than a microsecond.
+    """
     exact = time.get_clock_info("thread_time").resolution < 1e-6
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     return time.thread_time if alone and exact else time.perf_counter
 
 
 def _finish(device: torch.device) -> None:
-    """Wait for what a GPU has been asked for."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The factored weights of a model, and what it uses each of them for."""
+"""Find the factored weights of a model and the modules that use them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tersor.nn.weight import FactoredWeight
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-"""Modules that may read the weights of the modules that they hold, not call these."""
+"""Modules that may read the weights of their child modules instead of calling these."""
 
 
 @dataclass
 class Use:
-    """All sites of one weight, and what is known of them."""
+    """All sites of one weight, and facts about them."""
 
     name: str
     sites: list[Site]
@@ -33,20 +33,20 @@ class Use:
     is_read: bool = False
     """Whether a module above one of the sites reads the weight itself."""
     norm: _BatchNorm | None = None
-    """What normalises the outputs of its only module, and could be left to it."""
+    """Normalisation layer that the weight's only module could absorb, if there is one."""
     input: Tensor | None = None
-    """What its forms are compared with: what one of its modules gets."""
+    """Input of one of its modules, with which its forms are compared."""
     others: Tensor | None = None
-    """What is read between two measurements of its forms."""
+    """Values that are read between two measurements of its forms, to evict the cache."""
 
     @property
     def is_table(self) -> bool:
-        """Whether only rows of it are asked for."""
+        """Whether all its modules are embeddings, which use single rows."""
         return all(isinstance(site.module, nn.Embedding) for site in self.sites)
 
 
 def uses_of(model: nn.Module) -> list[Use]:
-    """The weights that are held as factors, in the order of the model."""
+    """Return the weights that are held as factors, in the order of the model."""
     readers = [module for module in model.modules() if isinstance(module, _READERS)]
     read = {child for module in readers for child in module.children()}
     found: dict[HeldWeight, Use] = {}
@@ -59,7 +59,10 @@ def uses_of(model: nn.Module) -> list[Use]:
 
 
 def learn_pairs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> Pairs:
-    """Convolutions and what normalises their outputs; the weights are told."""
+    """Return the convolutions with the layers that normalise their outputs, and set ``Use.norm``.
+
+    Without inputs no pairs are found.
+    """
     pairs = {} if inputs is None else find_pairs(model, lambda: _called(model, inputs))
     for use in uses:
         if len(use.sites) == 1:
@@ -68,7 +71,7 @@ def learn_pairs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> Pairs:
 
 
 def learn_inputs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> None:
-    """Tell the weights what their modules get when the model is called."""
+    """Call the model and set ``Use.input`` to the first input of one of the weight's modules."""
     modules: dict[nn.Module, Use] = {
         site.module: use
         for use in uses
