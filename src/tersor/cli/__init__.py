@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Each command imports what it needs when it is called."""
+"""Run the command line: parse arguments, call the library, print results.
+
+Each command imports the modules that it needs when it is called, so that the start is quick.
+"""
 
 import io
 import os
@@ -14,19 +17,19 @@ __all__ = ["about", "app", "compress", "curve", "files", "finetune", "main"]
 
 
 def main() -> None:
-    """Entry point of the ``tersor`` command."""
+    """Run the ``tersor`` command, and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names may not be printable where this runs
+        if isinstance(stream, io.TextIOWrapper):  # the terminal may not be able to print names
             stream.reconfigure(errors="backslashreplace")
     try:
         with reporting_errors():
             try:
                 app(prog_name="tersor")
             finally:
-                sys.stdout.flush()  # here a full disk has a message, at Python's end a traceback
+                sys.stdout.flush()  # a full disk is reported here; at exit it would be a traceback
     except BrokenPipeError:
         code = 1
     except typer.Exit as ended:
         code = ended.exit_code
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what cannot be written
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards what is left
     sys.exit(code)

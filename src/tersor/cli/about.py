@@ -1,4 +1,4 @@
-"""Commands about tersor itself: info, demo, and ``--version``."""
+"""Define the commands about tersor itself: ``info``, ``demo``, and ``--version``."""
 
 from __future__ import annotations
 

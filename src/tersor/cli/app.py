@@ -1,4 +1,4 @@
-"""What the commands share: the application, kinds of arguments, how errors are shown."""
+"""Define what all commands share: the application, types of arguments, and error messages."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ console = Console()
 errors = Console(stderr=True)
 
 FAILED = 2
-"""Exit code of everything that stops a command, apart from Ctrl-C and a bug in tersor."""
+"""Exit code after any error, except after Ctrl-C and after a bug in tersor."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as of other programs: 128 and the number of the signal."""
+"""Exit code after Ctrl-C, the usual one: 128 plus the number of the signal."""
 
 Checkpoint = Annotated[
     Path,
@@ -114,15 +114,23 @@ Fast = Annotated[
 
 
 _NO_MEMORY = re.compile("can't allocate memory|out of memory")
-"""In what PyTorch raises, a RuntimeError, when there is none on the processor or on a GPU."""
+"""Text in the RuntimeError that PyTorch raises if the processor or a GPU has no memory left."""
 
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Turn what a user can mend into a message and an exit code."""
+    """Turn errors that a user can correct into a message and an exit code.
+
+    Raises
+    ------
+    typer.Exit
+        If such an error is raised, with the code `FAILED`, or with `INTERRUPTED` after Ctrl-C.
+    BrokenPipeError
+        If the program that reads the output has ended.
+    """
     try:
         yield
-    except BrokenPipeError:  # who reads the output has seen enough, as in `tersor inspect | head`
+    except BrokenPipeError:  # the reader of the output ended, as in `tersor inspect | head`
         raise
     except (TersorError, OSError, MemoryError, RuntimeError) as error:
         if (message := _message(error)) is None:
@@ -136,7 +144,7 @@ def reporting_errors() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str | None:
-    """What a user can do about an error; None if it is a bug."""
+    """Return a message that tells the user what to do about an error; None for a bug."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; earlier files are as they were"
@@ -152,5 +160,15 @@ def _message(error: Exception) -> str | None:
 
 
 def say(text: str, where: Console = console) -> None:
-    """Print a message: names in it may look like markup, be long, or steer a terminal."""
+    """Print a message literally, without markup and without control characters.
+
+    Names in it come from files: they may look like markup, be long, or hold control sequences.
+
+    Parameters
+    ----------
+    text
+        The message.
+    where
+        Console to print to; by default standard output.
+    """
     where.print(printable_lines(text), markup=False, emoji=False, highlight=False, soft_wrap=True)

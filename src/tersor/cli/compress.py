@@ -1,4 +1,4 @@
-"""``tersor compress``."""
+"""Define the command ``tersor compress``."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def compress(
         )
         module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
         batches, held = batches_of(calibrate)
-        if held:  # the size of the file is known before the error is
+        if held:  # reserves the bytes, because the error is measured only at the end
             source = replace(source, metadata=said | {OUTPUT_ERROR: output_error_text(0.0)})
         dense = dense_of(module, evaluate)
         mend = mending(dense, batches)
@@ -147,7 +147,7 @@ def compress(
                     journal=journal,
                     progress=progress,
                 )
-            if quality is None:  # else it is that which was measured
+            if quality is None:  # otherwise it is already the archive that was measured
                 archive = mend(archive)
             if held:
                 error = error_of(archive, dense, held)

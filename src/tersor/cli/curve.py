@@ -1,4 +1,4 @@
-"""``tersor curve``."""
+"""Define the command ``tersor curve``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The demo: a small network on handwritten digits, compressed 10 and 30 times, fine-tuned.
+"""Run the demo: compress a small network for handwritten digits 10 and 30 times, and fine-tune it.
 
-Real data without a download: scikit-learn's bundled digits, 1,797 images of 8x8 pixels. Everything
-is measured as for any model: sizes are bytes on disk, accuracies are of the model loaded back from
-its file in a fresh process.
+The demo uses real data without a download: the digits that scikit-learn includes, 1,797 images of
+8x8 pixels. It measures as for any model: sizes are bytes on disk, and accuracies are those of the
+model that a fresh process loads from the file.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tersor.storage.checkpoint import open_checkpoint
 
 SEED = 0
 RATIOS = (6, 10, 15, 20, 30, 40, 60)
-"""Ratios of the trade-off picture."""
+"""Compression ratios of the picture."""
 
 DENSE_EPOCHS, FINETUNING_EPOCHS = 8, 10
 
 
 class Split(NamedTuple):
-    """Images (n, 1, 8, 8) and labels for training and for the test."""
+    """Images (n, 1, 8, 8) and labels (n,) for training and for the test."""
 
     train: Tensor
     train_labels: Tensor
@@ -47,7 +47,7 @@ class Split(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """Row of the table."""
 
     model: str
     nbytes: int
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def digits() -> Split:
-    """The digits, a quarter of them for the test.
+    """Return the digits, of which a quarter is for the test.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def digits() -> Split:
 
 
 class Network(nn.Sequential):
-    """Four convolutions with normalisation, and a linear layer: 103 thousand weights."""
+    """Four convolutions with normalisation and a linear layer: 103 thousand weights."""
 
     def __init__(self) -> None:
         widths = (1, 32, 64, 64, 64)
@@ -96,10 +96,10 @@ class Network(nn.Sequential):
 def train(
     model: nn.Module, data: Split, *, epochs: int, rate: float, teacher: nn.Module | None = None
 ) -> None:
-    """Train in the ordinary way: Adam, one-cycle schedule, cross-entropy.
+    """Train a model in the ordinary way: Adam, one-cycle schedule, cross-entropy.
 
-    A compressed model trains like any other. With a teacher, it also learns to give the teacher's
-    answers (Hinton et al., 2015), and keeps its normalisation statistics.
+    A compressed model is trained like any other. With a teacher, the loss is the distance from the
+    teacher's outputs (Hinton et al., 2015), and normalisation keeps its statistics.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=rate)
@@ -125,27 +125,30 @@ def train(
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: Split) -> float:
-    """Top-1 accuracy on the test images in percent."""
+    """Return the top-1 accuracy on the test images in percent."""
     hits = model.eval()(data.test).argmax(1) == data.test_labels
     return 100 * float(hits.double().mean())
 
 
 def accuracy_of_file(path: Path) -> float:
-    """Accuracy of the model in a file, loaded in a fresh process."""
+    """Return the test accuracy in percent of the model in a file, loaded in a fresh process."""
     command = [sys.executable, "-m", "tersor.cli.demo", str(path)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def compressed(dense: nn.Module, ratio: float, data: Split) -> nn.Module:
-    """Copy of the dense model that holds factors, its normalisation matched."""
+    """Return a compressed copy of the dense model, its normalisation matched to it."""
     model = copy.deepcopy(dense)
-    compress(model, ratio=ratio * 1.01)  # room for the statistics, which compress less when matched
+    compress(model, ratio=ratio * 1.01)  # room for matched statistics, which take more bytes
     match_normalization(model, dense, [data.train])
     return model
 
 
 def finetuned(model: nn.Module, dense: nn.Module, data: Split) -> nn.Module:
-    """Copy of a compressed model, trained with the latents, and so the size, as they are."""
+    """Return a fine-tuned copy of a compressed model.
+
+    Its latents are not trained, so that its size does not change.
+    """
     model = copy.deepcopy(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith(("latent", "scale")))
@@ -154,7 +157,7 @@ def finetuned(model: nn.Module, dense: nn.Module, data: Split) -> nn.Module:
 
 
 def run(folder: Path, console: Console) -> None:
-    """Run the demo: print the table, write the files and the picture into a folder."""
+    """Run the demo: print the table, and write the files and the picture into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with shown("demo") as progress:
         torch.manual_seed(SEED)
@@ -181,12 +184,12 @@ def run(folder: Path, console: Console) -> None:
 
 
 def measure(name: str, path: Path) -> Row:
-    """Row of the model in a file."""
+    """Return the row of the model in a file."""
     return Row(name, path.stat().st_size, accuracy_of_file(path))
 
 
 def trade_off(dense: nn.Module, data: Split, path: Path) -> dict[str, list[Row]]:
-    """Accuracy against bytes, without training, of tersor and the baselines."""
+    """Return accuracies and bytes of tersor and the baselines, by method, without training."""
     source = open_checkpoint(path)
     targets = [int(source.nbytes / ratio) for ratio in RATIOS]
     curves: dict[str, list[Row]] = {"tersor": []}
@@ -210,7 +213,7 @@ def trade_off(dense: nn.Module, data: Split, path: Path) -> dict[str, list[Row]]
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Sizes, ratios and accuracies."""
+    """Return a table of sizes, ratios and accuracies. The first row is the dense model."""
     result = Table(title="Handwritten digits", title_justify="left", box=None)
     result.add_column("model")
     for column in ("bytes on disk", "ratio", "test accuracy %"):
@@ -222,7 +225,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def draw(curves: dict[str, list[Row]], dense: Row, path: Path) -> None:
-    """Picture of accuracy against bytes.
+    """Draw accuracy against bytes, and write the picture.
 
     Raises
     ------
@@ -259,7 +262,7 @@ def draw(curves: dict[str, list[Row]], dense: Row, path: Path) -> None:
 
 
 def evaluate(path: Path) -> float:
-    """Accuracy of the network in a safetensors or tersor file."""
+    """Return the test accuracy in percent of a network in a safetensors or tersor file."""
     model = Network()
     if path.suffix == ".safetensors":
         model.load_state_dict(load_file(path))

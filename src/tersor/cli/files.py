@@ -1,4 +1,4 @@
-"""Commands about a compressed file: decompress, inspect, report, verify."""
+"""Define the commands about a compressed file: decompress, inspect, report, verify."""
 
 from __future__ import annotations
 

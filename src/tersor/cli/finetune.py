@@ -1,4 +1,4 @@
-"""``tersor finetune``."""
+"""Define the command ``tersor finetune``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``tersor finetune`` does: everything by name and path."""
+"""Do the work of ``tersor finetune``, with models and data given by names and paths."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from tersor.training.images import Look, loader_of, open_images
 from tersor.units import parse_size
 
 _AROUND_LABEL = 8
-"""Bytes that a file with a label has besides, at most: a checksum, and sizes."""
+"""Largest number of bytes that a label adds to a file besides its own: a checksum and sizes."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """How images of archives and folders are given to the model.
+    """Conversion of images in archives and folders to batches.
 
     Parameters
     ----------
     batch_size
-        Images of a batch, of all processes together.
+        Number of images of a batch, over all processes; 128 by default.
     size
-        Height and width that files of images are brought to, in pixels.
+        Height and width in pixels to which image files are scaled and cropped; 224 by default.
     mean, std
-        Of pixels from 0 to 1: numbers separated by commas, one or one for each channel.
+        Mean and standard deviation of pixels from 0 to 1: numbers separated by commas, one, or one
+        for each channel. By default 0 and 1.
     """
 
     batch_size: int = 128
@@ -48,7 +49,22 @@ class Data:
     std: str = "1"
 
     def loader(self, option: str, name: str, *, training: bool) -> Iterable[Any]:
-        """What ``module:callable`` returns, or batches of the images there."""
+        """Return the loader that ``module:callable`` returns, or batches of the images at a path.
+
+        Parameters
+        ----------
+        option
+            Option of the command, for messages.
+        name
+            Its value: ``module:callable``, or a path for `tersor.training.images.open_images`.
+        training
+            Whether images are augmented and shuffled.
+
+        Raises
+        ------
+        InputError
+            If there is no such callable or path, or it does not give what is needed.
+        """
         if ":" in name and not Path(name).exists():
             loader = call(option, name)
             if not isinstance(loader, Iterable):
@@ -65,7 +81,13 @@ class Data:
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers separated by commas."""
+    """Return the numbers in a text, which are separated by commas.
+
+    Raises
+    ------
+    InputError
+        If the text of the option holds anything else.
+    """
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -90,9 +112,10 @@ def run(
     target_size: str | None = None,
     **options: Any,
 ) -> Finetuned:
-    """Fine-tune the model of a file into another file, which says of itself what the first did.
+    """Fine-tune the model of a file, and write it to another file with the same metadata.
 
-    A checkpoint is there until the output is written, and is gone on from.
+    The checkpoint exists until the output is written. If there is one already, the run continues
+    from it.
 
     Parameters
     ----------
@@ -104,24 +127,36 @@ def run(
         Data to train with, and to choose the best epoch with.
     teacher
         Checkpoint of the teacher.
-    teacher_key, teacher_prefix
-        Of that checkpoint, as in `tersor.storage.checkpoint.open_checkpoint`.
     data
-        How images are read.
+        Conversion of images to batches.
     checkpoint
-        File to go on from.
+        File from which a stopped run continues.
+    teacher_key, teacher_prefix
+        Key and prefix in the teacher's checkpoint, see `tersor.storage.checkpoint.open_checkpoint`.
     teacher_architecture
-        ``module:callable`` that makes the teacher, with its weights where there is no checkpoint;
-        by default the same as of the model.
+        ``module:callable`` that makes the teacher, including its weights if there is no checkpoint;
+        by default that of the model.
     target_size
-        Most bytes of the output; by default those of the source.
+        Largest size of the output, such as ``"54kB"``; by default the size of the source.
     **options
-        As in `tersor.finetune`.
+        See `tersor.finetune`.
+
+    Returns
+    -------
+    Finetuned
+        Result with the size of the output.
+
+    Raises
+    ------
+    BudgetError
+        If the budget cannot be reached, or the metadata alone exceeds it.
+    InputError
+        If a file, a callable or an option does not fit.
     """
     check_writable(output, source)
     model = load(source, make(architecture))
     with open_file(source) as file:
-        # What was measured of the outputs is no longer so after training.
+        # Training changes the outputs, so that their measured error is no longer true.
         metadata = {key: v for key, v in file.metadata.items() if key != label.OUTPUT_ERROR}
         hashed = file.content_hash is not None
     if target_size is not None and (said := label.size(metadata, hashed)):
@@ -159,7 +194,20 @@ def run(
 
 
 def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
-    """Share in percent of inputs whose highest score is that of their class."""
+    """Return the percentage of inputs of which the class with the highest score is the label.
+
+    Parameters
+    ----------
+    model
+        Model, which is put into evaluation mode.
+    loader
+        Batches of inputs and class numbers.
+
+    Raises
+    ------
+    InputError
+        If there are no inputs.
+    """
     device = next(model.parameters()).device
     right = total = 0
     for item in loader:
@@ -173,15 +221,16 @@ def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
 
 
 def is_first_process() -> bool:
-    """Whether this process, of those that train together, is to write files."""
+    """Return whether this process is the one that writes files."""
     return not _are_several() or torch.distributed.get_rank() == 0
 
 
 def finish_together() -> None:
-    """Wait for the other processes: torchrun stops all, the writing one too, if one fails.
+    """Wait for the other processes of the training.
 
-    One that ends right after a collective can: a thread of gloo's gives tensors back to a Python
-    that is no more, and aborts (PyTorch 2.13).
+    If one process fails, torchrun stops all of them, including the one that still writes. A process
+    that ends directly after a collective operation can fail: a thread of gloo returns tensors to a
+    Python interpreter that has ended, and aborts (PyTorch 2.13).
     """
     if _are_several():
         torch.distributed.barrier()

@@ -1,4 +1,4 @@
-"""Models and loaders that a command names as ``module:callable``."""
+"""Find and call the models and loaders that a user names as ``module:callable``."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Value = TypeVar("Value")
 
 
 def batches_of(reference: str) -> list[Any]:
-    """The batches that ``module:callable`` returns.
+    """Return the batches that ``module:callable`` returns.
 
     Raises
     ------
     InputError
-        If it cannot be imported, raises or returns something else.
+        If it cannot be imported, raises, or returns something other than batches.
     """
     batches = call("--calibrate", reference)
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
@@ -45,21 +45,36 @@ def batches_of(reference: str) -> list[Any]:
 
 
 def calibrate_source(source: Source, model: nn.Module, batches: list[Any]) -> Calibration:
-    """Calibration of a checkpoint's model, by the names in the checkpoint."""
+    """Return the calibration of a checkpoint's model, with the names of the checkpoint.
+
+    Parameters
+    ----------
+    source
+        Tensors of the checkpoint.
+    model
+        Model with the weights of the checkpoint.
+    batches
+        Batches to call the model with.
+    """
     return _for_checkpoint(calibrate(model, batches), model, source)
 
 
 def reconstructed(archive: Archive, model: nn.Module, batches: list[Any]) -> Archive:
-    """What an archive becomes if the layers in it make up for each other's errors.
+    """Return an archive in which layers compensate for the errors of the other layers.
 
     Parameters
     ----------
     archive
-        Of the compressed model.
+        Compressed model.
     model
-        The dense model.
+        Dense model.
     batches
-        That both are called with.
+        Batches that both models are called with.
+
+    Returns
+    -------
+    Archive
+        A new archive with the same names.
     """
     changed = compressed(archive, model)
     reconstruct(changed, model, batches)
@@ -73,7 +88,7 @@ def reconstructed(archive: Archive, model: nn.Module, batches: list[Any]) -> Arc
 
 
 def compressed(archive: Archive, model: nn.Module) -> nn.Module:
-    """A copy of a dense model that holds what an archive does."""
+    """Return a copy of a dense model that holds the tensors of an archive."""
     made = copy.deepcopy(model)
     check_match(archive, made, strict=False)
     fill(made, archive, strict=False)
@@ -86,12 +101,13 @@ def _content(entries: Mapping[str, Entry], name: str) -> Any:
 
 
 def model_of(source: Source, reference: str) -> nn.Module:
-    """The model that ``module:callable`` returns, with the weights of a checkpoint.
+    """Return the model that ``module:callable`` returns, with the weights of a checkpoint.
 
     Raises
     ------
     InputError
-        If it cannot be imported, raises or returns something else, or the checkpoint does not fit.
+        If it cannot be imported, raises, or does not return a model, or the checkpoint does not
+        fit.
     """
     model = make(reference)
     load_weights(model, source)
@@ -99,12 +115,12 @@ def model_of(source: Source, reference: str) -> nn.Module:
 
 
 def make(reference: str, option: str = "--model") -> nn.Module:
-    """The model that the ``module:callable`` of an option returns.
+    """Return the model that the ``module:callable`` of an option returns.
 
     Raises
     ------
     InputError
-        If it cannot be imported, raises or returns something else.
+        If it cannot be imported, raises, or does not return a model.
     """
     model = call(option, reference)
     if not isinstance(model, nn.Module):
@@ -115,22 +131,27 @@ def make(reference: str, option: str = "--model") -> nn.Module:
 
 
 def measure_of(source: Source, model: nn.Module, reference: str) -> Measure:
-    """The evaluation that ``module:callable`` does, of the dense model or of what archives hold.
+    """Return a function that evaluates the dense model or an archive with ``module:callable``.
 
     Parameters
     ----------
     source
-        The tensors of the checkpoint.
+        Tensors of the checkpoint.
     model
-        The model of these; each evaluation loads weights into it.
+        Model of these tensors. Each evaluation loads weights into it.
     reference
-        Names a function that takes the model and returns a number, higher for better models.
+        ``module:callable`` that takes the model and returns a number, higher for better models.
+
+    Returns
+    -------
+    Measure
+        Function that takes an archive, or None for the dense model. It raises an InputError if the
+        user's function raises, or returns anything but a finite number.
 
     Raises
     ------
     InputError
-        If it cannot be imported. What is returned raises one if the function does, or returns
-        anything but a finite number.
+        If the callable cannot be imported.
     """
     evaluate = find("--eval", reference, "with the model")
 
@@ -145,28 +166,35 @@ def measure_of(source: Source, model: nn.Module, reference: str) -> Measure:
 
 
 def call(option: str, reference: str) -> Any:
-    """Find ``module:callable`` and call it without arguments."""
+    """Return the result of ``module:callable``, called without arguments.
+
+    Raises
+    ------
+    InputError
+        If it cannot be imported, or raises.
+    """
     target = find(option, reference, "without arguments")
     with explained(f"{option} {reference}", "it has to work when called without arguments"):
         return target()
 
 
 def find(option: str, reference: str, arguments: str) -> Callable[..., Any]:
-    """Import ``module:callable``, from the current folder first.
+    """Return the ``module:callable`` of an option, imported from the current folder first.
 
     Parameters
     ----------
     option
-        What it is given with.
+        Option of the command, for messages.
     reference
-        Names of the module and the callable, which may be an attribute of something in it.
+        Name of the module and of the callable. The callable may be an attribute of an object in the
+        module, such as ``net:Net.make``.
     arguments
-        What it will be called with, in words.
+        Text for messages that says how it will be called, such as "with the model".
 
     Raises
     ------
     InputError
-        If it cannot be imported, or is nothing to be called.
+        If it cannot be imported, or cannot be called.
     """
     module, _, name = reference.partition(":")
     if not module or not name:
@@ -175,7 +203,7 @@ def find(option: str, reference: str, arguments: str) -> Callable[..., Any]:
             "function make in net.py"
         )
     folder = str(Path.cwd())
-    if folder not in sys.path:  # it stays there: what is called may import more, later
+    if folder not in sys.path:  # it stays in the path: the callable may import more modules later
         sys.path.insert(0, folder)
     with explained(
         f"{option} {reference}: the import of {module!r}",
@@ -195,7 +223,7 @@ def find(option: str, reference: str, arguments: str) -> Callable[..., Any]:
 
 
 def _for_checkpoint(calibration: Calibration, model: nn.Module, source: Source) -> Calibration:
-    """Moments by the names in the checkpoint, which may have any names of a tied weight."""
+    """Return a calibration with the names of the checkpoint, also those of tied weights."""
     known = tensors_of(model)
     tied = shared(known)
 

@@ -1,4 +1,4 @@
-"""What commands about a checkpoint share: calibration, and going on where one was stopped."""
+"""Do the work that commands share: open checkpoints, calibrate, evaluate, and resume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.cli.app import console, errors, say
 from tersor.errors import BudgetError, TersorError
 
-if TYPE_CHECKING:  # what makes the start slow is imported where it is used
+if TYPE_CHECKING:  # slow imports are done where they are used
     from torch import nn
 
     from tersor.calibration.calibrate import Calibration
@@ -33,9 +33,22 @@ def opened(
     *,
     exact: bool = False,
 ) -> Source:
-    """The checkpoint that a command names; how it was understood is told on standard error.
+    """Return the checkpoint that a command names, and print notes about it to standard error.
 
-    No output is written over one of its files, of which there may be several.
+    Parameters
+    ----------
+    model
+        Path of the checkpoint.
+    outputs
+        Files that the command will write.
+    key, prefix, exact
+        See `tersor.storage.checkpoint.open_checkpoint`.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint cannot be read, or an output is one of its files, of which there may be
+        several.
     """
     from tersor.storage.atomic import check_writable
     from tersor.storage.checkpoint import open_checkpoint
@@ -51,7 +64,22 @@ def opened(
 def module_of(
     source: Source, architecture: str | None, uses: Mapping[str, str | None]
 ) -> nn.Module | None:
-    """The model that --model names, which the options of ``uses`` need; None if none is needed."""
+    """Return the model that --model names, with the checkpoint's weights; None without --model.
+
+    Parameters
+    ----------
+    source
+        Tensors of the checkpoint.
+    architecture
+        Value of --model.
+    uses
+        Values of the options that need the model, by their names.
+
+    Raises
+    ------
+    InputError
+        If --model is given without such an option, or the other way round, or does not fit.
+    """
     from tersor.cli.user_code import model_of
     from tersor.errors import InputError
 
@@ -68,14 +96,17 @@ def module_of(
 def overrides_of(
     keep: Sequence[str] | None, bits: Sequence[str] | None, fast: Sequence[str] | None
 ) -> Overrides:
-    """What the options --keep, --bits and --fast say."""
+    """Return the overrides that the options --keep, --bits and --fast request."""
     from tersor.compression.overrides import Overrides, parse_bits
 
     return Overrides(keep or (), parse_bits(bits or ()), fast or ())
 
 
 def batches_of(loader: str | None) -> tuple[list[Any] | None, list[Any]]:
-    """What the option --calibrate names: to calibrate with, and held out from that."""
+    """Return the batches to calibrate with, and those held out to measure the error of the output.
+
+    The batches come from --calibrate. Without this option the first ones are None.
+    """
     if loader is None:
         return None, []
     from tersor.calibration.output_error import held_out
@@ -86,7 +117,7 @@ def batches_of(loader: str | None) -> tuple[list[Any] | None, list[Any]]:
 
 @contextmanager
 def _noted() -> Iterator[None]:
-    """Warnings are notes on standard error."""
+    """Print warnings as notes to standard error."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
         yield
@@ -95,7 +126,10 @@ def _noted() -> Iterator[None]:
 def calibration_of(
     source: Source, module: nn.Module | None, batches: list[Any] | None
 ) -> Calibration | None:
-    """What the option --calibrate asks for; notes go to standard error."""
+    """Return the calibration on the batches of --calibrate; None without this option.
+
+    Notes go to standard error.
+    """
     if module is None or batches is None:
         return None
     from tersor.cli.user_code import calibrate_source
@@ -103,13 +137,16 @@ def calibration_of(
     with _noted():
         calibration = calibrate_source(source, module, batches)
     for name, reason in calibration.skipped.items():
-        if name not in calibration.unseen:  # which a warning says
+        if name not in calibration.unseen:  # a warning names those
             say(f"note: {name} is compressed without calibration: {reason}", errors)
     return calibration
 
 
 def show(report: Report) -> None:
-    """Print what a file holds; warnings on standard error too where no terminal shows the table."""
+    """Print the summary of a file.
+
+    If standard output is no terminal, warnings go to standard error too.
+    """
     from tersor.report import table
 
     console.print(table.render(report))
@@ -119,16 +156,22 @@ def show(report: Report) -> None:
 
 
 Mend = Callable[["Archive"], "Archive"]
-"""Has the layers of a compressed model make up for each other's errors."""
+"""Function that lets the layers of a compressed model compensate for each other's errors."""
 
 
 def dense_of(module: nn.Module | None, evaluate: str | None) -> nn.Module | None:
-    """The model as it is, whatever evaluations load into the module."""
+    """Return the dense model.
+
+    It is a copy if there are evaluations, because these load other weights into the module.
+    """
     return copy.deepcopy(module) if evaluate is not None else module
 
 
 def mending(dense: nn.Module | None, batches: list[Any] | None) -> Mend:
-    """Reconstruction with the batches of --calibrate; without these, archives stay as they are."""
+    """Return a function that reconstructs an archive with the batches of --calibrate.
+
+    Without these batches the function returns the archive unchanged.
+    """
     if dense is None or batches is None:
         return lambda archive: archive
     from tersor.cli.user_code import reconstructed
@@ -145,7 +188,10 @@ def mending(dense: nn.Module | None, batches: list[Any] | None) -> Mend:
 
 
 def error_of(archive: Archive, dense: nn.Module | None, held: list[Any]) -> float | None:
-    """Error of the output on batches that were held out, see `output_error`; None without these."""
+    """Return the error of the output on held-out batches; None if it cannot be measured.
+
+    See `tersor.calibration.output_error.output_error`.
+    """
     if dense is None or not held:
         return None
     from tersor.calibration.output_error import output_error
@@ -161,7 +207,10 @@ def error_of(archive: Archive, dense: nn.Module | None, held: list[Any]) -> floa
 
 
 def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -> Measure | None:
-    """What the option --eval asks for; each result is told on standard error."""
+    """Return the evaluation that --eval names; None without this option.
+
+    Each result is printed to standard error.
+    """
     if module is None or evaluate is None:
         return None
     from tersor.cli.user_code import measure_of
@@ -179,7 +228,13 @@ def measure_of(source: Source, module: nn.Module | None, evaluate: str | None) -
 
 
 def quality_of(measure: Measure | None, max_drop: float | None, mend: Mend) -> Quality | None:
-    """What the options --max-drop and --eval ask for."""
+    """Return the quality that --max-drop and --eval request; None if neither is given.
+
+    Raises
+    ------
+    InputError
+        If only one of them is given.
+    """
     from tersor.compression.quality import Quality
     from tersor.errors import InputError
 
@@ -198,7 +253,22 @@ def resuming(
     calibration: Calibration | None,
     options: Sequence[object],
 ) -> Iterator[Journal]:
-    """The journal of what is worked out for an output, beside it; says how to go on if stopped."""
+    """Yield the journal of an output, in which intermediate results are saved.
+
+    The journal is a file beside the output. If the work stops, a message says how to continue.
+
+    Parameters
+    ----------
+    output
+        File that the command will write.
+    source, calibration, options
+        Input of the work. The journal is used only if it belongs to the same input.
+
+    Yields
+    ------
+    Journal
+        The journal, with the results of an earlier call if there are any.
+    """
     from tersor.compression.resume import identity
     from tersor.storage.journal import journaling
 
@@ -214,7 +284,17 @@ def resuming(
 def telling(
     path: Path, is_of_use: Callable[[], bool], unless: type[Exception] = TersorError
 ) -> Iterator[None]:
-    """Say how to go on from a file that is of use if the work stops, unless by some error."""
+    """Say how to continue from a file if the work stops.
+
+    Parameters
+    ----------
+    path
+        File with intermediate results.
+    is_of_use
+        Function that returns whether the file holds anything to continue from.
+    unless
+        Type of errors after which nothing is said; by default `TersorError`.
+    """
     try:
         yield
     except unless:

@@ -1,4 +1,4 @@
-"""Columns of codebooks as small images."""
+"""Draw the columns of codebooks as small images."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ from torch import Tensor
 from tersor.report.markup import Markup, tag
 
 _SHADES = 16
-"""Of grey: a path each, which takes a fraction of the bytes of an element for each cell."""
+"""Number of shades of grey. All cells of a shade are one path, which takes a fraction of the bytes
+of one element per cell."""
 
 _ACROSS = 9
-"""Windows side by side."""
+"""Number of windows side by side."""
 
 
 def atoms(images: Tensor, label: str) -> Markup:
-    """Images in shades of grey: black is the most negative, white the most positive.
+    """Return images in shades of grey: black is the most negative value, white the most positive.
 
     Parameters
     ----------
     images
         Values from -1 to 1, (number, windows of a tile, height, width).
     label
-        What they are.
+        Description of the images for screen readers.
+
+    Returns
+    -------
+    Markup
+        An SVG element.
     """
     number, windows, height, width = images.shape
     across = windows * (width + 0.5) - 0.5

@@ -1,4 +1,4 @@
-"""What the sections of the page are built from."""
+"""Build the parts that the sections of the page consist of."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from tersor.report.markup import Markup, tag
 
 
 def section(title: str, explanation: str, *content: Markup) -> Markup:
-    """A part of the page under a heading; the explanation may be empty."""
+    """Return a part of the page under a heading. The explanation may be empty."""
     text = tag("p", explanation, class_="explanation") if explanation else Markup()
     anchor = re.sub(r"\W+", "-", title.lower())
     return tag("section", tag("h2", title), text, *content, id=anchor)
 
 
 def details(summary: str, content: Markup) -> Markup:
-    """Content that is folded away."""
+    """Return content that is hidden until the reader opens it."""
     return tag("details", tag("summary", summary), content)
 
 
 def number(text: str, class_: str = "", value: float | None = None) -> Markup:
-    """A cell with a number, which sorts by another value if one is given."""
+    """Return a cell with a number. It is sorted by ``value`` if that is given."""
     return tag("td", text, class_=f"number {class_}".strip(), data_value=value)
 
 
@@ -32,7 +32,19 @@ def table(
     *,
     class_: str | None = None,
 ) -> Markup:
-    """Rows of cells under columns, which are given as titles with their classes."""
+    """Return a table.
+
+    Parameters
+    ----------
+    caption
+        Caption of the table.
+    columns
+        CSS class of each column, by its title; empty if there is none.
+    rows
+        Cells of each row.
+    class_
+        CSS class of the table; by default none.
+    """
     heads = [tag("th", title, scope="col", class_=kind or None) for title, kind in columns.items()]
     return tag(
         "table",

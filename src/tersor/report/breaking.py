@@ -1,4 +1,4 @@
-"""Names of tensors in narrow columns of a terminal: broken between their parts."""
+"""Break the names of tensors between their parts, for narrow columns of a terminal."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Name:
-    """A name, or several, as it is and not as markup.
+    """One name or several, shown literally and not as rich's markup.
 
-    It is broken after dots, underscores and spaces; a part that is too long, anywhere.
+    Lines are broken after dots, underscores and spaces. A part that is longer than a line is broken
+    anywhere.
+
+    Parameters
+    ----------
+    text
+        The name.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""The size-accuracy curve as inline SVG, with the size of the file marked."""
+"""Draw the size-accuracy curve as inline SVG, with the size of the file marked."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Scale = Callable[[float], float]
 
 
 def predicted(curve: Curve, point: Point) -> float | None:
-    """What the curve predicts: the metric if that of the dense model is known, else its change.
+    """Return the predicted value of a point; None if there is none.
 
-    Where nothing is known of a metric, the error in percent.
+    It is the metric if that of the dense model is known, or else the change of the metric. If no
+    metric is known, it is the squared error in percent.
     """
     if not has_metric(curve):
         return None if point.error is None else 100 * point.error
@@ -30,7 +31,7 @@ def predicted(curve: Curve, point: Point) -> float | None:
 
 
 def measured(curve: Curve, point: Point) -> float | None:
-    """What was measured, where it can be drawn beside what is predicted."""
+    """Return the measured value of a point; None if the predictions are on another scale."""
     return None if curve.dense is None and _has_prediction(curve) else point.measured
 
 
@@ -39,12 +40,12 @@ def _has_prediction(curve: Curve) -> bool:
 
 
 def has_metric(curve: Curve) -> bool:
-    """Whether anything but the error of the weights is known."""
+    """Return whether anything besides the error of the weights is known."""
     return _has_prediction(curve) or any(p.measured is not None for p in curve.points)
 
 
 def quantity(curve: Curve) -> str:
-    """What the vertical axis shows."""
+    """Return the title of the vertical axis."""
     if not has_metric(curve):
         return "Squared error in % of that of zeros"
     name = words.name(curve.metric or "the metric")
@@ -52,7 +53,15 @@ def quantity(curve: Curve) -> str:
 
 
 def draw(curve: Curve, nbytes: int) -> Markup:
-    """Predictions as a line, measurements as points, the file as a vertical line."""
+    """Return a chart: predictions as a line, measurements as points, the file as a vertical line.
+
+    Parameters
+    ----------
+    curve
+        Points to draw.
+    nbytes
+        Size of the file.
+    """
     line = [(p.nbytes, v) for p in curve.points if (v := predicted(curve, p)) is not None]
     dots = [(p.nbytes, v) for p in curve.points if (v := measured(curve, p)) is not None]
     values = [v for _, v in line + dots] + ([] if curve.dense is None else [curve.dense])
@@ -107,19 +116,19 @@ def _axes(ticks: Sequence[float], y: Scale, sizes: tuple[int, int], x: Scale) ->
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Scale:
-    """Linear map of [low, high] to [start, end]; of a single value, to the middle."""
+    """Return the linear map from [low, high] to [start, end], or to their middle if high <= low."""
     if high <= low:
         return lambda _: (start + end) / 2
     return lambda value: start + (end - start) * (value - low) / (high - low)
 
 
 def _short(nbytes: int) -> str:
-    """A round size without the digits that are zero."""
+    """Return a round size as text, without zeros after the point."""
     return format_size(nbytes).replace(".00 ", " ").replace(".0 ", " ")
 
 
 def _sizes(low: int, high: int) -> list[int]:
-    """Up to four sizes, 1, 2 or 5 times a power of ten, between two; else these two."""
+    """Return up to four sizes between two, each 1, 2 or 5 times a power of ten, or else the two."""
     powers = range(len(str(low)) - 1, len(str(high)))
     fine = [m * 10**p for p in powers for m in (1, 2, 5) if low <= m * 10**p <= high]
     shown = fine[:: -(-len(fine) // 4)] if fine else []

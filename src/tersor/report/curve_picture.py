@@ -1,4 +1,4 @@
-"""The size-accuracy curve for a terminal, and as a picture."""
+"""Show the size-accuracy curve in a terminal, and draw it as a picture."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tersor.report.curve_chart import predicted, quantity
 from tersor.storage.atomic import replacing
 
 FORMATS = ("png", "svg", "pdf")
-"""Kinds of pictures, by how their names end."""
+"""Formats of pictures, which are the endings of their names."""
 
 
 def render(curve: Curve) -> Table:
-    """The points as a table."""
+    """Return the points of a curve as a table."""
     table = Table(box=None)
     columns = ["bytes", "ratio", "error"]
     if curve.metric is not None:
@@ -34,12 +34,17 @@ def render(curve: Curve) -> Table:
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
-    """Find out before the work whether a picture could be made.
+    """Check that a picture can be written, before any work is done.
+
+    Parameters
+    ----------
+    path
+        Name of the picture.
 
     Raises
     ------
     InputError
-        If the name does not end in a kind of picture.
+        If the name does not end in one of `FORMATS`.
     MissingExtraError
         If matplotlib is not installed.
     """
@@ -52,7 +57,17 @@ def check_picture(path: str | os.PathLike[str]) -> None:
 
 
 def draw(path: str | os.PathLike[str], curve: Curve) -> None:
-    """Write a picture: predictions as a line, measurements as points; else the predicted error.
+    """Write a picture of a curve.
+
+    Predictions are a line and measurements are points. If the metric of the dense model is not
+    known, the picture shows the predicted squared error.
+
+    Parameters
+    ----------
+    path
+        Picture to write, in the format that its name ends in.
+    curve
+        Points to draw.
 
     Raises
     ------

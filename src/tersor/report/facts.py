@@ -1,4 +1,4 @@
-"""What the page shows beyond the summary of a file: found one layer at a time."""
+"""Compute the figures of the page that are not in a file's summary, one layer at a time."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ from tersor.storage.summary import Report, TensorSummary, summarize_file
 from tersor.tiling import as_float32, window_size
 
 MAGNITUDES = ("0", "1", "2–3", "4–7", "8–15", "16–31", "32+")
-"""What latents are counted by; `_UPPER` has the largest magnitude of each but the last."""
+"""Labels of the ranges of magnitude by which latents are counted. `_UPPER` holds the largest
+magnitude of each range but the last."""
 
 _UPPER = (0, 1, 3, 7, 15, 31)
 
 MOST_ATOMS = 18
-"""Columns of a codebook that are shown as images, those with the most energy."""
+"""Largest number of codebook columns that are shown as images: those with the most energy."""
 
 _LARGEST_SPECTRUM = 4096
-"""Singular values that are still found in seconds."""
+"""Number of singular values that are computed within seconds."""
 
 _LARGEST_ATOM = 200
-"""Elements of a column that still makes a readable image."""
+"""Number of elements of a column up to which its image is readable."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A factored tensor.
+    """Figures of a factored tensor.
 
     Parameters
     ----------
     summary
-        As `tersor.inspect` has it, but for the signal-to-noise ratio, which is measured where a
-        checkpoint is given.
+        Summary of `tersor.inspect`. If a checkpoint is given, its signal-to-noise ratio is replaced
+        by a measured one.
     codebook_bytes
-        Bytes of ``summary.nbytes`` that the codebook takes; the latent takes the others.
+        Bytes of the codebook within ``summary.nbytes``; the others are those of the latent.
     spectrum
-        Singular values of the tiles, the largest first; none where there are fewer than two, more
-        than 4096, or weights that are not finite.
+        Singular values of the tiles, the largest first. Empty if there are fewer than two or more
+        than 4096, or if weights are not finite.
     latents
-        Number of latents by magnitude, see `MAGNITUDES`.
+        Number of latents in each range of `MAGNITUDES`.
     atoms
-        Columns of the codebook, the one with the most energy first, as windows: (number, windows
-        of a tile, height, width). None where the tile is not made of kernel windows.
+        Columns of the codebook as windows, those with the most energy first: (number, windows of a
+        tile, height, width). None if the tile does not consist of kernel windows.
     signal
-        Sum of the squared weights, of the checkpoint if there is one.
+        Sum of the squared weights, of the checkpoint if there is one, or else of the file.
     """
 
     summary: TensorSummary
@@ -70,20 +71,20 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """A file.
+    """Figures of a file.
 
     Parameters
     ----------
     name
-        Of the file, without its folder.
+        Name of the file without its folder.
     report
-        The summary of the file.
+        Summary of the file.
     header_bytes
-        Size of prefix, header, and of what follows the sections.
+        Bytes of the prefix, the header, and the data after the sections.
     layers
-        The factored tensors, in the order of the file.
+        Factored tensors, in the order of the file.
     dense
-        Name of the checkpoint that the file was measured against, if it was.
+        Name of the checkpoint with which the file was compared; None if there was none.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Facts:
     dense: str | None
 
     def parts(self) -> dict[str, int]:
-        """How the bytes of the file divide; the numbers add up to its size."""
+        """Return the bytes of each part of the file; their sum is its size."""
         codebooks = sum(layer.codebook_bytes for layer in self.layers)
         factors = sum(layer.summary.nbytes for layer in self.layers)
         return {
@@ -104,12 +105,12 @@ class Facts:
         }
 
     def latents(self) -> tuple[int, ...]:
-        """Latents of all layers by magnitude."""
+        """Return the number of latents of all layers in each range of `MAGNITUDES`."""
         counts = [layer.latents for layer in self.layers]
         return tuple(map(sum, zip(*counts, strict=True))) if counts else (0,) * len(MAGNITUDES)
 
     def snr(self) -> float | None:
-        """Signal-to-noise ratio in dB of all factored weights together, if it was measured."""
+        """Return the measured signal-to-noise ratio in dB of all factored weights, or None."""
         signal = sum(layer.signal for layer in self.layers)
         if self.dense is None or not signal:
             return None
@@ -131,26 +132,31 @@ def gather(
     prefix: str | None = None,
     max_bytes: int | None = None,
 ) -> Facts:
-    """Facts of a file.
+    """Return the figures of a file.
 
     Parameters
     ----------
     path
         A ``.tersor`` file.
     dense
-        The checkpoint that it was made from: then spectra and signal-to-noise ratios are those of
-        its weights. Its tensors are loaded one at a time.
+        Checkpoint from which the file was made. If it is given, spectra and signal-to-noise ratios
+        are those of its weights. Its tensors are loaded one at a time.
     progress
-        Called as the work goes on.
+        Function that is called with a message and the share of the work that is done.
     key, prefix
-        Of the checkpoint, as in `tersor.storage.checkpoint.open_checkpoint`.
+        See `tersor.storage.checkpoint.open_checkpoint`.
     max_bytes
         See `tersor.storage.opened.OpenFile`.
+
+    Returns
+    -------
+    Facts
+        The figures.
 
     Raises
     ------
     InputError
-        If a file is missing, or the checkpoint lacks a weight, or has one of another shape.
+        If a file is missing, or the checkpoint lacks a weight or holds one of another shape.
     FileFormatError
         If the file is damaged.
     """
@@ -175,7 +181,7 @@ def _layers(
 
 
 def _load(source: Source, summary: TensorSummary) -> Tensor:
-    """The weight of the checkpoint that a factored tensor stands for."""
+    """Return the weight of the checkpoint from which a factored tensor was made."""
     name = summary.name
     if name not in source.names:
         raise InputError(
@@ -212,7 +218,7 @@ def _layer(summary: TensorSummary, factors: Factors, dense: Tensor | None) -> La
 
 
 def _spectrum(tiles: Tensor) -> tuple[float, ...]:
-    """Singular values of tiles (d, n), from the eigenvalues of the smaller Gram matrix."""
+    """Return singular values of tiles (d, n), from the eigenvalues of the smaller Gram matrix."""
     tall = tiles.T if tiles.shape[0] <= tiles.shape[1] else tiles
     if not 1 < tall.shape[1] <= _LARGEST_SPECTRUM:
         return ()

@@ -1,4 +1,4 @@
-"""One page about one file: no network, no fonts, nothing but itself."""
+"""Write one self-contained page about a file: it loads nothing from a network."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ _HERE = Path(__file__).parent
 
 
 def page(facts: Facts, curve: Curve | None = None) -> str:
-    """The page as text.
+    """Return the page as HTML.
 
     Parameters
     ----------
     facts
-        Of the file, see `tersor.report.facts.gather`.
+        Figures of the file, see `tersor.report.facts.gather`.
     curve
-        Its size is marked on this one.
+        Curve on which the size of the file is marked; by default none.
+
+    Returns
+    -------
+    str
+        The document.
     """
     title = f"{name(facts.name)}: report"
     document = tag("html", _head(title), tag("body", *_body(facts, curve)), lang="en")
@@ -34,12 +39,19 @@ def page(facts: Facts, curve: Curve | None = None) -> str:
 
 
 def write(path: str | os.PathLike[str], facts: Facts, curve: Curve | None = None) -> int:
-    """Write the page atomically; returns its size in bytes.
+    """Write the page atomically, and return its size in bytes.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    facts, curve
+        See `page`.
 
     Raises
     ------
     InputError, OSError
-        If it cannot be written there.
+        If the file cannot be written.
     """
     with replacing(path) as temporary:
         return temporary.write_bytes(page(facts, curve).encode())
@@ -47,7 +59,7 @@ def write(path: str | os.PathLike[str], facts: Facts, curve: Curve | None = None
 
 def _head(title: str) -> Markup:
     style, script = (Markup((_HERE / file).read_text("utf-8")) for file in ("page.css", "sort.js"))
-    # The browser enforces that the page loads nothing, and runs no script but this one.
+    # With this policy the browser loads nothing, and runs no other script.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return tag(

@@ -1,4 +1,4 @@
-"""What tersor runs on."""
+"""Describe the environment that tersor runs in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("torch", "numpy", "safetensors")
 
 
 def environment() -> dict[str, str]:
-    """Versions, kernels, threads and devices, by name."""
+    """Return versions, kernels, threads and devices, by name."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     accelerators = [f"{torch.cuda.get_device_name(d)} ({_runs_on(d)})" for d in devices]

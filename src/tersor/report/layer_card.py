@@ -1,4 +1,4 @@
-"""A card about one layer: its spectrum, its codebook and its latents."""
+"""Build the card of a layer: its spectrum, its codebook and its latents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tersor.report.words import breakable, decibels, shape
 
 
 def card(layer: Layer) -> Markup:
-    """Everything about one layer."""
+    """Return the card of a layer."""
     t = layer.summary
     facts = [f"{t.nbytes:,}\xa0bytes", f"{t.bits_per_weight:.2f}\xa0bits/weight"]
     if t.snr is not None:

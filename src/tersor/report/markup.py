@@ -1,4 +1,4 @@
-"""HTML and SVG elements. What is not an element already is text, and escaped."""
+"""Build HTML and SVG elements. Plain strings are text, and are escaped."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import html
 
 
 class Markup(str):
-    """Text that is markup already."""
+    """Text that is markup, and is not escaped."""
 
 
 def tag(name: str, /, *content: str, **attributes: object) -> Markup:
-    """One element.
+    """Return an element.
 
     Parameters
     ----------
     name
         Name of the element.
     content
-        Elements, or text that is escaped.
+        Elements, or text, which is escaped.
     attributes
-        Their values are escaped. A trailing underscore is dropped, others become hyphens:
-        ``class_``, ``aria_label``. Those that are None are left out.
+        Values of the attributes, which are escaped; those that are None are left out. In a name, a
+        trailing underscore is dropped and the others become hyphens: ``class_``, ``aria_label``.
+
+    Returns
+    -------
+    Markup
+        The element with its content.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
@@ -31,10 +36,10 @@ def tag(name: str, /, *content: str, **attributes: object) -> Markup:
 
 
 def join(*content: str) -> Markup:
-    """Elements and texts one after the other."""
+    """Return elements and texts one after the other; the texts are escaped."""
     return Markup("".join(c if isinstance(c, Markup) else html.escape(c) for c in content))
 
 
 def void(name: str, /, **attributes: object) -> Markup:
-    """An element that has no content and no end tag, such as ``meta``."""
+    """Return an element that has no content and no end tag, such as ``meta``."""
     return Markup(tag(name, **attributes).removesuffix(f"</{name}>"))

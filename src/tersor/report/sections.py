@@ -1,4 +1,4 @@
-"""The sections of the page, in their order on it."""
+"""Build the sections of the page, in the order of the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PARTS = {
 
 
 def heading(facts: Facts) -> Markup:
-    """The name of the file and the figures that matter most."""
+    """Return the name of the file, with its most important figures."""
     report = facts.report
     figures = [
         ("Size", size(report.nbytes), f"{report.nbytes:,} bytes"),
@@ -62,7 +62,7 @@ def _distortion(facts: Facts) -> tuple[str, str]:
 
 
 def division(facts: Facts) -> Markup:
-    """How the bytes divide, and how sparse the latents are."""
+    """Return the section with the bytes of each part and the magnitudes of the latents."""
     total = facts.report.nbytes
     rows = [
         [
@@ -92,7 +92,7 @@ def _latents(facts: Facts) -> list[Markup]:
 
 
 def rates(facts: Facts) -> Markup:
-    """Bits per weight along the network."""
+    """Return the section with the bits per weight of each layer."""
     blocks = [
         svg.Block(
             t.numel,
@@ -111,7 +111,7 @@ def rates(facts: Facts) -> Markup:
 
 
 def layers(facts: Facts) -> Markup:
-    """Every factored tensor in a row."""
+    """Return the section with a table of all factored tensors."""
     most = max(layer.summary.nbytes for layer in facts.layers) or 1
     rows = [_row(layer, most) for layer in facts.layers]
     columns = {"Tensor": ""} | dict.fromkeys(("Shape", "Tile", "Rank"), "number minor")
@@ -139,7 +139,10 @@ def _row(layer: Layer, most: int) -> list[Markup]:
 
 
 def cards(facts: Facts) -> Markup:
-    """Spectrum, codebook and latents of each layer, the largest ones first and unfolded."""
+    """Return the section with a card for each layer, the largest first.
+
+    The cards of smaller layers are folded. At most 300 layers have a card.
+    """
     ordered = sorted(facts.layers, key=lambda layer: -layer.summary.nbytes)
     first = [card(layer) for layer in ordered[:_OPEN_CARDS]]
     others = [card(layer) for layer in ordered[_OPEN_CARDS:_MOST_CARDS]]
@@ -164,7 +167,10 @@ def _legend(facts: Facts) -> str:
 
 
 def kept(facts: Facts) -> Markup:
-    """What is not factored, names that differ in numbers only as one."""
+    """Return the section with the unfactored tensors.
+
+    Tensors whose names differ only in numbers share a row.
+    """
     groups = kept_groups(facts.report)
     if not groups:
         return Markup()
@@ -191,7 +197,7 @@ def kept(facts: Facts) -> Markup:
 
 
 def notes(facts: Facts) -> Markup:
-    """Where the numbers come from."""
+    """Return the footer, which says where the numbers come from."""
     origin = (
         "as measured when the file was made"
         if facts.dense is None

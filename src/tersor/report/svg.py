@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours come from the page's style sheet, by class."""
+"""Draw charts as inline SVG. The style sheet of the page gives colours to their classes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from tersor.report.markup import Markup, tag
 from tersor.report.words import percent
 
 WIDTH = 300
-"""Units of a small chart: about the pixels that it has on a telephone."""
+"""Width of a small chart in its units, which are about the pixels of a telephone."""
 
 _MOST_BARS = 64
 _LOWEST = -60
 _APART = 60
-"""More blocks than this stand without gaps, which would take the space of narrow ones."""
+"""Largest number of blocks with gaps between them. Gaps of more blocks would take the space of
+narrow ones."""
 
 _NAMED = 120
-"""Blocks of this many thousandths of the width have room for a name."""
+"""Width, in thousandths of the chart, above which a block has space for a name."""
 
 
 def bar(share: float) -> Markup:
-    """A horizontal bar of a share, 0 to 1, beside a number that says the same."""
+    """Return a horizontal bar for a share from 0 to 1, which stands beside the number itself."""
     box = {"viewBox": "0 0 100 4", "preserveAspectRatio": "none"}
     return tag(
         "svg",
@@ -37,7 +38,7 @@ def bar(share: float) -> Markup:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a skyline; its title shows when it is pointed at."""
+    """Block of a skyline. The browser shows its title when the mouse is over it."""
 
     width: float
     height: float
@@ -46,9 +47,17 @@ class Block:
 
 
 def skyline(blocks: Sequence[Block], label: str) -> Markup:
-    """Blocks side by side, the widths as shares of their sum; names stand above wide ones.
+    """Return a chart of blocks side by side, with names above the wide ones.
 
-    The chart is stretched to its box, and so its texts are no part of it.
+    The width of a block is its share of the sum of all widths. The chart is stretched to its box;
+    its texts are therefore not part of the SVG image.
+
+    Parameters
+    ----------
+    blocks
+        Blocks from left to right.
+    label
+        Description of the chart for screen readers.
     """
     total = sum(block.width for block in blocks)
     ticks = round_numbers(0.0, max(block.height for block in blocks) or 1.0)
@@ -72,7 +81,7 @@ def skyline(blocks: Sequence[Block], label: str) -> Markup:
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """About four round numbers at equal distances that enclose two."""
+    """Return about four evenly spaced round numbers that enclose two numbers."""
     spread = max(high - low, abs(high) * 1e-3, 1e-9)
     power = 10.0 ** math.floor(math.log10(spread / 4))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= spread / 4)
@@ -81,9 +90,18 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 
 def spectrum(values: Sequence[float], rank: int, label: str) -> Markup:
-    """Singular values in dB below the first, those up to the rank filled, the others outlined.
+    """Return a chart of singular values in dB below the first: those within the rank are filled.
 
-    Of many values, evenly spaced ones are shown.
+    If there are many values, evenly spaced ones are shown.
+
+    Parameters
+    ----------
+    values
+        Singular values, the largest first.
+    rank
+        Number of values that are filled; the others are outlined.
+    label
+        Description of the chart for screen readers.
     """
     left, right, top, bottom = 44, WIDTH, 8, 84
     shown = [i * len(values) // _MOST_BARS for i in range(_MOST_BARS)]
@@ -121,12 +139,12 @@ def _decibels(ratio: float) -> float:
 
 
 def _column(x: float, step: float, bottom: float, height: float) -> str:
-    """Path data of a bar in a space of ``step``, with a gap on both sides."""
+    """Return the path data of a bar, in a space of width ``step`` with gaps on both sides."""
     return f"M{x + 0.12 * step:.1f} {bottom}v{-height:.1f}h{0.76 * step:.1f}V{bottom}z"
 
 
 def histogram(counts: Sequence[int], label: str) -> Markup:
-    """Share of latents by magnitude, in percent."""
+    """Return a chart of the share of latents in each range of `MAGNITUDES`, in percent."""
     total, bottom, top = sum(counts) or 1, 84, 16
     step = WIDTH / len(counts)
     most = max(counts) or 1
@@ -147,7 +165,17 @@ def histogram(counts: Sequence[int], label: str) -> Markup:
 
 
 def chart(label: str, *content: str, height: float, width: float = WIDTH) -> Markup:
-    """An image of so many units with a description."""
+    """Return an image with a description.
+
+    Parameters
+    ----------
+    label
+        Description for screen readers.
+    content
+        Elements of the image.
+    height, width
+        Size in the units of the elements.
+    """
     return tag(
         "svg",
         *content,
@@ -159,5 +187,15 @@ def chart(label: str, *content: str, height: float, width: float = WIDTH) -> Mar
 
 
 def text(x: float, y: float, words: str, anchor: str = "start") -> Markup:
-    """Text at a point, which it starts at, ends at, or has in its middle."""
+    """Return a text at a point.
+
+    Parameters
+    ----------
+    x, y
+        Coordinates of the point.
+    words
+        The text.
+    anchor
+        Part of the text that is at the point: "start" (the default), "middle" or "end".
+    """
     return tag("text", words, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)

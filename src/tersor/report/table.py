@@ -1,4 +1,4 @@
-"""Reports as tables for a terminal, and as JSON."""
+"""Render reports as tables for a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ if TYPE_CHECKING:
 
 
 _EXAMPLES = 2
-"""Names of tensors in a row about many."""
+"""Number of names in a row about many tensors."""
 
 
 def render(report: Report, chosen: Optimized | None = None) -> RenderableType:
-    """Factored tensors, kept tensors, the total, and how weights are computed with."""
+    """Return tables of factored and unfactored tensors, the totals, and the forms for inference.
+
+    Parameters
+    ----------
+    report
+        Summary of a file.
+    chosen
+        Result of `tersor.optimize`; by default no forms are shown.
+    """
     parts: list[RenderableType] = []
     if report.factored:
         parts.append(_factored(report.factored))
@@ -41,7 +49,7 @@ def render(report: Report, chosen: Optimized | None = None) -> RenderableType:
 
 
 def told(report: Report) -> list[str]:
-    """What the file says of itself, a line each; how far its outputs are from the dense ones'."""
+    """Return lines with the metadata of a file, its content hash, and the error of its outputs."""
     said = {k: v for k, v in report.metadata.items() if k != label.OUTPUT_ERROR}
     lines = [f"{printable(key)}: {printable(text)}" for key, text in said.items()]
     hashes = [] if report.content_hash is None else [f"content hash: {report.content_hash}"]
@@ -55,7 +63,7 @@ def told(report: Report) -> list[str]:
 
 
 def total(report: Report) -> str:
-    """The size of the file, its ratio and bits per weight, in one line."""
+    """Return a line with the size of the file, its ratio and its bits per weight."""
     source = f"{report.source_bytes} ({format_size(report.source_bytes)})"
     return (
         f"{report.nbytes} bytes ({format_size(report.nbytes)}) from {source}: "
@@ -76,7 +84,7 @@ def _factored(tensors: tuple[TensorSummary, ...]) -> Table:
 
 
 def _ratio(tensor: TensorSummary) -> Text:
-    """Signal-to-noise ratio, marked where it is low."""
+    """Return the signal-to-noise ratio, with a mark if it is low."""
     low = tensor.snr is not None and tensor.snr < doubts.WEAK
     ratio = "-" if tensor.snr is None else decibels(tensor.snr)
     return Text(f"{'! ' if low else ''}{ratio}", style="yellow" if low else "")
@@ -98,7 +106,11 @@ def _kept(report: Report) -> Table:
 
 
 def _reasons(report: Report) -> dict[str, list[tuple[str, tuple[TensorSummary, ...]]]]:
-    """Groups of kept tensors by how and why they are kept; all ties together."""
+    """Return groups of unfactored tensors, by how and why they are stored so.
+
+    All tensors that are the same as another one have one reason if there are several groups of
+    them.
+    """
     groups = kept_groups(report)
     ties = sum(members[0].note.startswith("same as") for _, members in groups)
     reasons: dict[str, list[tuple[str, tuple[TensorSummary, ...]]]] = {}
@@ -126,7 +138,7 @@ def _shape(tensor: TensorSummary) -> str:
 
 
 def to_json(report: Report, chosen: Optimized | None = None) -> dict[str, Any]:
-    """Report as plain data, with what is computed from it."""
+    """Return a report as plain data, including the numbers that are computed from it."""
     forms = {} if chosen is None else {"inference": [asdict(c) for c in chosen.choices]}
     tensors = [asdict(t) | {"bits_per_weight": t.bits_per_weight} for t in report.tensors]
     return {

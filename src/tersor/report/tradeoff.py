@@ -1,4 +1,4 @@
-"""The section with the size-accuracy curve."""
+"""Build the section with the size-accuracy curve."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tersor.report.markup import Markup, tag
 from tersor.report.words import size
 
 _OPEN_POINTS = 8
-"""The table of more points than this is folded."""
+"""Largest number of points whose table is not folded."""
 
 
 def tradeoff(curve: Curve, facts: Facts) -> Markup:
-    """Quality against size, with this file marked."""
+    """Return the section with a curve, on which the size of the file is marked."""
     what = quantity(curve)
     dense = "" if curve.dense is None else f" Dashed: the dense model, {curve.dense:g}"
     dense += f" at {size(curve.dense_bytes)}." if dense else ""

@@ -1,4 +1,4 @@
-"""Names and numbers as the page shows them."""
+"""Format names and numbers for the page."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from tersor.text import printable
 from tersor.units import format_size
 
 _LONGEST = 120
-"""Characters of a name; of a longer one, the beginning and the end are shown."""
+"""Largest number of characters of a name. Longer ones are shortened in the middle."""
 
 _LONGEST_SHAPE = 40
 
 _EXACT = hundredths(math.inf) / 100
-"""Signal-to-noise ratio in dB, as files hold it, of what has no noise."""
+"""Signal-to-noise ratio in dB that files hold for tensors without noise."""
 
 
 def name(text: str) -> str:
-    """A name, which may be anything, fit to be shown."""
+    """Return any name as text that can be shown: printable, and not too long."""
     text = printable(text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]}…{text[-39:]}"
 
 
 def size(nbytes: int) -> str:
-    """A size that is not broken over two lines."""
+    """Return a size as text that is not broken over two lines."""
     return format_size(nbytes).replace(" ", "\xa0")
 
 
 def breakable(text: str) -> Markup:
-    """A name with places to break the line after its dots and underscores."""
+    """Return a name in which lines can be broken after dots and underscores."""
     parts = re.split(r"(?<=[._])", name(text))
     return join(*(c for part in parts for c in (part, Markup("<wbr>"))))
 
 
 def shape(tensor: TensorSummary) -> str:
-    """Lengths of the axes."""
+    """Return the lengths of a tensor's axes as text, or their number if there are many."""
     text = "×".join(map(str, tensor.shape)) or "scalar"
     return text if len(text) <= _LONGEST_SHAPE else f"{len(tensor.shape)} axes"
 
 
 def decibels(snr: float | None) -> str:
-    """A signal-to-noise ratio in words, without its unit."""
+    """Return a signal-to-noise ratio as text, without its unit."""
     if snr is None:
         return "–"
     if snr >= _EXACT:
@@ -53,7 +53,7 @@ def decibels(snr: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent, as short as it can be."""
+    """Return a share as a text in percent without decimals."""
     if 0 < share < 0.01:
         return "<1\xa0%"
     return f"{100 * share:.0f}\xa0%"

@@ -1,4 +1,4 @@
-"""Batches: what the model is called with, what its outputs are compared with."""
+"""Convert the items of a data loader to batches: arguments of the model, and targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ NEEDED = "batches (inputs, ..., targets), or mappings with labels, are needed"
 
 
 class Batch(NamedTuple):
-    """Arguments of the model, and the targets; None if the model is only to follow a teacher."""
+    """A batch: the arguments of the model, and the targets.
+
+    Parameters
+    ----------
+    args, kwargs
+        Positional and keyword arguments of the model.
+    targets
+        Values that the loss compares the outputs with. None if the model learns only from a
+        teacher.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -24,18 +33,29 @@ class Batch(NamedTuple):
 
     @staticmethod
     def of(item: Any, model: nn.Module, *, labelled: bool = True) -> Batch:
-        """A batch as loaders give it.
+        """Return the batch in an item of a loader.
 
         Parameters
         ----------
         item
-            Arguments of the model, see `tersor.calibration.samples`, and targets: the last item of
-            several, or called ``labels``.
+            Arguments of the model (see `tersor.calibration.samples`) and targets. The targets are
+            the last one of several items, or the item with the name ``labels``.
         model
-            Whose arguments they are.
+            Model that takes the arguments.
         labelled
-            Whether there must be targets. If not, several items may be arguments alone, where the
-            model needs as many.
+            Whether targets are required. If they are not, all of several items may be arguments:
+            they are if the model requires as many.
+
+        Returns
+        -------
+        Batch
+            The arguments and the targets, on the devices where they were. The targets are None if
+            there are none.
+
+        Raises
+        ------
+        InputError
+            If targets are required and missing, or the model cannot take the arguments.
         """
         named = samples.named(item, model)
         if named is not None:
@@ -54,7 +74,26 @@ class Batch(NamedTuple):
         return Batch(*samples.arguments(model, item, labelled=False), None)
 
     def part(self, index: int, count: int, device: torch.device) -> Batch:
-        """One of ``count`` equal parts, on a device, images with their channels last."""
+        """Return one of ``count`` equal parts on a device, with images in the channels-last layout.
+
+        Parameters
+        ----------
+        index, count
+            Number of the part, from 0, and number of parts.
+        device
+            Device of the result.
+
+        Returns
+        -------
+        Batch
+            The samples of this part. Tensors of four axes are images.
+
+        Raises
+        ------
+        InputError
+            If the batch has values without an axis for the samples, or ``count`` does not divide
+            the number of samples.
+        """
         first = next(samples.tensors_in(self), None)
         length = len(first) if first is not None and first.ndim else 1
 
@@ -71,7 +110,7 @@ class Batch(NamedTuple):
 
 
 def _check_targets(item: Sequence[Any], model: nn.Module) -> None:
-    """Say what becomes of a last item that may be an argument."""
+    """Warn if the last item, which is taken for targets, could be an argument of the model."""
     last = item[-1]
     numbers = isinstance(last, Tensor) and not (last.is_floating_point() or last.is_complex())
     if samples.could_take(model, len(item)) and not numbers:
@@ -83,7 +122,7 @@ def _check_targets(item: Sequence[Any], model: nn.Module) -> None:
 
 
 def _share(value: Any, length: int, index: int, count: int) -> Any:
-    """One of ``count`` equal parts of something in a batch of so many samples."""
+    """Return one of ``count`` equal parts of a value in a batch of ``length`` samples."""
     if isinstance(value, Tensor) and not value.ndim:
         return value
     if not isinstance(value, Tensor) or len(value) != length:
@@ -102,7 +141,13 @@ def _share(value: Any, length: int, index: int, count: int) -> Any:
 
 
 def check_loader(loader: Iterable[Any]) -> int:
-    """Batches of an epoch; refuses what cannot be gone through again and again."""
+    """Return the number of batches of an epoch.
+
+    Raises
+    ------
+    InputError
+        If the loader has no length, is empty, or can be iterated over only once.
+    """
     if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
         raise InputError(
             f"the loader is a {type(loader).__name__}, which cannot be gone through once for each "

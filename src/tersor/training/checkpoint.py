@@ -1,4 +1,7 @@
-"""What a run needs to go on where it was stopped: one file, replaced atomically."""
+"""Write and read the checkpoint from which a stopped fine-tuning run continues.
+
+A checkpoint is one file. A new checkpoint replaces the old one atomically.
+"""
 
 from __future__ import annotations
 
@@ -19,31 +22,33 @@ from tersor.storage.planes import elements
 _VERSION = 1
 
 _SAMPLE = 1024
-"""Elements of each tensor that a model is told by."""
+"""Largest number of elements of one tensor that `identity` reads."""
 
 
 @dataclass
 class Progress:
-    """How far a run is, and what it has found.
+    """State of a run: how far it is, and its results so far.
 
     Parameters
     ----------
     epoch, batch
-        Epochs that are complete, and batches of the next one that are.
+        Number of complete epochs, and number of complete batches in the epoch after these.
     step
-        Steps of the optimizer so far.
+        Number of optimizer steps so far.
     price
-        Price of a bit that keeps the budget.
+        Price of a bit (λ), which is adjusted so that the file stays within its budget.
     rest
-        Bytes of the file besides the latents' integers, about.
+        Approximate bytes of the file besides the integers of the latents.
     losses
-        Sum of the losses of the batches of this epoch.
+        Sum of the losses of the complete batches in this epoch.
     best
-        Highest value of the evaluations of files within the final budget.
+        Highest value that ``evaluate`` returned for a file within the final budget; None if there
+        is none.
     file
-        Content of the file to be returned: the best, or the last where nothing is evaluated.
+        Content of the file to return, which is within the final budget: the file with the highest
+        value, or the last file if there is no ``evaluate``. Empty if there is none.
     history
-        For each epoch its number, loss, bytes and value.
+        For each epoch its number, its loss, and the bytes and the value of its file.
     """
 
     epoch: int = 0
@@ -58,7 +63,19 @@ class Progress:
 
 
 def identity(model: nn.Module) -> str:
-    """What tells a model from others, in words: its class, its size, a checksum of samples."""
+    """Return a text that identifies a model: its class, its size, and a checksum of samples.
+
+    Parameters
+    ----------
+    model
+        Model on any device.
+
+    Returns
+    -------
+    str
+        The text. It depends on the names of all tensors, their shapes, and up to 1024 elements of
+        each.
+    """
     checksum, count = 0, 0
     for name, tensor in model.state_dict().items():
         checksum = zlib.crc32(name.encode(), checksum)
@@ -69,14 +86,14 @@ def identity(model: nn.Module) -> str:
 
 
 def _is_plain(value: object) -> TypeGuard[Tensor]:
-    """Whether this is a tensor whose elements have bytes to look at."""
+    """Return whether a value is a tensor whose bytes can be read."""
     if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
-        return False  # those of subclasses may be elsewhere
+        return False  # a subclass may hold its elements elsewhere
     return value.layout is torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _sample(tensor: Tensor) -> bytes:
-    """Shape and bytes of some elements, spread over all."""
+    """Return the shape of a tensor and some of its elements, evenly spaced, as bytes."""
     flat = tensor.detach().reshape(-1)
     some = flat[:: -(-flat.numel() // _SAMPLE) or 1]
     return repr(tuple(tensor.shape)).encode() + elements(some, exact=True).words.tobytes()
@@ -85,7 +102,24 @@ def _sample(tensor: Tensor) -> bytes:
 def write(
     path: Path, progress: Progress, options: Mapping[str, Any], states: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint: progress, the options of the run, and states of its parts."""
+    """Write a checkpoint.
+
+    Parameters
+    ----------
+    path
+        File to write or to replace.
+    progress
+        State of the run.
+    options
+        Options of the run. `read` requires the same ones.
+    states
+        States of the parts of the run, such as the model and the optimizer.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. An earlier checkpoint is then unchanged.
+    """
     content = {"version": _VERSION, "options": dict(options), "states": dict(states)}
     numbers = asdict(progress)
     numbers["file"] = torch.from_numpy(np.frombuffer(progress.file, np.uint8).copy())
@@ -94,22 +128,40 @@ def write(
 
 
 def _save(content: object, file: BinaryIO) -> None:
-    """`torch.save`, which given a path does not tell that the disk is full, and else not always."""
+    """Call `torch.save`, and raise an OSError if the disk is full.
+
+    `torch.save` does not report a full disk if it is given a path. If it is given a file, it may
+    raise a RuntimeError in the place of the OSError.
+    """
     try:
         torch.save(content, file)
-    except RuntimeError as error:  # of the end of the file, which it writes nonetheless
+    except RuntimeError as error:  # after the OSError it still tries to write the file's end
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
 def read(path: Path, options: Mapping[str, Any]) -> tuple[Progress, dict[str, Any]]:
-    """Progress and states of the run of these options.
+    """Return the progress and the states in the checkpoint of a run.
+
+    Parameters
+    ----------
+    path
+        File that `write` wrote.
+    options
+        Options of the run that is to continue.
+
+    Returns
+    -------
+    progress : Progress
+        State of the run.
+    states : dict
+        States of the parts of the run, on the CPU.
 
     Raises
     ------
     InputError
-        If the file is no checkpoint, or that of a run with other options; lists them.
+        If the file is not a checkpoint, or if its run had other options. The message lists these.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,7 +169,7 @@ def read(path: Path, options: Mapping[str, Any]) -> tuple[Progress, dict[str, An
         assert content["version"] == _VERSION
         numbers["file"] = numbers["file"].numpy().tobytes()
         progress = Progress(**numbers)
-    except Exception:  # what torch raises here depends on which byte is wrong
+    except Exception:  # torch raises errors of many types, depending on the damaged byte
         raise InputError(
             f"{path} is damaged, or no checkpoint of tersor.finetune; remove it or give another "
             "name"

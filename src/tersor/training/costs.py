@@ -1,4 +1,4 @@
-"""What the integers of a weight cost: worked out once for the loss, the budget and the search."""
+"""Compute the bits of a weight's integers once, for the loss, the budget and the search."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from tersor.tiling import coding_order
 
 
 class Cost(NamedTuple):
-    """Bits and prices of a latent as it is computed with.
+    """Rate of the latent that a weight computes with.
 
     Parameters
     ----------
     analysis
-        Bits of each row, and the prices at which a coder ends.
+        Bits of each row, and the prices of single integers in the final state of the adaptive
+        coder.
     states
-        States of the trellis that it is coded with.
+        States of the trellis that the latent is encoded with; 1 if there is no trellis.
     """
 
     analysis: _native.Analysis
@@ -30,18 +31,20 @@ class Cost(NamedTuple):
 
     @property
     def bits(self) -> float:
-        """Bits of the whole latent."""
+        """Return the bits of the whole latent."""
         return float(sum(self.analysis.bits))
 
 
 _LAST: WeakKeyDictionary[FactoredWeight, tuple[Tensor, int, Cost]] = WeakKeyDictionary()
-"""Costs of projected latents, with these latents, and how often they had been written to."""
+"""Last cost of each weight, with the projected latent that it belongs to. The number is the version
+of this tensor, which PyTorch increases when somebody writes to it."""
 
 
 def cost_of(weight: FactoredWeight) -> Cost:
-    """What the latent of a weight costs as it is computed with.
+    """Return the cost of the latent that a weight computes with.
 
-    Remembered until it is projected anew: a byte for each integer.
+    The cost of a projected latent is cached until the latent is projected again. The cache takes
+    one byte for each integer.
     """
     coded, last = weight.coded, _LAST.get(weight)
     if last is not None and last[0] is coded and last[1] == coded._version:

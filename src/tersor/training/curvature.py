@@ -1,9 +1,10 @@
-"""How much the error of each latent counts for: the second moments that an optimizer keeps.
+"""Compute how much the error of each latent counts, from the second moments of an optimizer.
 
-The mean squared gradient is the diagonal of the empirical Fisher information, which stands for that
-of the Hessian: the loss rises by about half of it times the squared error. Quantization weighted by
-the second moments of Adam is from Choi et al., 2017, *Towards the Limit of Network Quantization*,
-arXiv 1612.01543, section 3.5; here it decides which latents are worth their bits.
+The mean squared gradient is the diagonal of the empirical Fisher information, an approximation of
+the diagonal of the Hessian: the loss rises by about half of it times the squared error. Choi et
+al., 2017, *Towards the Limit of Network Quantization*, arXiv 1612.01543, section 3.5, weight
+quantization by the second moments of Adam. Here the moments decide which latents are worth their
+bits.
 """
 
 from __future__ import annotations
@@ -19,37 +20,47 @@ from tersor.nn.sharded import total, whole
 from tersor.training.groups import trained_latents
 
 Curvature = Mapping[str, Tensor]
-"""By the first path of a weight, what the squared error of each of its latents counts for."""
+"""Importance of the squared error of each element of a latent, by the first path of its weight."""
 
 _POWER = 0.5
-"""Power of the moments that counts. The quadratic suggests 1, but left the loss higher and bytes
-unused: the moments are noisy, and of the loss as it is, not as it is to become."""
+"""Power of the moments that is the importance. The quadratic approximation suggests 1, but 1 left
+the loss higher and bytes unused: the moments are noisy, and they describe the present loss, not the
+loss that training leads to."""
 
 _RANGE = (0.3, 3.0)
-"""Limits of what an error counts for."""
+"""Smallest and largest importance of an error."""
 
 _STEPS = 50
-"""Steps after which what the moments say counts half."""
+"""Number of steps after which the moments have half of their full influence."""
 
 _MOMENT = "exp_avg_sq"
-"""What optimizers of PyTorch call the mean squared gradient: Adam, AdamW, NAdam, RAdam."""
+"""Name of the mean squared gradient in the state of PyTorch's Adam, AdamW, NAdam and RAdam."""
 
 
 @torch.no_grad()
 def curvature(model: nn.Module, optimizer: torch.optim.Optimizer) -> Curvature:
-    """What the squared error of each trained latent counts for, 1 in the mean over the model.
+    """Return the importance of the squared error of each trained latent, relative to its mean.
+
+    The mean is that of the second moments over the whole model. The importance of an error is from
+    0.3 to 3.
 
     Parameters
     ----------
     model
         Model with factors.
     optimizer
-        That trains its latents. Those that have had no gradient yet have no number, and count as 1.
+        Optimizer that trains the latents.
+
+    Returns
+    -------
+    Mapping of str to Tensor
+        For each weight, by its first path, a tensor of the shape of its latent (k, n). Latents that
+        had no gradient yet are missing; their errors count as 1.
 
     Raises
     ------
     InputError
-        If it keeps no second moments, or does not train the latents.
+        If the optimizer keeps no second moments, or does not train the latents.
     """
     weights = trained_latents(model)
     states = {name: optimizer.state.get(weight.own_latent, {}) for name, weight in weights.items()}
@@ -74,7 +85,10 @@ def curvature(model: nn.Module, optimizer: torch.optim.Optimizer) -> Curvature:
 
 
 class _Counts(Curvature):
-    """Worked out when asked for: those of all latents at once would take as much memory as they."""
+    """Mapping that computes a value when it is read.
+
+    The importance of all latents at once would take as much memory as the latents.
+    """
 
     def __init__(self, counts: Mapping[str, Callable[[], Tensor]]) -> None:
         self._counts = counts

@@ -1,4 +1,4 @@
-"""The batches of an epoch, the same ones however often a run is stopped and goes on."""
+"""Provide the batches of an epoch, the same ones however often a run is stopped and continued."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ if TYPE_CHECKING:
 
 
 class Feed:
-    """Batches of a loader, each process getting its part of each.
+    """Batches of a loader, of which each process gets its part.
 
-    Random numbers depend on the number of the batch alone: what is random in the loader, and in the
-    model, is the same when an epoch is gone through again.
+    The random numbers depend on the number of the batch alone. The random choices of the loader and
+    of the model are therefore the same when an epoch is repeated.
 
     Parameters
     ----------
     loader
-        Given by the user. A DataLoader is left to `accelerate`, so that each process loads only its
-        part; of other iterables every process takes all batches and keeps its part.
+        Loader of the user. `accelerate` prepares a DataLoader, so that each process loads only its
+        part. From other iterables every process takes all batches and keeps its part.
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     accelerator
-        Knows the processes and the device.
+        Accelerator, which knows the processes and the device.
     read
-        Makes a batch of what the loader gives.
+        Function that returns the batch in an item of the loader.
+
+    Raises
+    ------
+    InputError
+        If the loader cannot be iterated over repeatedly, or its batches cannot be divided among the
+        processes.
     """
 
     def __init__(
@@ -58,7 +64,25 @@ class Feed:
             self.loader, self.part = accelerator.prepare_data_loader(loader), (0, 1)
 
     def epoch(self, number: int, done: int) -> Iterator[Batch]:
-        """The batches of an epoch without the first ones, which are gone through all the same."""
+        """Yield the batches of an epoch, on the device of this process.
+
+        Parameters
+        ----------
+        number
+            Number of the epoch, from 0.
+        done
+            Number of batches at the beginning that are left out. They are loaded all the same.
+
+        Yields
+        ------
+        Batch
+            The part of this process.
+
+        Raises
+        ------
+        InputError
+            If the loader gives fewer batches than its length.
+        """
         count = 0
         for count, item in enumerate(self._items(number), start=1):
             if count > done:
@@ -85,7 +109,7 @@ class Feed:
                 yield item
 
     def _draw(self, number: int) -> None:
-        """Begin anew with random numbers that belong to a batch, and to this process."""
+        """Seed all random number generators for a batch and this process."""
         value = ((self.seed * 1_000_003 + number) * self.processes + self.process) % 2**32
         random.seed(value)
         np.random.seed(value)

@@ -1,4 +1,4 @@
-"""Fine-tuning, end to end: `finetune` trains a model with factors within a budget of bytes."""
+"""Train a model with factors within a budget of bytes: `finetune` checks, runs and finishes."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ Precision = Literal["no", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What came of fine-tuning.
+    """Result of fine-tuning.
 
     Parameters
     ----------
     nbytes
-        Bytes of the file that `tersor.save` writes of the model.
+        Bytes of the file that `tersor.save` writes for the model.
     value
-        What ``evaluate`` gave for it; None without.
+        Value that ``evaluate`` returned for the model; None if there is no ``evaluate``.
     history
-        For each epoch ``epoch``, ``loss`` (mean of the training loss), ``nbytes`` and ``value`` of
-        the file that it ended with.
+        For each epoch ``epoch``, ``loss`` (the mean training loss), and ``nbytes`` and ``value`` of
+        the file at its end.
     """
 
     nbytes: int
@@ -81,27 +81,29 @@ def finetune(
 ) -> Finetuned:
     """Train a model with factors, in place, so that its file stays within a budget.
 
-    AdamW with warm-up and a cosine schedule. The latents train as real numbers; after each step
-    they are projected onto the trellis, and the gradients pass straight through. One price of a
-    bit, which follows the budget, acts in that projection and in the loss. Biases, normalisation
-    parameters and small weights have 3 binary digits more than the budget has bits for a weight (8
-    at most), and train in the same way. In the last 15 % of the steps the latents rest and all else
-    adapts to them. After each epoch a copy is made what a file of the present budget would hold,
-    and evaluated; what ``model`` is in the end is the best of those within the final budget.
+    The optimizer is AdamW with a warm-up and a cosine schedule. The latents are trained as real
+    numbers. After each step they are projected onto the trellis, and gradients pass straight
+    through the projection. The price of a bit (λ) follows the budget; it acts in the projection and
+    in the loss. Biases, normalisation parameters and small weights have 3 binary digits more than
+    the budget has bits per weight (at most 8), and are trained in the same way. In the last 15 % of
+    the steps the latents are frozen and all other parameters adapt to them. After each epoch, a
+    copy of the model is fitted into the present budget as its file would be, and evaluated. At the
+    end ``model`` becomes the best of those copies that are within the final budget.
 
     Several processes (``torchrun``, ``accelerate launch``) share each batch, so that the result is
-    that of one process within rounding. Batch normalisation sees the part of a process only. Each
-    is to call this with the same model, and has the same result in the end.
+    that of one process within rounding. Batch normalisation sees only the part of its process. Each
+    process must call this function with the same model, and has the same result at the end.
 
-    Each trains a copy of the model (DDP), unless accelerate is told to shard it, by FSDP2
+    By default each process trains a copy of the model (DDP). If accelerate is told to use FSDP2
     (``accelerate launch --use_fsdp --fsdp_version 2``, or ``ACCELERATE_USE_FSDP=true`` and
-    ``FSDP_VERSION=2`` in the environment). Then each process trains a part of one copy: parameters,
-    gradients and what AdamW keeps of them, 16 bytes for each latent in all. What each has whole are
-    the integers that are computed with, of 2 bytes, buffers, and the teacher. ``model`` itself
-    stays whole, where it is (leave it on the CPU); files are made of it, and for an evaluation a
-    copy of it goes to the device. Layers are gathered together as the plugin's ``auto_wrap_policy``
-    says, all at once without one, and latents one by one to be projected. Backward passes need the
-    dense weights of all layers, with activation checkpointing only those of one.
+    ``FSDP_VERSION=2`` in the environment), each process trains a part of one copy: parameters,
+    gradients and the state of AdamW are divided, 16 bytes for each latent element in all. Each
+    process holds the whole integers that the model computes with (2 bytes each), the buffers, and
+    the teacher. ``model`` itself stays whole, and where it is (leave it on the CPU). The files are
+    made from it, and for an evaluation a copy of it goes to the device. The plugin's
+    ``auto_wrap_policy`` says which layers are gathered together; without a policy all are. Latents
+    are gathered one by one to be projected. Backward passes need the dense weights of all layers,
+    or with activation checkpointing those of one layer.
 
     Parameters
     ----------
@@ -109,43 +111,49 @@ def finetune(
         Model that `tersor.compress` or `tersor.load` has given factors. Frozen parameters stay as
         they are. Modules in evaluation mode are trained too, in training mode.
     train_loader
-        A DataLoader or another iterable with a length that can be gone through once for each epoch.
-        Batches are ``(inputs, ..., targets)``, or mappings, dataclasses or named tuples with
-        ``labels``. Encoder-decoder models that get no inputs of the decoder get the labels, of
-        which they make these. With a teacher and no loss of your own targets may be left out.
+        A DataLoader, or another iterable with a length that can be iterated over once for each
+        epoch. Batches are ``(inputs, ..., targets)``, or mappings, dataclasses or named tuples with
+        ``labels``. An encoder-decoder model that gets no inputs of the decoder gets the labels,
+        from which it makes them. With a teacher and without ``loss``, targets may be left out.
     target_size
-        Bytes of the file at most: a number, or a text such as ``"54kB"`` (1 kB is 1000 bytes). By
-        default its size when saved now.
+        Largest size of the file in bytes: a number, or a text such as ``"54kB"`` (1 kB is 1000
+        bytes). By default the size that the file would have now.
     start_size
-        Budget at the beginning, which then shrinks during the first half of the run; by default the
-        larger one of the target and of the present size. Layers trade bytes while it does.
+        Budget at the beginning. The budget shrinks to ``target_size`` in the first half of the run,
+        and layers exchange bytes meanwhile. By default the larger one of the target and the present
+        size.
     loss
-        Called with outputs and targets, gives a tensor of one number. By default cross-entropy,
-        or the loss that an encoder-decoder model gives itself; with a teacher nothing.
+        Function that takes outputs and targets and returns a tensor of one number. By default the
+        cross-entropy, or the loss that an encoder-decoder model returns itself; with a teacher
+        nothing.
     teacher
-        The dense model, usually: its answers are to be learnt too, by the Kullback-Leibler
+        Model whose outputs are learnt too, usually the dense model, by the Kullback-Leibler
         divergence of the softmaxes at a temperature of 2.
     evaluate
-        Called with a model after each epoch, gives a number, the higher the better. Without it the
-        last epoch counts as the best.
+        Function that takes a model and returns a number, higher for better models. It is called
+        after each epoch. Without it the last epoch counts as the best.
     epochs
-        Times that the loader is gone through.
+        Number of passes over the loader.
     lr, weight_decay
-        Of AdamW, as would suit the dense model; see `tersor.parameter_groups`.
+        Learning rate and weight decay of AdamW that suit the dense model; see
+        `tersor.parameter_groups`.
     fixed_statistics
-        Whether batch normalisation keeps its running statistics, and uses them in training too.
-        Else they are those of the batches and, in the end, the mean over the batches of the last
-        5 % of the steps. By default only if all means are 0 and all variances 1, as
-        `tersor.fold_normalization` leaves them, which could not be trained otherwise.
+        Whether batch normalisation keeps its running statistics, and uses them in training too. If
+        not, it uses the statistics of the batches in training, and at the end their mean over the
+        batches of the last 5 % of the steps. By default they are fixed only if all means are 0 and
+        all variances 1, as after `tersor.fold_normalization`: such a model cannot be trained
+        otherwise.
     accumulate
-        Batches for each step of the optimizer.
+        Number of batches for each step of the optimizer.
     mixed_precision
-        "bf16" or "fp16": forward and backward passes in 16 bits, by autocast.
+        "bf16" or "fp16": forward and backward passes in 16 bits, by autocast. By default "no".
     seed
-        Of shuffling and of what is random in the loader and the model.
+        Seed of shuffling and of all random numbers in the loader and the model.
     checkpoint
-        File that the run goes on from, bit for bit, if it was stopped; written after each epoch and
-        each ``checkpoint_interval`` seconds. It stays there in the end.
+        File from which a stopped run continues, with the same result bit for bit. It is written
+        after each epoch and every ``checkpoint_interval`` seconds, and is not removed at the end.
+    checkpoint_interval
+        Seconds between two checkpoints within an epoch.
     log
         JSON file with the options and the history, written after the last epoch.
 
@@ -157,14 +165,15 @@ def finetune(
     Raises
     ------
     TrainingError
-        If the loss becomes NaN or infinite; says at which step. The model is then the best so far.
+        If the loss becomes NaN or infinite; the message says at which step. The model is then the
+        best one so far.
     BudgetError
         If the budget cannot be reached.
     InputError
         If the model holds no factors or nothing to train, the loader is empty or has no length,
         teacher or loss do not fit, the checkpoint is of a run with other options or another
-        teacher, or the model is to be sharded in a way that it cannot be (FSDP1, parameters of
-        several types, cpu_offload).
+        teacher, or the model cannot be sharded as requested (FSDP1, parameters of several types,
+        cpu_offload).
     MissingExtraError
         If `accelerate` is not installed.
 
@@ -216,7 +225,7 @@ def finetune(
 
 @contextmanager
 def _borrowed(module: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """The module on a device and in evaluation mode; then where it was, in the modes it was in."""
+    """Move a module to a device, in evaluation mode; restore its device and modes at the end."""
     home = next((p.device for p in module.parameters()), device)
     modes = {part: part.training for part in module.modules()}
     try:
@@ -230,7 +239,7 @@ def _borrowed(module: nn.Module, device: torch.device | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Options:
-    """Numbers that a run depends on, as in `finetune`."""
+    """Numbers that the result of a run depends on, see `finetune`."""
 
     epochs: int
     lr: float
@@ -273,20 +282,20 @@ def _accelerator(mixed_precision: Precision, seed: int) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=mixed_precision,
             dataloader_config=loading,
-            # Else processes on CPUs would not know of each other.
+            # Without this, accelerate does not connect processes that run on CPUs.
             cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
         )
-    except ValueError as error:  # one precision for each process, or one that the device lacks
+    except ValueError as error:  # the process has another precision already, or the device lacks it
         raise InputError(f"mixed precision {mixed_precision!r} cannot be used: {error}") from None
     return accelerator
 
 
 def _shards(accelerator: Accelerator) -> bool:
-    """Whether the processes are to share the model's parameters, not only the batches."""
+    """Return whether the processes share the parameters of the model, not only the batches."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     state, wanted = accelerator.state, os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if getattr(state, "fsdp_plugin", None) is None and wanted:  # it shards on GPUs only
+    if getattr(state, "fsdp_plugin", None) is None and wanted:  # set on GPUs only
         from accelerate import FullyShardedDataParallelPlugin
 
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
@@ -318,7 +327,7 @@ def _schedule(
 
 
 def _finish(model: nn.Module, progress: Progress) -> Finetuned:
-    """Make the model what the file kept holds, if there is one."""
+    """Load the best file into the model, if there is one, and return the result."""
     if progress.file:
         fill(model, OpenFile(progress.file))
     history = tuple(progress.history)

@@ -1,4 +1,4 @@
-"""Parameters of a factored model in groups, for an optimizer."""
+"""Divide the parameters of a factored model into groups for an optimizer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from tersor.nn import FactoredWeight
 LATENTS, CODEBOOKS, REST = "latents", "codebooks", "rest"
 
 _WRAPPER = "_checkpoint_wrapped_module."
-"""What activation checkpointing puts into paths."""
+"""Part of a module's path that activation checkpointing adds."""
 
 _LATENT = 20.0
-"""Learning rate of latents, in units of their grid, over that of dense weights."""
+"""Ratio of the learning rate of latents, in units of their grid, to that of dense weights."""
 
 _CODEBOOK = 1.0
-"""Learning rate of a codebook over that of dense weights, per mean magnitude of its elements."""
+"""Ratio of the learning rate of a codebook to that of dense weights, per mean magnitude of the
+codebook's elements."""
 
 
 def factored_weights(model: nn.Module) -> dict[str, FactoredWeight]:
-    """The weights of a model that are integer factors, each once, by their first paths."""
+    """Return the weights of a model that are integer factors, by their first paths.
+
+    A weight that several modules share is returned once.
+    """
     return {
         name.replace(_WRAPPER, ""): module
         for name, module in model.named_modules()
@@ -33,9 +37,10 @@ def factored_weights(model: nn.Module) -> dict[str, FactoredWeight]:
 
 
 def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
-    """Weights whose latents are trained and take more or fewer bits, by their first paths.
+    """Return the weights whose latents are trained and projected, by their first paths.
 
-    Those of signs are trained as well, but need no projection: any signs take as many bits.
+    Binary latents are trained too, but they are left out: all binary latents of one shape take the
+    same number of bits, so that they need no projection.
     """
     weights = factored_weights(model)
     latents = {name: w.own_latent for name, w in weights.items() if not w.signs}
@@ -45,34 +50,37 @@ def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters of a model with factors, as `torch.optim` takes them.
+    """Return the trainable parameters of a factored model in groups, as `torch.optim` takes them.
 
-    Factors are integers of different sizes, so that each kind needs a learning rate of its own.
-    With those given here Adam, AdamW and other optimizers that divide by the gradient's size move
-    the weights about as far as they would move dense ones.
+    Factors are integers of different magnitudes. Each kind therefore needs its own learning rate.
+    With these learning rates, Adam, AdamW and other optimizers that divide by the magnitude of the
+    gradient change the weights about as much as they would change dense weights.
 
     Parameters
     ----------
     model
         Model that `tersor.compress` has given factors.
     lr
-        Learning rate that would suit the dense model, such as 1e-3 for AdamW.
+        Learning rate that suits the dense model, such as 1e-3 for AdamW.
     weight_decay
-        Of the rest, where it has two axes or more. Factors, biases and normalisation parameters
-        get none: it would change the size of the file, or what a decayed scale is multiplied with.
-        Weights of batch normalisation, which folding makes large or small, move in proportion.
+        Weight decay of the parameters that are not factors and have two axes or more; 0 by default.
+        Factors, biases and normalisation parameters have none: it would change the size of the
+        file, or the values that a decayed scale is multiplied with. The learning rate of a batch
+        normalisation's weight is proportional to its mean magnitude, because folding makes such
+        weights large or small.
 
     Returns
     -------
     list of dict
-        Each has ``params``, ``lr``, ``weight_decay`` and a ``name``: "latents", "codebooks" (one
-        group for each codebook, as its learning rate depends on it) or "rest" (one for each weight
-        of batch normalisation, and two more). Empty ones are left out.
+        Groups with the keys ``params``, ``lr``, ``weight_decay`` and ``name``. The name is
+        "latents", "codebooks" (one group for each codebook, because its learning rate depends on
+        the codebook) or "rest" (one group for each weight of batch normalisation, and two more).
+        Empty groups are left out.
 
     Raises
     ------
     InputError
-        If no parameter is to be trained, or the learning rate is not a positive number.
+        If all parameters are frozen, or the learning rate is not a positive number.
 
     Examples
     --------
@@ -96,13 +104,13 @@ def parameter_groups(
 
 
 def norm_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Weights of batch normalisation, each once."""
+    """Return the weights of all batch normalisation layers, each once."""
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     return list(dict.fromkeys(m.weight for m in layers if isinstance(m.weight, nn.Parameter)))
 
 
 def _magnitude(parameter: nn.Parameter) -> float:
-    """Mean magnitude of the elements; 1 if that is 0 or there are none."""
+    """Return the mean magnitude of the elements, or 1 if it is 0 or there are no elements."""
     return float(parameter.detach().abs().mean()) or 1.0
 
 
@@ -114,6 +122,6 @@ def _group(
 
 
 def _size(weight: FactoredWeight) -> float:
-    """Mean magnitude of a codebook's elements; 1 if there are none."""
+    """Return the mean magnitude of a codebook's elements, at least 1."""
     codebook = weight.codebook.detach()
     return max(1.0, float(codebook.abs().mean())) if codebook.numel() else 1.0

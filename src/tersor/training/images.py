@@ -1,4 +1,4 @@
-"""Labelled images for a command: archives of arrays, CIFAR-10's own files, folders of images."""
+"""Load labelled images from arrays, from CIFAR-10's own files, or from a folder for each class."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ _RECORD = 1 + 3 * 32 * 32
 """Bytes of an image in CIFAR-10's binary files: its label, then three planes."""
 
 _MARGIN = 8
-"""Images are shifted by up to an eighth of their size: 4 pixels of 32, as is usual for CIFAR."""
+"""Images are shifted by up to this fraction (1/8) of their height: 4 pixels of 32, as is usual for
+CIFAR."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How images become inputs.
+    """Conversion of images to inputs of a model.
 
     Parameters
     ----------
     size
-        Height and width that files of images are brought to, in pixels.
+        Height and width, in pixels, to which image files are scaled and cropped.
     mean, std
-        What pixels, from 0 to 1, are normalised with: one number, or one for each channel.
+        Mean and standard deviation by which pixels from 0 to 1 are normalised: one number, or one
+        for each channel.
     augmented
-        Whether they are flipped and shifted at random.
+        Whether images are flipped and shifted at random.
     """
 
     size: int
@@ -44,23 +46,23 @@ class Look:
     augmented: bool
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Inputs (n, c, h, w) in float32 of pixels in uint8."""
+        """Return inputs (n, c, h, w) in float32 for pixels (n, c, h, w) in uint8."""
         images = (shifted(flipped(pixels)) if self.augmented else pixels).float() / 255
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (images - mean) / std
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
-    """Images and their labels, a batch at a time.
+    """Images and their labels, loaded one batch at a time.
 
     Parameters
     ----------
     read
-        Gives the pixels of images by their numbers: uint8 (n, c, h, w).
+        Function that returns the pixels of the images with the given numbers, uint8 (n, c, h, w).
     labels
-        int64 (n,).
+        Class numbers, int64 (n,).
     look
-        How they become inputs.
+        Conversion of the pixels to inputs.
     """
 
     def __init__(self, read: Callable[[Sequence[int]], Tensor], labels: Tensor, look: Look) -> None:
@@ -78,12 +80,25 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 
 
 def open_images(path: Path, look: Look) -> Images:
-    """Images of an ``.npz`` archive, a folder of CIFAR-10's ``.bin`` files or of images by class.
+    """Return the images of an ``.npz`` archive, of CIFAR-10's ``.bin`` files, or of a folder.
+
+    Parameters
+    ----------
+    path
+        An ``.npz`` archive with the arrays ``x`` and ``y``, a ``.bin`` file of CIFAR-10, a folder
+        of such files, or a folder that has a subfolder of images for each class.
+    look
+        Conversion of the pixels to inputs.
+
+    Returns
+    -------
+    Images
+        The images with their labels.
 
     Raises
     ------
     InputError
-        If there is nothing of the kind.
+        If the path holds none of these, or a file is damaged.
     """
     if path.is_file() and path.suffix == ".npz":
         return _archive(path, look)
@@ -99,7 +114,26 @@ def open_images(path: Path, look: Look) -> Images:
 
 
 def loader_of(images: Images, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches: shuffled and all of one size for training, else in order and complete."""
+    """Return a loader of the images.
+
+    Parameters
+    ----------
+    images
+        Images; those that are augmented are for training.
+    batch_size
+        Number of images of a batch.
+
+    Returns
+    -------
+    DataLoader
+        For training, shuffled batches that all have the same size. Otherwise all images in their
+        order.
+
+    Raises
+    ------
+    InputError
+        If there are fewer images for training than a batch has.
+    """
     training = images.look.augmented
     if training and len(images) < batch_size:
         raise InputError(
@@ -111,7 +145,7 @@ def loader_of(images: Images, batch_size: int) -> DataLoader[tuple[Tensor, Tenso
         batch_size,
         shuffle=training,
         drop_last=training,
-        collate_fn=lambda batch: batch,  # it comes as a batch
+        collate_fn=lambda batch: batch,  # `Images` returns complete batches
     )
 
 
@@ -173,7 +207,7 @@ def _folder(path: Path, look: Look) -> Images:
 
 
 def _open(path: Path, size: int) -> Tensor:
-    """Pixels (3, size, size) of the centre of an image whose shorter side is scaled to fit."""
+    """Return the centre (3, size, size) of an image whose shorter side is scaled to ``size``."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -193,13 +227,16 @@ def _open(path: Path, size: int) -> Tensor:
 
 
 def flipped(images: Tensor) -> Tensor:
-    """About half of the images (n, c, h, w), mirrored."""
+    """Return the images (n, c, h, w), of which about half, chosen at random, are mirrored."""
     chosen = torch.rand(len(images)) < 0.5
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
 def shifted(images: Tensor) -> Tensor:
-    """Images, each moved by its own random number of pixels; what comes in is black."""
+    """Return the images (n, c, h, w), each shifted by its own random number of pixels.
+
+    Pixels that come from outside of the image are black.
+    """
     count, _, height, width = images.shape
     margin = max(1, height // _MARGIN)
     padded = F.pad(images, (margin,) * 4)

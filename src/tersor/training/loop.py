@@ -1,4 +1,4 @@
-"""The run: steps, each followed by a projection; after each epoch a file and its value."""
+"""Run the training: steps, each followed by a projection, and a file after each epoch."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Evaluate = Callable[[nn.Module], float]
-"""Gives a number of a model, the higher the better."""
+"""Function that takes a model and returns a number, higher for better models."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do.
+    """Settings of a run.
 
     Parameters
     ----------
     schedule
-        What changes from step to step.
+        Quantities that change from step to step.
     epochs, accumulate, lr, weight_decay, fixed_statistics
-        As in `tersor.finetune`.
+        See `tersor.finetune`.
     checkpoint, interval
-        File to go on from, and seconds after which it is written anew within an epoch.
+        File to continue from, and seconds after which it is written again within an epoch.
     options
-        What a checkpoint must agree in.
+        Options of the run, which must be the same in a checkpoint that it continues from.
     """
 
     schedule: Schedule
@@ -71,11 +71,15 @@ class Run:
     Parameters
     ----------
     model
-        On the device of the accelerator, unless ``sharded``.
-    feed, objective, evaluate, plan
-        What it is trained with, and what its files are judged by.
+        Model with factors, on the device of the accelerator unless ``sharded``.
+    feed, objective
+        Batches and the loss.
+    evaluate
+        Function that values the files; None if the last one is the best.
+    plan
+        Settings.
     accelerator
-        Where it runs.
+        Accelerator that distributes the work.
     sharded
         Whether each process trains a part of the parameters.
     """
@@ -108,7 +112,26 @@ class Run:
         self.written = time.monotonic()
 
     def __call__(self, show: Show) -> Progress:
-        """Train to the end, from the checkpoint if there is one."""
+        """Train to the end, from the checkpoint if there is one, and return the progress.
+
+        Parameters
+        ----------
+        show
+            Function that shows a message and the share of the work that is done.
+
+        Returns
+        -------
+        Progress
+            The last state, with the file and the history.
+
+        Raises
+        ------
+        TrainingError
+            If the loss becomes NaN or infinite.
+        InputError
+            If the checkpoint does not fit, or ``evaluate`` or the loss raise or return something
+            invalid.
+        """
         self._resume()
         try:
             while self.progress.epoch < self.plan.epochs:
@@ -133,7 +156,7 @@ class Run:
                 self._save()
 
     def _step(self, group: Sequence[Batch]) -> float:
-        """One step of the optimizer, then of the latents' projection; gives the mean loss."""
+        """Do one step of the optimizer, project the latents, and return the mean loss."""
         now, schedule = self.progress, self.plan.schedule
         moving = schedule.latents_move(now.step)
         for settings, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -159,12 +182,12 @@ class Run:
         return loss
 
     def _settle(self, number: int) -> None:
-        """Let running statistics be the mean over so many batches; 0: follow them, as always."""
+        """Average running statistics over ``number`` batches; if it is 0, follow the batches."""
         for layer, momentum in zip(self.normalizations, self.momenta, strict=True):
             layer.momentum = 1 / number if number else momentum
 
     def _backward(self, group: Sequence[Batch]) -> float:
-        """Gradients of a group of batches; its mean loss over all processes."""
+        """Compute the gradients of a group of batches; return its mean loss over all processes."""
         now, schedule = self.progress, self.plan.schedule
         losses: list[Tensor] = []
         for number, batch in enumerate(group, start=1):
@@ -180,9 +203,9 @@ class Run:
         return float(total)
 
     def _finish_epoch(self) -> None:
-        """Make a file of the model as it is, and judge it."""
+        """Make a file of a copy of the model, evaluate it, and keep it if it is the best."""
         now, schedule = self.progress, self.plan.schedule
-        candidate = copy.deepcopy(self.held.gather()).eval().cpu()  # where searches are
+        candidate = copy.deepcopy(self.held.gather()).eval().cpu()  # searches run on the CPU
         counts = curvature(self.bare, self.optimizer)
         found = fit(candidate, round(schedule.size(now.step)), now.price, counts, schedule.digits)
         value = self._value(candidate.to(self.accelerator.device))
@@ -214,7 +237,7 @@ class Run:
         return f"epoch {now.epoch + 1}/{self.plan.epochs}, loss {loss:.4g}{value}, {size} bytes"
 
     def _is_due(self) -> bool:
-        """Whether some process finds it time to write the checkpoint: all take part in that."""
+        """Return whether it is time for a checkpoint in any process: all take part in it."""
         if self.plan.checkpoint is None:
             return False
         late = time.monotonic() - self.written > self.plan.interval
@@ -249,7 +272,7 @@ class Run:
 
 
 def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Lists of ``size`` batches, the last one perhaps shorter."""
+    """Yield lists of ``size`` batches; the last one may be shorter."""
     group: list[Batch] = []
     for batch in batches:
         group.append(batch)

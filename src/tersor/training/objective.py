@@ -1,4 +1,4 @@
-"""What is minimised: a loss of the user's, and the distance to a teacher's answers."""
+"""Compute the loss that training minimises: the user's loss, and the distance from a teacher."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from tersor.errors import InputError, explained
 from tersor.training.batches import NEEDED, Batch
 
 Loss = Callable[[Any, Any], Tensor]
-"""Called with the model's output and the targets; gives a number."""
+"""Function that takes the model's output and the targets, and returns a tensor of one number."""
 
 TEMPERATURE = 2.0
-"""Of the softmax of both models where one learns from the other (Hinton et al., 2015)."""
+"""Temperature of the softmax of both models if one learns from the other (Hinton et al., 2015)."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a batch.
+    """Loss of a batch.
 
     Parameters
     ----------
     loss
-        Loss of outputs and targets; if None and there is no teacher, that which a model gives that
-        was called with labels, or cross-entropy.
+        Loss of outputs and targets. If it is None and there is no teacher, the loss is the one that
+        the model returns when it is called with labels, or else the cross-entropy.
     teacher
-        Model whose answers are learnt, in evaluation mode. They alone count where ``loss`` is None.
+        Model in evaluation mode whose outputs the model learns. If ``loss`` is None, only the
+        distance from these outputs counts.
     """
 
     loss: Loss | None
@@ -39,11 +40,11 @@ class Objective:
 
     @property
     def needs_targets(self) -> bool:
-        """Whether batches need targets: a teacher alone makes its own."""
+        """Return whether batches need targets: not if the model learns only from a teacher."""
         return self.loss is not None or self.teacher is None
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss, a number with gradients, in float32."""
+        """Return the loss of a model on a batch: a float32 scalar with gradients."""
         output = _answer("model", model, batch)
         terms = []
         if self.teacher is not None:
@@ -65,7 +66,20 @@ def _answer(what: str, model: nn.Module, batch: Batch) -> Any:
 
 
 def cross_entropy(output: Tensor, targets: Any) -> Tensor:
-    """Cross-entropy of class scores, in the second axis, and class numbers."""
+    """Return the cross-entropy of class scores and class numbers.
+
+    Parameters
+    ----------
+    output
+        Scores of the classes, which are the second axis.
+    targets
+        Class numbers.
+
+    Raises
+    ------
+    InputError
+        If the targets are not a tensor.
+    """
     if not isinstance(targets, Tensor):
         raise InputError(
             f"the targets are a {type(targets).__name__}; class numbers are needed as a tensor, or "
@@ -75,9 +89,20 @@ def cross_entropy(output: Tensor, targets: Any) -> Tensor:
 
 
 def distance(output: Tensor, wanted: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of two softmaxes over the last axis, at a temperature.
+    """Return the Kullback-Leibler divergence of two softmaxes over the last axis, at a temperature.
 
-    Its factor, the squared temperature, keeps gradients as large as without one.
+    The divergence is multiplied by the squared temperature, which keeps the gradients as large as
+    they are without a temperature.
+
+    Parameters
+    ----------
+    output, wanted
+        Scores of the model and of the teacher, of the same shape.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ.
     """
     if output.shape != wanted.shape:
         raise InputError(

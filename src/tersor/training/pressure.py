@@ -1,8 +1,9 @@
-"""What keeps a model small while it trains: one price of a bit, which follows the budget.
+"""Keep a model within its budget while it trains, by a price of a bit (λ).
 
-It acts twice. In the projection it decides which integers are worth their bits. In the loss it
-draws latents towards cheaper values: a projection alone lets them drift, in the real numbers that
-are trained, far from the integers that the model computes with.
+The price follows the budget and has two effects. In the projection it decides which integers are
+worth their bits. In the loss it pulls latents towards values that take fewer bits. The projection
+alone does not suffice: the real latents, which are trained, would drift far from the integers that
+the model computes with.
 """
 
 from __future__ import annotations
@@ -22,32 +23,35 @@ from tersor.training.rate_loss import bits_of
 from tersor.training.schedule import Schedule
 
 RATE = 3.0
-"""Loss that a bit per weight is worth at the usual price."""
+"""Loss that one bit per weight costs at the usual price."""
 
 _LEAK = 0.003
-"""Share of the way to the integers that the latents go with each step at the full learning rate, so
-that they stay near. They forget as fast as they learn: where steps become small, a latent still
-leaves its integer if gradients agree for long enough."""
+"""Share of the distance to their integers that latents move in each step at the full learning rate,
+so that they stay near them. The share is proportional to the learning rate, as training steps are:
+when both become small, a latent still leaves its integer if its gradients agree for long enough."""
 
 FIRST = 0.01 * PRICE
-"""Price that training begins with: hardly any integer is given up for its bits until it has to."""
+"""Price at the beginning of the training. It is so low that hardly any integer changes for the sake
+of its bits until the budget requires it."""
 
 _GAIN, _MOST = 1.0, 0.05
-"""What the logarithm of the price changes by in a step: for each unit of that of the excess, and at
-most. Bits follow a price at once, by a power of about -0.2: a gain of more than 5 would swing."""
+"""Change of the price's logarithm in a step: per unit of the logarithm of the excess over the
+budget, and at most. Bits follow a price at once, by a power of about -0.2; with a gain above 5 the
+price would oscillate."""
 
 _RANGE = (1e-3 * PRICE, 100 * PRICE)
-"""Limits of the price: far from its budget it would run away."""
+"""Limits of the price. Without them it would grow or fall forever far from the budget."""
 
 _FILL = 0.995
 """Share of the budget that the price aims at."""
 
 
 def begin(model: nn.Module, schedule: Schedule) -> Progress:
-    """Let the model fit its first budget; if it does, its integers stay as they are.
+    """Fit the model into its first budget, and return the progress of a run that begins.
 
-    Those of a compressed model are better than what a search at any price makes of them: their
-    errors make up for each other.
+    If the model is within that budget already, its integers do not change. The integers of a
+    compressed model are better than those that a search finds at any price, because their errors
+    compensate for each other.
     """
     fit(model, schedule.start_size, PRICE, {}, schedule.digits)
     for weight in trained_latents(model).values():
@@ -56,12 +60,15 @@ def begin(model: nn.Module, schedule: Schedule) -> Progress:
 
 
 def rest_of(model: nn.Module) -> float:
-    """Bytes of the file besides the integers of the latents; true where all else is rounded."""
+    """Return the bytes of the file besides the integers of the latents.
+
+    The number is exact if all other tensors are rounded as in the file.
+    """
     return file_size(model) - latent_bits(model) / 8
 
 
 def rate_terms(model: nn.Module, now: Progress, schedule: Schedule) -> Iterator[Tensor]:
-    """What is added to the loss for the bits, weight by weight, while the latents move."""
+    """Yield the terms of the loss for the bits, one per weight, while the latents move."""
     if schedule.latents_move(now.step):
         weights = factored_weights(model).values()
         worth = RATE * (now.price / PRICE) / sum(math.prod(w.shape) for w in weights)
@@ -71,7 +78,7 @@ def rate_terms(model: nn.Module, now: Progress, schedule: Schedule) -> Iterator[
 
 @torch.no_grad()
 def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
-    """Project the latents after a step in which they moved."""
+    """Project the latents after a step that moved them, and adjust the price to the budget."""
     bits = search_latents(model, now.price, counts)
     wanted = 8 * (_FILL * schedule.size(now.step) - now.rest)
     change = _GAIN * math.log(max(bits, 1.0) / max(wanted, 1.0))
@@ -82,5 +89,5 @@ def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Cu
 
 
 def rest(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
-    """Let latents that move no more fit the last budget, and all else be what the file holds."""
+    """Fit latents that no longer move into the last budget, and round all other tensors."""
     fit(model, schedule.target_size, now.price, counts, schedule.digits)

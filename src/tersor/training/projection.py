@@ -1,4 +1,4 @@
-"""Projection of trained latents onto the trellis, by price or into a budget of bytes."""
+"""Project trained latents onto the trellis, at a price of a bit (λ) or within a budget."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ from tersor.training.rounding import DIGITS, round_kept
 from tersor.units import parse_size
 
 _SWEEPS = 2
-"""Searches for one price where bytes count: the second is at the prices of the first's latent."""
+"""Number of searches at one price if a budget is to be met. The second search uses the bits that
+integers cost given the latent of the first."""
 
 _HIGH = 1e3
-"""Factor of a price at which next to nothing is left."""
+"""Factor of a price at which nearly all latents become zero."""
 
 
 _COARSER = 0.95, 40
-"""What codebooks are multiplied by where they are too large, and how often at most."""
+"""Factor of codebooks that take too many bytes, and how often they are multiplied by it at most."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Where a projection has led.
+    """Result of a projection.
 
     Parameters
     ----------
     price
-        Squared error, in units of each weight's step squared, that a bit was worth.
+        Price of a bit (λ) that was used: squared error in units of each weight's squared step size.
     nbytes
-        Bytes of the file that `tersor.save` now writes.
+        Bytes of the file that `tersor.save` would write now.
     """
 
     price: float
@@ -60,29 +61,32 @@ def project(
     price: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Projection:
-    """Put the trained latents of a model back on the trellis, at a price or within a budget.
+    """Project the trained latents of a model onto the trellis, at a price or within a budget.
 
-    What the model computes with, and what its file holds, becomes the integers of least error +
-    price · bits, found by a Viterbi search. The latents themselves stay the real numbers that an
-    optimizer trains, and gradients reach them straight through, so that this can be called after
-    each of its steps, at a price. Rows of latents that are not worth their bits become zeros.
+    The model then computes with the integers of the least error + price · bits, which a Viterbi
+    search finds, and its file holds the same integers. The latents themselves stay the real numbers
+    that an optimizer trains, and gradients reach them straight through. With a price, this function
+    can therefore be called after each step of the optimizer. Rows of latents that are not worth
+    their bits become zeros.
 
-    With a budget the price is found, as the lowest that fits, and everything else becomes what the
-    file holds of it: biases and normalisation parameters are rounded to 16 bits. The model loaded
-    from the file then computes exactly what this one does.
+    With a budget, the function finds the lowest price that fits. All other tensors then become as
+    they are in the file: biases and normalisation parameters are rounded to 16 bits. The model that
+    is loaded from the file computes exactly what this one does.
 
     Parameters
     ----------
     model
-        Model with factors, in place. Latents that are frozen stay as they are.
+        Model with factors, changed in place. Frozen latents stay as they are.
     target_size
-        Bytes of the file at most: a number, or a text such as ``"54kB"`` (1 kB is 1000 bytes).
+        Largest size of the file in bytes: a number, or a text such as ``"54kB"`` (1 kB is 1000
+        bytes).
     price
-        Price of a bit; with a budget, where the search begins. By default that of
-        `tersor.compress`, 0.3.
+        Price of a bit (λ), in units of each weight's squared step size. With a budget, the price at
+        which the search begins. By default that of `tersor.compress`, 0.3.
     optimizer
-        Adam or its like that trains the latents: the error of each then counts as much as its mean
-        squared gradient says, from a third to three times the usual. By default all count the same.
+        Adam or a similar optimizer that trains the latents. The error of each latent then counts
+        according to its mean squared gradient, from 0.3 to 3 times as much as usual. By default all
+        errors count the same.
 
     Returns
     -------
@@ -92,10 +96,11 @@ def project(
     Raises
     ------
     BudgetError
-        If the budget cannot be reached; names the smallest size. The model is unchanged.
+        If the budget cannot be reached; the message names the smallest size. The model is
+        unchanged.
     InputError
-        If the model holds no quantized factors, they are NaN or infinite, or the optimizer keeps no
-        second moments.
+        If the model holds no quantized factors, they are NaN or infinite, the price is not a
+        positive number, or the optimizer keeps no second moments.
 
     Examples
     --------
@@ -119,13 +124,34 @@ def project(
 def fit(
     model: nn.Module, target: int, price: float, counts: Curvature, digits: int = DIGITS
 ) -> Projection:
-    """Fit the integers that the model computes with into a budget; if they do, they stay the same.
+    """Fit the integers that the model computes with into a budget; keep them if they fit already.
 
-    Biases and normalisation parameters that are trained get so many binary digits.
+    The function projects these integers, not the real latents from which they come: for those,
+    another path through the trellis would lead to another model. The importance of the errors
+    distinguishes integers that would otherwise all become zero at the same price.
 
-    It is these that are projected, not the real latents that they came from: another path through
-    the trellis would make another model of those. What errors count for tells apart integers that
-    would else all go at one price.
+    Parameters
+    ----------
+    model
+        Model with factors, changed in place.
+    target
+        Largest size of the file in bytes.
+    price
+        Price of a bit (λ); the search begins at a tenth of it.
+    counts
+        Importance of the errors, see `tersor.training.curvature.curvature`.
+    digits
+        Binary digits of trained biases and normalisation parameters, 8 by default.
+
+    Returns
+    -------
+    Projection
+        The given price, and the size of the file.
+
+    Raises
+    ------
+    BudgetError
+        If the budget cannot be reached.
     """
     if _rounded_size(model, digits) > target:
         for weight in trained_latents(model).values():
@@ -138,13 +164,13 @@ def fit(
 
 @torch.no_grad()
 def latent_bits(model: nn.Module) -> float:
-    """Bits of the latents that are trained, as the model computes with them."""
+    """Return the bits of the projected latents with which a model computes."""
     return sum(cost_of(weight).bits for weight in trained_latents(model).values())
 
 
 @torch.no_grad()
 def search_latents(model: nn.Module, price: float, counts: Curvature) -> float:
-    """Project all trained latents at a price; gives the bits that they had before."""
+    """Project all trained latents at a price, and return the bits that they took before."""
     weights, bits = trained_latents(model), latent_bits(model)
     searches = (
         _search(w, w.stored_latent, price, counts.get(n), cost_of(w)) for n, w in weights.items()
@@ -154,25 +180,25 @@ def search_latents(model: nn.Module, price: float, counts: Curvature) -> float:
 
 
 def file_size(model: nn.Module) -> int:
-    """Bytes of the file that `tersor.save` would write."""
+    """Return the bytes of the file that `tersor.save` would write."""
     return container.size(archive_of(model))
 
 
 class _Search(NamedTuple):
-    """A search for the integers of a weight, all in coding order.
+    """Search for the integers of a weight, with all tensors in coding order.
 
     Parameters
     ----------
     coder, rows
-        What they are coded with, and how the latent is ordered.
+        Coder of the integers, and order of the latent.
     basis
-        The codebook in units of the step, (d, k).
+        Codebook in units of the step size, (d, k).
     wanted, latent
-        What they should be near, and what they were, (k, n).
+        Latent to approximate, and latent at which the search begins, (k, n).
     importance
-        What errors count for, (k, n); None: all the same.
+        Importance of the errors, (k, n); None if all count the same.
     analysis
-        Of the latent, if that is known.
+        Bits and prices of ``latent``, if they are known.
     """
 
     coder: Coder
@@ -191,7 +217,10 @@ def _search(
     counts: Tensor | None,
     cost: Cost | None = None,
 ) -> _Search:
-    """The search near the latent of a weight. Under FSDP all processes are to call this in turn."""
+    """Return the search for a weight's integers.
+
+    With FSDP, all processes must call this function, and in the same order.
+    """
     rows = weight.tiling.slices
     wanted = coding_order(weight.latent.detach().float(), rows).cpu()
     if not bool(wanted.isfinite().all()):
@@ -209,7 +238,7 @@ def _search(
 
 
 def _found(search: _Search) -> Tensor:
-    """The integers that a search leads to."""
+    """Return the integers that a search finds, int16."""
     coder, latent = search.coder, search.latent
     quadratic = Quadratic(search.basis, search.basis @ search.wanted)
     analysis = search.analysis or coder.analyse(latent)
@@ -218,7 +247,7 @@ def _found(search: _Search) -> Tensor:
 
 
 def _nbytes(search: _Search) -> int:
-    """Memory that a search takes."""
+    """Return the bytes of memory that a search takes."""
     return 4 * search.latent.nbytes
 
 
@@ -253,15 +282,21 @@ def _within(
 def _lowest_price(
     attempt: Callable[[float], tuple[int, list[Tensor]]], target: int, start: float
 ) -> tuple[float, list[Tensor]]:
-    """The lowest price found that fits, with its latents."""
+    """Return the lowest price found that fits the budget, and its latents."""
     try:
         return finest_fit(attempt, target, start)
-    except BudgetError:  # sizes may jump, all of a weight becoming zero at once
+    except BudgetError:  # sizes may jump, if a whole weight becomes zero at once
         return finest_fit(attempt, target, _HIGH * start)
 
 
 def check_reachable(model: nn.Module, target: int, digits: int) -> None:
-    """Refuse a budget that latents of nothing but zeros would exceed."""
+    """Raise an error if the budget is below the file's size with all trained latents zero.
+
+    Raises
+    ------
+    BudgetError
+        If it is; the message names this size.
+    """
     least = least_size(model, digits)
     if target < least:
         raise BudgetError(
@@ -271,7 +306,7 @@ def check_reachable(model: nn.Module, target: int, digits: int) -> None:
 
 
 def least_size(model: nn.Module, digits: int) -> int:
-    """Bytes of the file with nothing but zeros for the latents that are trained."""
+    """Return the bytes of the file if all trained latents were zero."""
     weights = trained_latents(model).values()
     restore = _memory(model)
     compute_with(weights, [torch.zeros_like(weight.latent) for weight in weights])
@@ -281,7 +316,7 @@ def least_size(model: nn.Module, digits: int) -> int:
 
 
 def _rounded_size(model: nn.Module, digits: int) -> int:
-    """Bytes of the file with everything as it is, and rounded."""
+    """Return the bytes of the file if unfactored tensors were rounded. The model is unchanged."""
     restore = _memory(model)
     round_kept(model, digits)
     nbytes = file_size(model)
@@ -290,7 +325,7 @@ def _rounded_size(model: nn.Module, digits: int) -> int:
 
 
 def _memory(model: nn.Module) -> Callable[[], None]:
-    """What puts back all that a model computes with as it is now."""
+    """Return a function that restores all tensors that the model computes with now."""
     weights = trained_latents(model).values()
     coded = [weight.coded for weight in weights]
     kept = [value for value in state(model).values() if isinstance(value, Tensor)]
@@ -306,9 +341,9 @@ def _memory(model: nn.Module) -> Callable[[], None]:
 
 
 def _coarsen(model: nn.Module, target: int, digits: int) -> None:
-    """Give codebooks larger steps, if latents alone cannot make a budget.
+    """Give codebooks larger step sizes if a budget cannot be reached by the latents alone.
 
-    Signs always take as many bits, while the codebooks that they add up grow as they are trained.
+    Binary latents always take the same number of bits, while their codebooks grow in training.
     """
     trained = [w for w in factored_weights(model).values() if w.codebook.requires_grad]
     for _ in range(_COARSER[1]):
@@ -320,7 +355,7 @@ def _coarsen(model: nn.Module, target: int, digits: int) -> None:
 
 
 def compute_with(weights: Iterable[FactoredWeight], latents: Iterable[Tensor | None]) -> None:
-    """Let weights compute with these latents in the place of their own."""
+    """Let weights compute with these latents; with their own where one is None."""
     for weight, latent in zip(weights, latents, strict=True):
         weight.project_to(latent)
 

@@ -1,4 +1,4 @@
-"""Bits of the factors of a model, with gradients."""
+"""Compute the bits of a model's factors, with gradients."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from tersor.training.groups import factored_weights
 
 
 def rate_loss(model: nn.Module) -> Tensor:
-    """Bits of all latents and codebooks of a model in its file, to be added to a loss.
+    """Return the bits that a model's latents and codebooks take in its file, to be added to a loss.
 
-    The value is what the adaptive coder spends on the integers that the model computes with; the
-    rest of the file, its header and the tensors that are kept, does not depend on them. The
-    gradient is the slope of the prices at which the coder ends, joined by lines and averaged over a
-    cell of the grid: the expected bits under uniform noise in the place of rounding (Ballé et al.,
-    2017), which are smooth in the latents and codebooks.
+    The value is the number of bits that the adaptive coder spends on the integers that the model
+    computes with. It does not include the remainder of the file, its header and the unfactored
+    tensors, which does not depend on these integers. The gradient is the slope of the prices in the
+    final state of the coder, interpolated linearly and averaged over a cell of the grid. This is
+    the gradient of the expected bits if uniform noise replaces the rounding (Ballé et al., 2017),
+    which are a smooth function of the latents and codebooks.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ def rate_loss(model: nn.Module) -> Tensor:
     Returns
     -------
     Tensor
-        Bits, a float32 number on the device of the model.
+        Bits, a float32 scalar on the device of the model.
 
     Raises
     ------
@@ -55,12 +56,12 @@ def rate_loss(model: nn.Module) -> Tensor:
 
 
 def bits_of(weight: FactoredWeight) -> Tensor:
-    """Bits of the latent and the codebook of one weight, as `rate_loss` counts them."""
+    """Return the bits of the latent and the codebook of one weight, see `rate_loss`."""
     rows, codebook = weight.tiling.slices, weight.codebook.T
     latent: Tensor = weight.latent
     if not latent.numel():
         return latent.new_zeros(())
-    latent = latent.detach() if weight.signs else latent  # those are paid for anyway
+    latent = latent.detach() if weight.signs else latent  # binary: always the same bits
     coded, price = codebook.detach().round().cpu(), cost_of(weight)
     of_codebook = Cost(analyse(coded, codebook.shape[1]), 1)
     return _rate(coding_order(latent, rows), price) + _rate(codebook, of_codebook)
@@ -71,11 +72,11 @@ def _rate(values: Tensor, cost: Cost) -> Tensor:
 
 
 class Rate(torch.autograd.Function):
-    """Bits of integers in coding order, as a function of what they are rounded from."""
+    """Bits of integers in coding order, as a function of the real numbers before rounding."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, cost: Cost) -> Tensor:
-        """The bits; keeps the slopes of the prices at the values."""
+        """Return the bits, and save the slopes of the prices at the values."""
         if ctx.needs_input_grad[0]:
             slopes = values.detach().to("cpu", torch.float32, copy=True).contiguous()
             _native.slopes(slopes.numpy(), cost.analysis, cost.states)
@@ -84,6 +85,6 @@ class Rate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
-        """The slopes."""
+        """Return the gradient: the saved slopes times the incoming gradient."""
         slopes = ctx.saved_tensors[0] if ctx.needs_input_grad[0] else None
         return None if slopes is None else grad.to(slopes.dtype) * slopes, None

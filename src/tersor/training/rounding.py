@@ -1,9 +1,9 @@
-"""Parameters that are not factored: trained as real numbers, computed with as the file has them.
+"""Train unfactored parameters as real numbers that are rounded as in the file.
 
-These are biases, normalisation parameters and weights of a few elements.
+These parameters are biases, normalisation parameters and weights of a few elements.
 
-The fewer bits weights have, the fewer digits these need, as long as training knows of it: where a
-ResNet-8 of 8 kB is rounded to 4 digits only when it is trained, that costs 1.6 points.
+The fewer bits the weights have, the fewer digits these parameters need, if they are rounded during
+training: a ResNet-8 of 8 kB that is rounded to 4 digits only after it is trained loses 1.6 points.
 """
 
 from __future__ import annotations
@@ -22,38 +22,39 @@ from tersor.storage.archive import Archive, Plain
 from tersor.training.groups import factored_weights
 
 DIGITS = 8
-"""Binary digits of bfloat16, in which the file has these parameters."""
+"""Binary digits of bfloat16, which is their type in the file."""
 
 _MORE = 3
-"""Binary digits that they have more than weights have bits: there are few of them, and each counts
-for a channel. In a ResNet-20 of 27 kB 4 digits instead of 8 save 3 % of the bytes."""
+"""Number of binary digits that these parameters have more than the weights have bits: they are few,
+and each acts on a whole channel. In a ResNet-20 of 27 kB 4 digits instead of 8 save 3 % of the
+bytes."""
 
 
 def digits_of(weights: int, target: int) -> int:
-    """Binary digits that suit a file of so many bytes for so many weights."""
+    """Return the binary digits that suit a file of ``target`` bytes with so many weights."""
     return min(math.ceil(8 * target / max(weights, 1)) + _MORE, DIGITS)
 
 
 def digits_for(model: nn.Module, target: int) -> int:
-    """Binary digits that suit a budget of a model."""
+    """Return the binary digits that suit a model and its budget in bytes."""
     weights = sum(math.prod(weight.shape) for weight in factored_weights(model).values())
     return digits_of(weights, target)
 
 
 def round_to(values: Tensor, digits: int) -> Tensor:
-    """Numbers of so many binary digits each."""
+    """Return the values rounded to a number of binary digits each."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp((mantissa * 2**digits).round(), exponent - digits)
 
 
 def rounded(model: nn.Module) -> set[str]:
-    """Names of the trained parameters of which the file has fewer digits than the model."""
+    """Return the names of trained parameters that have fewer digits in the file."""
     return _rounded(model, archive_of(model))
 
 
 @torch.no_grad()
 def round_kept(model: nn.Module, digits: int) -> None:
-    """Let tensors that are no factors be what the file has of them; those that train, rounded."""
+    """Set unfactored tensors to their values in the file; round those that are trained."""
     archive = archive_of(model)
     fewer = _rounded(model, archive)
     for name, value in state(model).items():
@@ -73,12 +74,12 @@ def _rounded(model: nn.Module, archive: Archive) -> set[str]:
 
 
 class Rounding:
-    """Parameters that are rounded, but for while they are changed as real numbers.
+    """Rounding of parameters, which an optimizer changes as real numbers.
 
     Parameters
     ----------
     parameters
-        Which are; of those that are sharded each process rounds its part.
+        Parameters to round. If they are sharded, each process rounds its part.
     digits
         Binary digits of each number.
     """
@@ -90,7 +91,7 @@ class Rounding:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Take the parameters as they are for the real numbers, and round them."""
+        """Store the present parameters as the real numbers, and round the parameters."""
         values = [local(p.detach()) for p in self._parameters]
         self._real = [value.clone() for value in values]
         for value in values:
@@ -98,7 +99,7 @@ class Rounding:
 
     @contextmanager
     def real(self) -> Iterator[None]:
-        """Let them be the real numbers, which may be changed, in between."""
+        """Restore the real numbers, so that they can be changed; round them at the end."""
         with torch.no_grad():
             for parameter, real in zip(self._parameters, self._real, strict=True):
                 local(parameter.detach()).copy_(real)

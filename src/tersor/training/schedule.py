@@ -1,4 +1,4 @@
-"""What changes during a run: learning rates, the budget, and when the latents stop moving."""
+"""Compute the quantities that change in a run: learning rate, budget, and which parameters move."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _TIGHTENING = 0.5
 """Share of the steps in which the budget goes from the first to the last size."""
 
 MOVING = 0.85
-"""Share of the steps in which latents move; codebooks and the rest adapt to them afterwards."""
+"""Share of the steps in which latents move. After it the other parameters adapt to the latents."""
 
 _SETTLING = 0.95
-"""Share of the steps after which running statistics are averaged instead of followed."""
+"""Share of the steps after which running statistics are a mean over all later batches."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Plan of a run.
+    """Schedule of a run.
 
     Parameters
     ----------
     steps
-        Steps of the optimizer in all, 1 or more.
+        Number of steps of the optimizer, 1 or more.
     start_size, target_size
         Bytes of the file at the beginning and at the end.
     digits
@@ -40,19 +40,25 @@ class Schedule:
     digits: int = DIGITS
 
     def rate(self, step: int) -> float:
-        """Factor of the learning rates: linear warm-up, then half a cosine (Loshchilov, 2017)."""
+        """Return the factor of the learning rates.
+
+        It is a linear warm-up, then half a cosine (Loshchilov, 2017).
+        """
         warm_up = min(1.0, (step + 1) / max(1.0, _WARM_UP * self.steps))
         return warm_up * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
     def size(self, step: int) -> float:
-        """Bytes that the file may have; every step takes the same share away."""
+        """Return the bytes that the file may have. Each step multiplies them by the same factor."""
         done = min(1.0, step / (_TIGHTENING * self.steps))
         return float(self.start_size * (self.target_size / self.start_size) ** done)
 
     def latents_move(self, step: int) -> bool:
-        """Whether this step changes latents."""
+        """Return whether a step changes latents."""
         return step < MOVING * self.steps
 
     def settling(self, step: int) -> int:
-        """Steps that statistics are averaged over, this one included; 0 before the first."""
+        """Return how many steps running statistics are averaged over so far, this one included.
+
+        The number is 0 before the averaging begins.
+        """
         return max(0, step - math.ceil(_SETTLING * self.steps) + 1)

@@ -1,4 +1,4 @@
-"""A model that several processes train, each holding a part of its parameters (FSDP2)."""
+"""Train a model in several processes, of which each holds the whole or a part (FSDP2)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Groups = list[dict[str, Any]]
-"""Of parameters, as optimizers take them."""
+"""Groups of parameters, as optimizers take them."""
 
 States = dict[str, Any]
-"""What `Optimizer.state_dict` gives."""
+"""Result of `Optimizer.state_dict`."""
 
 
 class Whole:
-    """A model that each process trains all of.
+    """Model of which each process trains all parameters.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Whole:
     Attributes
     ----------
     trained
-        What is trained: the model.
+        Module that is trained: the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,40 +44,47 @@ class Whole:
     def prepare(
         self, groups: Groups, accelerator: Accelerator
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """What is called in training, and an optimizer of these groups of parameters."""
+        """Return the module to call in training, and an optimizer of these groups of parameters."""
         model, optimizer = accelerator.prepare(self.model, torch.optim.AdamW(groups, fused=True))
         return model, optimizer
 
     def gather(self) -> nn.Module:
-        """The model, as far as it is trained."""
+        """Return the model with the values that training has reached."""
         return self.model
 
     def spread(self) -> None:
-        """Let what is trained be what the model is."""
+        """Copy the values of the model to the trained module."""
 
     def states(self, optimizer: torch.optim.Optimizer, keep: bool) -> States:
-        """States of the optimizer, in processes that keep them."""
+        """Return the state of the optimizer, complete in processes with ``keep``."""
         return optimizer.state_dict()
 
     def load_states(self, optimizer: torch.optim.Optimizer, states: States) -> None:
-        """Let the optimizer go on from these states."""
+        """Load states that `states` returned into the optimizer."""
         optimizer.load_state_dict(states)
 
 
 class Sharded(Whole):
-    """A model of which a copy is trained that is sharded.
+    """Model of which a sharded copy is trained.
 
     Parameters
     ----------
     model
-        Model with factors, the same in each process. It stays whole, and where it is.
+        Model with factors, the same one in each process. It stays whole, and where it is.
     accelerator
-        Its plugin says which modules are gathered together.
+        Accelerator whose plugin says which modules are gathered together.
 
     Attributes
     ----------
     trained
-        The copy. Parameters are sharded, and what an optimizer keeps of them; buffers are whole.
+        The copy. Its parameters and their states in an optimizer are sharded; its buffers are
+        whole.
+
+    Raises
+    ------
+    InputError
+        If the plugin offloads parameters to the CPU, the trained parameters have several types, or
+        modules that FSDP wraps apart share a weight.
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
@@ -90,7 +97,7 @@ class Sharded(Whole):
     def prepare(
         self, groups: Groups, accelerator: Accelerator
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The copy, and an optimizer of its parameters in the place of the model's."""
+        """Return the copy, and an optimizer of its parameters in the place of the model's."""
         parts = dict(self._parameters())
         own = [group | {"params": [parts[p] for p in group["params"]]} for group in groups]
         optimizer = torch.optim.AdamW(own, fused=True)
@@ -98,7 +105,7 @@ class Sharded(Whole):
 
     @torch.no_grad()
     def gather(self) -> nn.Module:
-        """The model, which becomes what the copy is, one parameter at a time.
+        """Copy the values of the copy to the model, one parameter at a time; return the model.
 
         Running statistics are those of the first process, as with DDP.
         """
@@ -114,7 +121,7 @@ class Sharded(Whole):
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Let the copy be what the model is."""
+        """Copy the values of the model to the sharded copy."""
         for values, part in self._parameters():
             part.copy_(part_of(values.to(part.dtype), part))
         for weight, sharded in self._weights():
@@ -123,7 +130,7 @@ class Sharded(Whole):
             kept.copy_(buffer)
 
     def states(self, optimizer: torch.optim.Optimizer, keep: bool) -> States:
-        """States of an optimizer as they would be without shards, in processes that keep them."""
+        """Return the states of an optimizer without shards, complete in processes with ``keep``."""
         states = optimizer.state_dict()
         gathered: dict[int, States] = {}
         shapes = {part: values.shape for values, part in self._parameters()}
@@ -135,7 +142,7 @@ class Sharded(Whole):
         return states | {"state": gathered}
 
     def load_states(self, optimizer: torch.optim.Optimizer, states: States) -> None:
-        """Let an optimizer go on from states without shards."""
+        """Load states without shards into an optimizer."""
         parts = _trained(optimizer)
         spread = {
             index: {
@@ -175,7 +182,7 @@ def _check(model: nn.Module, plugin: Any) -> None:
 
 
 def _check_apart(module: nn.Module) -> None:
-    """Refuse a module that shares a parameter with another one that is sharded already."""
+    """Refuse a module that shares a parameter with another module that is sharded already."""
     from torch.distributed.fsdp import FSDPModule
 
     inside = [part for part in module.modules() if isinstance(part, FSDPModule)]
@@ -188,7 +195,10 @@ def _check_apart(module: nn.Module) -> None:
 
 
 def _shard(model: nn.Module, accelerator: Accelerator) -> None:
-    """Shard a model in place, as the plugin says, but for its precision: integers stay exact."""
+    """Shard a model in place as the plugin says.
+
+    The plugin's precision is not used, so that integers stay exact.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -208,6 +218,6 @@ def _shard(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def _is_unit(module: nn.Module, policy: Callable[..., bool] | None) -> bool:
-    """Whether the parameters of a module are to be gathered together."""
+    """Return whether the parameters of a module are gathered together."""
     numel = sum(p.numel() for p in module.parameters())
     return policy is not None and policy(module=module, recurse=False, nonwrapped_numel=numel)
