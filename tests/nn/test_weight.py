@@ -137,6 +137,17 @@ def test_values_that_cannot_be_stored_are_refused(value):
         holder.to_factors()
 
 
+def test_signs_that_are_nan_are_refused():
+    made = random_factors((6, 20))
+    holder = FactoredWeight(
+        Factors(made.codebook, 2 * (made.latent > 0).short() - 1, 0.1, made.shape)
+    )
+    assert holder.signs
+    holder.latent.data[0, 0] = math.nan
+    with pytest.raises(InputError, match="can be stored"):
+        holder.to_factors()
+
+
 def test_the_factors_are_copied():
     factors = random_factors((6, 20), integer=False)
     expected = factors.recompose()

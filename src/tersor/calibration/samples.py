@@ -320,7 +320,8 @@ def logits(output: Any) -> Tensor:
     InputError
         If the output has no such tensor.
     """
-    for value in (output, getattr(output, "logits", None)):
+    named = output.get("logits") if isinstance(output, Mapping) else None
+    for value in (output, named, getattr(output, "logits", None)):
         if isinstance(value, Tensor):
             return value
     if isinstance(output, tuple | list) and output:

@@ -134,7 +134,7 @@ class FactoredWeight(HeldWeight):
     def stored_latent(self) -> Tensor:
         """Return the latent that the forward uses, (k, n), in the type that `Factors` stores."""
         if self.signs:
-            return sign(self.latent.detach()).to(torch.int16)
+            return stored(sign(self.latent.detach()), True)
         if self.coded is None:
             return stored(self.latent, self.integer_latent)
         return self.coded.to(torch.int16)
