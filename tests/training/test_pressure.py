@@ -18,7 +18,7 @@ def follow(share, steps=100):
     size = tersor.project(model, price=0.05).nbytes
     schedule, now = Schedule(10 * steps, int(share * size), int(share * size)), Progress(price=0.05)
     optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
-    now.rest = pressure.rest_of(model)
+    now.overhead_bytes = pressure.overhead_bytes(model)
     for _ in range(steps):
         sum(pressure.rate_terms(model, now, schedule)).backward()
         optimizer.step()

@@ -166,7 +166,7 @@ class FactoredWeight(HeldWeight):
             self.latent.lerp_(self.coded.to(self.latent), share)
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def freeze_latent(self) -> None:
         """Set the latent to the integers of its projection, and end the projection."""
         if self.coded is not None:
             self.latent.copy_(self.coded)

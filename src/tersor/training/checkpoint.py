@@ -37,7 +37,7 @@ class Progress:
         Number of optimizer steps so far.
     price
         Price of a bit (λ), which is adjusted so that the file stays within its budget.
-    rest
+    overhead_bytes
         Approximate bytes of the file besides the integers of the latents.
     losses
         Sum of the losses of the complete batches in this epoch.
@@ -55,7 +55,7 @@ class Progress:
     batch: int = 0
     step: int = 0
     price: float = 0.0
-    rest: float = 0.0
+    overhead_bytes: float = 0.0
     losses: float = 0.0
     best: float | None = None
     file: bytes = b""

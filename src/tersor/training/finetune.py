@@ -22,9 +22,9 @@ from tersor.nn.fill import fill
 from tersor.progress import shown
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.opened import OpenFile
+from tersor.training.batch_source import BatchSource
 from tersor.training.batches import Batch
 from tersor.training.checkpoint import Progress, identity
-from tersor.training.feed import Feed
 from tersor.training.groups import factored_weights
 from tersor.training.loop import Evaluate, Plan, Run
 from tersor.training.objective import Loss, Objective
@@ -190,8 +190,8 @@ def finetune(
     sharded = _shards(accelerator)
     objective = Objective(loss, teacher)
     read = partial(Batch.of, model=model, labelled=objective.needs_targets)
-    feed = Feed(train_loader, seed, accelerator, read)
-    schedule = _schedule(model, feed.batches, options, start_size, target_size)
+    source = BatchSource(train_loader, seed, accelerator, read)
+    schedule = _schedule(model, source.batches, options, start_size, target_size)
     taught = None if teacher is None else identity(teacher)
     facts = asdict(options) | asdict(schedule) | {"teacher": taught}
     plan = Plan(
@@ -212,7 +212,7 @@ def finetune(
         stack.enter_context(_borrowed(model, None if sharded else accelerator.device))
         if teacher is not None:
             stack.enter_context(_borrowed(teacher, accelerator.device))
-        run = Run(model, feed, objective, evaluate, plan, accelerator, sharded=sharded)
+        run = Run(model, source, objective, evaluate, plan, accelerator, sharded=sharded)
         try:
             with shown("fine-tuning") as show:
                 run(show)

@@ -20,10 +20,10 @@ from tersor.io import archive_of
 from tersor.progress import Progress as Show
 from tersor.storage import container
 from tersor.training import checkpoint, pressure
+from tersor.training.batch_source import BatchSource
 from tersor.training.batches import Batch
 from tersor.training.checkpoint import Progress
 from tersor.training.curvature import curvature
-from tersor.training.feed import Feed
 from tersor.training.groups import LATENTS, parameter_groups
 from tersor.training.objective import Objective
 from tersor.training.projection import fit
@@ -72,7 +72,7 @@ class Run:
     ----------
     model
         Model with factors, on the device of the accelerator unless ``sharded``.
-    feed, objective
+    source, objective
         Batches and the loss.
     evaluate
         Function that values the files; None if the last one is the best.
@@ -87,7 +87,7 @@ class Run:
     def __init__(
         self,
         model: nn.Module,
-        feed: Feed,
+        source: BatchSource,
         objective: Objective,
         evaluate: Evaluate | None,
         plan: Plan,
@@ -95,7 +95,7 @@ class Run:
         *,
         sharded: bool,
     ) -> None:
-        self.feed, self.objective, self.evaluate, self.plan = feed, objective, evaluate, plan
+        self.source, self.objective, self.evaluate, self.plan = source, objective, evaluate, plan
         self.accelerator = accelerator
         groups = parameter_groups(model, lr=plan.lr, weight_decay=plan.weight_decay)
         self.rates = [group["lr"] for group in groups]
@@ -139,7 +139,7 @@ class Run:
                 self._finish_epoch()
                 self._save()
         finally:
-            self._settle(0)
+            self._average_statistics(0)
         return self.progress
 
     def _epoch(self, show: Show) -> None:
@@ -147,8 +147,8 @@ class Run:
         if self.plan.fixed_statistics:
             for layer in self.normalizations:
                 layer.eval()
-        now, batches = self.progress, self.feed.batches
-        for group in grouped(self.feed.epoch(now.epoch, now.batch), self.plan.accumulate):
+        now, batches = self.progress, self.source.batches
+        for group in grouped(self.source.epoch(now.epoch, now.batch), self.plan.accumulate):
             now.losses += self._step(group) * len(group)
             now.batch += len(group)
             show(self._message(), now.step / self.plan.schedule.steps)
@@ -162,7 +162,7 @@ class Run:
         for settings, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             still = settings["name"] == LATENTS and not moving
             settings["lr"] = 0.0 if still else rate * schedule.rate(now.step)
-        self._settle(schedule.settling(now.step))
+        self._average_statistics(schedule.statistics_average(now.step))
         loss = self._backward(group)
         if not math.isfinite(loss):
             raise TrainingError(
@@ -177,11 +177,11 @@ class Run:
             counts = curvature(self.bare, self.optimizer)
             pressure.project_step(self.bare, now, schedule, counts)
             if not schedule.latents_move(now.step):
-                pressure.rest(self.held.gather(), now, schedule, counts)
+                pressure.freeze_latents(self.held.gather(), now, schedule, counts)
                 self.held.spread()
         return loss
 
-    def _settle(self, number: int) -> None:
+    def _average_statistics(self, number: int) -> None:
         """Average running statistics over ``number`` batches; if it is 0, follow the batches."""
         for layer, momentum in zip(self.normalizations, self.momenta, strict=True):
             layer.momentum = 1 / number if number else momentum
@@ -209,8 +209,8 @@ class Run:
         counts = curvature(self.bare, self.optimizer)
         found = fit(candidate, round(schedule.size(now.step)), now.price, counts, schedule.digits)
         value = self._value(candidate.to(self.accelerator.device))
-        now.rest = pressure.rest_of(candidate)
-        now.epoch, loss = now.epoch + 1, now.losses / self.feed.batches
+        now.overhead_bytes = pressure.overhead_bytes(candidate)
+        now.epoch, loss = now.epoch + 1, now.losses / self.source.batches
         now.batch, now.losses = 0, 0.0
         now.history.append(
             {"epoch": now.epoch, "loss": loss, "nbytes": found.nbytes, "value": value}

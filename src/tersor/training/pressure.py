@@ -56,10 +56,10 @@ def begin(model: nn.Module, schedule: Schedule) -> Progress:
     fit(model, schedule.start_size, PRICE, {}, schedule.digits)
     for weight in trained_latents(model).values():
         weight.project_to(weight.stored_latent)
-    return Progress(price=FIRST, rest=rest_of(model))
+    return Progress(price=FIRST, overhead_bytes=overhead_bytes(model))
 
 
-def rest_of(model: nn.Module) -> float:
+def overhead_bytes(model: nn.Module) -> float:
     """Return the bytes of the file besides the integers of the latents.
 
     The number is exact if all other tensors are rounded as in the file.
@@ -80,7 +80,7 @@ def rate_terms(model: nn.Module, now: Progress, schedule: Schedule) -> Iterator[
 def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
     """Project the latents after a step that moved them, and adjust the price to the budget."""
     bits = search_latents(model, now.price, counts)
-    wanted = 8 * (_FILL * schedule.size(now.step) - now.rest)
+    wanted = 8 * (_FILL * schedule.size(now.step) - now.overhead_bytes)
     change = _GAIN * math.log(max(bits, 1.0) / max(wanted, 1.0))
     low, high = _RANGE
     now.price = min(max(now.price * math.exp(min(max(change, -_MOST), _MOST)), low), high)
@@ -88,6 +88,6 @@ def project_step(model: nn.Module, now: Progress, schedule: Schedule, counts: Cu
         weight.approach(_LEAK * schedule.rate(now.step))
 
 
-def rest(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
+def freeze_latents(model: nn.Module, now: Progress, schedule: Schedule, counts: Curvature) -> None:
     """Fit latents that no longer move into the last budget, and round all other tensors."""
     fit(model, schedule.target_size, now.price, counts, schedule.digits)

@@ -155,7 +155,7 @@ def fit(
     """
     if _rounded_size(model, digits) > target:
         for weight in trained_latents(model).values():
-            weight.settle()
+            weight.freeze_latent()
         _coarsen(model, target, digits)
         return replace(_within(model, target, 0.1 * price, counts, digits), price=price)
     round_kept(model, digits)
@@ -264,7 +264,7 @@ def _within(
 
     def attempt(price: float) -> tuple[int, list[Tensor]]:
         latents = [
-            _settled(weight, origin, price, counts.get(name))
+            _swept(weight, origin, price, counts.get(name))
             for (name, weight), origin in zip(named.items(), origins, strict=True)
         ]
         compute_with(weights, latents)
@@ -360,7 +360,7 @@ def compute_with(weights: Iterable[FactoredWeight], latents: Iterable[Tensor | N
         weight.project_to(latent)
 
 
-def _settled(weight: FactoredWeight, latent: Tensor, price: float, counts: Tensor | None) -> Tensor:
+def _swept(weight: FactoredWeight, latent: Tensor, price: float, counts: Tensor | None) -> Tensor:
     for _ in range(_SWEEPS):
         latent = _found(_search(weight, latent, price, counts))
     return latent

@@ -56,7 +56,7 @@ class Schedule:
         """Return whether a step changes latents."""
         return step < MOVING * self.steps
 
-    def settling(self, step: int) -> int:
+    def statistics_average(self, step: int) -> int:
         """Return how many steps running statistics are averaged over so far, this one included.
 
         The number is 0 before the averaging begins.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Feed:
+class BatchSource:
     """Batches of a loader, of which each process gets its part.
 
     The random numbers depend on the number of the batch alone. The random choices of the loader and
