@@ -227,7 +227,7 @@ def _sweep(
         ]
         latent = torch.stack(rounded, dim=1).reshape(k, n)
         indices = latent if coder.states == 1 else (latent / 2).round()
-        analysis = analyse(coder.sliced(indices), coder.rows)  # of plain rounding
+        analysis = analyse(coder.sliced(indices), coder.rows)  # prices of plain rounding
     else:
         analysis = coder.analyse(latent)
     carried = np.zeros((len(coder.rows), k), np.int32)

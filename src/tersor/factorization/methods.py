@@ -4,13 +4,13 @@
 Method                                 Codebook C           Columns of the latent Z
 =====================================  ===================  ====================================
 `weight_svd`                           real                 real
-`vector_quantization`                  real                 a single one
-`additive_vector_quantization`         real                 so many ones
-`dictionary_learning` (sparse PCA)     real                 so many nonzeros
+`vector_quantization`                  real                 a single one, else zeros
+`additive_vector_quantization`         real                 a fixed number of ones
+`dictionary_learning` (sparse PCA)     real                 a limited number of nonzeros
 `scalar`                               identity             integers
 `ternary`, `binary`                    identity             -1, 0, 1; -1, 1
-`rate_aware` (the default of tersor)   integers             integers, by error + price * bits
-`few_integers`                         integers             so many small integers
+`rate_aware` (the default of tersor)   integers             integers, least error + price * bits
+`few_integers`                         integers             a few small integers
 `sign_sums`                            integers             -1, 1
 `projected_gradient`                   real, or your set    your set
 =====================================  ===================  ====================================

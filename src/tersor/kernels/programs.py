@@ -145,7 +145,7 @@ def add_integers(
         shape(4, 4, BLOCK_R=64, BLOCK_Q=16),
         shape(4, 3, BLOCK_R=64, BLOCK_Q=32),
         shape(8, 3, BLOCK_R=128, BLOCK_Q=16),
-        shape(4, 2, BLOCK_R=64, BLOCK_Q=16),  # fits the 99 KiB that GPUs of desktops share
+        shape(4, 2, BLOCK_R=64, BLOCK_Q=16),  # fits the 99 KiB of shared memory of desktop GPUs
         shape(4, 3, BLOCK_R=16, BLOCK_Q=64),
         shape(4, 3, BLOCK_R=16, BLOCK_Q=128),
         shape(4, 3, BLOCK_R=32, BLOCK_Q=32),
@@ -275,7 +275,7 @@ def entry_of(tables, entry, vector, there):
     [
         shape(4, 3, BLOCK_R=64),
         shape(4, 4, BLOCK_R=32),
-        shape(4, 2, BLOCK_R=32),  # fits the shared memory of desktop GPUs too
+        shape(4, 2, BLOCK_R=32),  # fits these 99 KiB too
         shape(8, 3, BLOCK_R=64),
         shape(8, 3, BLOCK_R=128),
     ],
