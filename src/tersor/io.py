@@ -42,12 +42,11 @@ def save(
     metadata: Mapping[str, str] | None = None,
     content_hash: bool = False,
 ) -> Report:
-    """Save a model as one file.
+    """Save a model as one file, which appears at ``path`` only when it is complete.
 
     Factors are entropy-coded. Matrices and kernels without factors are stored exactly. Biases and
     normalisation parameters are stored at 16 bits: `tersor.compress` has rounded them to these, and
-    if training has changed them since, `save` rounds them again. The file appears at ``path`` only
-    when it is complete.
+    if training has changed them since, `save` rounds them again.
 
     Parameters
     ----------
@@ -135,8 +134,7 @@ def load(
         `torch.nn.Module.load_state_dict`. Default True.
     assign
         If True, the tensors of the file replace those of the model and keep their data types, as in
-        `torch.nn.Module.load_state_dict`. Default False: values are copied into the model's
-        tensors.
+        `torch.nn.Module.load_state_dict`. Default False.
     max_bytes
         Limit for the memory of the dense tensors and the integers of the factors, such as ``"8GB"``
         (1 kB is 1000 bytes) or a number of bytes; by default 64 GiB, and for one tensor half of the
@@ -181,8 +179,7 @@ def open(path: Path, *, max_bytes: str | int | None = None) -> OpenFile:
     Returns
     -------
     OpenFile
-        A mapping of names to dense tensors, with ``shapes`` and ``factors(name)``; a context
-        manager that closes the file.
+        A mapping of names to dense tensors, with ``shapes`` and ``factors(name)``.
 
     Raises
     ------
@@ -299,8 +296,7 @@ def verify(
     max_bytes
         Limit for memory, as for `load_state_dict`; a file that needs more is reported as a problem.
     progress
-        Function that is called with the name of the current check and the finished share, 0 to 1;
-        by default it does nothing.
+        Function that is called with the name of the current check and the finished share, 0 to 1.
 
     Returns
     -------
@@ -338,8 +334,7 @@ def export_safetensors(
     max_bytes
         Limit for memory, as for `load_state_dict`.
     progress
-        Function that is called with the name of each tensor and the finished share, 0 to 1; by
-        default it does nothing.
+        Function that is called with the name of each tensor and the finished share, 0 to 1.
 
     Returns
     -------
@@ -349,8 +344,7 @@ def export_safetensors(
     Raises
     ------
     InputError
-        If there is no such file, the name of the output is not in ``.safetensors``, or the output
-        cannot be written there.
+        If there is no such file, or the output has another suffix or cannot be written there.
     FileFormatError
         If the file is damaged.
     OSError

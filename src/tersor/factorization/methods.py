@@ -138,12 +138,10 @@ def additive_vector_quantization(columns: int, count: int, *, starts: int = 1) -
 
     Parameters
     ----------
-    columns
-        Columns of the codebook, up to the number of tiles n.
+    columns, starts
+        Settings as for `vector_quantization`.
     count
-        Columns that are added for each tile.
-    starts
-        Number of runs from different starting factors; the best counts. Default 1.
+        Number of columns that are added for each tile.
     """
     _at_least_one(columns=columns, count=count, starts=starts)
     if count == 1:
@@ -170,8 +168,7 @@ def additive_vector_quantization(columns: int, count: int, *, starts: int = 1) -
 def additive_bits(columns: int, count: int, d: int, n: int) -> int:
     """Return the bits of n tiles of d elements, each the sum of ``count`` of ``columns`` columns.
 
-    They are ``log2`` of the number of choices for each tile, and 16 bits for each element of the
-    codebook.
+    Each tile takes ``log2`` of the number of its choices, each element of the codebook 16 bits.
     """
     return math.ceil(n * math.log2(math.comb(columns, count))) + _CODEBOOK_BITS * columns * d
 
@@ -186,26 +183,15 @@ def quantize_within(
 
     Parameters
     ----------
-    weight
-        Weight of a floating-point type, finite and not empty.
+    weight, tile, seed
+        Weight, tile size and seed as for `decompose`.
     nbytes
         Budget in bytes.
-    tile
-        Tile size d.
     counts
         Numbers of columns per tile to try; default 1 to 4.
-    seed
-        Seed of the starting points; default 0.
-
-    Returns
-    -------
-    Solution
-        Solution of least error.
 
     Raises
     ------
-    InputError
-        If the weight or the tile size cannot be used.
     BudgetError
         If no codebook fits.
     """
@@ -282,10 +268,7 @@ def ternary() -> Method:
 
 
 def binary() -> Method:
-    """Return the method in which weights become -s or s, with s their mean magnitude.
-
-    This is the s of least squared error.
-    """
+    """Return the method in which weights become -s or s, with the s of least squared error."""
     return _with_identity(signs(), lambda weight: float(weight.abs().double().mean()))
 
 

@@ -35,10 +35,8 @@ _TENSORS = (torch.nn.Parameter, Tensor)
 
 
 def private(name: str) -> Callable[[], Any]:
-    """Return a private function of torch that tells whether operators are being observed.
-
-    Where this version of torch has no such function, return one that says yes, the safe answer.
-    """
+    """Return a private function of torch that tells whether operators are being observed."""
+    # Where this version of torch has no such function, assume that they are.
     try:
         found: Callable[[], Any] = attrgetter(name)(torch._C)
     except AttributeError:
@@ -93,10 +91,9 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Te
     relative error of the output, in the Frobenius norm, is below 1 % with 8 bits and below 0.1 %
     with 12 bits, or 0.2 % if the integers are spread evenly over their 4 bits. Inputs are not
     rounded for a dense matrix, nor for 3 vectors or more if some integers take 6 or 8 bits. The
-    kernels use as many threads as torch.
-
-    On a GPU, Triton's kernels compute in the type of the input, see `tersor.kernels.gpu`. Where
-    there are no kernels the reference runs, which is exact except for rounding in float32.
+    kernels use as many threads as torch. On a GPU, Triton's kernels compute in the type of the
+    input, see `tersor.kernels.gpu`. Where there are no kernels the reference runs, which is exact
+    except for rounding in float32.
 
     Parameters
     ----------
@@ -170,8 +167,7 @@ class Known(NamedTuple):
     """A packed matrix in the form that `native` takes."""
 
     compute: Any
-    """Native function: multiplies, given the buffers of input, bias and output, the number of
-    vectors, and the number of threads."""
+    """Native function of the buffers of input, bias and output, the vectors and the threads."""
 
     inputs: int
     rows: int
@@ -199,16 +195,9 @@ def known(packed: Packed, layout: Layout) -> Known:
 
 
 def native(x: Tensor, bias: Tensor | None, matrix: Known) -> Tensor:
-    """Return the result of `linear` by the native kernels, on the CPU.
+    """Return the result of `linear` by the native kernels, for inputs that are `is_plain`.
 
-    It has few lines, since for a small layer the Python code takes as long as the product.
-
-    Parameters
-    ----------
-    x, bias
-        Input and bias as for `linear`, for which `is_plain` is True.
-    matrix
-        Packed matrix from `known`.
+    It does little, since for a small layer the Python code takes as long as the product.
     """
     compute, needed, rows, _ = matrix
     *batch, inputs = x.shape or (0,)
@@ -247,14 +236,12 @@ def native_rows(index: Tensor, matrix: Known) -> Tensor:
 
 
 def is_plain(x: Tensor, bias: Tensor | None = None, rows: int = 0) -> bool:
-    """Return whether `native` may be called directly, without the operator of torch.
+    """Return whether `native` may be called without the operator, which takes longer.
 
-    That is so if no gradient, tracing, compilation, mode or autocast is active, x is a plain tensor
-    on the CPU, and the bias, if any, is one number for each row.
-
-    The operator takes several times as long as the product of a small layer: it goes through Python
-    twice. The functions are global names here, since looking them up in torch takes long too when
-    torch is not in the processor's caches.
+    It may if no gradient, tracing, compilation, mode or autocast is active, x is a plain tensor on
+    the CPU, and the bias, if any, is one number for each row. The operator goes through Python
+    twice, which takes several times as long as a small layer. The functions are global names here,
+    since looking them up in torch takes long too when torch is not in the processor's caches.
     """
     return (
         type(x) is Tensor
@@ -280,10 +267,7 @@ def forward_derivatives_wanted() -> bool:
 
 
 def fits(bias: Tensor | None, rows: int, x: Tensor) -> bool:
-    """Return whether a bias is None, or one real number for each row on the device of the input.
-
-    If not, torch's own operator may still accept it, or raises an error.
-    """
+    """Return whether a bias is None, or one real number for each row on the device of the input."""
     return bias is None or (
         bias.shape == (rows,) and bias.is_floating_point() and bias.device == x.device
     )
