@@ -89,7 +89,8 @@ _HOMES = {
     "training.projection": "Projection project",
     "training.rate_loss": "rate_loss",
 }
-"""Public names by the module that has them, imported at first use: torch takes seconds to start."""
+"""Public names by the module that defines them. Each is imported when it is first used, since
+torch takes seconds to import."""
 
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m tersor``, and what the script ``tersor`` calls."""
+"""Run the command line, for ``python -m tersor`` and for the script ``tersor``."""
 
 import os
 import signal
@@ -10,8 +10,9 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C counts from the first moment on."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+    """Run the command line, and stop it cleanly on Ctrl-C, also while libraries are imported."""
+    # Another handler means that the caller ignores or handles Ctrl-C itself.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         from tersor.cli import main as run
@@ -26,7 +27,10 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Stop at once while a library starts: some take a KeyboardInterrupt for something else."""
+    """Raise `KeyboardInterrupt`, or end the process at once while a module is imported.
+
+    Some libraries catch a `KeyboardInterrupt` during their import and go on.
+    """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             _stop()
@@ -35,7 +39,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _stop(*, told: bool = False) -> None:
-    """End with the exit code, which Python would at times replace by that of the signal."""
+    """End the process with exit code 130, which Python would sometimes replace by the signal's."""
     if not told:
         print("interrupted; earlier files are as they were", file=sys.stderr)
     with suppress(OSError):

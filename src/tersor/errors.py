@@ -1,4 +1,7 @@
-"""Errors that a user can cause, each saying what was received, what is needed and what to do."""
+"""Define the errors that a user can cause.
+
+Each message says what was received, what is needed and what to do.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,32 +12,46 @@ class TersorError(Exception):
 
 
 class InputError(TersorError, ValueError):
-    """A tensor, model, option or checkpoint that cannot be used."""
+    """Error: a tensor, model, option or checkpoint cannot be used."""
 
 
 class BudgetError(InputError):
-    """A size that cannot be met; the message names the sizes that can."""
+    """Error: a size cannot be met; the message names the sizes that can."""
 
 
 class FileFormatError(TersorError, ValueError):
-    """A file that is not a valid tersor file, or is damaged."""
+    """Error: a file is damaged, or is not a valid tersor file."""
 
 
 class TrainingError(TersorError, RuntimeError):
-    """Training that cannot go on; the best model so far is kept."""
+    """Error: training cannot go on; the best model so far is kept."""
 
 
 class MissingExtraError(TersorError, ImportError):
-    """An optional dependency that is not installed; the message names the extra to install."""
+    """Error: an optional dependency is missing; the message names the extra to install."""
 
 
 class QualityWarning(UserWarning):
-    """A compressed model that may compute something else than the dense one did."""
+    """Warning: the compressed model may compute other outputs than the dense model did."""
 
 
 @contextmanager
 def explained(what: str, needed: str) -> Iterator[None]:
-    """Turn whatever code of the user raises into an `InputError` that says whose error it is."""
+    """Turn an exception of the user's code into an `InputError` that names this code.
+
+    Parameters
+    ----------
+    what
+        Name of the user's code, the subject of the message.
+    needed
+        What the code must do instead, the end of the message.
+
+    Raises
+    ------
+    InputError
+        If the code in the ``with`` block raises an exception or exits. Errors of tersor and
+        `MemoryError` pass unchanged.
+    """
     try:
         yield
     except (TersorError, MemoryError):

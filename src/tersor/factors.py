@@ -1,12 +1,12 @@
-"""Factors: what every stage of tersor takes or returns.
+"""Define `Factors`, the result of factoring a weight, and the product that gives the weight back.
 
 A weight, cut into tiles (see `tersor.tiling`), is the product of two small matrices and a number::
 
     tiles (d, n)  =  scale * codebook (d, k) @ latent (k, n)
 
-Quantized factors are integers. Their product is then exact in float32 whatever the order of the
-additions, as long as every partial sum stays below 2**24: a file gives the same weights on every
-machine, for any number of threads.
+Quantized factors are integers. Their product is exact in float32 for any order of the additions, as
+long as every partial sum has a magnitude of at most 2**24. Therefore a file gives the same weights
+on every machine, for any number of threads.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tersor.errors import InputError
 from tersor.tiling import Tiling
 
 EXACT_INTEGERS = 2**24
-"""Integers of magnitude up to this are exact in float32 (24-bit significand, IEEE 754)."""
+"""Magnitude up to which all integers are exact in float32 (24-bit significand, IEEE 754)."""
 
 _PIECE = 1 << 18
-"""Weights that are recomposed at once."""
+"""Number of weights that `Factors.pieces` recomposes at once."""
 
 
 def multiply(codebook: Tensor, latent: Tensor, scale: Tensor | float) -> Tensor:
-    """``scale * codebook @ latent`` in float32, independent of an enclosing autocast region."""
+    """Return ``scale * codebook @ latent`` in float32, also within an autocast region."""
     with torch.autocast(device_type=codebook.device.type, enabled=False):
         product = codebook.to(torch.float32) @ latent.to(torch.float32)
-        # No sum of integers is -0, but one product of floats can be: 0 + -0 is 0.
+        # A sum of integers is never -0, but a product of floats can be: adding 0 makes it +0.
         return product.add_(0.0) * scale
 
 
@@ -47,11 +47,16 @@ class Factors:
     latent
         Z, shape (k, n): integers (int16) if quantized, else float32.
     scale
-        What the product is multiplied by; a number that float32 can hold.
+        Factor of the product; a number that float32 can hold.
     shape
         Shape of the weight. The tile size is d; n follows from both.
     dtype
-        Data type of the weight, which `recompose` returns.
+        Data type of the weight that `recompose` returns.
+
+    Raises
+    ------
+    InputError
+        If the shapes do not fit together, or integers are too large for an exact product.
     """
 
     codebook: Tensor
@@ -77,17 +82,17 @@ class Factors:
 
     @property
     def tiling(self) -> Tiling:
-        """How the weight is cut into tiles."""
+        """The way in which the weight is cut into tiles."""
         return Tiling(self.shape, self.codebook.shape[0])
 
     @property
     def rank(self) -> int:
-        """Columns of the codebook, k."""
+        """Number of columns of the codebook, k."""
         return self.codebook.shape[1]
 
     @property
     def quantized(self) -> bool:
-        """Whether both factors are integers, and so can be entropy-coded."""
+        """Whether both factors are integers, so that they can be entropy-coded."""
         return not (self.codebook.is_floating_point() or self.latent.is_floating_point())
 
     @property
@@ -97,12 +102,13 @@ class Factors:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of these factors in a file, their tables included.
+        """Bytes of these factors in a file.
 
-        Quantized factors are entropy-coded to find out; real ones count as stored, element by
-        element.
+        Quantized factors are entropy-coded each time to measure their size. Real factors count the
+        bytes of their elements in memory.
         """
-        from tersor.coding.records import encode  # the one look down: a size is a fact of storage
+        # Imported here since coding imports this module: only the coder can tell the size.
+        from tersor.coding.records import encode
 
         if not self.quantized:
             return self.codebook.nbytes + self.latent.nbytes
@@ -110,11 +116,11 @@ class Factors:
 
     @property
     def bits_per_weight(self) -> float:
-        """``8 * nbytes / numel``."""
+        """Bits per weight, ``8 * nbytes / numel``."""
         return 8 * self.nbytes / self.numel
 
     def recompose(self) -> Tensor:
-        """The dense weight, of shape ``shape`` and type ``dtype``."""
+        """Return the dense weight, of shape ``shape`` and type ``dtype``."""
         weight = torch.empty(self.shape, dtype=self.dtype, device=self.latent.device)
         start = 0
         for part in self.pieces():
@@ -123,9 +129,12 @@ class Factors:
         return weight
 
     def pieces(self) -> Iterator[Tensor]:
-        """The dense weight, a few rows at a time: in little memory, which stays in the cache."""
+        """Yield the dense weight a few rows at a time, so that the working memory fits the cache.
+
+        Factors of real numbers are yielded in one piece.
+        """
         columns, per_row = self.codebook.to(torch.float32), self.tiling.tiles_per_row
-        # The product of integers is exact; that of real numbers depends on what is multiplied.
+        # The product of integers is exact; that of real numbers may depend on the number of rows.
         rows = max(1, _PIECE // self.tiling.row_length) if self.quantized else self.shape[0]
         for start in range(0, self.shape[0], rows):
             latent = self.latent[:, start * per_row : (start + rows) * per_row]
@@ -135,27 +144,27 @@ class Factors:
 
 
 def largest_sum(codebook: Tensor, latent: Tensor) -> int:
-    """Bound of every partial sum of ``codebook @ latent`` for integer factors."""
+    """Return a bound of the magnitude of all partial sums of ``codebook @ latent``, of integers."""
     if codebook.numel() == 0 or latent.numel() == 0:
         return 0
     return int((magnitudes(codebook, 0) * magnitudes(latent, 1)).sum())
 
 
 def magnitudes(integers: Tensor, axis: int) -> Tensor:
-    """Largest magnitudes along an axis of a matrix, int64."""
+    """Return the largest magnitudes along an axis of a matrix of integers, int64."""
     least, most = integers.aminmax(dim=axis)
     return torch.maximum(-least.to(torch.int64), most.to(torch.int64))
 
 
 def signal_to_noise(weight: Tensor, factors: Factors) -> float:
-    """Signal-to-noise ratio of the factors in dB: 10 log10(sum W^2 / sum (W - CZ)^2)."""
+    """Return the signal-to-noise ratio in dB: 10 log10(sum W^2 / sum (W - CZ)^2)."""
     reference = weight.detach().to(torch.float32)
     noise = float(((reference - factors.recompose()) ** 2).sum(dtype=torch.float64))
     return decibels(float((reference**2).sum(dtype=torch.float64)), noise)
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10 of the ratio of two sums of squares; infinite where one of them is 0."""
+    """Return 10 log10 of the ratio of two sums of squares; infinite where one of them is 0."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

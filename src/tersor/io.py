@@ -1,4 +1,4 @@
-"""Models and tensors <-> files: `save`, `load`, `open`, `load_state_dict`, `inspect`, `verify`."""
+"""Save models to files, load them, and open, inspect, verify and export files."""
 
 from __future__ import annotations
 
@@ -42,37 +42,39 @@ def save(
     metadata: Mapping[str, str] | None = None,
     content_hash: bool = False,
 ) -> Report:
-    """Write a model as one file.
+    """Save a model as one file, which appears at ``path`` only when it is complete.
 
-    Factors are entropy-coded, and matrices and kernels without factors stored exactly. Biases and
-    normalisation parameters are stored at 16 bits, to which `tersor.compress` has rounded them;
-    training that changes them further is rounded here. The file takes the place of ``path`` only
-    once it is complete.
+    Factors are entropy-coded. Matrices and kernels without factors are stored exactly. Biases and
+    normalisation parameters are stored at 16 bits: `tersor.compress` has rounded them to these, and
+    if training has changed them since, `save` rounds them again.
 
     Parameters
     ----------
     model
-        Model that `tersor.compress` has given factors, trained further or not, or any model.
+        Model with factors from `tersor.compress`, trained further or not, or any other model.
+    path
+        File to write. An existing file is replaced.
     lossless
-        Store every tensor without factors exactly, to the last bit.
+        If True, store every tensor without factors exactly, to the last bit. Default False.
     metadata
-        What is to be said of the model, such as ``{"name": ..., "licence": ..., "source": ...}``:
-        up to 64 keys of up to 255 bytes, all together at most 64 KiB. It comes on top of the size
-        that `tersor.compress` was given.
+        Texts that describe the model, such as ``{"name": ..., "licence": ..., "source": ...}``: up
+        to 64 keys of up to 255 bytes, all together at most 64 KiB. They are not counted in the
+        budget of `tersor.compress`. By default none.
     content_hash
-        Store a SHA-256 of names, types, shapes and values of all dense tensors (34 bytes, and 4 for
-        a checksum), which `tersor verify` compares. Files of equal tensors have equal ones.
+        If True, store a SHA-256 of the names, types, shapes and values of all dense tensors (34
+        bytes, and 4 for a checksum). `tersor verify` compares it. Files of equal tensors have equal
+        hashes. Default False.
 
     Returns
     -------
     Report
-        What is in the file, and its size.
+        Contents and size of the file.
 
     Raises
     ------
     InputError
-        If a tensor is of a type that cannot be stored or, unless lossless, a weight is NaN or
-        infinite; if metadata is no text, or too much.
+        If the type of a tensor cannot be stored; if a weight is NaN or infinite, unless lossless;
+        if the metadata is not text or is too large.
     OSError
         If the file cannot be written.
     """
@@ -85,7 +87,7 @@ def save(
 
 
 def archive_of(model: nn.Module, *, lossless: bool = False) -> Archive:
-    """What `save` writes of a model."""
+    """Return the contents that `save` writes for a model."""
     check_model(model)
     source, values = source_of(model), state(model)
     entries = {
@@ -114,30 +116,29 @@ def load(
     assign: bool = False,
     max_bytes: str | int | None = None,
 ) -> Model:
-    """Fill a model from a file; its weights become factors, as they were when saved.
+    """Load a file into a model: its weights become factors again, as they were when saved.
 
-    Weights of modules that cannot hold factors, such as those with a parametrization, get the
-    dense weight. At the end every tensor of the file is compared with what the model holds.
+    A module that cannot hold factors, such as one with a parametrization, gets the dense weight. At
+    the end every tensor of the file is compared with the tensor that the model holds.
 
     Parameters
     ----------
     path
         File that `save` or ``tersor compress`` wrote.
     model
-        Model of the architecture that was saved, with any weights; changed in place. It may be on
-        the meta device, without values: its tensors are then made on the CPU, with little memory
-        beside the result.
+        Model of the saved architecture, with any weights; changed in place. It may be on the meta
+        device, without values: its tensors are then created on the CPU, with little memory beside
+        the result.
     strict
-        If False, tensors that only the file or only the model has are left alone, as in
-        `torch.nn.Module.load_state_dict`.
+        If False, tensors that only the file or only the model has are ignored, as in
+        `torch.nn.Module.load_state_dict`. Default True.
     assign
-        If True, tensors take the place of the model's, and have the data types that they have in
-        the file, as in `torch.nn.Module.load_state_dict`.
+        If True, the tensors of the file replace those of the model and keep their data types, as in
+        `torch.nn.Module.load_state_dict`. Default False.
     max_bytes
-        Most that the dense tensors and the integers of the factors may take in memory, such as
-        ``"8GB"`` (1 kB is 1000 bytes) or a number of bytes; by default 64 GiB, and for a tensor
-        half of the memory that is left. A file that claims more is refused before anything is made
-        of it.
+        Limit for the memory of the dense tensors and the integers of the factors, such as ``"8GB"``
+        (1 kB is 1000 bytes) or a number of bytes; by default 64 GiB, and for one tensor half of the
+        free memory. A file that needs more is refused before any tensor is decoded.
 
     Returns
     -------
@@ -147,14 +148,15 @@ def load(
     Raises
     ------
     InputError
-        If there is no such file, names or shapes of the model differ from those in it, or a tensor
-        on the meta device is not in the file; the message lists them, and the model is unchanged.
-        If the model's own code changes what is loaded, so that it does not hold it at the end.
+        If there is no such file; if names or shapes in the model and the file differ, or a tensor
+        on the meta device is not in the file: the message lists them, and the model is unchanged.
+        If the model's own code changes loaded values, so that the model does not hold the values of
+        the file at the end.
     FileFormatError
-        If the file is damaged, or needs more than `max_bytes`; the model is unchanged. Only what no
-        checksum tells, as in a file that was made to deceive, is found when part of the model is
-        filled already: tensors are decoded one at a time, so that little memory is needed beside
-        the model and the file.
+        If the file is damaged, or needs more than `max_bytes`; the model is unchanged. Damage with
+        valid checksums, as in a file that was made to deceive, is found only when part of the model
+        is filled: tensors are decoded one at a time, to need little memory beside the model and the
+        file.
     """
     check_model(model)
     with open(path, max_bytes=max_bytes) as file:
@@ -165,26 +167,26 @@ def load(
 
 
 def open(path: Path, *, max_bytes: str | int | None = None) -> OpenFile:
-    """Open a file, to decode single tensors of it; the rest is not read.
+    """Open a file, to decode single tensors of it without reading the others.
 
     Parameters
     ----------
     path
         File that `save` or ``tersor compress`` wrote.
     max_bytes
-        As for `load`.
+        Limit for memory, as for `load`.
 
     Returns
     -------
     OpenFile
-        A mapping of names to dense tensors, with ``shapes``, and ``factors(name)``.
+        A mapping of names to dense tensors, with ``shapes`` and ``factors(name)``.
 
     Raises
     ------
     InputError
         If there is no such file.
     FileFormatError
-        If its header is damaged, or it needs more than `max_bytes`.
+        If the header is damaged, or the file needs more than `max_bytes`.
 
     Examples
     --------
@@ -195,7 +197,7 @@ def open(path: Path, *, max_bytes: str | int | None = None) -> OpenFile:
 
 
 def check_match(contents: Contents, model: nn.Module, strict: bool) -> None:
-    """Refuse contents that do not fit a model, in the sense of `load`."""
+    """Raise an `InputError` if contents do not fit a model, as described for `load`."""
     found = _differences(contents, model)
     if not strict:
         found = {verb: names for verb, names in found.items() if verb not in (_LACKS, _HAS)}
@@ -211,9 +213,9 @@ _LACKS, _HAS = "lacks", "has beside those in the file"
 
 
 def _differences(contents: Contents, model: nn.Module) -> dict[str, list[str]]:
-    """Names by what is wrong with them, in words."""
+    """Return names by what is wrong with them; the keys are words for the message."""
     values, shapes = state(model), contents.shapes
-    # A tied weight is there if it is there under any of its names.
+    # A tied weight is present if it is present under one of its names.
     tied = aliases_of(values)
     common = [name for name in shapes if name in values]
     present = {tied.get(name, name) for name in common}
@@ -238,23 +240,30 @@ def _differences(contents: Contents, model: nn.Module) -> dict[str, list[str]]:
 
 
 def _same(contents: Contents, a: str, b: str) -> bool:
-    """Whether two names stand for the same tensor."""
+    """Return whether two names stand for the same tensor or for equal tensors."""
     return contents.original(a) == contents.original(b) or torch.equal(
         contents.tensor(a), contents.tensor(b)
     )
 
 
 def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[str, Tensor]:
-    """Dense tensors of a file, of the names, shapes and types that they came with.
+    """Return the dense tensors of a file, with the names, shapes and types of the saved model.
 
     Tied tensors share their memory.
 
     Parameters
     ----------
+    path
+        File that `save` or ``tersor compress`` wrote.
     max_bytes
-        Most that the dense tensors and the integers of the factors may take in memory, such as
-        ``"8GB"`` (1 kB is 1000 bytes) or a number of bytes; by default the memory that is left, at
-        most 64 GiB. A file that claims more is refused before anything is made of it.
+        Limit for the memory of the dense tensors and the integers of the factors, such as ``"8GB"``
+        (1 kB is 1000 bytes) or a number of bytes; by default the free memory, at most 64 GiB. A
+        file that needs more is refused before any tensor is decoded.
+
+    Returns
+    -------
+    dict
+        Dense tensors by name, on the CPU.
 
     Raises
     ------
@@ -278,14 +287,21 @@ def verify(
     max_bytes: str | int | None = None,
     progress: Progress = silent,
 ) -> Verification:
-    """Check all of a file: header, checksums, and that every tensor can be decoded.
+    """Check all of a file: its header, its checksums, and that every tensor can be decoded.
 
     Parameters
     ----------
+    path
+        File to check.
     max_bytes
-        As for `load_state_dict`; a file that needs more is reported as a problem.
+        Limit for memory, as for `load_state_dict`; a file that needs more is reported as a problem.
     progress
-        Called with what is being checked and the share of the work that is done, 0 to 1.
+        Function that is called with the name of the current check and the finished share, 0 to 1.
+
+    Returns
+    -------
+    Verification
+        Problems that were found.
 
     Raises
     ------
@@ -296,7 +312,7 @@ def verify(
 
 
 def dense_tensors(contents: Contents) -> dict[str, Tensor]:
-    """Dense tensors of a file, or of what will be one."""
+    """Return the dense tensors of contents by name; tied tensors share their memory."""
     names = contents.shapes
     tensors = {name: as_tensor(value) for name, value in contents.stream(names)}
     return {name: tensors[contents.original(name)] for name in names}
@@ -305,16 +321,30 @@ def dense_tensors(contents: Contents) -> dict[str, Tensor]:
 def export_safetensors(
     path: Path, output: Path, *, max_bytes: str | int | None = None, progress: Progress = silent
 ) -> int:
-    """Write the dense tensors of a file as safetensors, one by one; returns the bytes written.
+    """Write the dense tensors of a file as a safetensors file, one tensor at a time.
 
-    Tied tensors are written under each of their names, since safetensors knows no aliases. For
-    ``max_bytes`` see `load_state_dict`; ``progress`` is called with the name of each tensor and the
-    share of the work that is done, 0 to 1.
+    Tied tensors are written under each of their names, since safetensors has no aliases.
+
+    Parameters
+    ----------
+    path
+        File that `save` or ``tersor compress`` wrote.
+    output
+        File to write, with a name in ``.safetensors``.
+    max_bytes
+        Limit for memory, as for `load_state_dict`.
+    progress
+        Function that is called with the name of each tensor and the finished share, 0 to 1.
+
+    Returns
+    -------
+    int
+        Bytes of the output file.
 
     Raises
     ------
     InputError
-        If there is no such file, or the output cannot be written there.
+        If there is no such file, or the output has another suffix or cannot be written there.
     FileFormatError
         If the file is damaged.
     OSError
@@ -331,7 +361,7 @@ def export_safetensors(
 
 
 def _under_each_name(file: OpenFile, progress: Progress) -> Iterator[tuple[str, Iterable[Tensor]]]:
-    """Dense tensors in pieces, tied ones under each of their names, one after the other."""
+    """Yield each name and the pieces of its dense tensor; a tied tensor under all its names."""
     uses: dict[str, list[str]] = {}
     for name in file:
         uses.setdefault(file.original(name), []).append(name)
@@ -342,16 +372,28 @@ def _under_each_name(file: OpenFile, progress: Progress) -> Iterator[tuple[str, 
 
 
 def inspect(path: Path, *, max_bytes: str | int | None = None) -> Report:
-    """What a file holds: per tensor its shape, tile, rank, bytes and signal-to-noise ratio.
+    """Return the contents of a file: shape, tile size, rank, bytes and SNR of each tensor.
 
-    For ``max_bytes`` see `load`.
+    Only the header is read; `verify` also reads the tensors.
+
+    Parameters
+    ----------
+    path
+        File that `save` or ``tersor compress`` wrote.
+    max_bytes
+        Limit for memory, as for `load`.
+
+    Returns
+    -------
+    Report
+        Summary of each tensor, and the sizes.
 
     Raises
     ------
     InputError
         If there is no such file.
     FileFormatError
-        If the header is damaged; the tensors are not read, which `verify` does.
+        If the header is damaged, or the file needs more than `max_bytes`.
     """
     with open(path, max_bytes=max_bytes) as file:
         return summarize_file(file.layout)

@@ -1,4 +1,4 @@
-"""Work on pieces of data in threads, results in order, in bounded memory."""
+"""Process items in threads and return the results in order, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _AHEAD = 2
-"""Items that each thread may be ahead of who takes the results."""
+"""Items for each thread that may be in work before the caller takes the next result."""
 
 _MOST_BYTES = 1 << 24
-"""Bytes of items that wait or are worked on, beside the largest of them."""
+"""Limit for the bytes of all items in work, the largest item not counted."""
 
 
 def ordered(
@@ -24,15 +24,26 @@ def ordered(
     items: Iterable[_Item],
     nbytes: Callable[[_Item], int] = lambda item: 0,
 ) -> Iterator[_Result]:
-    """The function of each item, in their order, computed in as many threads as torch has.
+    """Yield the result of the function for each item, in the order of the items.
 
-    Items are taken as the results are: never more than a few for each thread are held. The function
-    should spend its time where Python's lock is released, as zlib and numpy do.
+    The work runs in as many threads as torch uses. Items are taken only as fast as the caller takes
+    results, so that at most a few items for each thread are in memory. The function should spend
+    its time in code that releases Python's lock (GIL), such as zlib and numpy.
 
     Parameters
     ----------
+    function
+        Function of one item.
+    items
+        Items to process.
     nbytes
-        Memory that an item takes; where it adds up to much, fewer items are held.
+        Function that returns the memory of an item in bytes; by default 0. Fewer items are held
+        where they are large.
+
+    Yields
+    ------
+    _Result
+        Result of the function for the next item.
     """
     threads = torch.get_num_threads()
     if threads == 1:

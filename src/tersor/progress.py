@@ -1,4 +1,4 @@
-"""Progress of long work, for whoever looks: a bar on a terminal, nothing elsewhere."""
+"""Show the progress of long work as a bar on a terminal, and show nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from tersor.text import printable
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of the work that is done, 0 to 1."""
+"""A function that takes a description of the current work and the finished share, 0 to 1."""
 
 
 def silent(message: str, done: float) -> None:
-    """Progress that nobody looks at."""
+    """Do nothing: the `Progress` for work whose progress is not shown."""
 
 
 @contextmanager
 def shown(title: str) -> Iterator[Progress]:
-    """Progress bar with the time left, on standard error if that is a terminal."""
+    """Yield a `Progress` that draws a bar with the time left on standard error.
+
+    Where standard error is not a terminal, yield `silent`.
+    """
     if not sys.stderr.isatty():
         yield silent
         return
@@ -28,7 +31,7 @@ def shown(title: str) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
     from rich.table import Column
 
-    # Only the last one gives way where the terminal is narrow.
+    # On a narrow terminal only this column is shortened.
     what = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     columns = (
         TextColumn("{task.fields[title]}"),

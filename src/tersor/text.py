@@ -1,13 +1,13 @@
-"""Text from outside, such as names in a file, made fit to be shown."""
+"""Make text from outside, such as names in a file, safe to show."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """The text, with characters escaped that would steer what shows it or that cannot be seen.
+    """Return the text with all characters escaped that are not printable.
 
-    Those are control characters (a terminal obeys them), line breaks, what turns the direction of
-    writing, and what is not valid Unicode.
+    These are control characters, which a terminal obeys, line breaks, characters that reverse the
+    direction of writing, and characters that are not valid Unicode.
     """
     if text.isprintable():
         return text
@@ -15,8 +15,9 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same of a message of several lines, of which all but the first are indented.
+    """Return a message of several lines with each line `printable` and all but the first indented.
 
-    So no name in it can pass for a message of its own.
+    The indentation shows that a line belongs to the message: a name that contains a line break
+    cannot look like a second message.
     """
     return "\n    ".join(map(printable, text.split("\n")))

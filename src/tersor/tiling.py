@@ -1,10 +1,10 @@
-"""Weight tensor <-> matrix of tiles.
+"""Cut a weight tensor into a matrix of tiles, and join the tiles again.
 
-A weight of shape (rows, ...) is read row by row; each row, flattened, is cut into consecutive
-segments of ``size`` elements: the tiles. Because the trailing axes of a convolution weight are its
-kernel window, a tile of 9 elements of a 3x3 convolution is one window, and a tile of a matrix is a
-segment of inputs; no layer kind needs to be known. A row that is not a multiple of the tile size is
-padded with zeros, which are dropped again on the way back.
+A weight of shape (rows, ...) is read row by row. Each row is flattened and cut into consecutive
+segments of ``size`` elements, the tiles. The last axes of a convolution weight are its kernel
+window, so that a tile of 9 elements of a 3x3 convolution is one window; a tile of a matrix is a
+segment of inputs. The kind of the layer need not be known. A row whose length is not a multiple of
+the tile size is padded with zeros; `Tiling.join` drops them.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Rows = int | tuple[int, ...]
-"""Weight rows of a latent; those of each slice, if it is coded in several."""
+"""Number of weight rows of a latent; the number for each slice if the latent has several."""
 
 SLICE = 1 << 20
-"""Weights of a slice, at least: enough for its probabilities, which start anew, to cost nothing
-(below 0.1 %), and few enough for large weights to be decoded by any number of cores."""
+"""Least number of weights in a slice. Each slice learns its probabilities again; with this many
+weights that costs below 0.1 %. Large weights still have enough slices for all cores."""
 
 BLOCK = 4096
-"""Columns in coding order after which a trellis starts anew (docs/format.md): slices are made of
-whole blocks, so that a search need not know of them."""
+"""Columns in coding order after which a trellis starts again in state 0 (docs/format.md). Slices
+consist of whole blocks, so that a search need not know where slices begin."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a weight of a given shape is cut into tiles.
+    """The way in which a weight of a given shape is cut into tiles.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ class Tiling:
 
     @property
     def row_length(self) -> int:
-        """Elements of one flattened row."""
+        """Number of elements of one flattened row."""
         return math.prod(self.shape[1:])
 
     @property
     def tiles_per_row(self) -> int:
-        """Tiles that one flattened row is cut into, the last one padded."""
+        """Number of tiles of one flattened row; the last tile may be padded."""
         return -(-self.row_length // self.size)
 
     @property
@@ -61,12 +61,12 @@ class Tiling:
 
     @property
     def padding(self) -> int:
-        """Zeros appended to each flattened row."""
+        """Number of zeros that are appended to each flattened row."""
         return self.tiles_per_row * self.size - self.row_length
 
     @property
     def slice_rows(self) -> int:
-        """Weight rows of a slice of the latent, but for the last; 0 if it is coded in one."""
+        """Weight rows of each slice of the latent but the last; 0 if there is only one slice."""
         least = BLOCK // math.gcd(BLOCK, self.tiles_per_row)
         weights = least * self.tiles_per_row * self.size
         rows = least * -(-SLICE // weights)
@@ -78,12 +78,12 @@ class Tiling:
         return slices(self.shape[0], self.slice_rows)
 
     def split(self, weight: Tensor) -> Tensor:
-        """Cut a weight of shape ``self.shape`` into tiles: a (d, n) tensor, one tile per column."""
+        """Return the tiles of a weight of shape ``self.shape``: (d, n), one tile per column."""
         rows = weight.reshape(self.shape[0], self.row_length)
         return F.pad(rows, (0, self.padding)).reshape(self.count, self.size).T
 
     def join(self, tiles: Tensor) -> Tensor:
-        """Put (d, n) tiles together again: the inverse of `split`."""
+        """Return the weight of which these are the tiles, (d, n): the inverse of `split`."""
         rows = tiles.T.reshape(self.shape[0], self.tiles_per_row * self.size)
         if self.padding:
             rows = rows[:, : self.row_length]
@@ -91,13 +91,24 @@ class Tiling:
 
 
 def slices(rows: int, slice_rows: int) -> tuple[int, ...]:
-    """Weight rows of each slice."""
+    """Return the number of weight rows of each slice."""
     count = rows // slice_rows if slice_rows else 1
     return tuple(slice_length(rows, slice_rows, position) for position in range(count))
 
 
 def slice_length(rows: int, slice_rows: int, position: int) -> int:
-    """Weight rows of one slice; the last takes what is left. With 0 all are one slice."""
+    """Return the number of weight rows of one slice.
+
+    Parameters
+    ----------
+    rows
+        Weight rows of all slices.
+    slice_rows
+        Weight rows of each slice but the last, which has all rows that are left; 0 if there is only
+        one slice.
+    position
+        Number of the slice, from 0.
+    """
     if not slice_rows:
         return rows
     is_last = position == rows // slice_rows - 1
@@ -105,7 +116,7 @@ def slice_length(rows: int, slice_rows: int, position: int) -> int:
 
 
 def cut(latent: Tensor, rows: Rows) -> list[Tensor]:
-    """The columns of each slice of a latent (k, n), in natural or in coding order."""
+    """Return the columns of each slice of a latent (k, n), in natural or in coding order."""
     if isinstance(rows, int) or len(rows) == 1:
         return [latent]
     per_row = latent.shape[1] // sum(rows)
@@ -113,15 +124,17 @@ def cut(latent: Tensor, rows: Rows) -> list[Tensor]:
 
 
 def coding_order(latent: Tensor, rows: Rows) -> Tensor:
-    """Latent (k, n) with, in each slice, the columns of one position of all rows side by side.
+    """Return a latent (k, n) with its columns sorted by position within each slice.
 
-    So the coder learns of a position from neighbours, and a trellis runs along independent errors.
+    All columns of the first tile of every weight row come first, then those of the second tile, and
+    so on. Thus the coder learns about a position from neighbouring columns, and the errors along
+    the path of a trellis are independent.
     """
     return _transposed(latent, rows, lambda r, per_row: (r, per_row))
 
 
 def natural_order(latent: Tensor, rows: Rows) -> Tensor:
-    """The inverse of `coding_order`."""
+    """Return a latent (k, n) in the order of the weight rows: the inverse of `coding_order`."""
     return _transposed(latent, rows, lambda r, per_row: (per_row, r))
 
 
@@ -137,22 +150,22 @@ def _transposed(latent: Tensor, rows: Rows, axes: Callable[[int, int], tuple[int
 
 
 def evenly_spaced_rows(weight: Tensor, elements: int) -> Tensor:
-    """Rows of a weight, so many that they have at least ``elements`` elements, or all of them."""
+    """Return evenly spaced rows of a weight with at least ``elements`` elements, or all rows."""
     rows = weight.shape[0]
     wanted = max(1, min(rows, math.ceil(elements * rows / weight.numel())))
     return weight[torch.linspace(0, rows - 1, wanted).round().long()]
 
 
 def window_size(shape: tuple[int, ...]) -> int:
-    """Elements of the kernel window of a weight (out, in, *window); 1 for a matrix."""
+    """Return the elements of the kernel window of a weight (out, in, *window); 1 for a matrix."""
     return math.prod(shape[2:])
 
 
 def is_tileable(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of this shape is a matrix or a kernel, and not empty."""
+    """Return whether a tensor of this shape is a matrix or a kernel, and not empty."""
     return len(shape) >= 2 and math.prod(shape) > 0
 
 
 def as_float32(weight: Tensor) -> Tensor:
-    """Detached float32 view or copy of a weight, on its device."""
+    """Return a detached float32 view or copy of a weight, on its device."""
     return weight.detach().to(torch.float32)

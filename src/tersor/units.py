@@ -1,4 +1,4 @@
-"""Bytes as people write them."""
+"""Parse and format sizes in bytes, such as ``54kB``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of a size such as ``54kB`` (1 kB is 1000 bytes), ``1.5 MiB`` or ``54000``.
+    """Return the number of bytes of a size such as ``54kB``, ``1.5 MiB`` or ``54000``.
+
+    Parameters
+    ----------
+    text
+        A number of bytes, or a number and a unit: B, kB (1000 bytes), MB, GB, KiB (1024 bytes), MiB
+        or GiB, in upper or lower case.
+
+    Returns
+    -------
+    int
+        Bytes, rounded down.
 
     Raises
     ------
     InputError
-        If it is not a positive number with a known unit.
+        If the text is not a positive number, alone or with one of these units.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     units = {unit.lower(): factor for unit, factor in _UNITS.items()} | {"": 1}
@@ -29,7 +40,7 @@ def parse_size(text: str | int) -> int:
 
 
 def format_size(nbytes: int) -> str:
-    """A size for people: bytes below 10 kB, else kB or MB (1000 and 1000000 bytes)."""
+    """Return a size as text: in bytes below 10 kB, else in kB or MB (1000 and 1000000 bytes)."""
     if nbytes < 10_000:
         return f"{nbytes} bytes"
     return f"{nbytes / 1e3:.1f} kB" if nbytes < 10_000_000 else f"{nbytes / 1e6:.2f} MB"

@@ -1,4 +1,4 @@
-"""Integers <-> bytes: the adaptive coder of docs/format.md, which is native."""
+"""Encode integers as bytes and decode them, with the native adaptive coder of docs/format.md."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from tersor.tiling import Rows, coding_order, cut, natural_order, slices
 
 @dataclass(frozen=True)
 class Coding:
-    """What a decoder must know of a stream, besides the shapes of its matrices.
+    """The settings of a stream that a decoder needs besides the shapes of the matrices.
 
     Parameters
     ----------
     states
         States of the trellis of the latent; 1 if it has none.
     codebook_start, latent_start
-        Levels of magnitude that coding begins with, a byte each.
+        Levels of the expected magnitude at the start of coding, see
+        `tersor.coding.rate.starting_level`; 0 to 255.
     slice_rows
-        Weight rows of each slice of the latent, but for the last, which takes what is left; 0 if
-        there is only one.
+        Weight rows of each slice of the latent but the last, which has all rows that are left; 0 if
+        there is only one slice.
     """
 
     states: int
@@ -37,31 +38,40 @@ class Coding:
 
 
 def reachable(ordered: Tensor, rows: Rows, states: int) -> bool:
-    """Whether a trellis can reach these int16 integers, in coding order."""
+    """Return whether a path through the trellis gives these int16 integers, in coding order."""
     parts = (part.contiguous().numpy() for part in cut(ordered, rows))
     return all(_native.reachable(part, 1, states) for part in parts)
 
 
 def trellis_of(ordered: Tensor, rows: Rows) -> int:
-    """States of a trellis that can reach these int16 integers, in coding order; 1 if none can."""
+    """Return the states of the largest trellis that can reach these integers; 1 if none can.
+
+    The integers are int16, in coding order.
+    """
     return next((s for s in TRELLISES if reachable(ordered, rows, s)), 1)
 
 
 def encode(
     codebook: Tensor, latent: Tensor, rows: int, slice_rows: int = 0
 ) -> tuple[Coding, tuple[bytes, ...]]:
-    """Code both factors, int16: the codebook column by column, then the latent.
+    """Return both factors entropy-coded: the codebook column by column, then the latent.
 
-    Each slice of the latent is a stream of its own, but for the first, which follows the codebook.
+    Each slice of the latent has its own stream. The stream of the first slice begins with the
+    codebook.
 
     Parameters
     ----------
     codebook, latent
-        C (d, k) and Z (k, n), magnitudes up to `tersor.coding.rate.LARGEST`.
+        C (d, k) and Z (k, n), int16, of magnitudes up to `tersor.coding.rate.LARGEST`.
     rows
-        Weight rows, of which n is a multiple.
+        Number of weight rows; n is a multiple of it.
     slice_rows
-        Weight rows of a slice; 0: all of them.
+        Weight rows of a slice; 0 (default): all rows are one slice.
+
+    Returns
+    -------
+    tuple
+        Settings for the decoder, and the stream of each slice.
     """
     lengths, columns = slices(rows, slice_rows), codebook.T.contiguous()
     ordered = [coding_order(part, r) for part, r in zip(cut(latent, lengths), lengths, strict=True)]
@@ -82,14 +92,32 @@ def encode(
 def decode(
     payload: bytes, coding: Coding, d: int, k: int, n: int, rows: int
 ) -> tuple[Tensor, Tensor]:
-    """Codebook (d, k) and latent (k, n), int16, of the stream of a slice of so many weight rows.
+    """Return the codebook and the latent of a slice, decoded from its stream.
 
-    With d = 0 the codebook is not in it.
+    Parameters
+    ----------
+    payload
+        Stream of the slice.
+    coding
+        Settings that `encode` returned.
+    d
+        Tile size; 0 if the stream has no codebook, as for all slices but the first.
+    k
+        Rank.
+    n
+        Columns of the slice.
+    rows
+        Weight rows of the slice; n is a multiple of it.
+
+    Returns
+    -------
+    tuple
+        Codebook (d, k) and latent (k, n), int16.
 
     Raises
     ------
     FileFormatError
-        If the stream is not what `encode` would have written.
+        If `encode` would not have written this stream for any factors.
     """
     columns, ordered = np.zeros((k, d), np.int16), np.zeros((k, n), np.int16)
     try:
@@ -104,7 +132,7 @@ def decode(
         )
     except ValueError as error:
         raise FileFormatError(f"coded integers are damaged: {error}") from None
-    used = used if k else 0  # the coder has looked at bytes that nothing is made of
+    used = used if k else 0  # with rank 0 no byte encodes an integer, though the coder reads some
     if used < len(payload) or payload.endswith(b"\0"):
         raise FileFormatError("coded integers are damaged: data left over after the last one")
     codebook = torch.from_numpy(columns).T.contiguous()

@@ -1,9 +1,10 @@
-"""Rate: what the integers of a factor cost in the file, and what they must cost at the least.
+"""Compute the rate of a factor, the bits of its integers in the file, and its theoretical bound.
 
-The coder is adaptive (docs/format.md, Entropy model): an integer's expected magnitude is learnt
-from those coded before it in its row, its weight row and its position, and the binary decisions
-that spell it out have probabilities that adapt for each level of that. There are no tables in the
-file. Everything is integer arithmetic, the same on every machine, in C++ (``csrc/model.hpp``).
+The coder is adaptive (docs/format.md, Entropy model). It learns the expected magnitude of an
+integer from the integers before it in the same row, weight row and position. It spells the integer
+out in binary decisions, whose probabilities adapt for each level of the expected magnitude. The
+file has no tables. All of this is integer arithmetic in C++ (``csrc/model.hpp``), with the same
+result on every machine.
 """
 
 from __future__ import annotations
@@ -24,14 +25,25 @@ LARGEST = 4095
 """Largest magnitude of an integer that can be coded."""
 
 TRELLISES: tuple[int, ...] = (64, 32, 16, 8, 4)
-"""Numbers of states of the trellises that the coder knows, besides 1: no trellis."""
+"""Numbers of states of the trellises that the coder has. Besides, 1 state means no trellis."""
 
 _FIRST, _LAST = 0, 255
-"""Range of `starting_level`, which is a byte in the file."""
+"""Smallest and largest `starting_level`, which is a byte in the file."""
 
 
 def starting_level(integers: Tensor, states: int = 1) -> int:
-    """Expected magnitude that coding begins with: 16 log2 of that of the first row, plus 128."""
+    """Return the level of magnitude at which coding starts, from 0 to 255.
+
+    It is 128 + 16 log2 of the mean magnitude of the first row, rounded.
+
+    Parameters
+    ----------
+    integers
+        Integers, shape (rows, n).
+    states
+        States of the trellis; 1 (default): no trellis. On the grids of a trellis the index of an
+        integer counts, about half its magnitude.
+    """
     if not integers.numel():
         return 128
     first = np.abs(integers[0].numpy()).astype(np.int64)
@@ -41,16 +53,23 @@ def starting_level(integers: Tensor, states: int = 1) -> int:
 
 
 def analyse(integers: Tensor, outer: Rows, states: int = 1) -> _native.Analysis:
-    """What a matrix of integers (rows, n), in coding order, costs: bits of each row, and prices.
+    """Return the bits of each row of a matrix of integers, and prices for a search.
 
     Parameters
     ----------
     integers
-        Integers of any type, reachable by the trellis.
+        Integers of any data type, shape (rows, n), in coding order, that the trellis can reach.
     outer
-        Length of a run: columns of one position, one for each weight row; of those of each slice.
+        Length of a run, which is the columns of one position: the number of weight rows, or the
+        number for each slice.
     states
-        States of the trellis; 1: none.
+        States of the trellis; 1 (default): no trellis.
+
+    Returns
+    -------
+    Analysis
+        Native object: its ``bits`` are the bits of each row, and searches take it as the price of
+        each value of each element.
     """
     matrix = integers.to(torch.float32).contiguous().numpy()
     lengths = [outer] if isinstance(outer, int) else list(outer)
@@ -58,14 +77,17 @@ def analyse(integers: Tensor, outer: Rows, states: int = 1) -> _native.Analysis:
 
 
 def row_bits(integers: Tensor, outer: Rows | None = None, states: int = 1) -> Floats:
-    """Bits of each row of a (rows, n) tensor of integers when coded one after the other."""
+    """Return the bits of each row of a (rows, n) tensor of integers that is coded row by row.
+
+    For ``outer`` and ``states`` see `analyse`; by default all columns are one run.
+    """
     if not integers.numel():
         return np.zeros(integers.shape[0])
     return np.asarray(analyse(integers, outer or integers.shape[1], states).bits)
 
 
 def distortion_bound(spectrum: Floats, rate: float) -> float:
-    """Least mean squared error at a rate, for Gaussian tiles: reverse water-filling.
+    """Return the least distortion of Gaussian tiles at a rate, by reverse water-filling.
 
     Parameters
     ----------
@@ -77,7 +99,7 @@ def distortion_bound(spectrum: Floats, rate: float) -> float:
     Returns
     -------
     float
-        Squared error per weight (Cover and Thomas, Elements of Information Theory, 10.3.3).
+        Mean squared error per weight (Cover and Thomas, Elements of Information Theory, 10.3.3).
     """
     values = np.sort(np.maximum(np.asarray(spectrum, np.float64), 0))[::-1]
     values = values[values > 0]

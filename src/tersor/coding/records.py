@@ -1,4 +1,4 @@
-"""Factors <-> what the file holds of them: a record for its header, and coded streams."""
+"""Encode factors for the file, as a record for its header and coded streams, and decode them."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from tersor.factors import Factors, magnitudes
 from tersor.tiling import BLOCK, Tiling, slice_length
 
 _RECORD_BYTES = 24
-"""About what a record takes in the header."""
+"""Approximate bytes of a record in the header."""
 
 
 @dataclass(frozen=True)
 class EncodedFactors:
-    """Quantized factors as they stand in the file.
+    """Quantized factors in the form in which the file holds them.
 
     Parameters
     ----------
     tile
         Tile size d.
     scale
-        What the product is multiplied by, a float32.
+        Factor of the product, a float32.
     rank
-        Columns of the codebook, k.
+        Number of columns of the codebook, k.
     coding
-        How the integers are coded.
+        Settings of the coder.
     streams
-        The entropy-coded integers, a section for each slice of the latent: the first holds the
-        codebook column by column, then its slice.
+        Entropy-coded integers, one stream for each slice of the latent. The first stream holds the
+        codebook, column by column, and then its slice.
     snr
-        Signal-to-noise ratio in dB of these factors against the weight that they replace, as
-        measured when they were made; NaN if unknown.
+        Signal-to-noise ratio in dB of these factors, with the weight that they replace as the
+        signal, measured when they were made; NaN (default) if unknown.
     """
 
     tile: int
@@ -51,19 +51,31 @@ class EncodedFactors:
 
     @property
     def coded_bytes(self) -> int:
-        """Bytes of the entropy-coded integers."""
+        """Number of bytes of the entropy-coded integers."""
         return sum(map(len, self.streams))
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file, the record in the header included before its compression."""
+        """Number of bytes in the file: streams, and the header's record before it is deflated."""
         return self.coded_bytes + _RECORD_BYTES
 
 
 def flaw(
     shape: tuple[int, ...], dtype: torch.dtype, tile: int, scale: float, slice_rows: int = 0
 ) -> str | None:
-    """What keeps factors of a weight of this shape and type out of a file; None if nothing."""
+    """Return the reason why a file cannot hold factors of such a weight; None if it can.
+
+    Parameters
+    ----------
+    shape, dtype
+        Shape and data type of the weight.
+    tile
+        Tile size d.
+    scale
+        Factor of the product.
+    slice_rows
+        Weight rows of each slice but the last; 0 (default) if there is only one slice.
+    """
     if not shape or math.prod(shape) == 0 or not 1 <= tile <= math.prod(shape[1:]):
         return f"tiles of {tile} elements do not suit a weight of shape {shape}"
     if not dtype.is_floating_point or dtype.itemsize < 2:
@@ -75,7 +87,7 @@ def flaw(
 
 
 def zero(shape: tuple[int, ...], dtype: torch.dtype, snr: float) -> EncodedFactors:
-    """Factors of rank 0, all zero: the fewest bytes that a weight can take."""
+    """Return factors of rank 0, of a weight of zeros: the smallest size that a weight can have."""
     columns = Tiling(shape, 1).count
     codebook = torch.zeros(1, 0, dtype=torch.int16)
     latent = torch.zeros(0, columns, dtype=torch.int16)
@@ -85,12 +97,27 @@ def zero(shape: tuple[int, ...], dtype: torch.dtype, snr: float) -> EncodedFacto
 def encode(
     factors: Factors, snr: float = float("nan"), slice_rows: int | None = None
 ) -> EncodedFactors:
-    """Entropy-code quantized factors, in slices of so many weight rows (0: one), or as usual.
+    """Return quantized factors entropy-coded.
+
+    Parameters
+    ----------
+    factors
+        Quantized factors.
+    snr
+        Signal-to-noise ratio in dB to store; NaN (default) if unknown.
+    slice_rows
+        Weight rows of each slice but the last; 0: one slice; None (default): as
+        `tersor.tiling.Tiling.slice_rows` says.
+
+    Returns
+    -------
+    EncodedFactors
+        Record and streams for the file.
 
     Raises
     ------
     InputError
-        If they hold real numbers, too large ones, or do not suit the weight.
+        If the factors hold real numbers or too large integers, or do not fit the weight.
     """
     if not factors.quantized:
         raise InputError("only quantized factors can be entropy-coded; these hold real numbers")
@@ -112,16 +139,17 @@ def encode(
 
 
 def codebook_bytes(factors: Factors) -> int:
-    """Bytes that the codebook takes of the streams: the length of a stream of it alone.
+    """Return the bytes of the codebook: the length of a stream that holds nothing else.
 
-    Codebook and latent share one stream, without a boundary at a byte; this is within a few bytes.
+    In the file codebook and latent share a stream, without a boundary at a byte. The result differs
+    from the bytes of the codebook there by a few bytes.
     """
     _, (stream,) = entropy.encode(factors.codebook, factors.latent[:, :0], 1)
     return len(stream)
 
 
 def decode(encoded: EncodedFactors, shape: tuple[int, ...], dtype: torch.dtype) -> Factors:
-    """Factors of a weight of this shape and type.
+    """Return the factors of a weight of this shape and type, decoded.
 
     Raises
     ------
@@ -136,18 +164,30 @@ def decode(encoded: EncodedFactors, shape: tuple[int, ...], dtype: torch.dtype) 
 
 
 Part = tuple[Tensor, Tensor]
-"""Codebook (d, k), empty for all slices but the first, and latent of a slice, in natural order."""
+"""The codebook (d, k), which has d = 0 for all slices but the first, and the latent of a slice, in
+natural order."""
 
 
 def decode_slice(
     encoded: EncodedFactors, shape: tuple[int, ...], position: int, stream: bytes
 ) -> Part:
-    """What the stream of one slice holds.
+    """Return the codebook and latent that the stream of one slice holds.
+
+    Parameters
+    ----------
+    encoded
+        Encoded factors.
+    shape
+        Shape of the weight.
+    position
+        Number of the slice, from 0.
+    stream
+        Stream of the slice.
 
     Raises
     ------
     FileFormatError
-        If it is not what `encode` would have written.
+        If `encode` would not have written this stream for any factors.
     """
     rows = slice_length(shape[0], encoded.coding.slice_rows, position)
     columns = rows * Tiling(shape, encoded.tile).tiles_per_row
@@ -158,7 +198,7 @@ def decode_slice(
 def join(
     encoded: EncodedFactors, shape: tuple[int, ...], dtype: torch.dtype, parts: Sequence[Part]
 ) -> Factors:
-    """Factors of all slices.
+    """Return the factors of a weight, from the decoded parts of all slices.
 
     Raises
     ------

@@ -1,11 +1,12 @@
-"""Rate-aware factors for the error of what a layer computes, not that of its weights.
+"""Solve for rate-aware factors that minimise the error of a layer's output.
 
-With H = E[x xT] an error E of the weights costs tr(E H ET). The tiles of one position t of all
-weight rows are solved together, position after position, as in GPTQ (Frantar et al., 2022) and
-LDLQ (Chee et al., 2023): what position t cannot represent is made up for by the positions after it.
-With the upper triangle U of H^-1 = UT U (Cholesky), an error e of position t, the later ones making
-up for it as well as real numbers can, costs ``e (U_tt^T U_tt)^-1 eT`` and moves what they should be
-by ``-e U_tt^-1 U_t,later``. Within a position the search is that of `rate_aware`.
+With H = E[x xT] of the inputs x, an error E of the weights has the cost tr(E H ET). The tiles of
+one position t of all weight rows are solved together, position after position, as in GPTQ (Frantar
+et al., 2022) and LDLQ (Chee et al., 2023): the positions after t compensate for the error of
+position t. Let U be the upper triangle of H^-1 = UT U (Cholesky). If the later positions compensate
+as well as real numbers can, an error e of position t costs ``e (U_tt^T U_tt)^-1 eT`` and changes
+the values that they approximate by ``-e U_tt^-1 U_t,later``. Within a position the search is that
+of `rate_aware`.
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ from tersor.factorization.updates import best_signs
 from tersor.tiling import Tiling, coding_order, natural_order
 
 _SWEEPS = 2
-"""Times that the rows of a position are gone through, from one set of prices."""
+"""Number of searches through the rows of the latent at a position, at the same prices."""
 
 _DEALS = 8
-"""Times that the signs of a position are gone through."""
+"""Number of searches through the signs of a position."""
 
 _REFIT_STEPS = 6
-"""Steps of conjugate gradients in a codebook's refit; it starts close to the minimum."""
+"""Number of conjugate-gradient steps that refit a codebook, from a start close to the minimum."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What an error costs, cut by positions.
+    """The cost of an error of the weights, for each of T positions of tiles of d elements.
 
     Parameters
     ----------
     moments
-        H, shape (T d, T d), positive definite, in units in which the mean of its diagonal is 1.
+        H, shape (T d, T d), positive definite, scaled so that the mean of its diagonal is 1.
     local
         The metric (U_tt^T U_tt)^-1 of each position, (T, d, d).
     feedback
-        U_tt^-1 U_t, (T, d, T d); what stands before position t is not to be used.
+        U_tt^-1 U_t of each position, (T, d, T d); the columns before position t have no meaning.
     """
 
     moments: Tensor
@@ -64,7 +65,7 @@ class Metric:
 
     @staticmethod
     def of(moments: Tensor, d: int) -> Metric:
-        """Metric of second moments (m, m), m being padded to a multiple of d."""
+        """Return the metric of second moments (m, m); m is padded to a multiple of d."""
         m = moments.shape[0]
         padded = -(-m // d) * d
         mean = moments.diagonal().double().mean()
@@ -87,24 +88,28 @@ def solve_calibrated(
     states: int = STATES,
     iterations: int = 4,
 ) -> Result:
-    """Factors of a weight that is given in units of the step.
+    """Return factors of a weight that minimise the output error and the bits.
 
     Parameters
     ----------
     weight
-        The weight divided by the step, float32, shape (rows, ...).
+        The weight divided by the step size, float32, shape (rows, ...).
     moments
-        Positive definite second moments of the inputs, (m, m).
+        Positive definite second moments H of the inputs, (m, m), with m elements in a flattened
+        row.
     tile
         Tile size d.
-    states, iterations
-        States of the trellis; rounds of latent and codebook.
+    states
+        States of the trellis, as in `tersor.factorization.rate_aware.solve_rate_aware`.
+    iterations
+        Largest number of rounds, each an update of the latent and of the codebook; default 4.
 
     Returns
     -------
     Result
-        As `tersor.factorization.rate_aware.solve_rate_aware`, columns in coding order. The
-        objective is the cost of the error, in units of H's mean diagonal, and the priced bits.
+        As `tersor.factorization.rate_aware.solve_rate_aware` returns, columns in coding order. The
+        objective is the cost of the error, in units of the mean diagonal of H, and the price of the
+        bits.
     """
     tiling, rows = Tiling(tuple(weight.shape), tile), weight.shape[0]
     metric = Metric.of(moments, tile)
@@ -131,20 +136,26 @@ def solve_calibrated(
 def solve_signs(
     weight: Tensor, moments: Tensor, tile: int, start: Start, *, iterations: int = 4
 ) -> Start:
-    """Sums of signs: codebook and latent, in natural order, better than those at the start.
+    """Return a codebook and a latent of signs with at most the output error of the start.
 
     Parameters
     ----------
     weight
-        In units of the codebook, float32, shape (rows, ...).
+        The weight in units of the codebook, float32, shape (rows, ...).
     moments
-        Positive definite second moments of the inputs, (m, m).
+        Positive definite second moments H of the inputs, (m, m), with m elements in a flattened
+        row.
     tile
         Tile size d.
     start
-        Codebook (d, k) and signs (k, n) to start from.
+        Codebook (d, k) and signs (k, n) to start from, in natural order.
     iterations
-        Rounds of latent and codebook.
+        Number of rounds, each an update of the latent and of the codebook; default 4.
+
+    Returns
+    -------
+    tuple
+        Codebook (d, k) and signs (k, n), in natural order.
     """
     tiling, rows = Tiling(tuple(weight.shape), tile), weight.shape[0]
     metric, tiles = Metric.of(moments, tile), coding_order(tiling.split(weight), rows)
@@ -166,25 +177,28 @@ def solve_signs(
 
 
 class _Coder(Coder):
-    """What latents cost that are ordered by position, whether or not they are coded in slices."""
+    """A `Coder` of latents that are sorted by position across all slices."""
 
     rows: tuple[int, ...]
 
     def sliced(self, latent: Tensor) -> Tensor:
-        """The latent in coding order."""
+        """Return the latent in coding order, which sorts the columns within each slice."""
         if len(self.rows) == 1:
             return latent
         return coding_order(natural_order(latent, sum(self.rows)), self.rows)
 
     def analyse(self, latent: Tensor) -> _native.Analysis:
-        """What a latent costs, and prices for its improvement."""
+        """Return the bits of a latent, and the prices for the next search."""
         if self._last is None or self._last[0] is not latent:
             self._last = latent, analyse(self.sliced(latent), self.rows, self.states)
         return self._last[1]
 
 
 def _start(tiles: Tensor, metric: Metric) -> Tensor:
-    """Axes that are orthonormal under the positions' mean metric and leave latents uncorrelated."""
+    """Return a codebook of uncorrelated axes, orthonormal in the mean metric of the positions.
+
+    Each axis is scaled to its grid spacing.
+    """
     triangle = torch.linalg.cholesky(metric.local.double().mean(dim=0))
     whitened = (triangle.T @ tiles.double()).float()
     axes = principal_axes(whitened)
@@ -197,7 +211,11 @@ def _start(tiles: Tensor, metric: Metric) -> Tensor:
 def _sweep(
     tiles: Tensor, codebook: Tensor, latent: Tensor | None, metric: Metric, coder: _Coder
 ) -> Tensor:
-    """A latent, position after position, each making up for the errors of those before."""
+    """Return a latent, searched on the trellis position after position.
+
+    Each position compensates for the errors of the positions before it. The latent that is given
+    says the prices; without one they are those of plain rounding.
+    """
     (d, n), k, rows = tiles.shape, codebook.shape[1], sum(coder.rows)
     positions = n // rows
     if latent is None:
@@ -209,7 +227,7 @@ def _sweep(
         ]
         latent = torch.stack(rounded, dim=1).reshape(k, n)
         indices = latent if coder.states == 1 else (latent / 2).round()
-        analysis = analyse(coder.sliced(indices), coder.rows)  # of plain rounding
+        analysis = analyse(coder.sliced(indices), coder.rows)  # prices of plain rounding
     else:
         analysis = coder.analyse(latent)
     carried = np.zeros((len(coder.rows), k), np.int32)
@@ -244,7 +262,11 @@ def _by_positions(
     metric: Metric,
     search: Callable[[int, Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """A latent, position after position, from its own of a position, its Gram matrix and target."""
+    """Return a latent, searched position after position.
+
+    ``search(t, gram, target, known)`` returns the latent of position t, given the Gram matrix, the
+    target and the known latent of that position.
+    """
     d, n = tiles.shape
     grams = codebook.T @ metric.local @ codebook
     wanted = tiles.reshape(d, len(grams), -1).transpose(0, 1).clone()  # (T, d, rows)
@@ -265,24 +287,24 @@ def _rounded(target: Tensor, gram: Tensor) -> Tensor:
 
 
 def _by_rows(tiles: Tensor, metric: Metric) -> Tensor:
-    """Tiles (d, T rows) in coding order -> (rows, T d)."""
+    """Return tiles (d, T rows) in coding order as a matrix (rows, T d)."""
     d, positions = tiles.shape[0], len(metric.local)
     return tiles.reshape(d, positions, -1).permute(2, 1, 0).reshape(-1, positions * d)
 
 
 def _from_rows(matrix: Tensor, d: int) -> Tensor:
-    """The inverse of `_by_rows`."""
+    """Return a matrix (rows, T d) as tiles (d, T rows): the inverse of `_by_rows`."""
     return matrix.reshape(len(matrix), -1, d).permute(2, 1, 0).reshape(d, -1)
 
 
 def _cost(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> float:
-    """Sum of ``e H eT`` over the weight rows."""
+    """Return the sum of ``e H eT`` over the errors e of all weight rows."""
     error = _by_rows(tiles - codebook @ latent, metric)
     return float(((error @ metric.moments) * error).sum(dtype=torch.float64))
 
 
 def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> Tensor:
-    """Codebook of least cost, by conjugate gradients."""
+    """Return the codebook of least cost, by conjugate gradients."""
     d = len(tiles)
     scale = (
         latent.square().sum(dim=1).clamp_min(1).rsqrt()
@@ -308,10 +330,10 @@ def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> T
 
 
 def _drop(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder: _Coder) -> Tensor:
-    """Latent with zeros in the rows whose bits outweigh the error that they avoid."""
+    """Return the latent with zeros in the rows whose bits cost more than the error they avoid."""
     d, positions = len(tiles), len(metric.local)
     slope = codebook.T @ _from_rows(_by_rows(tiles - codebook @ latent, metric) @ metric.moments, d)
-    # Of a row's own error the part within positions, which nearly is all.
+    # The quadratic part of a row's error, only within positions: that is nearly all of it.
     blocks = metric.moments.reshape(positions, d, positions, d).diagonal(dim1=0, dim2=2)
     curvatures = torch.einsum("dr,det,er->rt", codebook, blocks, codebook)
     own = (curvatures * latent.reshape(len(latent), positions, -1).square().sum(dim=2)).sum(dim=1)

@@ -1,6 +1,7 @@
-"""Decompose a weight: cut it into tiles, solve, give back factors.
+"""Decompose a weight into factors: cut it into tiles, solve, and convert the result.
 
-What is solved, and from where, is a `Method`: `tersor.factorization.methods` has the known ones.
+A `Method` says which problem is solved and from which starting factors;
+`tersor.factorization.methods` has the known ones.
 """
 
 from __future__ import annotations
@@ -33,29 +34,36 @@ _SMALLEST = 2.0**-149
 
 
 def power_of_two(weight: Tensor) -> float:
-    """The unit of real factors: the power of two next below the largest weight, a normal number."""
+    """Return the unit of real factors: the largest power of two up to the largest magnitude.
+
+    It is at least the smallest normal number of float32.
+    """
     exponent = math.frexp(float(weight.abs().amax()))[1] - 1
     return 2.0 ** max(exponent, -126)
 
 
 @dataclass(frozen=True)
 class Method:
-    """What `tersor.factorization.solve.solve` is to do.
+    """A decomposition: the settings for `tersor.factorization.solve.solve`.
 
     Parameters
     ----------
     start
-        Starting factors of tiles (d, n): ``start(tiles, generator) -> (C, Z)``.
+        Function that returns starting factors of tiles (d, n): ``start(tiles, generator) -> (C,
+        Z)``.
     update_latent, update_codebook, penalty, iterations, tolerance
-        As in `tersor.factorization.solve.solve`.
+        Settings as in `tersor.factorization.solve.solve`, with the same defaults.
     starts
-        Runs from different starting factors; the best counts.
+        Number of runs from different starting factors; the best counts. Default 1.
     restarts
-        Runs after these, each from the best factors so far with a weak column replaced.
+        Number of runs after these, each from the best factors so far with a weak column replaced;
+        default 0.
     unit
-        What a weight, in float32, is divided by before it is solved.
+        Function that returns the number by which a float32 weight is divided before it is solved;
+        default `power_of_two`.
     dtype
-        What is computed in: float64, or float32 where results are defined by its rounding.
+        Data type of the computation: float64 (default), or float32 for methods whose results are
+        defined by its rounding.
     """
 
     start: Callable[[Tensor, Generator], Start]
@@ -70,7 +78,7 @@ class Method:
     dtype: torch.dtype = torch.float64
 
     def solve(self, tiles: Tensor, generator: Generator) -> Result:
-        """The best of all runs on tiles in units of ``unit``."""
+        """Return the best result of all runs on tiles (d, n), in units of ``unit``."""
         starts = (self.start(tiles, generator) for _ in range(self.starts))
         best = min((self._run(tiles, start) for start in starts), key=_objective)
         for attempt in range(self.restarts):
@@ -101,12 +109,12 @@ class Solution:
     Parameters
     ----------
     factors
-        The factors.
+        The factors of the weight.
     status
-        Why the solver stopped.
+        Reason why the solver stopped: ``"converged"`` or ``"iteration limit"``.
     history
-        Objective at the start and after each iteration of the best run, in units of the weight
-        squared; padding of the tiles counts.
+        Objective at the start and after each iteration of the best run, in units of the squared
+        weight. The padding of the tiles counts.
     """
 
     factors: Factors
@@ -115,29 +123,29 @@ class Solution:
 
 
 def decompose(weight: Tensor, method: Method, *, tile: int, seed: int = 0) -> Solution:
-    """Factors of a weight by any method.
+    """Return factors of a weight by any method.
 
     Parameters
     ----------
     weight
-        Of a floating-point type, at least one axis, not empty, finite.
+        Weight of a floating-point type, with at least one axis, not empty, finite.
     method
-        From `tersor.factorization.methods`, or a `Method` of your own.
+        Method from `tersor.factorization.methods`, or your own `Method`.
     tile
         Tile size d, from 1 to the length of a flattened row ``weight[0]``.
     seed
-        Of the generator that random starting points are drawn with.
+        Seed of the random starting points; default 0.
 
     Returns
     -------
     Solution
-        Its factors are integers where the method makes both integers, else float32. Columns of the
-        codebook that no tile uses are left out.
+        Solution whose factors are int16 if both are multiples of a unit, as integer methods make
+        them, else float32. Columns of the codebook that no tile uses are removed.
 
     Raises
     ------
     InputError
-        If the weight is not as described, or the method asks for more than its size allows.
+        If the weight is not as described, or is too small for the settings of the method.
     """
     check(weight, tile)
     tiling, values = Tiling(tuple(weight.shape), tile), as_float32(weight)
@@ -170,7 +178,7 @@ def _is_integer(factor: Tensor) -> bool:
 
 
 def check(weight: Tensor, tile: int) -> None:
-    """Refuse, with an `InputError`, what cannot be decomposed."""
+    """Raise an `InputError` if a weight cannot be decomposed with this tile size."""
     shape = tuple(weight.shape)
     if not weight.is_floating_point():
         raise InputError(f"a weight must be of a floating-point type, got {weight.dtype}")

@@ -1,6 +1,6 @@
-"""Starting points: where the solver sets out from.
+"""Compute starting factors for the solver.
 
-All are deterministic for a generator, which draws on the CPU whatever the device of the tiles.
+All results are the same for the same seed: the generator draws on the CPU for tiles on any device.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from tersor.factorization.solve import Quadratic, Start, gradient_step, least_sq
 from tersor.factorization.updates import nearest_column, shrink, use_every_row
 
 _PRICE = 0.1
-"""Of a unit of latent in `sparse_coding`, per mean norm of a tile; half and twice do as well."""
+"""Price of a unit of a latent's magnitude in `sparse_coding`, as a share of the mean norm of the
+tiles. Half and twice this price give results that are as good."""
 
 
 def principal_components(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors of the tiles' covariance, largest first, signs fixed, and their variances.
+    """Return the eigenvectors of the tiles' covariance and the variances along them.
 
-    They are orthonormal, (d, d); the variances, (d,), are float64.
+    Returns
+    -------
+    tuple
+        Orthonormal eigenvectors, (d, d), the largest variance first, with fixed signs; variances,
+        (d,), float64.
     """
     values, vectors = torch.linalg.eigh(inner(tiles.T, tiles.T, torch.float64))
     vectors = vectors.flip(1)
@@ -30,14 +35,15 @@ def principal_components(tiles: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def principal_axes(tiles: Tensor) -> Tensor:
-    """Eigenvectors of the tiles' covariance, as in `principal_components`."""
+    """Return the eigenvectors of the tiles' covariance, as in `principal_components`."""
     return principal_components(tiles)[0]
 
 
 def unit_axes(tiles: Tensor, columns: int) -> Start:
-    """Leading principal axes, of such lengths that coefficients have unit mean squares, and those.
+    """Return the leading principal axes as codebook, and the coefficients along them as latent.
 
-    Axes along which there is nothing get the length of the smallest normal number.
+    The axes are scaled so that the coefficients of each have a mean square of 1. An axis without
+    any variance gets the length of the smallest normal number.
     """
     axes = principal_axes(tiles)[:, :columns]
     coefficients = axes.T @ tiles
@@ -46,22 +52,23 @@ def unit_axes(tiles: Tensor, columns: int) -> Start:
 
 
 def orthonormal(rows: int, columns: int, like: Tensor, generator: Generator) -> Tensor:
-    """Random orthonormal columns, (rows, columns), of the type and device of ``like``."""
+    """Return random orthonormal columns, (rows, columns), of the type and device of ``like``."""
     normal = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     axes: Tensor = torch.linalg.qr(normal).Q
     return axes.to(like)
 
 
 def spread_tiles(tiles: Tensor, columns: int, generator: Generator) -> Tensor:
-    """Tiles that lie far apart, (d, columns): k-means++ (Arthur and Vassilvitskii, SODA 2007).
+    """Return tiles that are far apart, (d, columns), by k-means++.
 
-    Each is drawn with a probability proportional to its squared distance from the ones before it.
+    Each tile is drawn with a probability in proportion to its squared distance from the nearest of
+    the tiles before it (Arthur and Vassilvitskii, SODA 2007).
     """
     chosen = torch.zeros(columns, dtype=torch.long)
     distance = torch.full((tiles.shape[1],), torch.inf, dtype=torch.float64)
     draws = torch.rand(columns, generator=generator, dtype=torch.float64)
     for j, draw in enumerate(draws):
-        # The first is drawn uniformly; so is any other once all tiles are taken.
+        # The first tile is drawn uniformly, and so is a tile when all distances are 0.
         weights = distance if 0 < distance.sum() < torch.inf else torch.ones_like(distance)
         cumulative = weights.cumsum(0)
         index = torch.searchsorted(cumulative, draw * cumulative[-1], right=True)
@@ -72,17 +79,17 @@ def spread_tiles(tiles: Tensor, columns: int, generator: Generator) -> Tensor:
 
 
 def clusters(tiles: Tensor, columns: int, generator: Generator) -> Start:
-    """Codebook of tiles that lie far apart; each tile takes the nearest."""
+    """Return a codebook of tiles that are far apart, and the latent of the nearest columns."""
     codebook = spread_tiles(tiles, columns, generator)
     empty = tiles.new_zeros(columns, tiles.shape[1])
     return codebook, nearest_column(Quadratic(codebook, tiles), empty)
 
 
 def sparse_coding(tiles: Tensor, columns: int, generator: Generator) -> Start:
-    """Factors of small error and small ``sum(abs(Z))``, the codebook's columns in the unit ball.
+    """Return factors of small error and small ``sum(abs(Z))``, with columns of C in the unit ball.
 
-    The landscape of this problem is smoother than with a given number of nonzeros (Olshausen and
-    Field, Nature 1996): most starting codebooks lead to a good one.
+    This objective is smoother than one with a fixed number of nonzeros (Olshausen and Field, Nature
+    1996): most starting codebooks lead to a good one.
     """
     codebook = short_rows()(spread_tiles(tiles, columns, generator).T).T
     price = _PRICE * float(tiles.norm(dim=0).mean())
@@ -99,7 +106,10 @@ def sparse_coding(tiles: Tensor, columns: int, generator: Generator) -> Start:
 
 
 def directions(tiles: Tensor, columns: int, share: float, generator: Generator) -> Tensor:
-    """Random directions, (d, columns), of a length that is a share of the tiles' (mean square)."""
+    """Return random vectors, (d, columns), all of a length in proportion to that of the tiles.
+
+    Their length is ``share`` times the root mean square norm of the tiles.
+    """
     normal = torch.randn(len(tiles), columns, generator=generator, dtype=torch.float64).to(tiles)
     length = share * tiles.square().sum(dim=0).mean().sqrt()
     scaled: Tensor = normal / normal.norm(dim=0).clamp_min(torch.finfo(tiles.dtype).tiny) * length
@@ -107,10 +117,19 @@ def directions(tiles: Tensor, columns: int, share: float, generator: Generator) 
 
 
 def replace_column(tiles: Tensor, codebook: Tensor, latent: Tensor, attempt: int) -> Start:
-    """Factors with a column of little energy replaced by what the worst tile lacks.
+    """Return factors in which a codebook column of little energy is fitted to the worst tile.
 
-    The weakest column at the first attempt, then the next: a way out of a local minimum where two
-    columns share the work of one.
+    This leads out of a local minimum in which two columns share the work of one.
+
+    Parameters
+    ----------
+    tiles
+        Tiles W, (d, n).
+    codebook, latent
+        Factors C (d, k) and Z (k, n).
+    attempt
+        Number of the attempt, from 0: the first replaces the weakest column, the next one the
+        second weakest, and so on, and after all columns the weakest again.
     """
     energy = latent.square().sum(dim=1) * codebook.square().sum(dim=0)
     latent = latent.clone()

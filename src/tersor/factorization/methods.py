@@ -1,16 +1,16 @@
-"""The known decompositions, each a setting of the same solver.
+"""Return the known decompositions, each as a setting of the same solver.
 
 =====================================  ===================  ====================================
 Method                                 Codebook C           Columns of the latent Z
 =====================================  ===================  ====================================
 `weight_svd`                           real                 real
-`vector_quantization`                  real                 a single one
-`additive_vector_quantization`         real                 so many ones
-`dictionary_learning` (sparse PCA)     real                 so many nonzeros
+`vector_quantization`                  real                 a single one, else zeros
+`additive_vector_quantization`         real                 a fixed number of ones
+`dictionary_learning` (sparse PCA)     real                 a limited number of nonzeros
 `scalar`                               identity             integers
 `ternary`, `binary`                    identity             -1, 0, 1; -1, 1
-`rate_aware` (the default of tersor)   integers             integers, by error + price * bits
-`few_integers`                         integers             so many small integers
+`rate_aware` (the default of tersor)   integers             integers, least error + price * bits
+`few_integers`                         integers             a few small integers
 `sign_sums`                            integers             -1, 1
 `projected_gradient`                   real, or your set    your set
 =====================================  ===================  ====================================
@@ -46,10 +46,11 @@ from tersor.factorization.updates import (
 from tersor.tiling import Rows, Tiling
 
 LOOKUP_COLUMNS, LOOKUP_LARGEST = 16, 7
-"""Columns of the codebook and magnitude of the latent that a byte of the look-up kernels has."""
+"""Number of columns of the codebook and largest magnitude of a nonzero that a byte of the look-up
+kernels can express."""
 
 _SIGN_ROUNDS = 4
-"""Times that signs are gone through in a search; 16 gain 0.05 dB more, at 2 bits per weight."""
+"""Rounds of a search for signs; 16 rounds gain 0.05 dB more, at 2 bits per weight."""
 
 _INDEX_COUNTS = (1, 2, 3, 4)
 _CODEBOOK_BITS = 16
@@ -78,10 +79,15 @@ def _check_step(step: float, largest: float) -> None:
 
 
 def weight_svd(rank: int) -> Method:
-    """Low rank: both factors real, ``rank`` up to d and n; converges to the truncated SVD.
+    """Return the method of low rank: both factors are real, and converge to the truncated SVD.
 
-    The codebook is kept orthonormal, which excludes no product and keeps both steps exact; together
+    The codebook stays orthonormal. This excludes no product and makes both updates exact; together
     they are subspace iteration.
+
+    Parameters
+    ----------
+    rank
+        Rank k, from 1 to the smaller of d and n.
     """
     _at_least_one(rank=rank)
 
@@ -90,7 +96,7 @@ def weight_svd(rank: int) -> Method:
         codebook = initialize.orthonormal(tiles.shape[0], rank, tiles, generator)
         return codebook, codebook.T @ tiles
 
-    # From an unlucky start the last axes may settle, for long, on neighbours of the leading ones.
+    # A second start, since from an unlucky one the last axes may stay near wrong axes for long.
     return Method(
         start,
         project_target(free()),
@@ -102,7 +108,15 @@ def weight_svd(rank: int) -> Method:
 
 
 def vector_quantization(columns: int, *, starts: int = 1) -> Method:
-    """k-means: each tile is one of the codebook's columns (Lloyd, 1982), from k-means++ seeds."""
+    """Return the method of k-means: each tile is one of the codebook's columns (Lloyd, 1982).
+
+    Parameters
+    ----------
+    columns
+        Columns of the codebook, up to the number of tiles n.
+    starts
+        Number of runs, each from other k-means++ seeds; the best counts. Default 1.
+    """
     _at_least_one(columns=columns, starts=starts)
 
     def start(tiles: Tensor, generator: Generator) -> Start:
@@ -116,10 +130,18 @@ def vector_quantization(columns: int, *, starts: int = 1) -> Method:
 
 
 def additive_vector_quantization(columns: int, count: int, *, starts: int = 1) -> Method:
-    """Each tile is the sum of ``count`` different columns (Babenko and Lempitsky, CVPR 2014).
+    """Return the method in which each tile is the sum of a fixed number of different columns.
 
-    It starts from residual quantization: k-means with a share of the columns, then with another
-    share of what is left, and so on. With one column per tile it is `vector_quantization`.
+    It starts from residual quantization: k-means of the tiles with a share of the columns, then
+    k-means of the residual with another share, and so on (Babenko and Lempitsky, CVPR 2014). With
+    one column per tile it is `vector_quantization`.
+
+    Parameters
+    ----------
+    columns, starts
+        Settings as for `vector_quantization`.
+    count
+        Number of columns that are added for each tile.
     """
     _at_least_one(columns=columns, count=count, starts=starts)
     if count == 1:
@@ -144,9 +166,9 @@ def additive_vector_quantization(columns: int, count: int, *, starts: int = 1) -
 
 
 def additive_bits(columns: int, count: int, d: int, n: int) -> int:
-    """Bits of n tiles of d elements, each the sum of ``count`` of ``columns`` columns.
+    """Return the bits of n tiles of d elements, each the sum of ``count`` of ``columns`` columns.
 
-    ``log2`` of the number of choices per tile, and 16 bits for each element of the codebook.
+    Each tile takes ``log2`` of the number of its choices, each element of the codebook 16 bits.
     """
     return math.ceil(n * math.log2(math.comb(columns, count))) + _CODEBOOK_BITS * columns * d
 
@@ -154,10 +176,24 @@ def additive_bits(columns: int, count: int, d: int, n: int) -> int:
 def quantize_within(
     weight: Tensor, nbytes: int, *, tile: int, counts: Sequence[int] = _INDEX_COUNTS, seed: int = 0
 ) -> Solution:
-    """Best of additive vector quantization with 1, 2, ... ones per tile in the same bytes.
+    """Return the best additive vector quantization of a weight within a budget.
 
-    Each count gets the largest codebook that fits (`additive_bits`). With 1 among the counts the
-    result is never worse than `vector_quantization` in as many bytes.
+    Each count of columns per tile gets the largest codebook that fits (`additive_bits`). If 1 is
+    among the counts the result is never worse than `vector_quantization` in as many bytes.
+
+    Parameters
+    ----------
+    weight, tile, seed
+        Weight, tile size and seed as for `decompose`.
+    nbytes
+        Budget in bytes.
+    counts
+        Numbers of columns per tile to try; default 1 to 4.
+
+    Raises
+    ------
+    BudgetError
+        If no codebook fits.
     """
     check(weight, tile)
     n = Tiling(tuple(weight.shape), tile).count
@@ -176,7 +212,7 @@ def quantize_within(
 
 
 def _most_columns(count: int, d: int, n: int, nbytes: int) -> int:
-    """Columns of the largest codebook that fits; below ``count`` if none does."""
+    """Return the number of columns of the largest codebook that fits; below ``count`` if none."""
     possible = range(count, n + 1)
     fitting = bisect_right(possible, 8 * nbytes, key=lambda k: additive_bits(k, count, d, n))
     return count - 1 + fitting
@@ -185,7 +221,17 @@ def _most_columns(count: int, d: int, n: int, nbytes: int) -> int:
 def dictionary_learning(
     columns: int, nonzeros: int, *, starts: int = 4, restarts: int = 12
 ) -> Method:
-    """Sparse PCA: each tile is a combination of at most ``nonzeros`` of the columns."""
+    """Return the method of sparse PCA: each tile is a linear combination of a few columns.
+
+    Parameters
+    ----------
+    columns
+        Columns of the codebook, up to the number of tiles n.
+    nonzeros
+        Largest number of columns in a combination.
+    starts, restarts
+        Numbers of runs, see `tersor.factorization.decompose.Method`; defaults 4 and 12.
+    """
     _at_least_one(columns=columns, nonzeros=nonzeros, starts=starts)
     if nonzeros > columns:
         raise InputError(f"{nonzeros} nonzeros need as many columns, got {columns}")
@@ -203,7 +249,7 @@ def dictionary_learning(
 
 
 def scalar(step: float) -> Method:
-    """Rounding to multiples of ``step``."""
+    """Return the method that rounds weights to multiples of the step size ``step``."""
     if not 0 < step < math.inf:
         raise InputError(f"step must be positive and finite, got {step}")
 
@@ -217,20 +263,20 @@ def scalar(step: float) -> Method:
 
 
 def ternary() -> Method:
-    """Weights become -step, 0 or step, by the step of the least squared error."""
+    """Return the method in which weights become -s, 0 or s, with the s of least squared error."""
     return _with_identity(integers(1), ternary_step)
 
 
 def binary() -> Method:
-    """Weights become -step or step, by the step of least squared error, their mean magnitude."""
+    """Return the method in which weights become -s or s, with the s of least squared error."""
     return _with_identity(signs(), lambda weight: float(weight.abs().double().mean()))
 
 
 def ternary_step(weight: Tensor) -> float:
-    """Step of the best ternary weights.
+    """Return the step size of the best ternary weights.
 
-    With the m largest magnitudes nonzero the best step is their mean, which lowers the squared
-    error by the square of their sum over m; all m are tried.
+    If the m largest magnitudes become nonzero, the best step size is their mean, and the squared
+    error falls by the square of their sum, divided by m. All m are tried.
     """
     sums = weight.abs().double().flatten().sort(descending=True).values.cumsum(0)
     numbers = torch.arange(1, len(sums) + 1, dtype=sums.dtype, device=sums.device)
@@ -250,19 +296,20 @@ def _with_identity(project: Projection, unit: Callable[[Tensor], float]) -> Meth
 
 
 def rate_aware(step: float, *, rows: Rows | None = None, states: int = priced.STATES) -> Method:
-    """Least error + price * bits at the latent grid ``step``: see the module of this name.
+    """Return the method of least distortion + price * bits: see `tersor.factorization.rate_aware`.
 
-    As `tersor.factorization.weights.factorize_weight`, but a step that is too small is refused.
+    It factors as `tersor.factorization.weights.factorize_weight` does, but refuses a step size that
+    is too small.
 
     Parameters
     ----------
     step
-        Spacing of the latent's grid, in units of the weight.
+        Step size, the spacing of the latent's grid, in units of the weight.
     rows
-        Weight rows (`tersor.tiling.Tiling.slices`), which the entropy model tells apart if it knows
-        them.
+        Weight rows of each slice (`tersor.tiling.Tiling.slices`), whose magnitudes the entropy
+        model learns separately; None (default): all columns count as one run.
     states
-        States of the trellis: 4, 8, 16, 32 or 64; 1: scalar quantization.
+        States of the trellis: 4, 8, 16, 32 (default) or 64; 1: scalar quantization.
     """
     if not 0 < step < math.inf:
         raise InputError(f"step must be positive and finite, got {step}")
@@ -287,10 +334,17 @@ def rate_aware(step: float, *, rows: Rows | None = None, states: int = priced.ST
 
 
 def few_integers(nonzeros: int = 2, columns: int = 16) -> Method:
-    """Each tile is a combination of at most ``nonzeros`` columns, with integers up to 7.
+    """Return the method in which a tile is a combination of a few columns, with integers up to 7.
 
-    One of the two sets that `tersor.kernels.lookup` multiplies by fast: a byte for each nonzero,
-    ``8 * nonzeros / d`` bits per weight in memory, for up to 16 columns.
+    `tersor.kernels.lookup` has fast kernels for such latents: each nonzero is a byte, which is
+    ``8 * nonzeros / d`` bits per weight in memory.
+
+    Parameters
+    ----------
+    nonzeros
+        Largest number of nonzeros of each tile; default 2.
+    columns
+        Columns of the codebook, up to 16 (default).
     """
     _at_least_one(columns=columns, nonzeros=nonzeros)
     if nonzeros > columns or columns > LOOKUP_COLUMNS:
@@ -311,11 +365,17 @@ def few_integers(nonzeros: int = 2, columns: int = 16) -> Method:
 
 
 def sign_sums(columns: int = 16) -> Method:
-    """Each tile is the sum of all columns, each with a sign: ``columns / d`` bits per weight.
+    """Return the method in which each tile is the sum of all columns, each with a sign.
 
-    The other set that `tersor.kernels.lookup` multiplies by fast, best with a multiple of 16
-    columns. With more columns than tile elements the sums fill space far better than a grid: with
-    16 columns, tiles of 8 Gaussian numbers lose 1 dB less than by the best four levels.
+    The latent is binary, with ``columns / d`` bits per weight. `tersor.kernels.lookup` has fast
+    kernels for such latents too. With more columns than tile elements the sums fill the space much
+    better than a grid: tiles of 8 Gaussian numbers, with 16 columns, lose 1 dB less than with the
+    best four levels.
+
+    Parameters
+    ----------
+    columns
+        Columns of the codebook; default 16. Multiples of 16 suit the kernels best.
     """
     _at_least_one(columns=columns)
     deals = torch.Generator()
@@ -332,7 +392,7 @@ def sign_sums(columns: int = 16) -> Method:
 
 
 def _with_integers(start: Callable[[Tensor, Generator], Start], search: Update) -> Method:
-    """Latents of integers by a search, and a codebook of 8 bits."""
+    """Return the method of a search for integer latents, with a codebook of 8-bit integers."""
 
     def update_codebook(quadratic: Quadratic, transposed: Tensor) -> Tensor:
         return priced.at_8_bits(least_squares(quadratic, transposed))
@@ -350,22 +410,23 @@ def projected_gradient(
     starts: int = 1,
     axes: bool = False,
 ) -> Method:
-    """Projected gradient descent on any sets.
+    """Return the method of projected gradient descent on any constraint sets.
 
     Parameters
     ----------
     project
-        Maps a (columns, n) matrix to the nearest latent of the set.
+        Projection that maps a (columns, n) matrix to the nearest latent in the set.
     columns
-        Columns of the codebook, up to n; with ``axes`` up to d too.
+        Columns of the codebook, up to n; with ``axes`` also up to d.
     project_codebook
-        Maps a (columns, d) matrix to the nearest transposed codebook of the set. Any codebook
-        will do if it is not given.
+        Projection that maps a (columns, d) matrix to the nearest transposed codebook in the set.
+        By default the codebook is any real matrix.
     starts
-        Runs, each from other tiles as the codebook.
+        Number of runs, each with other tiles as starting codebook; the best counts. Default 1.
     axes
-        Start instead from the principal axes of the tiles, of such lengths that latents have unit
-        mean squares. That suits sets of numbers, while tiles suit sets of few nonzeros.
+        If True, start from the principal axes of the tiles, scaled so that each row of the latent
+        has a mean square of 1. This suits sets of numbers, while tiles suit sets of few nonzeros.
+        Default False.
     """
     _at_least_one(columns=columns, starts=starts)
 
@@ -379,7 +440,8 @@ def projected_gradient(
         if project_codebook is not None:
             codebook = project_codebook(codebook.T).T
         quadratic = Quadratic(codebook, tiles)
-        # Of a discrete set, the nearest to small real numbers may be zero, where it would stay.
+        # In a discrete set the nearest latent to small real numbers may be zero, and gradient steps
+        # would not leave it; the projection of the least-squares latent is tried too.
         latents = [project(nearest), project(least_squares(quadratic, torch.zeros_like(nearest)))]
         return codebook, min(latents, key=lambda latent: float(quadratic.errors(latent).sum()))
 

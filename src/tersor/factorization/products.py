@@ -1,8 +1,9 @@
-"""Matrix products that do not depend on the number of threads.
+"""Compute matrix products whose result does not depend on the number of threads.
 
-Float32 products add up in an order that changes with the number of threads and the machine, and
-a last digit can turn the rounding of a latent. Summed in float64 and rounded once to float32 they
-are the same whatever the order, but for a chance of about 1 in 10**8 for a last digit.
+Float32 products add terms in an order that changes with the number of threads and the machine, and
+a difference in the last digit can change the rounding of a latent. Sums in float64 that are rounded
+once to float32 are the same for any order, except for a chance of about 1 in 10**8 that the last
+digit differs.
 """
 
 from __future__ import annotations
@@ -13,12 +14,25 @@ import torch
 from torch import Tensor
 
 _BLOCK, _ELEMENTS = 4096, 1 << 19
-"""Columns are converted and worked on in multiples of the former, of about the latter elements: the
-working set stays in the cache."""
+"""The columns of a block are a multiple of the first number, and its elements are about the second,
+so that the working memory fits the cache."""
 
 
 def inner(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """``a.T @ b`` for a (m, k) and b (m, n), summed in float64; rounded to ``dtype``, or b's."""
+    """Return ``a.T @ b``, summed in float64.
+
+    Parameters
+    ----------
+    a, b
+        Matrices (m, k) and (m, n).
+    dtype
+        Data type of the result; by default that of b.
+
+    Returns
+    -------
+    Tensor
+        Shape (k, n).
+    """
     if b.numel() <= _ELEMENTS and len(a) <= _BLOCK:
         return (a.T.double() @ b.double()).to(dtype or b.dtype)
     result = b.new_empty(a.shape[1], b.shape[1], dtype=dtype or b.dtype)
@@ -31,7 +45,7 @@ def inner(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Parts of a matrix with many columns, so that what is made of them takes little memory."""
+    """Yield slices of the columns of a matrix, so that work on one of them takes little memory."""
     size = _BLOCK * max(1, _ELEMENTS // (_BLOCK * max(1, rows)))
     for start in range(0, columns, size):
         yield slice(start, min(start + size, columns))

@@ -1,7 +1,8 @@
-"""Constraint sets of a factor: pure functions that map a matrix to the nearest member of a set.
+"""Project a factor onto constraint sets: map a matrix to the nearest member of a set.
 
-Each function here makes a projection: ``project(y)`` minimises ``||x - y||`` over the x of the set
-that its docstring states. Any callable of that kind can be given to `tersor.factorization.solve`.
+Each function here returns a projection, a pure function: ``project(y)`` minimises ``||x - y||``
+over all x of the set that the docstring names. `tersor.factorization.solve` takes any function of
+this kind.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ Projection = Callable[[Tensor], Tensor]
 
 
 def free() -> Projection:
-    """All real matrices: nothing is changed."""
+    """Return the projection onto all real matrices, which changes nothing."""
     return lambda y: y
 
 
 def keep_largest(count: int) -> Projection:
-    """Matrices with at most ``count`` nonzeros in each column (hard thresholding)."""
+    """Return the projection onto matrices with at most ``count`` nonzeros in each column.
+
+    It is known as hard thresholding.
+    """
 
     def project(y: Tensor) -> Tensor:
         kept = y.abs().topk(min(count, y.shape[0]), dim=0).indices
@@ -30,9 +34,10 @@ def keep_largest(count: int) -> Projection:
 
 
 def ones(count: int) -> Projection:
-    """Matrices with exactly ``count`` ones in each column and zeros elsewhere.
+    """Return the projection onto matrices of ``count`` ones in each column and zeros elsewhere.
 
-    Among such columns x, ``||x - y||`` differs only by ``-2 x.y``: the largest entries become one.
+    Among such columns x, ``||x - y||**2`` differs only by the term ``-2 x.y``, so that the largest
+    entries become one.
     """
 
     def project(y: Tensor) -> Tensor:
@@ -42,7 +47,13 @@ def ones(count: int) -> Projection:
 
 
 def integers(largest: int | None = None) -> Projection:
-    """Integer matrices, of magnitude up to ``largest`` if given; halves become even."""
+    """Return the projection onto integer matrices.
+
+    Parameters
+    ----------
+    largest
+        Largest magnitude; None (default): any. Halves are rounded to even.
+    """
 
     def project(y: Tensor) -> Tensor:
         return y.round() if largest is None else y.round().clamp(-largest, largest)
@@ -51,10 +62,17 @@ def integers(largest: int | None = None) -> Projection:
 
 
 def few_integers(count: int, largest: int) -> Projection:
-    """Integer matrices of magnitude up to ``largest``, at most ``count`` nonzeros in each column.
+    """Return the projection onto integer matrices with few nonzeros in each column.
 
-    Rounding an entry instead of dropping it lowers its squared error by ``y**2 - (y - x)**2``; the
-    entries that gain most are kept.
+    An entry y that is rounded to x instead of 0 has a squared error that is lower by
+    ``y**2 - (y - x)**2``; the entries with the largest gain are kept.
+
+    Parameters
+    ----------
+    count
+        Largest number of nonzeros in each column.
+    largest
+        Largest magnitude.
     """
     nearest = integers(largest)
 
@@ -67,16 +85,19 @@ def few_integers(count: int, largest: int) -> Projection:
 
 
 def signs() -> Projection:
-    """Matrices of -1 and 1; zero becomes 1."""
+    """Return the projection onto matrices of -1 and 1; zero becomes 1."""
     return lambda y: torch.where(y < 0, -torch.ones_like(y), torch.ones_like(y))
 
 
 def grid(step: float, largest: int) -> Projection:
-    """Multiples of ``step`` up to ``largest`` times it, in magnitude."""
+    """Return the projection onto multiples of ``step``, up to ``largest`` times it in magnitude."""
     project = integers(largest)
     return lambda y: project(y / step) * step
 
 
 def short_rows() -> Projection:
-    """Matrices whose rows have at most unit norm: longer ones are scaled down."""
+    """Return the projection onto matrices whose rows have at most unit norm.
+
+    Longer rows are scaled to unit norm.
+    """
     return lambda y: y / y.norm(dim=1, keepdim=True).clamp_min(1)

@@ -1,11 +1,13 @@
-"""The default factorization: least distortion + price * bits, with the bits that the coder spends.
+"""Solve for factors of least distortion + price * bits, with bits counted as the coder spends them.
 
-All lengths are in units of the step, the spacing of the latent's grid, so that one number decides
-the trade-off and the price of a bit is a constant. Latents come from a trellis: of two interleaved
-grids, even numbers and zero with odd ones, the parities of the latents before say which one the
-next is taken from (dependent quantization, as in JPEG 2000 part 2 and VVC), and a Viterbi search
-finds the cheapest path. It gains what scalar rounding loses to the shape of its cells: up to
-1.5 dB, of which 64 states get 1.3 (Marcellin and Fischer, IEEE Trans. Commun. 38(1), 1990).
+This is the default factorization. All lengths are in units of the step size, the spacing of the
+latent's grid. Thus the price of a bit is a constant, and the step size alone decides the trade-off.
+
+Latents are the path through a trellis with two interleaved grids: the even numbers, and the odd
+numbers with zero. The parities of the latents before decide from which grid the next one is taken
+(dependent quantization, as in JPEG 2000 part 2 and VVC). A Viterbi search finds the cheapest path.
+Scalar rounding loses up to 1.5 dB by the shape of its cells; a trellis of 64 states regains 1.3 dB
+of it (Marcellin and Fischer, IEEE Trans. Commun. 38(1), 1990).
 """
 
 from __future__ import annotations
@@ -25,36 +27,43 @@ from tersor.factorization.solve import Quadratic, Result, Start, least_squares, 
 from tersor.tiling import Rows
 
 PRICE = 0.3
-"""Squared error, in units of the step squared, that a bit is worth: best for high rates with a
-trellis, on Gaussian sources. Rows of low rate get a coarser grid instead, see `spacing`."""
+"""Price λ of a bit: the squared error, in units of the squared step size, that a bit is worth. This
+value is best at high rates with a trellis, for Gaussian sources. Rows of low rate get a coarser
+grid instead, see `spacing`."""
 
 STATES = 32
-"""States of the trellis."""
+"""Default number of states of the trellis."""
 
 CODEBOOK_LARGEST = 127
-"""Codebooks are integers of 8 bits."""
+"""Largest magnitude of a codebook's integers, which have 8 bits."""
 
 ROW_BITS = 4
-"""What a row of the latent costs besides: its scale has to be learnt."""
+"""Bits of each row of the latent besides those of its integers, since its scale must be learnt."""
 
 COLUMN_ELEMENT_BITS = 6
-"""About what an element of a codebook costs."""
+"""Approximate bits of an element of a codebook."""
 
 _ROWS_IN_TURN = 32
-"""Latents of more rows are improved all at once: codebooks that large are nearly orthogonal."""
+"""Largest number of latent rows that are updated one after the other. More rows are updated all at
+once: codebooks that large are nearly orthogonal."""
 
 _LARGE = 1 << 22
-"""Latents of more numbers take noticeable memory."""
+"""Number of elements above which a latent takes much memory."""
 
 _FINEST = 24
-"""Codebooks are multiples of 2**-24 at the finest."""
+"""Codebooks are multiples of 2**-24, or of a larger power of two."""
 
 
 def spacing(variance: Tensor) -> Tensor:
-    """Grid spacing of a row, in steps, from its variance over the price of a bit.
+    """Return the grid spacing of each row, in units of the step size, from its variance.
 
-    With a price of 0.3 in units of the row's own spacing rows above 1 bit are best coded, with
-    0.17 those below 0.5 bits (Gaussian rows, 32 states).
+    In units of the squared spacing of the row, the best price of a bit is 0.3 for rows above 1 bit,
+    and 0.17 for rows below 0.5 bits (Gaussian rows, 32 states).
+
+    Parameters
+    ----------
+    variance
+        Variance of each row in units of the squared step size.
     """
     ratio = (variance.double().clamp_min(1e-300) / PRICE).numpy()
     price = np.interp(np.log(ratio), np.log([1.2, 1.4, 1.8, 2.5]), [0.17, 0.2, 0.25, PRICE])
@@ -63,17 +72,17 @@ def spacing(variance: Tensor) -> Tensor:
 
 @dataclass
 class Coder:
-    """How the latent is coded, and what the last one was found to cost.
+    """The settings of the coder of a latent, and the analysis of the latest latent.
 
     Parameters
     ----------
     rows
-        Weight rows, of each slice if there are several; the columns of the latent are in coding
-        order, in runs of this length. All columns are one run if it is not known.
+        Number of weight rows, or the number for each slice. The columns of the latent are in coding
+        order, in runs of this length. None (default): all columns are one run.
     states
-        States of the trellis; 1: none.
+        States of the trellis, default 32; 1: no trellis.
     price
-        Squared error, in units of the step squared, that a bit is worth.
+        Squared error, in units of the squared step size, that a bit is worth; default 0.3.
     """
 
     rows: Rows | None = None
@@ -82,17 +91,17 @@ class Coder:
     _last: tuple[Tensor, _native.Analysis] | None = field(default=None, repr=False)
 
     def analyse(self, latent: Tensor) -> _native.Analysis:
-        """What a latent costs, and prices for its improvement."""
+        """Return the bits of a latent, and the prices for the next search."""
         if self._last is None or self._last[0] is not latent:
             self._last = latent, analyse(latent, self.rows or latent.shape[1], self.states)
         return self._last[1]
 
     def bits(self, latent: Tensor) -> Floats:
-        """Bits of each row."""
+        """Return the bits of each row of a latent."""
         return np.asarray(self.analyse(latent).bits)
 
     def start(self, quadratic: Quadratic) -> Tensor:
-        """A first latent, at the prices of plain rounding."""
+        """Return a first latent, searched at the prices of a rounded one."""
         curvature = quadratic.gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
         rounded = torch.empty(len(curvature), quadratic.wanted.shape[1])
         for columns in blocks(*rounded.shape):
@@ -105,9 +114,9 @@ class Coder:
         return analyse(indices, self.rows or indices.shape[1])
 
     def update(self, quadratic: Quadratic, latent: Tensor) -> Tensor:
-        """Best latent at the prices of this one, without the rows that are not worth their bits.
+        """Return the best latent at the prices of this one.
 
-        The latter is what sets the rank.
+        Rows whose bits cost more than the error they avoid become zero; this decides the rank.
         """
         avoided = torch.zeros(len(latent), dtype=torch.float64)
         improved = self.search(quadratic, latent, self.analyse(latent), avoided=avoided)
@@ -128,10 +137,20 @@ class Coder:
         importance: Tensor | None = None,
         avoided: Tensor | None = None,
     ) -> Tensor:
-        """Row by row, the others fixed, the latent of least distortion + price * bits.
+        """Return a latent that is searched, row by row, for the least distortion + price * bits.
 
-        The squared error of each element counts as much as its importance, float32 like the latent,
-        if that is given. To ``avoided``, (k,), is added the squared error that each row avoids.
+        Parameters
+        ----------
+        quadratic
+            Squared error as a function of the latent.
+        latent
+            Latent (k, n), float32; while a row is searched the others are fixed.
+        analysis
+            Prices, from `analyse`.
+        importance
+            Factor by which the squared error of each element counts, float32, (k, n); by default 1.
+        avoided
+            Tensor (k,), float64, to which the squared error that each row avoids is added.
         """
         gram = quadratic.gram.contiguous()
         own = gram.diagonal().diag()
@@ -157,11 +176,11 @@ class Coder:
                 gain.addcmul_(gram.diagonal()[:, None], z)  # + diag(gram) z
                 avoided += gain.mul_(z).sum(dim=1, dtype=torch.float64)
             if latent.numel() > _LARGE:
-                _native.release_memory()  # the allocator would keep what the block took
+                _native.release_memory()  # else the allocator keeps the memory of the block
         return result
 
     def penalty(self, codebook: Tensor, latent: Tensor) -> float:
-        """Price of the bits of both factors, unused rows left out."""
+        """Return the price times the bits of both factors, without unused rows and columns."""
         live = latent.any(dim=1)
         if not bool(live.any()):
             return 0.0
@@ -170,19 +189,26 @@ class Coder:
 
 
 def codebook_exponent(codebook: Tensor) -> int:
-    """Largest e for which every element is an integer multiple of 2**e; 0 for an all-zero one."""
+    """Return the largest e such that all elements are multiples of 2**e; 0 if all are zero."""
     integers = (codebook.double() * 2.0**_FINEST).round().to(torch.int64).abs().cpu().numpy()
     union = int(np.bitwise_or.reduce(integers, axis=None)) if integers.size else 0
     return (union & -union).bit_length() - 1 - _FINEST if union else 0
 
 
 def round_codebook(codebook: Tensor, energy: Tensor) -> Tensor:
-    """Codebook rounded to multiples of the power of two that balances its error and its bits.
+    """Return the codebook rounded to multiples of a power of two q that balances error and bits.
 
-    Rounding to multiples of q adds the squared error ``q**2 / 12`` times the energy of the latent
-    for each of the d rows, and halving q costs a bit for each of the d k elements; the sum of error
-    and priced bits is least at ``q**2 = 6 price k / (ln 2 energy)``. Columns without energy, which
-    are unused, become zero.
+    Rounding to multiples of q adds a squared error of ``q**2 / 12`` times the energy of the latent,
+    for each of the d rows. Half of q costs one more bit for each of the d k elements. The sum of
+    the error and the price of the bits is least at ``q**2 = 6 price k / (ln 2 energy)``.
+
+    Parameters
+    ----------
+    codebook
+        C, shape (d, k).
+    energy
+        Sum of squares of each row of the latent, shape (k,). Columns of C with energy 0 are unused
+        and become zero.
     """
     used = energy > 0
     codebook = codebook * used
@@ -196,13 +222,13 @@ def round_codebook(codebook: Tensor, energy: Tensor) -> Tensor:
 
 
 def update_codebook(quadratic: Quadratic, transposed: Tensor) -> Tensor:
-    """Least squares, then `round_codebook`."""
+    """Return the transposed codebook (k, d) of least squares, rounded by `round_codebook`."""
     exact = least_squares(quadratic, transposed)
     return round_codebook(exact.T, quadratic.gram.diagonal()).T
 
 
 def at_8_bits(codebook: Tensor) -> Tensor:
-    """Codebook rounded to multiples of a power of two, integers of 8 bits."""
+    """Return the codebook rounded to multiples of a power of two, integers of 8 bits."""
     largest = float(codebook.abs().amax()) if codebook.numel() else 0.0
     if largest == 0:
         return codebook
@@ -211,13 +237,17 @@ def at_8_bits(codebook: Tensor) -> Tensor:
 
 
 def codebook_bits(codebook: Tensor) -> float:
-    """Bits of a rounded codebook."""
+    """Return the bits of a rounded codebook."""
     integers = codebook * 2.0 ** -codebook_exponent(codebook)
     return float(row_bits(integers.T).sum())
 
 
 def start(tiles: Tensor, coder: Coder) -> Start:
-    """Eigenvectors of the tiles' covariance, each as long as its spacing, and a first latent."""
+    """Return the starting factors of tiles: scaled eigenvectors, and a first latent.
+
+    The codebook consists of the eigenvectors of the tiles' covariance, each as long as the grid
+    spacing of its row, refitted to the latent.
+    """
     axes, variance = principal_components(tiles)
     codebook = axes * spacing(variance).to(axes)
     latent = coder.start(Quadratic(codebook, tiles))
@@ -232,24 +262,24 @@ def solve_rate_aware(
     iterations: int = 6,
     tolerance: float = 1e-3,
 ) -> Result:
-    """Factors of tiles that are given in units of the step.
+    """Return factors of tiles that minimise distortion + price * bits.
 
     Parameters
     ----------
     tiles
-        The tiles divided by the step, (d, n) float32, in coding order.
+        The tiles divided by the step size, (d, n), float32, in coding order.
     rows
-        Weight rows, of each slice if there are several.
+        Number of weight rows, or the number for each slice.
     states
-        States of the trellis: 4, 8, 16, 32 or 64; 1: scalar quantization.
+        States of the trellis: 4, 8, 16, 32 (default) or 64; 1: scalar quantization.
     iterations, tolerance
-        As in `tersor.factorization.solve.solve`.
+        Limits as in `tersor.factorization.solve.solve`; defaults 6 and 1e-3.
 
     Returns
     -------
     Result
         A codebook whose elements are multiples of a power of two, and an integer latent. Rows of
-        the latent that are not worth their bits are zero.
+        the latent whose bits cost more than the error they avoid are zero.
     """
     coder = Coder(rows, states)
     return solve(

@@ -1,10 +1,10 @@
-"""The solver: find C and Z with ``W = C Z`` approximately, C and Z in constraint sets, in turn.
+"""Solve for C and Z, each in its constraint set, such that ``C Z`` approximates W.
 
 With one factor fixed, the squared error is a quadratic function of the other, column by column. An
-*update* takes that quadratic and the factor as it is, and returns a better one in its set: a
-gradient step followed by a projection (`gradient_step`), or the minimiser itself where the set
-allows it (`least_squares` and `tersor.factorization.updates`). What the known decompositions are
-made of is in `tersor.factorization.methods`.
+*update* takes this quadratic and the current factor, and returns a better factor in the set: by a
+gradient step and a projection (`gradient_step`), or as the exact minimiser where the set allows it
+(`least_squares` and `tersor.factorization.updates`). `tersor.factorization.methods` combines
+updates into the known decompositions.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Status = Literal["converged", "iteration limit"]
 
 @dataclass(frozen=True)
 class Quadratic:
-    """``f(x) = ||A x - w||**2 / 2`` for each column x of a factor and w of what it approximates.
+    """The function ``f(x) = ||A x - w||**2 / 2`` of each column x of a factor.
 
     Parameters
     ----------
     basis
-        A, shape (m, k): the other factor.
+        A, shape (m, k): the other factor, which is fixed.
     wanted
-        The columns w, shape (m, n).
+        The columns w that ``A x`` approximates, shape (m, n).
     """
 
     basis: Tensor
@@ -40,7 +40,7 @@ class Quadratic:
 
     @cached_property
     def gram(self) -> Tensor:
-        """``G = A.T A``, shape (k, k): the gradient is ``G x - b``."""
+        """Gram matrix ``G = A.T A``, shape (k, k): the gradient of f is ``G x - b``."""
         return inner(self.basis, self.basis)
 
     @cached_property
@@ -49,15 +49,15 @@ class Quadratic:
         return inner(self.basis, self.wanted)
 
     def targets(self, columns: slice) -> Tensor:
-        """Some of the columns of `target`, which is not computed as a whole."""
+        """Return some columns of `target` without computing the others."""
         return inner(self.basis, self.wanted[:, columns])
 
     def errors(self, x: Tensor) -> Tensor:
-        """Squared error of each column, shape (n,)."""
+        """Return the squared error of each column, shape (n,)."""
         return ((self.wanted - self.basis @ x) ** 2).sum(dim=0)
 
     def lipschitz(self) -> float:
-        """Lipschitz constant of the gradient: the largest eigenvalue of G."""
+        """Return the Lipschitz constant L of the gradient, the largest eigenvalue of G."""
         return float(torch.linalg.eigvalsh(self.gram)[-1]) if self.gram.numel() else 0.0
 
 
@@ -70,7 +70,7 @@ Penalty = Callable[[Tensor, Tensor], float]
 
 @dataclass(frozen=True)
 class Result:
-    """The best pair of factors that `solve` met.
+    """The best pair of factors that `solve` found.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class Result:
     history
         Objective at the start and after each iteration.
     status
-        Why the solver stopped.
+        Reason why the solver stopped.
     """
 
     codebook: Tensor
@@ -89,10 +89,18 @@ class Result:
 
 
 def gradient_step(project: Projection, steps: int = 1) -> Update:
-    """Projected gradient descent: ``steps`` steps of length 1/L, each projected onto the set.
+    """Return an update by projected gradient descent.
 
-    From a member of the set the error never rises, convex or not: each step minimises, over the
-    set, a parabola that bounds the error from above and touches it where the step starts.
+    If the factor is in the set, the error never rises, whether the set is convex or not: each step
+    minimises over the set a parabola that bounds the error from above and touches it at the start
+    of the step.
+
+    Parameters
+    ----------
+    project
+        Projection onto the set.
+    steps
+        Number of gradient steps of length 1/L, each followed by the projection; default 1.
     """
 
     def update(quadratic: Quadratic, x: Tensor) -> Tensor:
@@ -105,7 +113,11 @@ def gradient_step(project: Projection, steps: int = 1) -> Update:
 
 
 def least_squares(quadratic: Quadratic, x: Tensor) -> Tensor:
-    """Minimiser over all real matrices; what the quadratic leaves open stays as it is in x."""
+    """Return the minimiser over all real matrices that is nearest to x.
+
+    Where the quadratic has no unique minimiser, x does not change along the directions in which
+    the error is constant.
+    """
     gram = quadratic.gram.double()
     residual = quadratic.target.double() - gram @ x.double()
     values, vectors = torch.linalg.eigh(gram)
@@ -117,12 +129,12 @@ def least_squares(quadratic: Quadratic, x: Tensor) -> Tensor:
 
 
 def fixed(quadratic: Quadratic, x: Tensor) -> Tensor:
-    """Leave the factor as it is."""
+    """Return the factor unchanged: the update for a factor that is given."""
     return x
 
 
 def distortion(tiles: Tensor, codebook: Tensor, latent: Tensor) -> float:
-    """Squared error ``||W - C Z||**2``."""
+    """Return the squared error ``||W - C Z||**2``."""
     return sum(
         float((tiles[:, c] - codebook @ latent[:, c]).square_().sum(dtype=torch.float64))
         for c in blocks(*tiles.shape)
@@ -130,7 +142,7 @@ def distortion(tiles: Tensor, codebook: Tensor, latent: Tensor) -> float:
 
 
 def no_penalty(codebook: Tensor, latent: Tensor) -> float:
-    """Nothing but the squared error counts."""
+    """Return 0: the objective is the squared error alone."""
     return 0.0
 
 
@@ -151,28 +163,28 @@ def solve(
     tiles
         W, shape (d, n).
     start
-        Where to start: C (d, k) and Z (k, n).
+        Starting factors: C (d, k) and Z (k, n).
     update_latent, update_codebook
-        One improvement of a factor while the other is fixed. The codebook is updated transposed,
-        (k, d), since its rows are the independent unknowns.
+        Updates of one factor while the other is fixed. The codebook is updated transposed, (k, d),
+        since its rows are the independent unknowns; by default by least squares.
     penalty
-        What is added to the squared error, a number for each pair (C, Z).
+        Function of (C, Z) whose value is added to the squared error; by default 0.
     iterations
-        Iterations at most.
+        Largest number of iterations; default 100.
     tolerance
-        Stop when an iteration lowers the objective by no more than this share of it.
+        Stop when an iteration lowers the objective by at most this share of it; default 1e-5.
 
     Returns
     -------
     Result
-        The best pair met, which is never worse than the start.
+        The best pair of all iterations, never worse than the start.
     """
 
     def objective(c: Tensor, z: Tensor) -> float:
         return distortion(tiles, c, z) + penalty(c, z)
 
     codebook, latent = best = start
-    del start  # it may be the last to hold a large latent that is no longer the best
+    del start  # else it would keep a large latent in memory after a better one was found
     history = [objective(codebook, latent)]
     for _ in range(iterations):
         latent = update_latent(Quadratic(codebook, tiles), latent)

@@ -1,4 +1,4 @@
-"""Which tile size a weight gets: the candidate that costs least, tried on a part of the weight."""
+"""Choose the tile size of a weight: the candidate of least cost, tried on a part of the weight."""
 
 from __future__ import annotations
 
@@ -17,37 +17,40 @@ from tersor.factorization.weights import SIGNS
 from tersor.tiling import Tiling, coding_order, evenly_spaced_rows, window_size
 
 _SAMPLE = 1 << 15
-"""Weights that candidates are tried on."""
+"""Number of weights on which candidates are tried."""
 
 _SEGMENTS = (8, 32, 128)
-"""Input segments that are tried for matrices."""
+"""Lengths of input segments that are tried as tiles of matrices."""
 
 _MOST_SEGMENT = 64
-"""Largest tile of signs: a quarter of a bit per weight."""
+"""Largest tile of signs, which gives a quarter of a bit per weight."""
 
 _LARGEST = 1024
-"""Largest tile: the codebook of d columns has up to d squared elements."""
+"""Largest tile size d, since a codebook has up to d squared elements."""
 
 _STATES = 8
-"""Of the trellis in trials: more change all sizes alike."""
+"""States of the trellis in trials; with more states all tile sizes gain alike."""
 
 _ELEMENT_BITS = 5
-"""About what an element of a codebook costs."""
+"""Approximate bits of an element of a codebook."""
 
 _DOUBT = 1.03
-"""Sizes whose estimate is worse than that of single weights by this factor are not tried."""
+"""Tile sizes whose estimate exceeds that of single weights by more than this factor are not
+tried."""
 
 _KERNEL_NAMES = ("weight", "original", "kernel")
-"""What the last part of a kernel's name starts with, parametrized or not."""
+"""Beginnings of the last part of the name of a kernel, parametrized or not."""
 
 _LEAST_MATRIX, _CERTAIN_MATRIX = 32, 256
-"""Rows and columns of a matrix in a stack, at least; and those that no kernel has both of."""
+"""Least number of rows and of columns of a matrix in a stack; and the number that the rows and
+columns of a convolution kernel never both have."""
 
 
 def is_stack(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a weight of three axes is a stack of matrices, such as experts, and no kernel.
+    """Return whether a weight of three axes is probably a stack of matrices, such as experts.
 
-    That is a guess, of the name and the shape: files of weights do not say what these are used for.
+    Else it is probably a convolution kernel. This is a guess from the name and the shape: files of
+    weights do not say for what a weight is used.
     """
     kernel = name.rpartition(".")[2].startswith(_KERNEL_NAMES)
     least = _CERTAIN_MATRIX if kernel else _LEAST_MATRIX
@@ -55,9 +58,9 @@ def is_stack(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def candidates(shape: tuple[int, ...]) -> list[int]:
-    """Tile sizes that suit a weight: single weights, kernel windows, segments, whole rows.
+    """Return tile sizes that suit a weight: single weights, kernel windows, segments, whole rows.
 
-    A tile as long as a row is tried where the rows are many enough to pay for its codebook.
+    A size above 1 is a candidate only if the weight is large enough to pay for its codebook.
     """
     row, window = math.prod(shape[1:]), window_size(shape)
     sizes = {1, row, window, 3 * window}
@@ -69,18 +72,18 @@ def candidates(shape: tuple[int, ...]) -> list[int]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A tile size, and what is known of the weight in tiles of it.
+    """A tile size, and statistics of the weight in tiles of this size.
 
     Parameters
     ----------
     tile
         Tile size d.
     spectrum
-        Variances of the tiles' axes in units of the step squared, (d,).
+        Variances along the principal axes of the tiles, in units of the squared step size, (d,).
     tiles
         Number of tiles.
     nbytes
-        Size to expect; None if nothing was tried.
+        Estimated size in bytes; None (default) if no factors were tried.
     """
 
     tile: int
@@ -90,9 +93,17 @@ class Choice:
 
 
 def choose(weight: Tensor, step: float, *, stack: bool = False) -> Choice:
-    """Tile size at which distortion + price * bits of the weight is least at this step.
+    """Return the tile size of least distortion + price * bits of a weight.
 
-    Of a ``stack`` of matrices tiles are segments of the rows of these: none reaches into the next.
+    Parameters
+    ----------
+    weight
+        Weight of a floating-point type.
+    step
+        Step size, the spacing of the latent's grid, in units of the weight.
+    stack
+        If True, the weight is a stack of matrices, and no tile contains elements of two rows of a
+        matrix. Default False.
     """
     sample, repeat, sizes = _sample(weight, step, stack)
     choices = [_untried(sample, repeat, size) for size in sizes]
@@ -104,7 +115,7 @@ def choose(weight: Tensor, step: float, *, stack: bool = False) -> Choice:
 
 
 def is_candidate(weight: Tensor, step: float, choice: Choice, *, stack: bool = False) -> bool:
-    """Whether a choice is one of those that `choose` chooses among, whichever was best."""
+    """Return whether a choice is one of those that `choose` compares, not only the best."""
     sample, repeat, sizes = _sample(weight, step, stack)
     if choice.tile not in sizes:
         return False
@@ -114,7 +125,10 @@ def is_candidate(weight: Tensor, step: float, choice: Choice, *, stack: bool = F
 
 
 def _sample(weight: Tensor, step: float, stack: bool) -> tuple[Tensor, float, list[int]]:
-    """Some rows in units of the step, how many times as many there are, and sizes of tiles."""
+    """Return a sample of rows, the ratio of all rows to these, and the candidate tile sizes.
+
+    The rows are in units of the step size.
+    """
     if stack:
         weight = weight.flatten(0, 1)
     sizes = candidates(tuple(weight.shape))
@@ -125,18 +139,20 @@ def _sample(weight: Tensor, step: float, stack: bool) -> tuple[Tensor, float, li
 
 
 def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
-    """Tile size at which `SIGNS` signs are as many bits as a weight has at a step.
+    """Return the tile size at which `SIGNS` signs give the bits of a weight at a step size.
 
-    The smallest of those with as many tiles in a row.
+    Among the tile sizes with the same number of tiles in a row it is the smallest.
 
     Parameters
     ----------
+    shape
+        Shape of the weight.
     variance
-        Of its elements, in units of the step squared.
+        Variance of its elements, in units of the squared step size.
     """
     bits = 0.5 * math.log2(1 + variance * 2 * math.log(2) / PRICE)
     row = math.prod(shape[1:])
-    # The codebook takes half of what the signs do, at most.
+    # The codebook takes at most half as many bits as the signs.
     most = min(row, math.isqrt(math.prod(shape) // SIGNS), _MOST_SEGMENT)
     tile = max(1, round(SIGNS / max(bits, SIGNS / most)))
     return math.ceil(row / math.ceil(row / tile))
@@ -150,9 +166,10 @@ def _untried(sample: Tensor, repeat: float, size: int) -> Choice:
 
 
 def _estimate(choice: Choice) -> float:
-    """Cost of the whole weight if its tiles were Gaussian and coded at the bound, and its codebook.
+    """Return the cost of a weight and its codebook, for Gaussian tiles at the rate bound.
 
-    At the price p of a bit every axis of a variance above p / (2 ln 2) keeps that much error.
+    At the price p of a bit, each axis with a variance above p / (2 ln 2) keeps an error of this
+    size.
     """
     level = PRICE / (2 * math.log(2))
     bits = 0.5 * np.log2(np.maximum(choice.spectrum / level, 1))
@@ -162,7 +179,7 @@ def _estimate(choice: Choice) -> float:
 
 
 def _tried(sample: Tensor, choice: Choice, repeat: float) -> tuple[float, Choice]:
-    """Cost of the whole weight, of which the sample is one part in ``repeat``, and its size."""
+    """Return the cost of the whole weight, ``repeat`` times that of a sample, and its size."""
     rows = sample.shape[0]
     tiles = coding_order(Tiling(tuple(sample.shape), choice.tile).split(sample), rows)
     result = solve_rate_aware(tiles, rows, states=_STATES, iterations=2, tolerance=1e-2)

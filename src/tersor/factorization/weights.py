@@ -1,4 +1,4 @@
-"""One weight -> its quantized factors, at one step."""
+"""Factor one weight into quantized factors, at one step size."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
 from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
 _SMALLEST_STEP = 2.0**-110
-"""Scales, which are smaller than the step by the codebook's 8 bits, must be normal in float32."""
+"""Smallest step size. A scale is smaller by the 8 bits of the codebook, and must be a normal number
+of float32."""
 
 SIGNS = 16
-"""Signs of a tile, as many as two bytes of the look-up kernels have."""
+"""Number of signs of a tile: two bytes of the look-up kernels."""
 
 
 def factorize_weight(
@@ -28,28 +29,34 @@ def factorize_weight(
     moments: Tensor | None = None,
     states: int = STATES,
 ) -> Factors:
-    """Rate-aware factors of a weight.
+    """Return rate-aware factors of a weight.
 
     Parameters
     ----------
     weight
-        Finite, of a floating-point type and at least one axis.
+        Weight of a floating-point type, finite, with at least one axis.
     tile
         Tile size d.
     step
-        Spacing of the latent's grid, in units of the weight. It is enlarged where integers would
-        become too large to be coded, or for their product to be exact.
+        Step size, the spacing of the latent's grid, in units of the weight. It is enlarged if
+        integers would be too large for the coder or for an exact product.
     moments
-        Positive definite second moments of the inputs (m, m), m the length of a flattened row: then
-        the error of the layer's output counts, not that of the weight.
+        Positive definite second moments of the inputs, (m, m), with m the length of a flattened
+        row. If given, the error of the layer's output is minimised, else the error of the weight.
     states
-        States of the trellis; 1: scalar quantization.
+        States of the trellis, default 32; 1: scalar quantization.
+
+    Returns
+    -------
+    Factors
+        Quantized factors, without rows of zeros in the latent.
     """
     values, tiling = as_float32(weight), Tiling(tuple(weight.shape), tile)
     scale = float(values.abs().amax())
     if scale == 0:
         return _factors(values.new_zeros(tile, 0), values.new_zeros(0, tiling.count), 1.0, weight)
-    # The norm of a tile bounds its product with any axis. Divided first: squares may overflow.
+    # The norm of a tile bounds its product with any axis. Tiles are divided by the largest
+    # magnitude first, since squares may overflow.
     norm = scale * float(tiling.split(values / scale).norm(dim=0).amax())
     step = max(step, norm / (LARGEST - 1), _SMALLEST_STEP)
     while True:
@@ -71,16 +78,16 @@ def factorize_weight(
 
 
 def factorize_signs(weight: Tensor, tile: int, *, moments: Tensor | None = None) -> Factors:
-    """Factors of which the latent is signs, 16 of each tile: 16 / tile bits per weight.
+    """Return factors with a binary latent of 16 signs for each tile: 16 / tile bits per weight.
 
     Parameters
     ----------
     weight
-        Finite, of a floating-point type and at least one axis.
+        Weight of a floating-point type, finite, with at least one axis.
     tile
-        Tile size d; there are to be 16 tiles or more.
+        Tile size d; the weight must have at least 16 tiles.
     moments
-        As in `factorize_weight`.
+        Second moments of the inputs, as in `factorize_weight`.
     """
     factors = decompose(weight, sign_sums(SIGNS), tile=tile).factors
     if moments is None or not factors.rank:

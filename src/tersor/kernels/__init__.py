@@ -1,4 +1,4 @@
-"""Operators on factors: one schema each, the reference implementation defines what is correct."""
+"""Provide operators on factors: the reference implementation of each defines the correct result."""
 
 from tersor.kernels.product import (
     fits,

@@ -1,10 +1,10 @@
-"""``tersor::conv2d``: convolutions with packed weights, one operator for every way of packing.
+"""Convolve with packed weights: ``tersor::conv2d`` is one operator for all ways of packing.
 
-Two are there: factors as lists of multiples (`tersor.kernels.listed`), and dense weights
-(`tersor.kernels.direct`), for what is faster multiplied out. Native kernels compute in float32, of
-images that are contiguous, or lie channels last, as each way of packing needs it, and give such
-images, whatever the order of the axes in memory was. A convolution in one dimension is one of
-images of one row.
+There are two: factors as lists of multiples (`tersor.kernels.listed`), and dense weights
+(`tersor.kernels.direct`), for weights that are faster when recomposed. Native kernels compute in
+float32, on images that are contiguous or channels last. Each way of packing needs one of these
+memory formats: other inputs are copied into it, and outputs have it. A convolution in one dimension
+is a convolution of images of one row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tersor.errors import InputError
 from tersor.kernels import direct, listed, product
 
 LISTED, DIRECT = 0, 1
-"""First number of a layout: how the weight is packed."""
+"""First number of a layout, which says how the weight is packed."""
 
 torch.library.define(
     "tersor::conv2d",
@@ -31,7 +31,7 @@ torch.library.define("tersor::conv2d_weight", "(Tensor[] packed, int[] layout) -
 
 
 class Place(NamedTuple):
-    """Where the windows of a convolution are."""
+    """The places of the windows of a convolution: stride, padding and dilation."""
 
     stride_h: int
     stride_w: int
@@ -43,50 +43,57 @@ class Place(NamedTuple):
     dilation_w: int
 
     def output(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
-        """Height and width of the output; not positive if the kernel does not fit in."""
+        """Return height and width of the output; below 1 if the kernel does not fit into images."""
         height = size[0] + self.top + self.bottom - self.dilation_h * (kernel[0] - 1) - 1
         width = size[1] + self.left + self.right - self.dilation_w * (kernel[1] - 1) - 1
         return height // self.stride_h + 1, width // self.stride_w + 1
 
 
 PLAIN = Place(1, 1, 0, 0, 0, 0, 1, 1)
-"""Every pixel, and no more."""
+"""Stride and dilation 1, without padding."""
 
 Weight = tuple[int, Sequence[Tensor], Sequence[int]]
-"""How it is packed, tensors, and their sizes."""
+"""A packed weight: `LISTED` or `DIRECT`, the tensors, and their sizes."""
 
 
 def conv2d(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tensor:
-    """``conv2d`` of torch with a packed weight, padded with zeros.
+    """Return the convolution of images with a packed weight, padded with zeros.
 
     Parameters
     ----------
     x
-        Floating-point, shape (n, channels, height, width); any strides, n may be 0.
+        Images of a floating-point type, shape (n, channels, height, width), with any strides; n may
+        be 0.
     weight
-        From `listed.pack` or `direct.pack`, on the device of x. It has no gradient. Lists round
-        their inputs to about 12 bits: the relative error of the output, in the Frobenius norm, is
-        below 0.1 %.
+        Packed weight, from `listed.pack` or `direct.pack`, on the device of x. It has no gradient.
+        With lists the inputs are rounded to about 12 bits: the relative error of the output, in the
+        Frobenius norm, is below 0.1 %.
     bias
-        Shape (rows,), or None.
+        Bias, shape (rows,), or None.
     place
-        Where the windows are.
+        Stride, padding and dilation.
 
     Returns
     -------
     Tensor
-        Shape (n, rows, ...), of x's type, or of that of an enclosing autocast region; contiguous
-        or channels last.
+        Shape (n, rows, ...), of the type of x, or of the type of an enclosing autocast region;
+        contiguous or channels last.
+
+    Raises
+    ------
+    InputError
+        If shapes, types or devices do not fit together.
     """
     way, packed, layout = weight
-    if product.forward_derivatives_wanted():  # which operators of one's own lose
+    # Custom operators lose derivatives in forward mode; the reference does not.
+    if product.forward_derivatives_wanted():
         return product.autocast(reference(x, weight, bias, place))
     result: Tensor = torch.ops.tersor.conv2d(x, list(packed), bias, [way, *layout], list(place))
     return product.autocast(result)
 
 
 def dense(weight: Weight) -> Tensor:
-    """The dense weight, float32, shape (rows, channels of a group, height, width)."""
+    """Return the dense weight, float32, shape (rows, channels of a group, height, width)."""
     way, packed, layout = weight
     if way == LISTED:
         return listed.recompose(listed.Packed(*packed), listed.Layout(*layout))
@@ -94,13 +101,13 @@ def dense(weight: Weight) -> Tensor:
 
 
 def order(weight: Weight) -> torch.memory_format:
-    """How images lie in memory."""
+    """Return the memory format of the images that a packed weight needs."""
     is_last = weight[0] == DIRECT and direct.Layout(*weight[2]).is_last
     return torch.channels_last if is_last else torch.contiguous_format
 
 
 def reference(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tensor:
-    """What `conv2d` is to compute, in plain torch: with the dense weight."""
+    """Return the result that defines `conv2d`, computed in plain torch with the dense weight."""
     bias = None if bias is None else bias.to(torch.float32)
     padded = F.pad(x.to(torch.float32), place[4:6] + place[2:4])
     y = F.conv2d(padded, dense(weight), bias, place[:2], 0, place[6:], _sizes(weight)[4])
@@ -108,19 +115,31 @@ def reference(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> T
 
 
 class Plan(NamedTuple):
-    """A call of a native kernel but for its input: sizes and buffers, which must stay valid."""
+    """A prepared call of a native kernel: all arguments except input, bias and output."""
 
     kernel: Callable[..., None]
     shape: tuple[int, ...]
-    """Of the output."""
+    """Shape of the output."""
     order: torch.memory_format
     sizes: tuple[Any, ...]
     kept: tuple[Tensor, ...]
-    """What it has the addresses of."""
+    """The tensors whose addresses are in ``sizes``; kept here so that they are not freed."""
 
 
 def plan(shape: Sequence[int], weight: Weight, place: Place, result: tuple[int, ...]) -> Plan:
-    """The call for images of a shape, (n, channels, height, width), to an output of another."""
+    """Return the call for images of a shape, (n, channels, height, width).
+
+    Parameters
+    ----------
+    shape
+        Shape of the images.
+    weight
+        Packed weight, on the CPU.
+    place
+        Stride, padding and dilation.
+    result
+        Shape of the output.
+    """
     way, packed, layout = weight
     product.check_place(torch.device("cpu"), *packed)
     rows, _, *kernel, _ = _sizes(weight)
@@ -138,7 +157,10 @@ def plan(shape: Sequence[int], weight: Weight, place: Place, result: tuple[int, 
 
 
 def run(x: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-    """`conv2d` by a native kernel, on the CPU, of tensors that are known to fit."""
+    """Return the result of `conv2d` by a native kernel, on the CPU.
+
+    The tensors must fit the plan; this is not checked.
+    """
     real = x if x.dtype is torch.float32 else x.to(torch.float32)
     if not real.is_contiguous(memory_format=plan.order):
         real = real.contiguous(memory_format=plan.order)
@@ -156,14 +178,17 @@ def run(x: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
 
 
 def native(x: Tensor, weight: Weight, bias: Tensor | None, place: Place) -> Tensor:
-    """`conv2d` by the native kernels, on the CPU, of tensors that are known to fit."""
+    """Return the result of `conv2d` by the native kernels, on the CPU.
+
+    The tensors must fit each other; this is not checked.
+    """
     rows, _, *kernel, _ = _sizes(weight)
     shape = (x.shape[0], rows, *place.output(x.shape[2:], kernel))
     return run(x, bias, plan(x.shape, weight, place, shape))
 
 
 def _sizes(weight: Weight) -> tuple[int, int, int, int, int]:
-    """Rows, channels of all groups, height and width of the kernel, groups."""
+    """Return rows, channels of all groups, height and width of the kernel, and groups."""
     way, _, layout = weight
     if way == LISTED:
         rows, channels, height, width = layout[:4]

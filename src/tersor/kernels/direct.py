@@ -1,12 +1,16 @@
-"""Dense weights of convolutions, packed for inference.
+"""Pack dense weights of convolutions for inference.
 
-Windows of 3 x 3 and stride 1 by Winograd's algorithm (Lavin and Gray, 2016, arXiv 1509.09308):
-tiles of 2 x 2 or 4 x 4 pixels at once, with 16 products for 4 pixels or 36 for 16 in the place of
-9 for each; of (size + 2)² / 9 times the weights. And depthwise convolutions, a channel at a time.
+There are four ways of packing. For images whose channels come first in memory:
 
-Of images that lie channels last, what each window sees times a matrix in panels, as in
-`tersor.kernels.panels`; and depthwise convolutions, all channels of a pixel at a time. These take
-the place of the dense weight, in as many bytes.
+- Winograd's algorithm (Lavin and Gray, 2016, arXiv 1509.09308), for windows of 3 x 3 and stride 1.
+  It computes tiles of 2 x 2 or 4 x 4 pixels at once, with 16 products for 4 pixels or 36 for 16
+  pixels instead of 9 for each pixel. The packed weight has (size + 2)² / 9 times as many numbers.
+- Depthwise convolutions, one channel at a time.
+
+For images that lie channels last, in as many bytes as the dense weight, which they replace:
+
+- The product of the inputs of each window and a matrix in panels, as in `tersor.kernels.panels`.
+- Depthwise convolutions, all channels of a pixel at a time.
 """
 
 from __future__ import annotations
@@ -22,13 +26,14 @@ from tersor.errors import InputError
 from tersor.kernels import panels
 
 SIZES = (2, 4)
-"""Sizes of tiles."""
+"""Sizes of the tiles of pixels of Winograd's algorithm."""
 
 DEPTHWISE, LAST, DEPTHWISE_LAST = 0, 1, -1
-"""What has no tiles: depthwise, and both of images that lie channels last."""
+"""Numbers that stand for a size where there are no tiles: depthwise, and the two ways for images
+that lie channels last."""
 
 _PANEL = 6
-"""Rows that are multiplied at once."""
+"""Number of rows that are multiplied at once."""
 
 _TRANSFORMS = {
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
@@ -44,7 +49,7 @@ _TRANSFORMS = {
 
 
 class Layout(NamedTuple):
-    """Sizes of a packed dense weight."""
+    """The sizes of a packed dense weight."""
 
     rows: int
     channels: int
@@ -52,7 +57,7 @@ class Layout(NamedTuple):
     kernel_w: int
     groups: int
     size: int
-    """Of tiles, or one of `DEPTHWISE`, `LAST` and `DEPTHWISE_LAST`."""
+    """Size of the tiles of pixels, or one of `DEPTHWISE`, `LAST` and `DEPTHWISE_LAST`."""
 
     @property
     def is_last(self) -> bool:
@@ -61,20 +66,20 @@ class Layout(NamedTuple):
 
     @property
     def inputs(self) -> int:
-        """What a window sees."""
+        """Number of inputs of a window."""
         return self.channels * self.kernel_h * self.kernel_w
 
 
 def pack(weight: Tensor, size: int) -> tuple[list[Tensor], Layout]:
-    """A dense weight in the layout of the kernels: tensors and sizes, as ``tersor::conv2d`` takes.
+    """Return a dense weight packed for ``tersor::conv2d``: tensors and sizes.
 
     Parameters
     ----------
     weight
-        Shape (rows, channels, 3, 3) for tiles; (rows, 1, height, width) for a depthwise
+        Weight, shape (rows, channels, 3, 3) for tiles; (rows, 1, height, width) for a depthwise
         convolution.
     size
-        One of `SIZES`, or what is in their place.
+        One of `SIZES`, or `DEPTHWISE`, `LAST` or `DEPTHWISE_LAST`.
     """
     rows, channels, height, width = weight.shape
     real = weight.to(torch.float32).contiguous()
@@ -93,7 +98,7 @@ def pack(weight: Tensor, size: int) -> tuple[list[Tensor], Layout]:
 
 
 def weight_of(packed: Sequence[Tensor], layout: Layout) -> Tensor:
-    """The dense weight that was packed, float32."""
+    """Return the dense weight that was packed, float32."""
     rows, channels, *kernel, _, size = layout
     if size == LAST:
         matrix = panels.matrix_of(panels.Packed(*packed), panels.Layout(rows, layout.inputs))
@@ -104,7 +109,10 @@ def weight_of(packed: Sequence[Tensor], layout: Layout) -> Tensor:
 
 
 def check(packed: Sequence[Tensor], layout: Layout, place: Sequence[int]) -> None:
-    """Refuse what the kernels are not for: they do not look."""
+    """Raise an `InputError` for tensors, sizes or windows that the kernels do not support.
+
+    The kernels do not check them.
+    """
     rows, channels, *kernel, groups, size = layout
     sizes = [rows * channels // groups * kernel[0] * kernel[1]]
     if size == LAST:

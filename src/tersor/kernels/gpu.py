@@ -1,18 +1,20 @@
-"""Products with packed matrices on GPUs, by Triton, from the tensors that the CPU's kernels read.
+"""Multiply by packed matrices on GPUs with Triton, from the same tensors as the CPU's kernels.
 
-Integers: the input is transformed by the codebook, then multiplied by the small integers, which are
-exact in 16 bits. To recompose the matrix instead would take the same products of tensor cores and,
-for each block of vectors, those with the codebook: the rank of such factors is about their tile.
+Integers: the input is transformed by the codebook, and then multiplied by the small integers, which
+are exact in 16 bits. Recomposing the matrix would take the same products of the tensor cores, and
+besides the products with the codebook for each block of vectors, since the rank of such factors is
+about their tile size.
 
-Look-ups, of few vectors: tables of the sums that codes stand for, which stay in L1. Of more: such
-factors can have more numbers than weights, so that tiles of the matrix are recomposed, byte by
-byte, from tables of what a byte is worth, a few kB, and multiplied by tensor cores.
+Look-ups for few vectors: tables of the sums that the codes mean, which stay in the L1 cache. For
+more vectors the tiles of the matrix are recomposed and multiplied by the tensor cores, since such
+factors can have more numbers than the matrix has weights. Tables of a few kB say what each byte
+adds to a tile.
 
-Inputs of 16 bits are transformed and multiplied in their own type, others in TF32, or in float32
-where there are few; sums are float32. Where blocks are few, several programs share one, and their
-sums are added afterwards, in order.
+Inputs of 16 bits are transformed and multiplied in their own type, others in TF32, or in float32 if
+there are few vectors. Sums are float32. If there are few blocks, several programs share a block,
+and their sums are added afterwards, in a fixed order.
 
-This module needs triton; `tersor.kernels.product` imports it when there is a GPU to run it.
+This module needs triton; `tersor.kernels.product` imports it if there is a GPU that can run it.
 """
 
 from __future__ import annotations
@@ -29,32 +31,36 @@ from triton import cdiv, next_power_of_2
 from tersor.kernels import integers, lookup, programs
 
 ALONE = 2
-"""Vectors up to which integers are multiplied without tensor cores, each vector alone."""
+"""Largest number of vectors that are multiplied by integers one by one, without tensor cores."""
 
 FEW = 4
-"""Vectors up to which sums are looked up."""
+"""Largest number of vectors for which sums are looked up."""
 
 _BLOCK_BYTES = 128
-"""Most that a block of vectors has of each input; the fewest vectors are 16, for tensor cores."""
+"""Largest number of bytes that one input takes for all vectors of a block. A block has at least 16
+vectors, since tensor cores need them."""
 
 _TYPES = (torch.float16, *(() if programs.INTERPRETED else (torch.bfloat16,)))
-"""Types that are multiplied as they are; Triton's interpreter has no products of bfloat16."""
+"""Input types without conversion; Triton's interpreter has no products of bfloat16."""
 
 _PROGRAMS = 512
-"""Programs that keep a large GPU busy."""
+"""Number of programs that keep a large GPU busy."""
 
 
 def linear(
     x: Tensor, packed: integers.Packed | lookup.Packed, bias: Tensor | None, layout: Any
 ) -> Tensor:
-    """``x @ W.T + bias`` of tensors on one GPU that are known to fit each other."""
+    """Return ``x @ W.T + bias``, as `tersor.kernels.product.linear`, on a GPU.
+
+    All tensors must be on this GPU and fit each other; this is not checked.
+    """
     vectors = x.reshape(-1, layout.inputs).contiguous()
     if x.dtype not in _TYPES:
         vectors = vectors.to(torch.float32)
     bias = None if bias is None else bias.contiguous()
     if not len(vectors):
         return x.new_empty((*x.shape[:-1], layout.rows))
-    # Where Triton starts its programs.
+    # Triton starts its programs on the current device.
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if isinstance(packed, integers.Packed):
             parts = _integers(vectors, packed, bias, layout)
@@ -130,7 +136,7 @@ def _recomposed(
 
 @cache
 def _worth(signs: int, device: torch.device) -> Tensor:
-    """What a byte takes of each column that it is about: (256, 8) or (256, 16)."""
+    """Return the factor of each column for each byte: (256, 8) for signs, or (256, 16)."""
     codes = torch.arange(256, device=device)[:, None]
     if signs:
         return 1.0 - 2 * (codes >> torch.arange(8, device=device) & 1)
@@ -147,7 +153,10 @@ def _block(x: Tensor) -> int:
 
 
 def _parts(x: Tensor, rows: int, vectors: int, most: int) -> Tensor:
-    """Room for the sums of the programs, at most so many, that share a block: about 64 rows."""
+    """Return an empty tensor (programs, batch, rows) for the sums of programs that share a block.
+
+    At most ``most`` programs share a block, which has about 64 rows.
+    """
     blocks = cdiv(rows, 64) * cdiv(len(x), vectors)
     number = max(1, min(_PROGRAMS // blocks, most))
     dtype = x.dtype if number == 1 else torch.float32

@@ -1,10 +1,10 @@
-"""Factors with a latent of small integers, packed for inference: ``y = Z @ (C.T @ x)``.
+"""Pack factors with a latent of small integers for inference: ``y = Z @ (C.T @ x)``.
 
 With tiles along the input, the input is transformed tile by tile, by ``C.T``, and multiplied by the
-small integers of the latent. Each position of the tile takes 2, 4, 6 or 8 bits: in a section of 2
-bits or one of 4, and what is above these in one or two more sections of 2 bits each, whose digits
-count 16 and 64 times. The few integers that do not fit are escapes: differences to add.
-`latent_of` gives exactly the latent that was packed.
+small integers of the latent. Each position of the tile has integers of 2, 4, 6 or 8 bits. The lower
+digits are in a section of 2 bits or in one of 4 bits. Higher digits are in one or two more sections
+of 2 bits each, whose digits count 16 and 64 times. The few integers that do not fit into their bits
+have escapes: differences to add. `latent_of` returns exactly the latent that was packed.
 """
 
 from __future__ import annotations
@@ -21,36 +21,39 @@ from tersor.errors import InputError
 from tersor.factors import Factors
 
 MANY = 8
-"""Vectors from which on tables of sums are faster than products of bytes: measured, 384 to 4096.
-Where some integers take more than 4 bits, fewer do, see ``csrc/kernels/integers.hpp``."""
+"""Least number of vectors for which tables of sums are faster than products of bytes, measured on
+matrices of 384 to 4096. The number is smaller where some integers take more than 4 bits, see
+``csrc/kernels/integers.hpp``."""
 
 KERNEL = "Integers"
 
 _GROUP, _LINE = 64, 16
-"""Integers of a section are padded to a multiple of the first if none has more than 4 bits, which
-tables of sums need, else of the second."""
+"""The integers of a row in each section are padded to a multiple of the first number if none has
+more than 4 bits, since tables of sums need that, else to a multiple of the second."""
 
 _ROWS = 16
-"""Rows are padded to a multiple of this, whose codes lie side by side."""
+"""Number of rows whose codes lie side by side. Rows are padded to a multiple of it."""
 
 _LARGEST = 4000
-"""Magnitude up to which the latent is taken: an escape adds up to 127, so larger ones take many."""
+"""Largest magnitude of a latent that can be packed. An escape adds up to 127, so that larger
+integers would take many escapes."""
 
 _GAP = 255
-"""Most columns from one escape to the next."""
+"""Largest number of columns from one escape to the next."""
 
 RANGES = {2: (-1, 2), 4: (-8, 7), 6: (-24, 39), 8: (-88, 167)}
-"""Integers that so many bits can hold."""
+"""Smallest and largest integer for each number of bits."""
 
 ESCAPE_COST = 32
-"""Bits that an escape is worth: it takes 16, and time."""
+"""Cost of an escape in bits: it takes 16 bits, and time."""
 
 
 class Layout(NamedTuple):
-    """Sizes of a packed matrix: what its tensors do not tell.
+    """The sizes of a packed matrix, which the shapes of its tensors do not tell.
 
-    The first ``wide`` positions, in packed order, take 4 bits and the ``narrow`` ones after them 2;
-    the first ``middle`` take 2 more, and of these the first ``top`` another 2.
+    In packed order the first ``wide`` positions take 4 bits, and the ``narrow`` positions after
+    them take 2 bits. The first ``middle`` positions take 2 more bits, and the first ``top`` of
+    these another 2 bits.
     """
 
     rows: int
@@ -64,35 +67,37 @@ class Layout(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        """Tiles of a row."""
+        """Number of tiles of a row."""
         return -(-self.inputs // self.tile)
 
     @property
     def sections(self) -> tuple[tuple[int, int], ...]:
-        """Integers of a row in each section, padded, and their bits."""
+        """Number of integers of a row in each section, with padding, and their bits."""
         unit = _LINE if self.middle else _GROUP
         positions = ((self.wide, 4), (self.narrow, 2), (self.middle, 2), (self.top, 2))
         return tuple((_up(p * self.tiles, unit), bits) for p, bits in positions)
 
 
 class Packed(NamedTuple):
-    """Packed factors of a matrix: tensors and sizes, as ``tersor::linear`` takes them.
+    """Packed factors of a matrix: the tensors that ``tersor::linear`` takes.
 
     Parameters
     ----------
     codebook
-        int16, shape (d, padded rank): columns of the codebook, in packed order.
+        Columns of the codebook in packed order, int16, shape (d, padded rank).
     scale
-        float32, shape (1,).
+        Factor of the product, float32, shape (1,).
     codes
-        uint8, shape (rows / 16, bytes of a row / 4, 16, 4); see ``csrc/kernels/integers.hpp``.
+        Digits of the latent, uint8, shape (rows / 16, bytes of a row / 4, 16, 4); see
+        ``csrc/kernels/integers.hpp``.
     reach
-        float32: for each 16 bytes of a row, the largest norm of the integers of any row; empty if
-        some take more than 4 bits.
+        For each 16 bytes of a row, the largest norm that the integers of any row have there,
+        float32; empty if some integers take more than 4 bits.
     starts
-        int32, shape (rows + 1,): where the escapes of each row begin.
+        Number of the first escape of each row, and the number of all escapes, int32, shape (rows +
+        1,).
     escapes
-        int16: columns since the one before, + difference * 256.
+        Columns since the escape before plus 256 times the difference to add, int16.
     """
 
     codebook: Tensor
@@ -104,7 +109,7 @@ class Packed(NamedTuple):
 
 
 def packable(factors: Factors) -> bool:
-    """Whether these factors can be packed: integers, of a matrix."""
+    """Return whether factors can be packed: those of a matrix, with integers that are not huge."""
     return (
         factors.quantized
         and len(factors.shape) == 2
@@ -113,7 +118,9 @@ def packable(factors: Factors) -> bool:
 
 
 def pack(factors: Factors) -> tuple[Packed, Layout]:
-    """Factors in the layout of the kernels, positions of more bits first.
+    """Return factors packed for the kernels, and the sizes.
+
+    Positions of more bits come first.
 
     Parameters
     ----------
@@ -138,7 +145,7 @@ def pack(factors: Factors) -> tuple[Packed, Layout]:
 
 
 def check(packed: Packed, layout: Layout) -> None:
-    """Refuse tensors that are not of the sizes and types of this layout: kernels do not look."""
+    """Raise an `InputError` if tensors do not fit the layout, which kernels do not check."""
     expected = _expected(layout)
     for name, tensor in packed._asdict().items():
         size, dtype = expected.get(name, (tensor.numel(), torch.int16))
@@ -150,9 +157,10 @@ def check(packed: Packed, layout: Layout) -> None:
 
 
 def verify(packed: Packed, layout: Layout) -> None:
-    """Refuse what is damaged as well: kernels write where escapes say.
+    """Raise an `InputError` if tensors do not fit the layout, or escapes are damaged.
 
-    All of these are read, so it is for a matrix when it is loaded, not for each product.
+    Kernels write to the places that escapes say. This reads all escapes, so it is called when a
+    matrix is loaded, not for each product.
     """
     check(packed, layout)
     starts, escapes = packed.starts.cpu().long(), packed.escapes.cpu().long()
@@ -182,12 +190,14 @@ def _expected(layout: Layout) -> dict[str, tuple[int, torch.dtype]]:
 
 
 def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
-    """Integers of some rows, exactly: int16, shape (len(rows), rank, tiles), in packed order.
+    """Return the latent of some rows exactly, in packed order: int16, (len(rows), rank, tiles).
 
     Parameters
     ----------
+    packed, layout
+        Packed matrix and its sizes.
     rows
-        Numbers of rows, int64, one axis.
+        Row numbers, int64, one axis.
     """
     codes = packed.codes[rows // _ROWS, :, rows % _ROWS]
     ends = list(accumulate(columns * bits // 32 for columns, bits in layout.sections))
@@ -201,7 +211,7 @@ def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
     integers = torch.cat(parts, dim=1)
     starts, counts = packed.starts[rows], packed.starts[rows + 1] - packed.starts[rows]
     row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
-    # the escapes of each row, one after the other
+    # Gather the escapes of the wanted rows, one row after the other.
     before = counts.cumsum(0) - counts
     escapes = packed.escapes[(starts - before)[row] + torch.arange(len(row), device=rows.device)]
     passed = F.pad((escapes & _GAP).long().cumsum(0), (1, 0))
@@ -211,7 +221,7 @@ def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
 
 
 def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
-    """Some rows of the matrix, float32, shape (len(rows), inputs); no other is touched."""
+    """Return some rows of the matrix, float32, shape (len(rows), inputs), and read no others."""
     latent = unpack(packed, layout, rows).to(torch.float32)
     codebook = packed.codebook.reshape(layout.tile, layout.padded_rank)[:, : latent.shape[1]]
     tiles = latent.transpose(1, 2) @ codebook.to(torch.float32).T
@@ -219,14 +229,14 @@ def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
 
 
 def latent_of(packed: Packed, layout: Layout) -> Tensor:
-    """The latent that was packed, positions in packed order: int16, (rank, rows * tiles)."""
+    """Return the latent that was packed, positions in packed order: int16, (rank, rows * tiles)."""
     rows = torch.arange(layout.rows, device=packed.codes.device)
     latent = unpack(packed, layout, rows).transpose(0, 1)
     return latent.reshape(latent.shape[0], layout.rows * layout.tiles)
 
 
 def _widths(latent: Tensor) -> Tensor:
-    """Bits for each position of the tile."""
+    """Return the bits of each position of the tile, of least cost with the escapes."""
     costs = []
     for bits, (least, most) in RANGES.items():
         outside = ((latent < least) | (latent > most)).sum(dim=1, dtype=torch.int64)
@@ -235,14 +245,14 @@ def _widths(latent: Tensor) -> Tensor:
 
 
 def _by_rows(integers: Tensor, layout: Layout) -> Tensor:
-    """Integers (positions, rows * tiles) as (rows, positions * tiles)."""
+    """Return integers (positions, rows * tiles) as (rows, positions * tiles)."""
     positions = integers.shape[0]
     by_rows = integers.reshape(positions, layout.rows, layout.tiles).transpose(0, 1)
     return by_rows.reshape(layout.rows, positions * layout.tiles)
 
 
 def _codes(fitting: Tensor, layout: Layout) -> Tensor:
-    """Bytes of all sections: digits of 4 and 2 bits of integers that fit."""
+    """Return the bytes of all sections: the digits of 4 and 2 bits of integers that fit."""
     digits = (fitting[: layout.wide] - RANGES[8][0]).to(torch.uint8)
     parts = (
         digits & 15,
@@ -257,7 +267,7 @@ def _codes(fitting: Tensor, layout: Layout) -> Tensor:
 
 
 def _bytes(digits: Tensor, columns: int, bits: int) -> Tensor:
-    """Bytes of one section, uint8, (rows / 16, lines, 16, 4); padding stands for zeros."""
+    """Return the bytes of one section, uint8, (rows / 16, lines, 16, 4); padding encodes zeros."""
     rows, padded, each = digits.shape[0], _up(digits.shape[0], _ROWS), 8 // bits
     padding = (0, columns - digits.shape[1], 0, padded - rows)
     digits = F.pad(digits, padding, value=-RANGES[bits][0])
@@ -269,7 +279,7 @@ def _bytes(digits: Tensor, columns: int, bits: int) -> Tensor:
 
 
 def _digits(codes: Tensor, bits: int) -> Tensor:
-    """What the bytes of a section stand for: int16, (rows, columns)."""
+    """Return the digits that the bytes of a section encode: int16, (rows, columns)."""
     shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)
     digits = (codes[:, :, None] >> shifts[:, None]) & (2**bits - 1)
     whole: Tensor = digits.flatten(1).to(torch.int16) + RANGES[bits][0]
@@ -277,7 +287,7 @@ def _digits(codes: Tensor, bits: int) -> Tensor:
 
 
 def _reach(fitting: Tensor, layout: Layout) -> Tensor:
-    """Largest norm of each 16 bytes of a row."""
+    """Return the largest norm of any row's integers for each 16 bytes of a row."""
     if layout.middle:
         return fitting.new_empty(0, dtype=torch.float32)
     reaches = []
@@ -291,7 +301,10 @@ def _reach(fitting: Tensor, layout: Layout) -> Tensor:
 
 
 def _escapes(differences: Tensor) -> tuple[Tensor, Tensor]:
-    """Starts and escapes: what cannot be told by one takes several in a row."""
+    """Return the starts and the escapes of differences (rows, columns).
+
+    A gap or a difference that is too large for one escape takes several, one after the other.
+    """
     row, column = differences.nonzero(as_tuple=True)
     amount = differences[row, column].long()
     is_next = F.pad(row[1:] == row[:-1], (1, 0))[: len(row)]
@@ -299,7 +312,7 @@ def _escapes(differences: Tensor) -> tuple[Tensor, Tensor]:
     skips, parts = gap // _GAP, -(-amount.abs() // 127)
     number = skips + parts
     of = torch.repeat_interleave(number)
-    # from -skips: those below zero only move on
+    # Numbers of the escapes of a difference, from -skips: negative ones only skip columns.
     turn = torch.arange(len(of), device=of.device) - (number.cumsum(0) - parts)[of]
     moved = torch.where(turn < 0, _GAP, torch.where(turn == 0, (gap % _GAP)[of], 0))
     left = (amount.abs()[of] - 127 * turn).clamp(max=127) * (turn >= 0)

@@ -1,12 +1,12 @@
-"""Factors of a convolution, packed for inference: of each row a list of what it adds up.
+"""Pack factors of a convolution for inference, as a list of the multiples that each row adds.
 
 With tiles along the input, ``y = Z @ (C.T @ x)``: a window of the input, x, is transformed tile by
-tile, and what is left is a sum of integer multiples of transformed inputs: columns. They are taken
-a block of columns at a time. A block has two tables of up to 191 multiples, computed once for all
-rows, and each row a list of the entries that it adds, in 8 bits each: for a latent that is mostly
-zero or of few values these are few. Sums are integers of 16 bits, of so few columns, a part of the
-block, that rounding costs no more than `LOSS`. `latent_of` gives exactly the latent that was
-packed.
+tile into numbers, called columns here, and each row of the output is a sum of integer multiples of
+columns. The kernels process a block of columns at a time. A block has two tables of up to 191
+multiples, which are computed once for all rows. Each row has a list of the entries that it adds, in
+8 bits each; the list is short for a latent that is mostly zero or has few values. Sums are integers
+of 16 bits. Each of them covers only a part of the block, with so few columns that rounding costs at
+most `LOSS`. `latent_of` returns exactly the latent that was packed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from tersor.errors import InputError
 from tersor.factors import Factors
 
 LOSS = 6e-4
-"""Relative error of a sum that columns are put together up to, if inputs are independent."""
+"""Largest relative error of a sum of 16 bits, for independent inputs; a part of a block gets
+columns up to this error."""
 
 _CAPACITY = 32766
-"""Largest sum of 16 bits, but for rounding."""
+"""Largest sum in 16 bits, without rounding."""
 
 _TABLE = 192
-"""Entries of each of the two tables of a block, which are to stay in the fastest cache."""
+"""Number of entries of each of the two tables of a block, so that they fit the fastest cache."""
 
 _LARGEST = 64
-"""Largest magnitude of a latent: a single multiple by more would cost more than `LOSS`."""
+"""Largest magnitude of a latent: one multiple by a larger integer would cost more than `LOSS`."""
 
 _ROWS = 2**16
 
@@ -41,7 +42,7 @@ Reals = NDArray[np.float64]
 
 
 class Layout(NamedTuple):
-    """Sizes of a packed convolution: what its tensors do not tell."""
+    """The sizes of a packed convolution, which the shapes of its tensors do not tell."""
 
     rows: int
     channels: int
@@ -54,35 +55,39 @@ class Layout(NamedTuple):
 
     @property
     def inputs(self) -> int:
-        """Inputs of a row."""
+        """Number of inputs of a row."""
         return self.channels * self.kernel_h * self.kernel_w
 
     @property
     def columns(self) -> int:
-        """Transformed inputs of a row."""
+        """Number of transformed inputs of a row."""
         return -(-self.inputs // self.tile) * self.rank
 
 
 class Packed(NamedTuple):
-    """Packed factors of a convolution: tensors, as ``tersor::conv2d`` takes them.
+    """Packed factors of a convolution: the tensors that ``tersor::conv2d`` takes.
 
     Parameters
     ----------
     codebook
-        float32, shape (d, k): the codebook times the scale.
+        Codebook times the scale, float32, shape (d, k).
     block
-        int32, shape (blocks + 1, 8): first column of each of four parts, where both tables begin,
-        first run and first code; the last says where the one before ends.
+        Starts of each block, int32, shape (blocks + 1, 8): the first column of each of four parts,
+        the first entry of both tables, the first run and the first code. The last row holds the
+        ends of the last block.
     needs
-        float32, shape (blocks, 4): of each part, the scale of sums for inputs of norm 1.
+        For each part, the scale of sums for inputs of norm 1, float32, shape (blocks, 4).
     entries
-        int16, shape (entries, 2): column in the block and multiple; the first of a table is zero.
+        Entries of the tables, int16, shape (entries, 2): column in the block and multiple. The
+        first entry of each table is zero.
     runs
-        int32, shape (runs, 2): quads of each row, and number of rows.
+        Runs of rows with lists of the same length, int32, shape (runs, 2): quads of each row, and
+        number of rows.
     order
-        uint16, shape (blocks, rows): the rows in the order of the runs.
+        Numbers of the rows of each block in the order of the runs, uint16, shape (blocks, rows).
     codes
-        uint8: quads of indices of entries, row after row, two into each table.
+        Quads of indices of entries, row after row, uint8; each quad has two indices into each
+        table.
     """
 
     codebook: Tensor
@@ -99,7 +104,7 @@ _TYPES = (torch.float32, torch.int32, torch.float32, torch.int16, torch.int32, t
 
 
 def packable(factors: Factors) -> bool:
-    """Whether these factors can be packed: integers, of a convolution in one or two dimensions."""
+    """Return whether factors can be packed: integers of a convolution in one or two dimensions."""
     return (
         factors.quantized
         and len(factors.shape) in (3, 4)
@@ -110,7 +115,7 @@ def packable(factors: Factors) -> bool:
 
 
 def pack(factors: Factors) -> tuple[Packed, Layout]:
-    """Factors in the layout of the kernels.
+    """Return factors of a convolution packed for the kernels, and the sizes.
 
     Parameters
     ----------
@@ -121,7 +126,8 @@ def pack(factors: Factors) -> tuple[Packed, Layout]:
     latent = factors.latent.cpu().reshape(rank, rows, tiling.tiles_per_row).permute(1, 2, 0)
     latent = latent.reshape(rows, rank * tiling.tiles_per_row)
     multiples, pairs = _entries(latent)
-    # Fewer parts need less padding, more parts less often real numbers: about as much as 8 quads.
+    # Fewer parts need less padding of lists. With more parts there are fewer blocks, and so fewer
+    # conversions of sums to real numbers, each of which takes about as long as 8 quads.
     found = [_pack_parts(latent, multiples, pairs, parts) for parts in (2, 4)]
     parts = min((0, 1), key=lambda i: found[i]["codes"].numel() + 32 * found[i]["order"].numel())
     tensors = found[parts]
@@ -142,7 +148,7 @@ def pack(factors: Factors) -> tuple[Packed, Layout]:
 def _pack_parts(
     latent: Tensor, multiples: list[list[int]], pairs: Tensor, parts: int
 ) -> dict[str, Tensor]:
-    """Tensors of the columns, with so many accumulators."""
+    """Return all tensors but the codebook, with blocks of ``parts`` parts, by name."""
     bounds, needs = _bounds(latent, [len(m) for m in multiples], parts)
     fields: list[list[int]] = []
     entries: list[tuple[int, int]] = []
@@ -171,7 +177,7 @@ def _pack_parts(
 
 
 def check(packed: Packed, layout: Layout) -> None:
-    """Refuse tensors that are not of the sizes and types of this layout: kernels do not look."""
+    """Raise an `InputError` if tensors do not fit the layout, which kernels do not check."""
     sizes = {
         "codebook": layout.tile * layout.rank,
         "block": 8 * (layout.blocks + 1),
@@ -188,9 +194,10 @@ def check(packed: Packed, layout: Layout) -> None:
 
 
 def verify(packed: Packed, layout: Layout) -> None:
-    """Refuse what is damaged as well: kernels read and write where these tensors say.
+    """Raise an `InputError` if tensors do not fit the layout, or are damaged.
 
-    All of them are read, so it is for a weight when it is loaded, not for each convolution.
+    Kernels read and write at the places that these tensors say. This reads all of them, so it is
+    called when a weight is loaded, not for each convolution.
     """
     check(packed, layout)
     if not _leads_inside(packed, layout):
@@ -228,7 +235,7 @@ def _leads_inside(packed: Packed, layout: Layout) -> bool:
 
 
 def latent_of(packed: Packed, layout: Layout) -> Tensor:
-    """The latent that was packed: int16, (rank, rows * tiles)."""
+    """Return the latent that was packed: int16, (rank, rows * tiles)."""
     block, runs = packed.block.long(), packed.runs.long()
     numbers = torch.arange(layout.blocks, device=block.device)
     of_run = torch.repeat_interleave(numbers, block[:, 6].diff())
@@ -246,16 +253,17 @@ def latent_of(packed: Packed, layout: Layout) -> Tensor:
 
 
 def recompose(packed: Packed, layout: Layout) -> Tensor:
-    """The dense weight, float32, shape (rows, channels, kernel_h, kernel_w)."""
+    """Return the dense weight, float32, shape (rows, channels, kernel_h, kernel_w)."""
     tiles = packed.codebook @ latent_of(packed, layout).to(torch.float32)
     rows = tiles.T.reshape(layout.rows, -1)[:, : layout.inputs]
     return rows.reshape(layout.rows, layout.channels, layout.kernel_h, layout.kernel_w)
 
 
 def _entries(latent: Tensor) -> tuple[list[list[int]], Tensor]:
-    """Multiples of each column, and numbers of the two of each latent; 0 is none.
+    """Return the multiples of each column, and for each element of the latent two of their numbers.
 
-    A multiple that few rows need is the sum of two others, where there are such.
+    Multiples have numbers from 1; number 0 means no multiple. A value that few rows need is the sum
+    of two other multiples if there are such.
     """
     rows, columns = latent.shape
     most = int(latent.abs().max())
@@ -281,7 +289,10 @@ def _entries(latent: Tensor) -> tuple[list[list[int]], Tensor]:
 
 
 def _choose(counts: dict[int, int], often: int) -> tuple[list[int], dict[int, tuple[int, int]]]:
-    """Multiples to have in a table, and which two of them, from 1, each value is."""
+    """Return the multiples for a table, and the numbers of the two whose sum is each value.
+
+    Multiples have numbers from 1; number 0 means no multiple.
+    """
     multiples = {value for value, count in counts.items() if count >= often}
     parts = {value: (value, 0) for value in multiples}
     for value in sorted(set(counts) - multiples, key=abs):
@@ -296,8 +307,11 @@ def _choose(counts: dict[int, int], often: int) -> tuple[list[int], dict[int, tu
 
 
 def _bounds(latent: Tensor, entries: list[int], parts: int) -> tuple[list[int], list[float]]:
-    """Columns between parts of blocks, and what each part needs; the last ones may be empty."""
-    # Small arrays are faster than small tensors.
+    """Return the columns between which the parts of blocks are, and the scale that each part needs.
+
+    The last parts may be empty, to complete a block.
+    """
+    # numpy, since operations on small arrays are faster than on small tensors.
     sums = latent.T.abs().double().contiguous().numpy()
     squares = sums**2
     most = (_TABLE - 1) * 2 // parts
@@ -321,19 +335,23 @@ def _bounds(latent: Tensor, entries: list[int], parts: int) -> tuple[list[int], 
 
 
 def _need(squares: Reals, sums: Reals) -> float:
-    """Scale of sums for inputs of norm 1: of their 16 bits, rounding takes half a step for each."""
+    """Return the scale of sums for inputs of norm 1.
+
+    It leaves room in the 16 bits for rounding, which adds up to half a step for each unit of the
+    latent.
+    """
     return math.sqrt(float(squares.max())) / (_CAPACITY - 0.51 * float(sums.max()))
 
 
 def _lists(
     pairs: Tensor, multiples: list[list[int]], block: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs, order and codes of a block."""
+    """Return the runs, the order and the codes of a block."""
     parts = len(block) - 1
-    each = 4 // parts  # indices of a quad
+    each = 4 // parts  # indices of each part in a quad
     slots, longest = [], torch.zeros(pairs.shape[1], dtype=torch.int64)
     for i in range(parts):
-        # indices into the table, which two or four parts share
+        # Make indices into the table of this part, which two of four parts share.
         start = block[0] if i < parts // 2 else block[parts // 2]
         lengths = torch.tensor([0, *(len(multiples[c]) for c in range(start, block[i + 1]))])
         before = lengths.cumsum(0)[block[i] - start : -1]

@@ -1,15 +1,15 @@
-"""Factors with few small integers in a tile, or only signs, in bytes that are looked up.
+"""Pack factors with few small integers in a tile, or only signs, for look-up kernels.
 
 With tiles along the input, ``y = Z @ (C.T @ x)``: a tile of inputs becomes a few numbers, one for
-each column of the codebook, and what a row of the matrix does with them is coded in bytes. Two sets
-of latents can be, see `tersor.factorization.methods`:
+each column of the codebook, and bytes say how a row of the matrix combines them. Two sets of
+latents can be packed, see `tersor.factorization.methods`:
 
 - ``few_integers``: up to 8 nonzeros in a column, of magnitude up to 7 and in up to 16 rows; a byte
-  has a row's number and a value.
-- ``sign_sums``: all entries are -1 or 1, in up to 64 rows; a byte has the signs of eight.
+  has the number of a row and a value.
+- ``sign_sums``: all entries are -1 or 1, in up to 64 rows; a byte has the signs of eight rows.
 
-``csrc/kernels/lookup.hpp`` says how they are computed with. `latent_of` gives exactly the latent
-that was packed.
+``csrc/kernels/lookup.hpp`` describes the kernels. `latent_of` returns exactly the latent that was
+packed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from tersor.errors import InputError
 from tersor.factors import Factors
 
 MANY = 5
-"""Vectors from which on they are computed with 16-bit tables, not with 8-bit ones."""
+"""Least number of vectors that are multiplied with 16-bit tables; fewer use 8-bit tables."""
 
 KERNEL = "Lookup"
 
 _COLUMNS, _LARGEST, _MOST_PAIRS = 16, 7, 4
-"""Columns that a pair of bytes is about, largest magnitude of an integer, pairs of a tile."""
+"""Number of columns to which a pair of bytes refers, largest magnitude of an integer, and largest
+number of pairs of bytes for a tile."""
 
 _PANEL = 32
-"""Rows whose bytes are side by side."""
+"""Number of rows of a panel, whose bytes lie side by side."""
 
 
 class Layout(NamedTuple):
-    """Sizes of a packed matrix: what its tensors do not tell."""
+    """The sizes of a packed matrix, which the shapes of its tensors do not tell."""
 
     rows: int
     inputs: int
@@ -46,32 +47,33 @@ class Layout(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        """Tiles of a row."""
+        """Number of tiles of a row."""
         return -(-self.inputs // self.tile)
 
     @property
     def columns(self) -> int:
-        """Columns of the codebook, those of zeros at its end included."""
+        """Number of columns of the packed codebook, with the columns of zeros at its end."""
         return _COLUMNS * (self.pairs if self.signs else 1)
 
     @property
     def panels(self) -> int:
-        """Sets of rows whose bytes are side by side."""
+        """Number of panels, groups of rows whose bytes lie side by side."""
         return -(-self.rows // _PANEL)
 
 
 class Packed(NamedTuple):
-    """Packed factors of a matrix: tensors, as ``tersor::linear`` takes them.
+    """Packed factors of a matrix: the tensors that ``tersor::linear`` takes.
 
     Parameters
     ----------
     codebook
-        C times the scale, float32, with columns of zeros appended: (d, 16) for integers, else
-        (d, 16 * pairs).
+        C times the scale, float32, with columns of zeros appended: (d, 16) for integers, (d, 16 *
+        pairs) for signs.
     codes
-        uint8. Of 32 rows side by side, for each tile of inputs, the bytes two by two. Of integers,
-        (panels, tiles, pairs, 32, 2): a sign, three bits of magnitude and four of a column, or 0.
-        Of signs, (panels, tiles, pairs, 2, 32): a bit for each of eight columns, set for -1.
+        Codes, uint8, in panels of 32 rows side by side; for each tile of inputs pairs of bytes. For
+        integers the shape is (panels, tiles, pairs, 32, 2), and a byte has a sign, three bits of
+        magnitude and four bits of a column number, or is 0. For signs the shape is (panels, tiles,
+        pairs, 2, 32), and a byte has a bit for each of eight columns, set for -1.
     """
 
     codebook: Tensor
@@ -79,18 +81,18 @@ class Packed(NamedTuple):
 
 
 def packable(factors: Factors) -> bool:
-    """Whether these factors can be packed, in no more bytes than as integers of 2 bits."""
+    """Return whether factors can be packed here in at most the bytes of integers of 2 bits."""
     found = _pairs_of_bytes(factors)
     return found is not None and 8 * found[0] <= factors.rank
 
 
 def pack(factors: Factors) -> tuple[Packed, Layout]:
-    """Factors in the layout of the kernels.
+    """Return factors of a matrix packed for the kernels, and the sizes.
 
     Raises
     ------
     InputError
-        If the factors are not of a matrix, or not of one of the two sets.
+        If the factors are not those of a matrix, or the latent is in neither of the two sets.
     """
     found = _pairs_of_bytes(factors)
     if found is None:
@@ -111,7 +113,7 @@ def pack(factors: Factors) -> tuple[Packed, Layout]:
 
 
 def check(packed: Packed, layout: Layout) -> None:
-    """Refuse tensors that are not of the sizes and types of this layout: kernels do not look."""
+    """Raise an `InputError` if tensors do not fit the layout, which kernels do not check."""
     if min(layout[:4]) < 1 or layout.pairs > _MOST_PAIRS or layout.signs not in (0, 1):
         raise InputError(f"{layout} is of no packed matrix; take it from `pack`")
     last = (2, _PANEL) if layout.signs else (_PANEL, 2)
@@ -129,16 +131,18 @@ def check(packed: Packed, layout: Layout) -> None:
 
 
 verify = check
-"""Whatever the bytes are, they are indices into tables that have as many entries."""
+"""The check of loaded tensors. Every byte is a valid index into the tables, so it is `check`."""
 
 
 def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
-    """Integers of some rows, exactly: int16, shape (len(rows), tiles, columns).
+    """Return the latent of some rows exactly: int16, shape (len(rows), tiles, columns).
 
     Parameters
     ----------
+    packed, layout
+        Packed matrix and its sizes.
     rows
-        Numbers of rows, int64, one axis.
+        Row numbers, int64, one axis.
     """
     panel, place = rows // _PANEL, rows % _PANEL
     if layout.signs:
@@ -148,25 +152,28 @@ def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
     codes = packed.codes[panel, :, :, place].flatten(2)
     values = (codes >> 4 & _LARGEST).to(torch.int16) * (1 - 2 * (codes >> 7).to(torch.int16))
     latent = values.new_zeros(*codes.shape[:2], _COLUMNS)
-    # A byte of 0 adds nothing to column 0.
+    # An unused byte is 0, and adds 0 to column 0.
     return latent.scatter_add_(2, (codes & 15).long(), values)
 
 
 def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
-    """Some rows of the matrix, float32, shape (len(rows), inputs); no other is touched."""
+    """Return some rows of the matrix, float32, shape (len(rows), inputs), and read no others."""
     tiles = unpack(packed, layout, rows).to(torch.float32) @ packed.codebook.T
     return tiles.flatten(1)[:, : layout.inputs]
 
 
 def latent_of(packed: Packed, layout: Layout) -> Tensor:
-    """The latent that was packed, int16, (columns, rows * tiles); below it what was appended."""
+    """Return the latent that was packed, int16, (columns, rows * tiles).
+
+    Below its rows are those of the columns that were appended to the codebook.
+    """
     rows = torch.arange(layout.rows, device=packed.codes.device)
     latent = unpack(packed, layout, rows).permute(2, 0, 1)
     return latent.reshape(layout.columns, layout.rows * layout.tiles)
 
 
 def _pairs_of_bytes(factors: Factors) -> tuple[int, bool] | None:
-    """Pairs of bytes that each tile takes, and whether they are signs; None if it cannot be."""
+    """Return the pairs of bytes per tile, and whether they are signs; None if not packable."""
     latent, rank = factors.latent, factors.rank
     if not factors.quantized or len(factors.shape) != 2:
         return None
@@ -182,7 +189,7 @@ def _pairs_of_bytes(factors: Factors) -> tuple[int, bool] | None:
 
 
 def _signs(latent: Tensor, number: int) -> Tensor:
-    """Bytes (number, n) of signs (k, n)."""
+    """Return the bytes (number, n) of signs (k, n)."""
     padded = F.pad(latent, (0, 0, 0, 8 * number - len(latent)))
     codes = padded.new_zeros(number, latent.shape[1], dtype=torch.uint8)
     for bit in range(8):
@@ -191,13 +198,13 @@ def _signs(latent: Tensor, number: int) -> Tensor:
 
 
 def _integers(latent: Tensor, number: int) -> Tensor:
-    """Bytes (number, n) of few integers (k, n), in the order of their rows."""
+    """Return the bytes (number, n) of few integers (k, n), in the order of their rows."""
     codes = latent.new_zeros(number + 1, latent.shape[1], dtype=torch.uint8)
     free = latent.new_zeros(1, latent.shape[1], dtype=torch.int64)
     for row, values in enumerate(latent[:, None]):
         some = values != 0
         each = (values < 0) * 128 + values.abs() * 16 + row
-        # What is not there is 0, and its place stays free.
+        # A zero is written as byte 0, and its place stays free for the next value.
         codes.scatter_(0, free, torch.where(some, each, 0).to(torch.uint8))
         free += some
     return codes[:number]

@@ -1,7 +1,7 @@
-"""A dense matrix whose rows lie in the order in which they are multiplied.
+"""Pack a dense matrix into panels, the order in which its rows are multiplied.
 
-Libraries put a matrix into such an order in each call, which takes as long as a product with a few
-vectors does. Here it is done once, in the bytes that the matrix takes anyway.
+Linear algebra libraries reorder a matrix in each call, which takes as long as a product with a few
+vectors. Here it is reordered once. Panels take as many bytes as the matrix.
 """
 
 from __future__ import annotations
@@ -15,35 +15,36 @@ from torch.nn import functional as F
 from tersor.errors import InputError
 
 MANY = 96
-"""Vectors that are computed with at once, while a panel is in the cache."""
+"""Number of vectors that are multiplied at once, while a panel is in the cache."""
 
 KERNEL = "Panels"
 
 _PANEL = 16
-"""Rows that are side by side."""
+"""Number of rows of a panel, which lie side by side."""
 
 
 class Layout(NamedTuple):
-    """Sizes of a matrix: what its panels do not tell."""
+    """The sizes of a matrix, which the shape of its panels does not tell."""
 
     rows: int
     inputs: int
 
 
 class Packed(NamedTuple):
-    """A dense matrix, as ``tersor::linear`` takes it.
+    """A dense matrix in the form that ``tersor::linear`` takes.
 
     Parameters
     ----------
     panels
-        float32, (panels, inputs, 16): 16 rows side by side, the last ones padded with zeros.
+        Panels of 16 rows side by side, float32, shape (panels, inputs, 16); the last panel is
+        padded with zeros.
     """
 
     panels: Tensor
 
 
 def pack(matrix: Tensor) -> tuple[Packed, Layout]:
-    """A matrix (rows, inputs) in the layout of the kernels."""
+    """Return a matrix (rows, inputs) packed for the kernels, and its sizes."""
     layout = Layout(*matrix.shape)
     padded = F.pad(matrix.to(torch.float32), (0, 0, 0, -layout.rows % _PANEL))
     panels = padded.reshape(-1, _PANEL, layout.inputs).transpose(1, 2).contiguous()
@@ -51,7 +52,7 @@ def pack(matrix: Tensor) -> tuple[Packed, Layout]:
 
 
 def check(packed: Packed, layout: Layout) -> None:
-    """Refuse a tensor that is not of the size and type of this layout: kernels do not look."""
+    """Raise an `InputError` if the tensor does not fit the layout, which kernels do not check."""
     (panels,) = packed
     shape = (-(-layout.rows // _PANEL), layout.inputs, _PANEL)
     if panels.shape != shape or panels.dtype != torch.float32 or not panels.is_contiguous():
@@ -62,14 +63,14 @@ def check(packed: Packed, layout: Layout) -> None:
 
 
 verify = check
-"""Whatever the numbers are, they are numbers."""
+"""The check of loaded tensors. No value of a panel can harm the kernels, so it is `check`."""
 
 
 def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
-    """Some rows of the matrix, float32, shape (len(rows), inputs)."""
+    """Return some rows of the matrix, float32, shape (len(rows), inputs)."""
     return packed.panels[rows // _PANEL, :, rows % _PANEL]
 
 
 def matrix_of(packed: Packed, layout: Layout) -> Tensor:
-    """The matrix that was packed, float32."""
+    """Return the matrix that was packed, float32, shape (rows, inputs)."""
     return packed.panels.transpose(1, 2).flatten(0, 1)[: layout.rows]

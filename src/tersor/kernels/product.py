@@ -1,4 +1,4 @@
-"""``tersor::linear``: the product with a packed matrix, one operator for every way of packing."""
+"""Multiply by packed matrices: ``tersor::linear`` is one operator for all ways of packing."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tersor.kernels import integers, lookup, panels
 
 try:
     from tersor import _kernels
-except ImportError:  # built without a compiler
+except ImportError:  # tersor was built without a C++ compiler
     _kernels = None  # type: ignore[assignment]
 
 Packed = integers.Packed | lookup.Packed | panels.Packed
 Layout = integers.Layout | lookup.Layout | panels.Layout
 
 _WAYS = {len(way.Layout._fields): way for way in (integers, lookup, panels)}
-"""Modules of the ways of packing, told apart by the number of sizes that they need."""
+"""Modules of the ways of packing, by the number of sizes in their layouts, which all differ."""
 
 _NOWHERE = 1 << 40
-"""Number of a row that no matrix has."""
+"""A row number that no matrix has, so that indexing with it fails."""
 
 _REAL = torch.float32
 
@@ -35,10 +35,8 @@ _TENSORS = (torch.nn.Parameter, Tensor)
 
 
 def private(name: str) -> Callable[[], Any]:
-    """A function of torch that is not public, and tells whether somebody watches operators.
-
-    Where a version of torch has no such function, somebody might.
-    """
+    """Return a private function of torch that tells whether operators are being observed."""
+    # Where this version of torch has no such function, assume that they are.
     try:
         found: Callable[[], Any] = attrgetter(name)(torch._C)
     except AttributeError:
@@ -47,7 +45,7 @@ def private(name: str) -> Callable[[], Any]:
 
 
 _gradients_wanted = torch.is_grad_enabled
-_is_compiling = torch.compiler.is_dynamo_compiling  # other compilers' tensors are not plain
+_is_compiling = torch.compiler.is_dynamo_compiling  # `is_plain` sees others by the tensor's type
 _modes = private("_len_torch_dispatch_stack")
 _tracing = private("_get_tracing_state")
 _transforms = private("_functorch.peek_interpreter_stack")
@@ -63,13 +61,13 @@ torch.library.define("tersor::rows", "(Tensor index, Tensor[] packed, int[] layo
 
 
 def instructions() -> str:
-    """Instruction set of the native kernels; empty if the reference runs in their place."""
+    """Return the instruction set of the native kernels; empty if the reference runs instead."""
     return "" if _kernels is None else _kernels.target
 
 
 @cache
 def missing_on(device: torch.device) -> str:
-    """Why the reference runs on this GPU; empty if Triton's kernels do."""
+    """Return the reason why the reference runs on this GPU; empty if Triton's kernels run."""
     is_nvidia = device.type == "cuda" and torch.version.cuda is not None
     if not is_nvidia or torch.cuda.get_device_capability(device) < (8, 0):
         return "Triton's kernels are for NVIDIA GPUs of compute capability 8.0 or more"
@@ -81,74 +79,84 @@ def missing_on(device: torch.device) -> str:
 
 
 def module() -> Any:
-    """The native kernels; only where there are `instructions`."""
+    """Return the module of the native kernels; None if `instructions` is empty."""
     return _kernels
 
 
 def linear(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Tensor:
-    """``x @ W.T + bias`` with a packed matrix W, without ever making it.
+    """Return ``x @ W.T + bias`` with a packed matrix W, without recomposing W.
 
-    Native kernels compute in float32 with inputs, or sums of them, rounded to 8 bits (fewer than
-    ``MANY`` vectors, which each way of packing has its own of) or to about 12 bits (more): for
-    inputs without outliers the relative error of the output, in the Frobenius norm, is below 1 %
-    and 0.1 %, or 0.2 % of integers that are spread evenly over their 4 bits. Where integers take 6
-    or 8 bits, 3 vectors or more are not rounded; a dense matrix is not. Threads are as many as
-    torch's. On a GPU, Triton's kernels compute in the type of the input; see `tersor.kernels.gpu`.
-    The reference, which is exact but for rounding in float32, runs where there are no such kernels.
+    Native kernels compute in float32, and round inputs or sums of them: to 8 bits for fewer vectors
+    than ``MANY`` of the way of packing, else to about 12 bits. For inputs without outliers the
+    relative error of the output, in the Frobenius norm, is below 1 % with 8 bits and below 0.1 %
+    with 12 bits, or 0.2 % if the integers are spread evenly over their 4 bits. Inputs are not
+    rounded for a dense matrix, nor for 3 vectors or more if some integers take 6 or 8 bits. The
+    kernels use as many threads as torch. On a GPU, Triton's kernels compute in the type of the
+    input, see `tersor.kernels.gpu`. Where there are no kernels the reference runs, which is exact
+    except for rounding in float32.
 
     Parameters
     ----------
     x
-        Floating-point, shape (..., inputs); any strides, also empty.
+        Input vectors of a floating-point type, shape (..., inputs), with any strides; may be empty.
     packed, layout
-        From ``pack`` of `tersor.kernels.integers`, `tersor.kernels.lookup` or
-        `tersor.kernels.panels`; on the device of x. They have no gradient.
+        Packed matrix and its sizes, from ``pack`` of `tersor.kernels.integers`,
+        `tersor.kernels.lookup` or `tersor.kernels.panels`; on the device of x. They have no
+        gradient.
     bias
-        Shape (rows,), or None.
+        Bias, shape (rows,), or None.
 
     Returns
     -------
     Tensor
-        Shape (..., rows), of x's type, or of that of an enclosing autocast region.
+        Shape (..., rows), of the type of x, or of the type of an enclosing autocast region.
+
+    Raises
+    ------
+    InputError
+        If shapes, types or devices do not fit together.
     """
-    if forward_derivatives_wanted():  # which operators of one's own lose
+    # Custom operators lose derivatives in forward mode; the reference does not.
+    if forward_derivatives_wanted():
         return autocast(reference(x, packed, bias, layout))
     result: Tensor = torch.ops.tersor.linear(x, list(packed), bias, list(layout))
     return autocast(result)
 
 
 def rows(index: Tensor, packed: Packed, layout: Layout) -> Tensor:
-    """Some rows of a packed matrix, without making the others.
+    """Return some rows of a packed matrix, without recomposing the others.
 
     Parameters
     ----------
     index
-        int64, shape (n,), from 0 to rows - 1.
+        Row numbers, int64, shape (n,), from 0 to rows - 1.
+    packed, layout
+        Packed matrix and its sizes, as for `linear`; on the device of the index.
 
     Returns
     -------
     Tensor
-        float32, shape (n, inputs). It has no gradient.
+        Rows, float32, shape (n, inputs). They have no gradient.
     """
     result: Tensor = torch.ops.tersor.rows(index, list(packed), list(layout))
     return result
 
 
 def reference(x: Tensor, packed: Packed, bias: Tensor | None, layout: Layout) -> Tensor:
-    """What `linear` is to compute, in plain torch: by the dense matrix."""
+    """Return the result that defines `linear`, computed in plain torch with the dense matrix."""
     bias = None if bias is None else bias.to(torch.float32)
     return F.linear(x.to(torch.float32), recompose(packed, layout), bias).to(x.dtype)
 
 
 def recompose(packed: Packed, layout: Layout) -> Tensor:
-    """The dense matrix, float32, shape (rows, inputs)."""
+    """Return the dense matrix, float32, shape (rows, inputs)."""
     every = torch.arange(layout.rows, device=packed[0].device)
     matrix: Tensor = _WAYS[len(layout)].rows_of(packed, layout, every)
     return matrix
 
 
 def autocast(y: Tensor) -> Tensor:
-    """An output in the type that an operator of torch gives in an enclosing autocast region."""
+    """Return an output in the type that torch's operators give in an enclosing autocast region."""
     kind = y.device.type
     if y.dtype is torch.float64 or not torch.is_autocast_enabled(kind):
         return y
@@ -156,29 +164,29 @@ def autocast(y: Tensor) -> Tensor:
 
 
 class Known(NamedTuple):
-    """A packed matrix as `native` takes it."""
+    """A packed matrix in the form that `native` takes."""
 
     compute: Any
-    """Native: product with buffers of input, bias and output, batch and threads."""
+    """Native function of the buffers of input, bias and output, the vectors and the threads."""
 
     inputs: int
     rows: int
     kept: Packed
-    """What it has the addresses of."""
+    """The tensors whose addresses ``compute`` has; kept here so that they are not freed."""
 
 
 def buffers(*tensors: Tensor) -> list[int]:
-    """Address and bytes of each tensor, as native kernels take them: they check the sizes."""
+    """Return address and bytes of each tensor for native kernels, which check the bytes."""
     return [number for tensor in tensors for number in (tensor.data_ptr(), tensor.nbytes)]
 
 
 def places(tensors: Iterable[Tensor]) -> list[int]:
-    """Where tensors are in memory: sharing them with a process moves them, and so does `set_`."""
+    """Return the addresses of tensors, to detect a move by `set_` or by sharing with a process."""
     return list(map(_address, tensors))
 
 
 def known(packed: Packed, layout: Layout) -> Known:
-    """What `native` needs to know of a packed matrix, whose tensors must stay where they are."""
+    """Return a packed matrix for `native`; its tensors must not move in memory afterwards."""
     way = _WAYS[len(layout)]
     check_place(torch.device("cpu"), *packed)
     way.check(packed, layout)
@@ -187,9 +195,9 @@ def known(packed: Packed, layout: Layout) -> Known:
 
 
 def native(x: Tensor, bias: Tensor | None, matrix: Known) -> Tensor:
-    """`linear` by the native kernels, on the CPU, of what `is_plain`.
+    """Return the result of `linear` by the native kernels, for inputs that are `is_plain`.
 
-    Of a small layer what is done in Python takes as long as the product, so there is little.
+    It does little, since for a small layer the Python code takes as long as the product.
     """
     compute, needed, rows, _ = matrix
     *batch, inputs = x.shape or (0,)
@@ -204,7 +212,7 @@ def native(x: Tensor, bias: Tensor | None, matrix: Known) -> Tensor:
         real = real.contiguous()
     if bias is not None and (bias.dtype is not _REAL or not bias.is_contiguous()):
         bias = bias.to(_REAL).contiguous()
-    # Numbers are parsed faster than a tuple of them.
+    # Single numbers, since the native module parses them faster than tuples.
     y = real.new_empty(*batch, rows)
     compute(
         real.data_ptr(),
@@ -220,7 +228,7 @@ def native(x: Tensor, bias: Tensor | None, matrix: Known) -> Tensor:
 
 
 def native_rows(index: Tensor, matrix: Known) -> Tensor:
-    """`rows` by the native kernel, on the CPU, of a matrix of integers."""
+    """Return the result of `rows` by the native kernel, on the CPU, of a matrix of integers."""
     index = index.to(torch.int64).contiguous()
     result = index.new_empty((len(index), matrix.inputs), dtype=_REAL)
     matrix.compute.rows(*buffers(index, result), len(index), _threads())
@@ -228,12 +236,12 @@ def native_rows(index: Tensor, matrix: Known) -> Tensor:
 
 
 def is_plain(x: Tensor, bias: Tensor | None = None, rows: int = 0) -> bool:
-    """Whether `native` may be called: no gradient, tracing, compilation or mode is wanted.
+    """Return whether `native` may be called without the operator, which takes longer.
 
-    And the bias, if there is one, is one number for each row.
-
-    The operator itself costs several times what a small layer takes: twice through Python. Looking
-    up the functions here costs, too, when nothing of torch is in the processor's caches.
+    It may if no gradient, tracing, compilation, mode or autocast is active, x is a plain tensor on
+    the CPU, and the bias, if any, is one number for each row. The operator goes through Python
+    twice, which takes several times as long as a small layer. The functions are global names here,
+    since looking them up in torch takes long too when torch is not in the processor's caches.
     """
     return (
         type(x) is Tensor
@@ -253,22 +261,20 @@ def is_plain(x: Tensor, bias: Tensor | None = None, rows: int = 0) -> bool:
 
 
 def forward_derivatives_wanted() -> bool:
-    """Whether `torch.autograd.forward_ad` or `torch.func.jvp` may follow what is computed."""
-    return getattr(_duals, "_current_level", 0) >= 0  # not public: where it is gone they might
+    """Return whether `torch.autograd.forward_ad` or `torch.func.jvp` may be active."""
+    # The level is private to torch; if a version has none, assume that they are active.
+    return getattr(_duals, "_current_level", 0) >= 0
 
 
 def fits(bias: Tensor | None, rows: int, x: Tensor) -> bool:
-    """Whether a bias is one real number for each row, beside the input.
-
-    If not, torch may know what to do with it, or says what is wrong.
-    """
+    """Return whether a bias is None, or one real number for each row on the device of the input."""
     return bias is None or (
         bias.shape == (rows,) and bias.is_floating_point() and bias.device == x.device
     )
 
 
 def _given(packed: Sequence[Tensor], layout: Sequence[int]) -> tuple[Any, Any, Any]:
-    """The way of packing, and its tensors and sizes, which fit each other."""
+    """Return the module of the way of packing, and the tensors and sizes, checked, in its types."""
     way = _WAYS.get(len(layout))
     if way is None or len(packed) != len(way.Packed._fields):
         raise InputError(
@@ -281,7 +287,7 @@ def _given(packed: Sequence[Tensor], layout: Sequence[int]) -> tuple[Any, Any, A
 
 
 def check_place(device: torch.device, *others: Tensor | None) -> None:
-    """Refuse tensors that are not all on one device: kernels do not look."""
+    """Raise an `InputError` if tensors are on different devices, which kernels do not check."""
     for other in others:
         if other is not None and other.device != device:
             raise InputError(
@@ -298,7 +304,7 @@ def _unfit(x: Tensor, rows: int, inputs: int) -> InputError:
 
 
 def check_bias(bias: Tensor | None, rows: int, x: Tensor) -> None:
-    """Refuse a bias that does not fit: kernels do not look."""
+    """Raise an `InputError` if a bias does not fit, which kernels do not check."""
     if bias is not None and not fits(bias, rows, x):
         raise InputError(
             f"the bias has shape {tuple(bias.shape)}, type {bias.dtype} and device {bias.device}, "
@@ -351,7 +357,7 @@ def _rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Tensor:
     check_place(index.device, *given)
     if instructions() and way is integers and index.device.type == "cpu":
         return native_rows(index, known(given, sizes))
-    # Else negative ones would be taken, and padding.
+    # Else negative numbers would count from the end, and numbers of padding rows give zeros.
     wanted = torch.where((index < 0) | (index >= sizes.rows), _NOWHERE, index)
     result: Tensor = way.rows_of(given, sizes, wanted)
     return result.contiguous()
@@ -366,7 +372,7 @@ def _fake_rows(index: Tensor, packed: list[Tensor], layout: Sequence[int]) -> Te
 
 @torch.library.register_fake("tersor::linear")  # type: ignore[untyped-decorator]
 def _fake(x: Tensor, packed: list[Tensor], bias: Tensor | None, layout: Sequence[int]) -> Tensor:
-    # Of an input on the CPU and a matrix that is nowhere the result would be what memory held.
+    # Else the result for a CPU input and a matrix on the meta device would be uninitialized memory.
     check_place(x.device, *packed, bias)
     return x.new_empty((*x.shape[:-1], layout[0]))
 

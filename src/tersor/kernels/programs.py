@@ -1,4 +1,4 @@
-"""The programs of GPUs that `tersor.kernels.gpu` runs, in Triton."""
+"""Define the Triton programs that `tersor.kernels.gpu` runs on a GPU."""
 
 import os
 
@@ -6,26 +6,29 @@ import triton
 import triton.language as tl
 
 ZEROS = tl.constexpr(0x55555555)
-"""A word of digits that stand for zero: higher ones of integers that have none."""
+"""A word of digits that all encode zero, for integers without higher digits."""
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton's interpreter runs these, for tests: on the CPU, and not to be timed."""
+"""Whether Triton's interpreter runs the programs, for tests on the CPU, without tuning of sizes."""
 
 
 def tuned(sizes, key, fits=None):
-    """The fastest of the sizes that fit (see `shape`), measured at the first call of its kind."""
+    """Return a decorator that measures sizes (see `shape`) and uses the fastest one that fits.
+
+    It measures at the first call for each combination of the arguments named in ``key``.
+    """
     prune = None if fits is None else {"early_config_prune": fits}
     return triton.autotune(sizes[:1] if INTERPRETED else sizes, key, prune_configs_by=prune)
 
 
 def shape(warps, stages, **blocks):
-    """Sizes of blocks, warps of a program, and loads that are under way."""
+    """Return a configuration: sizes of blocks, warps of a program, and loads in flight."""
     return triton.Config(blocks, num_warps=warps, num_stages=stages)
 
 
 def for_vectors(configs, arguments, VECTORS, **others):
-    """Few rows where each vector is alone; else as many as tensor cores take."""
+    """Return the configurations of few rows for a single vector, else those for tensor cores."""
     return [c for c in configs if (c.kwargs["BLOCK_R"] < 64) == (VECTORS == 1)]
 
 
@@ -34,7 +37,7 @@ def product_with_codebook(
     x, codebook, vector, t, p, inputs, tile, stride,
     SIGNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Tiles t of a vector times columns p of the codebook, or times signed sums p of four."""
+    """Return tiles t of a vector times columns p of the codebook, or signed sums p of four."""
     acc = tl.zeros((t.shape[0], p.shape[0]), tl.float32)
     for start in range(0, tile, DEPTH):
         i = start + tl.arange(0, DEPTH)
@@ -55,7 +58,7 @@ def product_with_codebook(
 
 @triton.jit
 def store_sums(y, acc, bias, row, vector, rows, batch):
-    """Sums of this program, (rows, vectors); those of the first also have the bias."""
+    """Store the sums of this program, (rows, vectors); the first program adds the bias."""
     part = tl.program_id(2)
     if bias is not None:
         biased = tl.where(part == 0, rows, 0)
@@ -67,10 +70,10 @@ def store_sums(y, acc, bias, row, vector, rows, batch):
 
 @triton.jit
 def place_of_column(column, vector, batch, split, wide, narrow, first):
-    """Where the transform of a vector has a column.
+    """Return the place of a column in the transform of a vector.
 
-    Of the columns of 4 bits, then of those of 2: for each of the 8 or 16 that a word has, all
-    vectors; of each vector, all words.
+    The columns of 4 bits come first, then those of 2 bits. In each part, for each of the 8 or 16
+    columns of a word in turn, there are all vectors, and for each vector all words.
     """
     is_narrow = column >= split
     within = tl.where(is_narrow, column - split, column)
@@ -85,7 +88,7 @@ def transform(
     x, codebook, scale, u, inputs, tile, tiles, positions, stride, batch, split, wide, narrow,
     first, DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """u = scale * C.T @ x by tiles, in the order of the words of digits; what pads it stays."""
+    """Store u = scale * C.T @ x by tiles, in the order of the words of digits, but no padding."""
     vector = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -102,9 +105,10 @@ def add_integers(
     acc, words, u, row, vector, rows, quads, batch, before, stride, narrow, middle, top,
     BITS: tl.constexpr, HIGHER: tl.constexpr, VECTORS: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """What integers of so many bits add: of 16 rows side by side, a word each after the other.
+    """Return the sums with the products of the integers of one section, and their higher digits.
 
-    Higher digits, of twice as many integers in a word, lie behind; what integers become are exact.
+    The words of 16 rows lie side by side, one word of each row after the other. Words of higher
+    digits, each of twice as many integers, lie behind. The integers are exact in the type of u.
     """
     each: tl.constexpr = 32 // BITS
     least: tl.constexpr = 88 if HIGHER else (8 if BITS == 4 else 1)
@@ -141,7 +145,7 @@ def add_integers(
         shape(4, 4, BLOCK_R=64, BLOCK_Q=16),
         shape(4, 3, BLOCK_R=64, BLOCK_Q=32),
         shape(8, 3, BLOCK_R=128, BLOCK_Q=16),
-        shape(4, 2, BLOCK_R=64, BLOCK_Q=16),  # fits the 99 KiB that GPUs of desktops share
+        shape(4, 2, BLOCK_R=64, BLOCK_Q=16),  # fits the 99 KiB of shared memory of desktop GPUs
         shape(4, 3, BLOCK_R=16, BLOCK_Q=64),
         shape(4, 3, BLOCK_R=16, BLOCK_Q=128),
         shape(4, 3, BLOCK_R=32, BLOCK_Q=32),
@@ -155,9 +159,9 @@ def multiply_integers(
     HIGHER: tl.constexpr, ESCAPES: tl.constexpr, VECTORS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """Z @ u, by words of 8 digits of 4 bits, then of 16 of 2 bits, then what does not fit.
+    """Store Z @ u: add words of 8 digits of 4 bits, then words of 16 of 2 bits, then escapes.
 
-    A single vector is multiplied without tensor cores, as most of what these do were for nothing.
+    A single vector is multiplied without tensor cores, which would waste most of their work.
     """
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     if VECTORS == 1:
@@ -191,7 +195,7 @@ def multiply_integers(
             escape = tl.load(escapes + begin[:, None] + e[None, :], there, 0).to(tl.int32)
             column = passed[:, None] + tl.cumsum(escape & 255, 1)
             passed += tl.sum(escape & 255, 1)
-            # Programs that share a block take turns.
+            # Programs that share a block take turns with the escapes.
             if start // some % tl.num_programs(2) == tl.program_id(2):
                 place = place_of_column(
                     column[:, None, :], vectors[None, :, None], batch, split, wide, narrow, first
@@ -204,7 +208,7 @@ def multiply_integers(
 
 @triton.jit
 def place_of_byte(row, n, number, SIGNS: tl.constexpr):
-    """Where byte n of a row is: of 32 rows side by side, one byte of each, or two."""
+    """Return the place of byte n of a row: 32 rows lie side by side, by one byte (signs) or two."""
     inside = n * 32 + row % 32 if SIGNS else n // 2 * 64 + row % 32 * 2 + n % 2
     return row // 32 * (number * 32) + inside
 
@@ -215,7 +219,7 @@ def make_tables(
     SIGNS: tl.constexpr, VECTORS: tl.constexpr,
     DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Of each tile, what all codes of 4 bits stand for; all vectors side by side."""
+    """Store the numbers that all codes of 4 bits mean for each tile, all vectors side by side."""
     vector = tl.program_id(0)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -242,7 +246,7 @@ def look_up(
     BYTES: tl.constexpr, SIGNS: tl.constexpr, VECTORS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Sums of what the codes of a row stand for: one look-up gives those of all vectors."""
+    """Store the sums of the numbers that the codes of a row mean; a look-up serves all vectors."""
     row, vector = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, VECTORS)
     acc = tl.zeros((BLOCK_N, BLOCK_R, VECTORS), tl.float32)
     for start in range(tl.program_id(2) * BLOCK_N, number, tl.num_programs(2) * BLOCK_N):
@@ -262,7 +266,7 @@ def look_up(
 
 @triton.jit
 def entry_of(tables, entry, vector, there):
-    """One entry of the tables, of all vectors."""
+    """Return one entry of the tables, for all vectors."""
     place = entry[:, :, None] * vector.shape[0] + vector[None, None, :]
     return tl.load(tables + place, there[:, :, None], 0)
 
@@ -271,7 +275,7 @@ def entry_of(tables, entry, vector, there):
     [
         shape(4, 3, BLOCK_R=64),
         shape(4, 4, BLOCK_R=32),
-        shape(4, 2, BLOCK_R=32),  # fits the same
+        shape(4, 2, BLOCK_R=32),  # fits these 99 KiB too
         shape(8, 3, BLOCK_R=64),
         shape(8, 3, BLOCK_R=128),
     ],
@@ -283,7 +287,7 @@ def multiply_recomposed(
     TILE: tl.constexpr, BYTES: tl.constexpr, SIGNS: tl.constexpr,
     DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, VECTORS: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """W @ x, with tiles of W that are sums of what their bytes are worth."""
+    """Store W @ x, with tiles of W recomposed as sums of the table entries of their bytes."""
     padded: tl.constexpr = (TILE + DEPTH - 1) // DEPTH * DEPTH
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     vector = tl.program_id(1).to(tl.int64) * VECTORS + tl.arange(0, VECTORS)

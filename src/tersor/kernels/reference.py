@@ -1,4 +1,4 @@
-"""Reference operators, in plain PyTorch: the definition of correct for every faster kernel."""
+"""Define the reference operators in plain PyTorch, against which all faster kernels are tested."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None]
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
-    """``2 ** exponent`` in float32, exactly, for int32 exponents from -126 to 127.
+    """Return exactly ``2 ** exponent`` in float32, for int32 exponents from -126 to 127.
 
-    `torch.ldexp` works in the default dtype, where a small power can underflow, and `torch.exp2`
-    promises no exact result; the bits of an IEEE 754 number do.
+    The result is made from the bits of an IEEE 754 number. `torch.ldexp` computes in the default
+    dtype, where a small power can underflow, and `torch.exp2` promises no exact result.
     """
     return ((exponent + 127) << 23).view(torch.float32)
 
 
 @torch.library.custom_op("tersor::recompose", mutates_args=())
 def recompose(codebook: Tensor, latent: Tensor, scale: Tensor, exponent: Tensor) -> Tensor:
-    """Tiles of a weight: ``scale * 2 ** exponent * codebook @ latent``, in float32.
+    """Return the tiles of a weight: ``scale * 2 ** exponent * codebook @ latent``, in float32.
 
-    One custom operator, so that an exported graph keeps it as one node and a faster kernel can
-    take its place.
+    This is a custom operator, so that an exported graph keeps it as one node, and a faster kernel
+    can replace it.
 
     Parameters
     ----------
     codebook
-        Floating-point, shape (d, k).
+        Codebook of a floating-point type, shape (d, k).
     latent
-        Floating-point, shape (k, n).
+        Latent of a floating-point type, shape (k, n).
     scale
-        Floating-point, shape (1,).
+        Scale of a floating-point type, shape (1,).
     exponent
-        int32, shape (1,), from -126 to 127. Has no gradient.
+        Exponent of a power of two, int32, shape (1,), from -126 to 127. It has no gradient.
 
     Returns
     -------
     Tensor
-        float32, shape (d, n); for integer-valued factors the same bits as `Factors.recompose`.
+        Tiles, float32, shape (d, n). For factors with integer values they have the same bits as
+        those of `Factors.recompose`.
     """
     return multiply(codebook, latent, scale.to(torch.float32) * power_of_two(exponent))
 
@@ -64,7 +65,7 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
     if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
         of_product = multiply(grad, latent.T, 1.0)
         of_codebook = (of_product * step).to(codebook.dtype)
-        # sum(grad * (C @ Z)) without another product over all tiles
+        # This is sum(grad * (C @ Z)), without another product over all tiles.
         of_scale = ((of_product * codebook).sum() * power).to(scale.dtype)
     if ctx.needs_input_grad[1]:
         of_latent = multiply(codebook.T, grad, step).to(latent.dtype)
