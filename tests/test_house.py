@@ -24,3 +24,10 @@ def test_the_map_shows_the_layers_in_their_order():
 def test_the_package_has_few_modules_of_its_own():
     names = {path.name for path in (ROOT / "src" / "tersor").glob("*.py")}
     assert len(names - {"__init__.py", "__main__.py"}) <= 12
+
+
+def test_the_method_page_names_modules_that_are_there():
+    page = (ROOT / "docs" / "method.md").read_text()
+    named = re.findall(r"`([a-z_/]+\.py)`", page)
+    assert len(named) > 10
+    assert [n for n in named if not (ROOT / "src" / "tersor" / n).exists()] == []
