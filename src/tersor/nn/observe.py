@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Look = Callable[[Tensor], object]
-"""Called with the first input of a module."""
+Look = Callable[..., object]
+"""Called with the arguments of a module."""
 
 
 @contextmanager
 def observing(
     model: nn.Module, looks: Mapping[nn.Module, Look], *, after: bool = False
 ) -> Iterator[None]:
-    """Evaluation mode, in which modules show their inputs; then all is as it was.
+    """Evaluation mode, in which modules show their arguments; then all is as it was.
 
     They do so before they are called, or ``after``, when what they refuse has raised their errors.
     """
@@ -37,10 +37,24 @@ def observing(
             module.training = training
 
 
+def at_input(look: Callable[[Tensor], object]) -> Look:
+    """Look at the first input of a module, if that is a tensor."""
+
+    def show(*args: Any, **kwargs: Any) -> None:
+        if (x := first_input(args, kwargs)) is not None:
+            look(x)
+
+    return show
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The first argument of a module, if that is a tensor."""
+    x = args[0] if args else kwargs.get("input")
+    return x if isinstance(x, Tensor) else None
+
+
 def _hook(look: Look) -> Callable[..., None]:
     def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *_: Any) -> None:
-        x = args[0] if args else kwargs.get("input")
-        if isinstance(x, Tensor):
-            look(x)
+        look(*args, **kwargs)
 
     return show
