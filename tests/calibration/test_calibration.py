@@ -232,6 +232,14 @@ def test_transformer_layers_are_seen():
     assert set(found.rows.values()) == {70} and not found.skipped
 
 
+def test_transformer_layers_with_padding_are_seen():
+    layer = nn.TransformerEncoderLayer(16, 2, dim_feedforward=32, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), draw(10, 7, 16)
+    padding = (torch.arange(7) > 4).expand(10, 7)
+    found = tersor.calibrate(model, [{"src": x, "src_key_padding_mask": padding}])
+    assert set(found.rows.values()) == {70} and torch.backends.mha.get_fastpath_enabled()
+
+
 def test_groups_have_their_own_moments_unless_that_is_large(monkeypatch):
     model, x = nn.Conv2d(32, 32, 3, padding=1, groups=8), draw(4, 32, 5, 5)
     found = tersor.calibrate(model, [x])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Look = Callable[..., object]
@@ -19,7 +20,9 @@ def observing(
     """Evaluation mode, in which modules show their arguments; then all is as it was.
 
     They do so before they are called, or ``after``, when what they refuse has raised their errors.
+    Transformer layers of torch take no shortcut past their modules, and no nested tensors.
     """
+    shortcut = torch.backends.mha.get_fastpath_enabled()
     modes = {module: module.training for module in model.modules()}
     handles = [
         module.register_forward_hook(_hook(look), with_kwargs=True)
@@ -29,8 +32,10 @@ def observing(
     ]
     try:
         model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(shortcut)
         for handle in handles:
             handle.remove()
         for module, training in modes.items():
