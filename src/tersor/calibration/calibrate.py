@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tersor.calibration.importance import importances
-from tersor.calibration.moments import Layer, Moment
+from tersor.calibration.inputs import callers, inputs_of, is_observable
+from tersor.calibration.moments import Convolution, Moment
 from tersor.calibration.samples import NEEDED, batches_of, call, check_loader
 from tersor.errors import InputError, explained
 from tersor.nn.checks import check_model
@@ -145,11 +146,11 @@ def calibrate(
 ) -> Calibration:
     """Measure which weights of a model, and which of their inputs, matter to its output.
 
-    Inputs are measured, by their second moments, of Linear, Conv1d, Conv2d and Conv3d modules whose
-    weights `tersor.compress` would factor, except for rows longer than 4096. Embeddings are not
-    among them: what reaches those is no vector. Each weight takes 4 m² bytes, where m is the length
-    of its rows. Vectors of padding tokens count like others: batches of texts of about one length
-    are better.
+    Inputs are measured, by their second moments, of weights that `tersor.compress` would factor in
+    Linear, Conv1d, Conv2d and Conv3d, LSTM, GRU, RNN and their cells, MultiheadAttention and
+    Bilinear, except for rows longer than 4096. Embeddings are not among them: what reaches those
+    is no vector. Each weight takes 4 m² bytes, where m is the length of its rows. Vectors of
+    padding tokens count like others: batches of texts of about one length are better.
 
     The importance of each weight is measured by adding noise to the weight and comparing the output
     of the model with the original output. This takes four of the batches, chosen at random, so that
@@ -327,18 +328,22 @@ def _prepare(
 ) -> tuple[dict[str, Moment], dict[nn.Module, Look], dict[str, str]]:
     """Return empty moments by name, functions that fill them, and the weights without, and why."""
     moments: dict[str, Moment] = {}
-    looks: dict[nn.Module, Look] = {}
+    filled: dict[tuple[nn.Module, str], str] = {}
     skipped: dict[str, str] = {}
     for name, sites in _factored_weights(model).items():
         reason = _reason_to_skip(sites)
         if reason is not None:
             skipped[name] = reason
             continue
-        layers = [cast(Layer, site.module) for site in sites]
-        moments[name] = Moment(_groups(layers), math.prod(layers[0].weight.shape[1:]))
-        for layer in layers:
-            looks[layer] = partial(_look, name, moments[name], layer)
-    return moments, looks, skipped
+        moments[name] = Moment(_groups(sites), math.prod(sites[0].weight.shape[1:]))
+        filled |= {(site.module, site.attribute): name for site in sites}
+
+    def look(module: nn.Module) -> Look:
+        return partial(_look, moments, filled, module)
+
+    above = callers(model)
+    watched = [above.get(module, module) for module, _ in filled]
+    return moments, {module: look(module) for module in watched}, skipped
 
 
 def _factored_weights(model: nn.Module) -> dict[str, list[Site]]:
@@ -360,27 +365,39 @@ def _reason_to_skip(sites: list[Site]) -> str | None:
         kind = dense.__name__
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             return f"used by the {kind}, whose inputs are no vectors"
-        if not isinstance(module, Layer) or attribute != "weight":
-            return f"used by the {kind}, which is no Linear, Conv1d, Conv2d or Conv3d"
+        if not is_observable(module, attribute):
+            return f"used by the {kind}, whose inputs are not measured"
         if (length := math.prod(weight.shape[1:])) > _MOST_INPUTS:
             return f"its rows have {length} inputs, more than {_MOST_INPUTS}"
     return None
 
 
-def _groups(layers: list[Layer]) -> int:
+def _groups(sites: list[Site]) -> int:
     """Groups with moments of their own: all, or one that takes in the vectors of all."""
-    groups = {layer.groups if not isinstance(layer, nn.Linear) else 1 for layer in layers}
-    inputs = math.prod(layers[0].weight.shape[1:])
+    modules = [site.module for site in sites]
+    groups = {module.groups if isinstance(module, Convolution) else 1 for module in modules}
+    inputs = math.prod(sites[0].weight.shape[1:])
     largest = max(groups)
     return largest if len(groups) == 1 and largest * inputs**2 <= _MOST_GROUPED else 1
 
 
-def _look(name: str, moment: Moment, layer: Layer, x: Tensor) -> None:
-    if not bool(x.isfinite().all()):
-        raise InputError(
-            f"inputs of the module of {name!r} are NaN or infinite; check the batches and the model"
-        )
-    moment.add(layer, x)
+def _look(
+    moments: Mapping[str, Moment],
+    filled: Mapping[tuple[nn.Module, str], str],
+    module: nn.Module,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    for owner, attribute, x in inputs_of(module, *args, **kwargs):
+        name = filled.get((owner, attribute))
+        if name is None:
+            continue
+        if not bool(x.isfinite().all()):
+            raise InputError(
+                f"inputs of the module of {name!r} are NaN or infinite; check the batches and the "
+                "model"
+            )
+        moments[name].add(owner, x)
 
 
 def _share_done(seen: int, samples: int | None, batches: int, loader: Iterable[Any]) -> float:

@@ -1,4 +1,4 @@
-"""Second moments of the inputs of linear layers and convolutions, summed in bounded memory."""
+"""Second moments of what weights are multiplied by, summed in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-"""Modules whose output is their weight, as a matrix, times vectors that can be observed."""
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+Layer = nn.Linear | Convolution
+"""Modules whose output is their weight, as a matrix, times vectors that are seen in their input."""
 
 _MOST_ROWS = 2**18
 """Approximate largest number of vectors over which moments in two models are taken."""
@@ -35,8 +37,11 @@ class Moment:
         self.groups, self.inputs, self.rows = groups, inputs, 0
         self._total: Tensor | None = None
 
-    def add(self, layer: Layer, x: Tensor) -> None:
-        """Count in all vectors that the weight of a layer is multiplied by when it is given x."""
+    def add(self, layer: nn.Module, x: Tensor) -> None:
+        """Count in all vectors that the weight of a layer is multiplied by when it is given x.
+
+        Of layers that are no convolutions the vectors are along the last axis.
+        """
         if self._total is None:
             self._total = torch.zeros(self.groups, self.inputs, self.inputs, device=x.device)
         vectors, positions = input_vectors(layer, x)
@@ -143,13 +148,13 @@ def energy(weight: Tensor, moments: Tensor | None) -> float:
     return float(((rows @ moments) * rows).sum(dtype=torch.float64))
 
 
-def input_vectors(layer: Layer, x: Tensor) -> tuple[Tensor, int]:
+def input_vectors(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
     """View (groups, *positions, *row) of what a weight is multiplied by; the axes of positions.
 
     The last axes, together, are the inputs in the order of a flattened row of the weight. In a
     convolution elements overlap: a copy would be as many times larger as the window has elements.
     """
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, Convolution):
         return x.reshape(1, -1, x.shape[-1]), 1
     axes = len(layer.kernel_size)
     if x.ndim == axes + 1:
@@ -179,7 +184,7 @@ def _thinned(vectors: Tensor, positions: int, most: int) -> tuple[Tensor, int]:
     return vectors, positions
 
 
-def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
+def _padding(layer: Convolution) -> list[int]:
     """Padding as `F.pad` takes it, which is what the module's own forward does or amounts to."""
     if layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return [width for width in reversed(layer.padding) for _ in range(2)]

@@ -21,7 +21,7 @@ from tersor.factors import Factors
 from tersor.io import archive_of
 from tersor.nn import FactoredWeight, HeldWeight, insert_factors, state
 from tersor.nn.lockstep import Call, DivergedError, Stop, lockstep
-from tersor.nn.observe import observing
+from tersor.nn.observe import Look, at_input, observing
 from tersor.nn.owner import SUFFIX
 from tersor.nn.sites import Weight, find_sites, join_names
 from tersor.nn.source import dense
@@ -168,8 +168,8 @@ def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Lay
     }
     called: dict[nn.Module, int] = {}
 
-    def note(module: nn.Module) -> Callable[[Tensor], object]:
-        return lambda x: called.update({module: called.get(module, 0) + 1})
+    def note(module: nn.Module) -> Look:
+        return at_input(lambda _: called.update({module: called.get(module, 0) + 1}))
 
     with observing(model, {module: note(module) for module in wanted}):
         call(model)

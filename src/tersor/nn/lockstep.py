@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tersor.nn.observe import observing
+from tersor.nn.observe import Look, at_input, observing
 
 Call = Callable[[nn.Module], object]
 """Function that calls a model with one batch."""
@@ -160,8 +159,8 @@ def _running(
 
 def _looks(
     model: nn.Module, names: Sequence[str], here: threading.local
-) -> Mapping[nn.Module, Callable[[Tensor], Any]]:
-    def look(name: str) -> Callable[[Tensor], Any]:
-        return lambda x: here.run.stop(name, x)
+) -> Mapping[nn.Module, Look]:
+    def look(name: str) -> Look:
+        return at_input(lambda x: here.run.stop(name, x))
 
     return {model.get_submodule(name): look(name) for name in names}
