@@ -1,8 +1,8 @@
-"""What the weights of a module are multiplied by in a call of it.
+"""Find the vectors that the weights of a module are multiplied by when the module is called.
 
-Of linear layers and convolutions that is their input. Recurrent layers are run again, step by step,
-since what reaches their inner layers, and their states between the steps, are not to be seen from
-outside.
+For linear layers and convolutions these are the inputs of the module. Recurrent layers are run
+again, step by step, because hooks see neither the inputs of their inner layers nor their states
+between the steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def callers(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 
 def inputs_of(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[Input]:
-    """What each weight is multiplied by when a module is called with these arguments.
+    """Yield the tensors that each weight is multiplied by when a module gets these arguments.
 
     A weight may come several times. The module is in evaluation mode.
     """
