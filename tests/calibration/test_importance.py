@@ -52,6 +52,24 @@ def test_importance_is_the_error_of_the_output():
     assert calibration.importance["loud.weight"] * squared == pytest.approx(share, rel=0.15)
 
 
+def test_weights_of_which_little_noise_spoils_the_output():
+    class Waves(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(100 * super().forward(x))
+
+    torch.manual_seed(0)
+    dense, x = Waves(nn.Linear(32, 32)), torch.randn(400, 32)
+    calibration = tersor.calibrate(dense, [x])
+    changed, error = copy.deepcopy(dense), 3e-4 * torch.randn(32, 32)
+    with torch.no_grad():
+        changed[0].weight += error
+        wanted, now = dense(x), changed(x)
+    squared = float(((error @ calibration.metric("0.weight")) * error).sum())
+    share = float((now - wanted).square().sum() / wanted.square().sum())
+    assert 0.01 < share < 0.2
+    assert calibration.importance["0.weight"] * squared == pytest.approx(share, rel=0.3)
+
+
 @pytest.mark.parametrize("folded", [False, True])
 def test_the_model_is_as_before(folded):
     dense = model()

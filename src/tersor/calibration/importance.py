@@ -28,6 +28,12 @@ from tersor.tiling import as_float32
 NOISE = 0.05
 """Energy of the noise in a layer's output, as a share of the output's energy: 13 dB."""
 
+_SATURATED = 0.5
+"""Errors of the output above this grow less than the noise: that is then tried with a tenth."""
+
+_FAINTEST = 1e-6
+"""Share of the noise below which none is tried."""
+
 _LEAST = 1e-9
 """Smallest importance, as a share of the largest: a weight without effect still gets a step."""
 
@@ -49,7 +55,8 @@ def importances(
 
     Noise is added to one weight at a time, while all others are unchanged. Normalisation is
     matched, as it will be after compression. A layer therefore counts less if later layers damp
-    its errors, or if normalisation removes them.
+    its errors, or if normalisation removes them. If the noise leaves nothing of the output, weaker
+    noise is tried too.
 
     Parameters
     ----------
@@ -90,13 +97,27 @@ def importances(
     for number, (name, weight) in enumerate(weights.items()):
         progress(f"importance of {name}", number / len(weights))
         noise, size = _noise(name, as_float32(weight), metric(name))
-        with _changed(model, weight, noise):
-            error = mean_share(_matched_outputs(model, before, calls), wanted)
-        found[name] = error / size
-        if error <= min(_ROUNDING * rounding, _NOTHING):
+
+        def error_of(part: float, weight: nn.Parameter = weight, noise: Tensor = noise) -> float:
+            with _changed(model, weight, math.sqrt(part) * noise):
+                return mean_share(_matched_outputs(model, before, calls), wanted)
+
+        errors = _unsaturated(error_of)
+        found[name] = max(error / (part * size) for part, error in errors.items())
+        if errors[1.0] <= min(_ROUNDING * rounding, _NOTHING):
             idle.append(name)
     least = _LEAST * max(found.values(), default=0.0)
     return {name: max(value, least) or 1.0 for name, value in found.items()}, idle
+
+
+def _unsaturated(error_of: Callable[[float], float]) -> dict[float, float]:
+    """Errors of the output by the share of the noise, which falls until something is left."""
+    part = 1.0
+    errors = {part: error_of(part)}
+    while errors[part] > _SATURATED and part > _FAINTEST:
+        part /= 10
+        errors[part] = error_of(part)
+    return errors
 
 
 def _matched_outputs(
