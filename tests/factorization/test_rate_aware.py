@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import tersor
 from tersor import _native
 from tersor.coding.rate import LARGEST, TRELLISES, distortion_bound
 from tersor.factorization import rate_aware as ra
@@ -26,6 +27,7 @@ from tersor.factorization.rate_aware import (
 from tersor.factorization.solve import Quadratic, distortion
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, signal_to_noise
+from tersor.nn import insert_factors
 
 seeds = st.integers(0, 2**31)
 STATES = (1, *sorted(TRELLISES))
@@ -186,6 +188,25 @@ def test_tiny_steps_are_enlarged_until_integers_can_be_coded():
     assert int(factors.latent.abs().max()) <= LARGEST
     assert signal_to_noise(weight, factors) > 50
     assert factors.nbytes > 0
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("tile", [1, 8, 24])
+def test_one_large_weight_does_not_make_all_others_coarse(tile: int, calibrated: bool, tmp_path):
+    weight = torch.randn(96, 24, generator=torch.Generator().manual_seed(0))
+    weight[3, 5] = 4000.0
+    factors = factorize_weight(weight, tile, 0.2, moments=torch.eye(24) if calibrated else None)
+    assert factors.rank > tile and factors.latent.abs().max() <= LARGEST
+    assert (weight - factors.recompose()).abs().max() < 0.4  # 0.98 is the least step of one part
+    module = torch.nn.Linear(24, 96, bias=False)
+    insert_factors(module, {"weight": factors})
+    tersor.save(module, tmp_path / "model.tersor")
+    read = tersor.load_state_dict(tmp_path / "model.tersor")["weight"]
+    assert torch.equal(read, factors.recompose())
+    x = torch.randn(5, 24)
+    wanted = module(x)
+    tersor.optimize(module, inputs=x)
+    torch.testing.assert_close(module(x), wanted, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("energy", [1.0, 1e3, 1e6])

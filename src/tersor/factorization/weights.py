@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,10 @@ from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 _SMALLEST_STEP = 2.0**-110
 """Smallest step size. A scale is smaller by the 8 bits of the codebook, and must be a normal number
 of float32."""
+
+_FINER = 8.0
+"""Times that a step may be smaller than the smallest that the coder has integers for: with two
+columns of the codebook in place of one."""
 
 SIGNS = 16
 """Number of signs of a tile: two bytes of the look-up kernels."""
@@ -38,8 +44,9 @@ def factorize_weight(
     tile
         Tile size d.
     step
-        Step size, the spacing of the latent's grid, in units of the weight. It is enlarged if
-        integers would be too large for the coder or for an exact product.
+        Step size, the spacing of the latent's grid, in units of the weight. If integers would be
+        too large for the coder, the codebook has further columns, for multiples of a coarser grid.
+        If they would be too large for an exact product, the step is enlarged.
     moments
         Positive definite second moments of the inputs, (m, m), with m the length of a flattened
         row. If given, the error of the layer's output is minimised, else the error of the weight.
@@ -58,7 +65,11 @@ def factorize_weight(
     # The norm of a tile bounds its product with any axis. Tiles are divided by the largest
     # magnitude first, since squares may overflow.
     norm = scale * float(tiling.split(values / scale).norm(dim=0).amax())
-    step = max(step, norm / (LARGEST - 1), _SMALLEST_STEP)
+    least = norm / (LARGEST - 1)
+    if (step := max(step, least / _FINER, _SMALLEST_STEP)) < least:
+        unit = 2.0 ** math.ceil(math.log2(least / step))
+        parts = _in_two_parts(weight, tile, step, unit, moments)
+        return parts or factorize_weight(weight, tile, 1.5 * step, moments=moments, states=states)
     while True:
         step = float(torch.tensor(step, dtype=torch.float32))
         if moments is None:
@@ -75,6 +86,28 @@ def factorize_weight(
             latent = natural_order(latent.to(torch.int16), tiling.slices)
             return _factors(codebook, latent, step * 2.0**exponent, weight)
         step *= 1.5
+
+
+def _in_two_parts(
+    weight: Tensor, tile: int, step: float, unit: float, moments: Tensor | None
+) -> Factors | None:
+    """Return factors of two parts, multiples of ``unit`` steps and the rest.
+
+    Integers of one part would be too large. None if the product would not be exact.
+    """
+    tiling, values = Tiling(tuple(weight.shape), tile), as_float32(weight)
+    step = float(torch.tensor(step, dtype=torch.float32))
+    multiples = (tiling.split(values) / (unit * step)).round()
+    rest = values - tiling.join(multiples) * (unit * step)
+    fine = factorize_weight(rest, tile, step, moments=moments)
+    scale = min(fine.scale, unit * step) if fine.rank else unit * step
+    column = unit * step / scale
+    codebook = torch.cat([column * torch.eye(tile), fine.codebook * (fine.scale / scale)], dim=1)
+    latent = torch.cat([multiples, fine.latent.float()])
+    if column % 1 or column > LARGEST or largest_sum(codebook, latent) > EXACT_INTEGERS:
+        return None
+    live = latent.any(dim=1)
+    return _factors(codebook[:, live], latent[live], scale, weight)
 
 
 def factorize_signs(weight: Tensor, tile: int, *, moments: Tensor | None = None) -> Factors:
