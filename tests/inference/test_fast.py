@@ -127,7 +127,7 @@ def test_saved_again_it_is_the_same(loaded, path, tmp_path):
 @pytest.mark.parametrize("native", [True, False])
 def test_any_input(loaded, native, monkeypatch):
     if not native:
-        monkeypatch.setattr("tersor.kernels.product._kernels", None)
+        monkeypatch.setattr("tersor.kernels.cpu._kernels", None)
     dense = copy.deepcopy(loaded)
     tersor.optimize(loaded, "factored")
     x = torch.randn(3, 8, 100, generator=torch.Generator().manual_seed(2))

@@ -11,7 +11,9 @@ from test_lookup import packed as packed_lookup
 from test_product import random_factors, relative_error
 from torch import Tensor
 
-from tersor.kernels import integers, panels, product
+from tersor.kernels import cpu, product
+from tersor.kernels.integers import Integers
+from tersor.kernels.panels import Panels
 from tersor.kernels.product import reference
 
 pytestmark = pytest.mark.slow
@@ -37,7 +39,7 @@ def packed_integers(*args, divided=()):
     factors = random_factors(*args)
     by = torch.tensor(divided, dtype=torch.int16)[:, None]
     factors.latent[factors.rank - len(divided) :] //= by
-    return integers.pack(factors)
+    return Integers.pack(factors)
 
 
 INTEGERS = {
@@ -60,24 +62,24 @@ MATRICES = INTEGERS | LOOKUPS
 
 
 def moved(matrix):
-    given, layout = matrix
-    return type(given)(*(t.to(DEVICE) for t in given)), layout
+    return matrix.of([t.to(DEVICE) for t in matrix.tensors], matrix.layout)
 
 
 def check(x, matrix, bias=None):
-    given, layout = moved(matrix)
+    matrix = moved(matrix)
     x, bias = x.to(DEVICE), None if bias is None else bias.to(DEVICE)
-    got = gpu.linear(x, given, bias, layout)
-    expected = reference(x, given, bias, layout)
+    got = gpu.linear(x, matrix, bias)
+    expected = reference(x, matrix, bias)
     assert got.shape == expected.shape and got.dtype == x.dtype and got.device == x.device
-    exact = reference(x.float(), given, bias, layout)
+    exact = reference(x.float(), matrix, bias)
     assert relative_error(got.float(), exact) <= ERRORS[x.dtype]
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_product_is_right(name: str, batch: int) -> None:
-    _, layout = matrix = MATRICES[name]
+    matrix = MATRICES[name]
+    layout = matrix.layout
     check(torch.randn(batch, layout.inputs), matrix, torch.randn(layout.rows))
 
 
@@ -85,16 +87,19 @@ def test_the_product_is_right(name: str, batch: int) -> None:
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("name", ["all widths and escapes", "signs", "integers"])
 def test_data_types(name: str, batch: int, dtype: torch.dtype) -> None:
-    _, layout = matrix = MATRICES[name]
+    matrix = MATRICES[name]
+    layout = matrix.layout
     check(torch.randn(batch, layout.inputs).to(dtype), matrix, torch.randn(layout.rows).to(dtype))
 
 
 def test_widths_and_escapes_occur() -> None:
-    given, layout = MATRICES["both widths and escapes"]
+    matrix = MATRICES["both widths and escapes"]
+    given, layout = matrix.tensors, matrix.layout
     assert layout.wide and layout.narrow and len(given.escapes) > 20
-    assert MATRICES["2 bits"][1].wide == MATRICES["4 bits"][1].narrow == 0
-    assert MATRICES["6 bits"][1].middle and not MATRICES["6 bits"][1].top
-    given, layout = MATRICES["all widths and escapes"]
+    assert MATRICES["2 bits"].layout.wide == MATRICES["4 bits"].layout.narrow == 0
+    assert MATRICES["6 bits"].layout.middle and not MATRICES["6 bits"].layout.top
+    matrix = MATRICES["all widths and escapes"]
+    given, layout = matrix.tensors, matrix.layout
     assert 0 < layout.top < layout.middle < layout.wide and layout.narrow
     assert len(given.escapes) > 100
 
@@ -105,8 +110,7 @@ def test_many_escapes(batch: int) -> None:
     factors = random_factors(20, 400)
     factors.latent[0, 3::7] = 4000
     factors.latent[0, 400:800:2] = -4000
-    given, layout = integers.pack(factors)
-    check(torch.randn(batch, 400), (given, layout))
+    check(torch.randn(batch, 400), Integers.pack(factors))
 
 
 @pytest.mark.parametrize("name", ["all widths and escapes", "signs"])
@@ -114,7 +118,8 @@ def test_many_escapes(batch: int) -> None:
 def test_shared_blocks_and_single_ones_agree(
     name: str, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, layout = moved(MATRICES[name])
+    matrix = moved(MATRICES[name])
+    layout = matrix.layout
     x, bias = torch.randn(batch, layout.inputs, device=DEVICE), torch.ones(layout.rows).to(DEVICE)
     parts = []
     room = gpu._parts
@@ -124,54 +129,60 @@ def test_shared_blocks_and_single_ones_agree(
         return parts[-1]
 
     monkeypatch.setattr(gpu, "_parts", shared)
-    several = gpu.linear(x, given, bias, layout)
+    several = gpu.linear(x, matrix, bias)
     monkeypatch.setattr(gpu, "_PROGRAMS", 1)
-    one = gpu.linear(x, given, bias, layout)
+    one = gpu.linear(x, matrix, bias)
     assert [len(p) for p in parts] == [3, 1]
     torch.testing.assert_close(several, one, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["4 bits", "signs"])
 def test_leading_axes_and_strides(name: str) -> None:
-    given, layout = moved(MATRICES[name])
+    matrix = moved(MATRICES[name])
+    layout = matrix.layout
     x = torch.randn(layout.inputs, 2, 3, device=DEVICE).permute(1, 2, 0)
-    y = gpu.linear(x, given, None, layout)
+    y = gpu.linear(x, matrix, None)
     assert y.shape == (2, 3, layout.rows)
-    flat = gpu.linear(x.reshape(6, -1), given, None, layout)
+    flat = gpu.linear(x.reshape(6, -1), matrix, None)
     assert torch.equal(y.reshape(6, -1), flat)
-    assert gpu.linear(x[0, 0], given, None, layout).shape == (layout.rows,)
-    assert gpu.linear(x[:0], given, None, layout).shape == (0, 3, layout.rows)
+    assert gpu.linear(x[0, 0], matrix, None).shape == (layout.rows,)
+    assert gpu.linear(x[:0], matrix, None).shape == (0, 3, layout.rows)
 
 
 @pytest.mark.parametrize("name", ["4 bits", "signs", "integers"])
 @pytest.mark.parametrize("batch", [2, 6])
 def test_what_is_not_finite_stays_in_its_item(name: str, batch: int) -> None:
-    given, layout = moved(MATRICES[name])
+    matrix = moved(MATRICES[name])
+    layout = matrix.layout
     x = torch.randn(batch, layout.inputs, device=DEVICE)
     x[1, 20] = torch.nan
-    y = gpu.linear(x, given, None, layout)
+    y = gpu.linear(x, matrix, None)
     assert y[1].isnan().any() and y[torch.arange(batch) != 1].isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["4 bits", "signs"])
 def test_the_operator_is_well_formed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "_kernel_of", lambda device, way: gpu.linear)
-    given, layout = moved(MATRICES[name])
+    monkeypatch.setattr(product, "_kernel_of", lambda device, kind: gpu.linear)
+    matrix = moved(MATRICES[name])
+    layout = matrix.layout
     for batch, grad in ((1, True), (5, False)):
         x = torch.randn(batch, layout.inputs, device=DEVICE, requires_grad=grad)
         bias = torch.randn(layout.rows, device=DEVICE, requires_grad=grad)
-        torch.library.opcheck(torch.ops.tersor.linear.default, (x, list(given), bias, list(layout)))
+        torch.library.opcheck(
+            torch.ops.tersor.linear.default,
+            (x, list(matrix.tensors), bias, matrix.name, list(layout)),
+        )
 
 
 def test_which_kernels_run_where(monkeypatch: pytest.MonkeyPatch) -> None:
     here = torch.device("cuda", 0)
     monkeypatch.setattr(product, "missing_on", lambda device: "")
-    assert product._kernel_of(here, integers) is gpu.linear
-    assert product._kernel_of(here, panels) is reference  # those of a model moved afterwards
+    assert product._kernel_of(here, Integers) is gpu.linear
+    assert product._kernel_of(here, Panels) is reference  # those of a model moved afterwards
     monkeypatch.setattr(product, "missing_on", lambda device: "no triton")
-    assert product._kernel_of(here, integers) is reference
-    monkeypatch.setattr(product, "_kernels", None)
-    assert product._kernel_of(torch.device("cpu"), integers) is reference
+    assert product._kernel_of(here, Integers) is reference
+    monkeypatch.setattr(cpu, "_kernels", None)
+    assert product._kernel_of(torch.device("cpu"), Integers) is reference
 
 
 COMPILE = """

@@ -217,7 +217,7 @@ def _own_forms(use: Use) -> list[type[FrozenWeight]]:
         return []
     factors = use.holder.to_factors()
     own: list[type[FrozenWeight]] = [
-        form for form in (LookupWeight, PackedWeight) if form.way.packable(factors)
+        form for form in (LookupWeight, PackedWeight) if form.packing.packable(factors)
     ]
     if use.holder.device.type != "cpu":  # there are no special kernels for convolutions on GPUs
         return own

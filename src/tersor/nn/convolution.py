@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeGuard, cast
+from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from tersor.factors import Factors
-from tersor.kernels import convolution, direct, listed, product
-from tersor.kernels.convolution import DIRECT, LISTED, PLAIN, Place, Weight
+from tersor.kernels import convolution, cpu, direct
+from tersor.kernels.arguments import check_device, fits
+from tersor.kernels.convolution import Place
+from tersor.kernels.direct import Direct
+from tersor.kernels.listed import Listed
+from tersor.kernels.packing import Filters
 from tersor.nn.frozen import DenseWeight, FrozenWeight, dense, gone
 
 Convolution = nn.Conv1d | nn.Conv2d
@@ -61,9 +65,9 @@ class PackedConvolution(FrozenWeight):
         Data type of the weight.
     """
 
+    packing: ClassVar[type[Filters]]
+    layout: Any
     _names: tuple[str, ...]
-    _layout: tuple[int, ...]
-    _way: int
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
@@ -84,9 +88,9 @@ class PackedConvolution(FrozenWeight):
         return cls.suits(module)
 
     @property
-    def packed(self) -> Weight:
-        """Return the kind of packing, the tensors and the layout, as the kernels take them."""
-        return self._way, [getattr(self, name) for name in self._names], self._layout
+    def packed(self) -> Filters:
+        """Return the packed weight, as the kernels take it."""
+        return self.packing.of([getattr(self, name) for name in self._names], self.layout)
 
     def convolve(self, module: Convolution, x: Tensor) -> Tensor:
         """Return the result of `nn.Conv1d` or `nn.Conv2d` with this weight, by ``tersor::conv2d``.
@@ -99,21 +103,21 @@ class PackedConvolution(FrozenWeight):
             bias = module._parameters["bias"]  # faster than reading the attribute
         except KeyError:
             bias = module.bias
-        rows, settings = self._layout[0], (module.stride, module.padding, module.dilation)
+        rows, settings = self.layout.rows, (module.stride, module.padding, module.dilation)
         key = (module, x.shape, settings, module.padding_mode, module.groups)
-        is_plain = product.is_plain(x, bias, rows)
+        is_plain = cpu.is_plain(x, bias, rows)
         if is_plain:
             plan = self._planned(key)
             if plan is not None:
                 return convolution.run(x, bias, plan)
-        product.check_place(x.device, bias)  # with a bias elsewhere, torch reads arbitrary memory
-        if not self.suits(module) or not product.fits(bias, rows, x):
+        check_device(x.device, bias)  # with a bias elsewhere, torch reads arbitrary memory
+        if not self.suits(module) or not fits(bias, rows, x):
             return super().convolve(module, x)  # torch pads, or raises a clear error
         spatial = 1 if isinstance(module, nn.Conv1d) else 2
         place, alone = place_of(module), (1,) * (2 - spatial)
         size, kernel = alone + x.shape[-spatial:], alone + module.kernel_size
-        fits = x.dim() - spatial in (1, 2) and x.shape[-spatial - 1] == module.in_channels
-        if not fits or not x.is_floating_point() or min(place.output(size, kernel)) < 1:
+        is_image = x.dim() - spatial in (1, 2) and x.shape[-spatial - 1] == module.in_channels
+        if not is_image or not x.is_floating_point() or min(place.output(size, kernel)) < 1:
             return super().convolve(module, x)  # torch raises a clear error
         batch = x.shape[0] if x.dim() == spatial + 2 else 1
         shape = (batch, module.in_channels, *size)
@@ -129,7 +133,7 @@ class PackedConvolution(FrozenWeight):
 
     def _planned(self, key: tuple[Any, ...]) -> convolution.Plan | None:
         """Return the plan for such a call, or None if there is none or the tensors have moved."""
-        places = product.places(self._buffers.values())  # type: ignore[arg-type]
+        places = cpu.places(self._buffers.values())  # type: ignore[arg-type]
         if places != self._places:
             self._forget_plans()
             self._places = places
@@ -149,13 +153,13 @@ class ListedWeight(PackedConvolution):
     """
 
     mode = "factored"
-    _way, _names = LISTED, listed.Packed._fields
+    packing, _names = Listed, Listed.Tensors._fields
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
-        packed, layout = listed.pack(factors)
-        self._layout = tuple(layout)
-        for name, part in packed._asdict().items():
+        packed = Listed.pack(factors)
+        self.layout = packed.layout
+        for name, part in packed.named().items():
             self.register_buffer(name, part)
         self.register_buffer("exact_codebook", factors.codebook.clone())
         self.scale = factors.scale
@@ -163,8 +167,8 @@ class ListedWeight(PackedConvolution):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        given = (state_dict.get(prefix + name, getattr(self, name)) for name in self._names)
-        listed.verify(listed.Packed(*given), listed.Layout(*self._layout))
+        given = [state_dict.get(prefix + name, getattr(self, name)) for name in self._names]
+        self.packing.of(given, self.layout).verify()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @classmethod
@@ -175,7 +179,7 @@ class ListedWeight(PackedConvolution):
     @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Return whether this form suits such a module and such factors."""
-        return cls.suits(module) and listed.packable(factors)
+        return cls.suits(module) and Listed.packable(factors)
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
@@ -183,8 +187,7 @@ class ListedWeight(PackedConvolution):
 
     def to_factors(self) -> Factors:
         """Return factors that recompose to exactly the result of `forward`."""
-        _, packed, layout = self.packed
-        latent = listed.latent_of(listed.Packed(*packed), listed.Layout(*layout))
+        latent = cast(Listed, self.packed).latent()
         codebook = cast(Tensor, self.exact_codebook)
         return Factors(codebook, latent, self.scale, self.shape, self.dtype)
 
@@ -201,17 +204,18 @@ class DirectWeight(PackedConvolution, DenseWeight):
     """
 
     size = 0
-    _way = DIRECT
+    packing = Direct
 
     def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         DenseWeight.__init__(self, factors, dtype, gain)
         self._forget_plans()
         weight = self.weight
-        tensors, layout = direct.pack(
-            weight if weight.dim() == 4 else weight[:, :, None], self.size
+        packed = Direct.pack(weight if weight.dim() == 4 else weight[:, :, None], self.size)
+        self.layout, self._names = (
+            packed.layout,
+            tuple(f"part{i}" for i in range(len(packed.tensors))),
         )
-        self._layout, self._names = tuple(layout), tuple(f"part{i}" for i in range(len(tensors)))
-        for name, part in zip(self._names, tensors, strict=True):
+        for name, part in zip(self._names, packed.tensors, strict=True):
             self.register_buffer(name, part)
 
     def forward(self) -> Tensor:
@@ -267,15 +271,15 @@ class LastWeight(PackedConvolution):
     mode = "dense, packed"
     is_dense = True
     size = direct.LAST
-    _way = DIRECT
+    packing = Direct
     part: Tensor
     _names = ("part",)
 
     def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         super().__init__(factors, dtype)
-        (part,), layout = direct.pack(dense(factors, gain), self.size)
-        self._layout = tuple(layout)
-        self.register_buffer("part", part)
+        packed = Direct.pack(dense(factors, gain), self.size)
+        self.layout = packed.layout
+        self.register_buffer("part", packed.tensors[0])
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
@@ -284,7 +288,7 @@ class LastWeight(PackedConvolution):
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
-        return convolution.dense(self.packed).to(self.dtype)
+        return self.packed.recompose().to(self.dtype)
 
     def to_factors(self) -> Factors:
         """Raise an `InputError`, because the factors are deleted."""
@@ -300,7 +304,7 @@ class LastWeight(PackedConvolution):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         part = state_dict.get(prefix + "part", self.part)
-        direct.check([part], direct.Layout(*self._layout), PLAIN)
+        self.packing.of([part], self.layout).verify()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,8 +15,11 @@ from torch import Tensor, nn
 from tersor import kernels
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.kernels import integers, lookup, panels
-from tersor.kernels.product import Known, Layout, Packed
+from tersor.kernels.cpu import Known
+from tersor.kernels.integers import Integers
+from tersor.kernels.lookup import Lookup
+from tersor.kernels.packing import Matrix
+from tersor.kernels.panels import Panels
 from tersor.nn.held import HeldWeight, moved
 from tersor.nn.weight import split_scale
 
@@ -184,21 +186,20 @@ class RecomposedWeight(FrozenWeight):
 class KernelWeight(FrozenWeight):
     """A matrix, packed for the kernels that compute with it."""
 
-    way: ClassVar[ModuleType]
-    layout: Layout
+    packing: ClassVar[type[Matrix]]
 
-    def _hold(self, packed: Packed, layout: Layout) -> None:
-        for name, part in packed._asdict().items():
+    def _hold(self, matrix: Matrix) -> None:
+        for name, part in matrix.named().items():
             self.register_buffer(name, part)
-        self.layout = layout
+        self.layout = matrix.layout
         self._known: Known | None = None
         self._places: list[int] = []
 
     @property
-    def packed(self) -> Packed:
-        """Return the tensors that the kernels take."""
-        kind = self.way.Packed
-        return cast(Packed, kind(*(getattr(self, name) for name in kind._fields)))
+    def packed(self) -> Matrix:
+        """Return the packed matrix, as the kernels take it."""
+        names = self.packing.Tensors._fields
+        return self.packing.of([getattr(self, name) for name in names], self.layout)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return the result of `nn.Linear` with this weight, computed by ``tersor::linear``."""
@@ -206,23 +207,23 @@ class KernelWeight(FrozenWeight):
         if kernels.is_plain(x, bias, rows):
             return kernels.native(x, bias, self._prepared())
         if kernels.fits(bias, rows, x):
-            return kernels.linear(x, self.packed, bias, self.layout)
+            return kernels.linear(x, self.packed, bias)
         return super().linear(x, bias)  # torch broadcasts the bias, or raises a clear error
 
     def _prepared(self) -> Known:
         """Return the prepared matrix, and prepare it again if its tensors have moved in memory."""
         places = kernels.places(self._buffers.values())  # type: ignore[arg-type]
         if self._known is None or self._places != places:
-            self.way.verify(self.packed, self.layout)
-            self._known, self._places = kernels.known(self.packed, self.layout), places
+            self.packed.verify()
+            self._known, self._places = kernels.known(self.packed), places
         return self._known
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        names = self.way.Packed._fields
-        given = (state_dict.get(prefix + name, getattr(self, name)) for name in names)
-        self.way.verify(self.way.Packed(*given), self.layout)
+        names = self.packing.Tensors._fields
+        given = [state_dict.get(prefix + name, getattr(self, name)) for name in names]
+        self.packing.of(given, self.layout).verify()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -240,13 +241,14 @@ class PackedWeight(KernelWeight):
 
     mode = "factored"
     by_rows = True
-    way: ClassVar[ModuleType] = integers
+    packing: ClassVar[type[Integers] | type[Lookup]] = Integers
+    packed: Integers | Lookup
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
         # Packed on the CPU; the tensors are the same on a GPU.
         factors = replace(factors, codebook=factors.codebook.cpu(), latent=factors.latent.cpu())
-        self._hold(*self.way.pack(factors))
+        self._hold(self.packing.pack(factors))
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
@@ -254,7 +256,7 @@ class PackedWeight(KernelWeight):
 
     def to_factors(self) -> Factors:
         """Return factors that recompose to exactly the result of `forward`."""
-        latent = self.way.latent_of(self.packed, self.layout)
+        latent = self.packed.latent()
         codebook = cast(Tensor, self.codebook)[:, : latent.shape[0]]
         return Factors(codebook, latent, float(cast(Tensor, self.scale)), self.shape, self.dtype)
 
@@ -263,10 +265,10 @@ class PackedWeight(KernelWeight):
         if index.dtype not in (torch.int64, torch.int32):
             return super().embed(index)  # torch raises a clear error
         flat = index.reshape(-1).long()
-        if isinstance(self.layout, integers.Layout) and kernels.is_plain(flat):
+        if self.packing.picks and kernels.is_plain(flat):
             rows = kernels.native_rows(flat, self._prepared())
         else:
-            rows = kernels.rows(flat, self.packed, self.layout)
+            rows = kernels.rows(flat, self.packed)
         return rows.reshape(*index.shape, self.shape[1]).to(self.dtype)
 
 
@@ -280,7 +282,7 @@ class LookupWeight(PackedWeight):
     """
 
     mode = "look-up"
-    way: ClassVar[ModuleType] = lookup
+    packing: ClassVar[type[Integers | Lookup]] = Lookup
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
@@ -290,7 +292,7 @@ class LookupWeight(PackedWeight):
     def to_factors(self) -> Factors:
         """Return factors that recompose to exactly the result of `forward`."""
         codebook = cast(Tensor, self.exact_codebook)
-        latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
+        latent = self.packed.latent()[: codebook.shape[1]]
         return Factors(codebook, latent, self.exact_scale, self.shape, self.dtype)
 
 
@@ -305,11 +307,11 @@ class PanelWeight(KernelWeight):
 
     mode = "dense, packed"
     is_dense = True
-    way: ClassVar[ModuleType] = panels
+    packing: ClassVar[type[Panels]] = Panels
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
-        self._hold(*self.way.pack(factors.recompose()))
+        self._hold(self.packing.pack(factors.recompose()))
 
     @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
@@ -318,8 +320,7 @@ class PanelWeight(KernelWeight):
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
-        matrix: Tensor = self.way.matrix_of(self.packed, self.layout)
-        return matrix.to(self.dtype)
+        return self.packed.recompose().to(self.dtype)
 
     def to_factors(self) -> Factors:
         """Raise an `InputError`, because the factors are deleted."""
