@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -86,22 +86,40 @@ def save(
         return summarize_file(file.layout)
 
 
-def archive_of(model: nn.Module, *, lossless: bool = False) -> Archive:
-    """Return the contents that `save` writes for a model."""
+def encode_weight(weight: HeldWeight) -> records.EncodedFactors:
+    """Return the factors of a weight, entropy-coded."""
+    return records.encode(weight.to_factors())
+
+
+def archive_of(
+    model: nn.Module,
+    *,
+    lossless: bool = False,
+    encode: Callable[[HeldWeight], records.EncodedFactors] = encode_weight,
+) -> Archive:
+    """Return the contents that `save` writes for a model, which is not changed.
+
+    Parameters
+    ----------
+    model, lossless
+        As for `save`.
+    encode
+        Function that encodes a factored weight.
+    """
     check_model(model)
-    source, values = source_of(model), state(model)
-    entries = {
-        name: _entry(name, value, source.aliases.get(name), lossless)
-        for name, value in values.items()
-    }
+    source, entries = source_of(model), dict[str, Entry]()
+    for name, value in state(model).items():
+        shape = tuple(value.shape)
+        if name in source.aliases:
+            entries[name] = Entry(shape, value.dtype, Alias(source.aliases[name]))
+        elif isinstance(value, HeldWeight):
+            entries[name] = Entry(shape, value.dtype, encode(value))
+        else:
+            entries[name] = _entry(name, value, lossless)
     return Archive(entries, source.nbytes)
 
 
-def _entry(name: str, value: HeldWeight | Tensor, alias: str | None, lossless: bool) -> Entry:
-    if alias is not None:
-        return Entry(tuple(value.shape), value.dtype, Alias(alias))
-    if isinstance(value, HeldWeight):
-        return Entry(value.shape, value.dtype, records.encode(value.to_factors()))
+def _entry(name: str, value: Tensor, lossless: bool) -> Entry:
     if lossless:
         return classify.keep_exactly(name, value)
     reason = classify.reason_to_keep(name, value)

@@ -8,8 +8,8 @@ import tersor
 from tersor.training import pressure
 from tersor.training.checkpoint import Progress
 from tersor.training.groups import trained_latents
-from tersor.training.projection import file_size
 from tersor.training.schedule import Schedule
+from tersor.training.sizes import file_size
 
 
 def follow(share, steps=100):

@@ -16,7 +16,8 @@ from tersor.factorization.rate_aware import PRICE
 from tersor.nn import insert_factors, source, state
 from tersor.tiling import coding_order
 from tersor.training.groups import factored_weights
-from tersor.training.projection import file_size, fit
+from tersor.training.projection import fit
+from tersor.training.sizes import file_size
 
 IMAGES = data()[0]
 

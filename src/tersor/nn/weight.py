@@ -114,10 +114,16 @@ class FactoredWeight(HeldWeight):
         tiles = cast(Tensor, recompose(codebook, latent, self.scale, self.exponent))
         return self.tiling.join(tiles).to(self.dtype)
 
-    def to_factors(self) -> Factors:
+    def to_factors(self, latent: Tensor | None = None) -> Factors:
         """Return factors that recompose to exactly the result of `forward`, without zero rows.
 
         Rows of the latent that hold only zeros are left out.
+
+        Parameters
+        ----------
+        latent
+            Integers of shape (k, n), as if `project_to` had got them. By default those that the
+            forward uses.
 
         Raises
         ------
@@ -126,7 +132,7 @@ class FactoredWeight(HeldWeight):
         """
         scale = self.scale.detach().to(torch.float32) * power_of_two(self.exponent)
         codebook = stored(self.codebook, self.integer_codebook)
-        latent = self.stored_latent
+        latent = self.stored_latent if latent is None else latent.to(torch.int16)
         used = latent.any(dim=1)
         return Factors(codebook[:, used], latent[used], float(scale), self.shape, self.dtype)
 

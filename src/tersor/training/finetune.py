@@ -28,9 +28,10 @@ from tersor.training.checkpoint import Progress, identity
 from tersor.training.groups import factored_weights
 from tersor.training.loop import Evaluate, Plan, Run
 from tersor.training.objective import Loss, Objective
-from tersor.training.projection import check_reachable, file_size
+from tersor.training.projection import check_reachable
 from tersor.training.rounding import digits_for
 from tersor.training.schedule import Schedule
+from tersor.training.sizes import file_size
 from tersor.units import parse_size
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from tersor.factorization.rate_aware import PRICE
 from tersor.training.checkpoint import Progress
 from tersor.training.curvature import Curvature
 from tersor.training.groups import factored_weights, trained_latents
-from tersor.training.projection import file_size, fit, latent_bits, search_latents
+from tersor.training.projection import fit, latent_bits, search_latents
 from tersor.training.rate_loss import bits_of
 from tersor.training.schedule import Schedule
+from tersor.training.sizes import file_size
 
 RATE = 3.0
 """Loss that one bit per weight costs at the usual price."""

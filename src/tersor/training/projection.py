@@ -15,15 +15,23 @@ from tersor.compression.search import finest_fit
 from tersor.errors import BudgetError, InputError
 from tersor.factorization.rate_aware import PRICE, Coder
 from tersor.factorization.solve import Quadratic
-from tersor.io import archive_of
-from tersor.nn import FactoredWeight, state
+from tersor.nn import FactoredWeight
 from tersor.parallel import ordered
 from tersor.storage import container
 from tersor.tiling import Rows, coding_order, natural_order
 from tersor.training.costs import Cost, cost_of
 from tersor.training.curvature import Curvature, curvature
 from tersor.training.groups import factored_weights, trained_latents
-from tersor.training.rounding import DIGITS, round_kept
+from tersor.training.rounding import DIGITS
+from tersor.training.sizes import (
+    Latents,
+    contents,
+    file_size,
+    least_size,
+    round_unfactored,
+    rounded_size,
+    with_latents,
+)
 from tersor.units import parse_size
 
 _SWEEPS = 2
@@ -153,12 +161,12 @@ def fit(
     BudgetError
         If the budget cannot be reached.
     """
-    if _rounded_size(model, digits) > target:
+    if rounded_size(model, digits) > target:
         for weight in trained_latents(model).values():
             weight.freeze_latent()
         _coarsen(model, target, digits)
         return replace(_within(model, target, 0.1 * price, counts, digits), price=price)
-    round_kept(model, digits)
+    round_unfactored(model, digits)
     return Projection(price, file_size(model))
 
 
@@ -177,11 +185,6 @@ def search_latents(model: nn.Module, price: float, counts: Curvature) -> float:
     )
     compute_with(weights.values(), list(ordered(_found, searches, _nbytes)))
     return bits
-
-
-def file_size(model: nn.Module) -> int:
-    """Return the bytes of the file that `tersor.save` would write."""
-    return container.size(archive_of(model))
 
 
 class _Search(NamedTuple):
@@ -256,32 +259,26 @@ def _within(
 ) -> Projection:
     check_reachable(model, target, digits)
     named = trained_latents(model)
-    weights = named.values()
-    origins = [weight.stored_latent for weight in weights]
-    restore = _memory(model)
-    round_kept(model, digits)
-    kept = [container.stamp(section) for section in container.kept_sections(archive_of(model))]
+    origins = {weight: weight.stored_latent for weight in named.values()}
+    archive = contents(model, digits=digits)
+    unfactored = [container.stamp(section) for section in container.kept_sections(archive)]
 
-    def attempt(price: float) -> tuple[int, list[Tensor]]:
-        latents = [
-            _swept(weight, origin, price, counts.get(name))
-            for (name, weight), origin in zip(named.items(), origins, strict=True)
-        ]
-        compute_with(weights, latents)
-        return container.size(archive_of(model), kept), latents
+    def attempt(price: float) -> tuple[int, Latents]:
+        latents = {
+            weight: _swept(weight, origins[weight], price, counts.get(name))
+            for name, weight in named.items()
+        }
+        return container.size(with_latents(model, archive, latents), unfactored), latents
 
-    try:
-        price, latents = _lowest_price(attempt, target, start)
-    except BudgetError:
-        restore()
-        raise
-    compute_with(weights, latents)
+    price, latents = _lowest_price(attempt, target, start)
+    round_unfactored(model, digits)
+    compute_with(latents, latents.values())
     return Projection(price, file_size(model))
 
 
 def _lowest_price(
-    attempt: Callable[[float], tuple[int, list[Tensor]]], target: int, start: float
-) -> tuple[float, list[Tensor]]:
+    attempt: Callable[[float], tuple[int, Latents]], target: int, start: float
+) -> tuple[float, Latents]:
     """Return the lowest price found that fits the budget, and its latents."""
     try:
         return finest_fit(attempt, target, start)
@@ -303,41 +300,6 @@ def check_reachable(model: nn.Module, target: int, digits: int) -> None:
             f"{target} bytes are too few: with the latents that are trained all zero the file "
             f"has {least} bytes; ask for more"
         )
-
-
-def least_size(model: nn.Module, digits: int) -> int:
-    """Return the bytes of the file if all trained latents were zero."""
-    weights = trained_latents(model).values()
-    restore = _memory(model)
-    compute_with(weights, [torch.zeros_like(weight.latent) for weight in weights])
-    least = _rounded_size(model, digits)
-    restore()
-    return least
-
-
-def _rounded_size(model: nn.Module, digits: int) -> int:
-    """Return the bytes of the file if unfactored tensors were rounded. The model is unchanged."""
-    restore = _memory(model)
-    round_kept(model, digits)
-    nbytes = file_size(model)
-    restore()
-    return nbytes
-
-
-def _memory(model: nn.Module) -> Callable[[], None]:
-    """Return a function that restores all tensors that the model computes with now."""
-    weights = trained_latents(model).values()
-    coded = [weight.coded for weight in weights]
-    kept = [value for value in state(model).values() if isinstance(value, Tensor)]
-    copies = [value.detach().clone() for value in kept]
-
-    def restore() -> None:
-        compute_with(weights, coded)
-        with torch.no_grad():
-            for value, copy in zip(kept, copies, strict=True):
-                value.copy_(copy)
-
-    return restore
 
 
 def _coarsen(model: nn.Module, target: int, digits: int) -> None:
