@@ -30,6 +30,7 @@ from tensors import SEED, Sample, signal_to_noise
 from torch import Generator, Tensor
 
 from tersor.factorization import methods
+from tersor.factorization.additive import additive_bits
 from tersor.factorization.decompose import decompose
 from tersor.factorization.solve import Start
 from tersor.tiling import Tiling
@@ -141,7 +142,7 @@ def additive_curve(sample: Sample, d: int) -> list[Point]:
     tiles = Tiling(tuple(sample.weight.shape), d).count
 
     def bits(columns: int) -> float:
-        return methods.additive_bits(columns, 2, d, tiles) / sample.numel
+        return additive_bits(columns, 2, d, tiles) / sample.numel
 
     possible = range(3, min(MOST_COLUMNS["additive"], tiles // 4))
     places = {bisect_left(possible, 0.97 * r, key=bits) - 1 for r in sample.rates}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import initialize, methods
+from tersor.factorization.additive import additive_bits, quantize_within
 from tersor.factorization.decompose import Method, Solution, decompose, power_of_two
 from tersor.factorization.projections import grid, integers, keep_largest, short_rows
 from tersor.factorization.solve import Quadratic
@@ -188,7 +189,7 @@ def test_bad_weights_are_refused(weight: Tensor, tile: int, message: str) -> Non
     with pytest.raises(InputError, match=message):
         decompose(weight, methods.binary(), tile=tile)
     with pytest.raises(InputError, match=message):
-        methods.quantize_within(weight, 1000, tile=tile)
+        quantize_within(weight, 1000, tile=tile)
 
 
 TOO_MUCH = [
@@ -342,7 +343,7 @@ def within(weight: Tensor, tile: int, nbytes: int) -> tuple[float, float]:
     n = Tiling(tuple(weight.shape), tile).count
     columns = max(k for k in range(n + 1) if plain_bytes(k, tile, n) <= nbytes)
     plain = decompose(weight, methods.vector_quantization(columns), tile=tile)
-    return objective(methods.quantize_within(weight, nbytes, tile=tile)), objective(plain)
+    return objective(quantize_within(weight, nbytes, tile=tile)), objective(plain)
 
 
 def plain_bytes(columns: int, d: int, n: int) -> float:
@@ -382,14 +383,14 @@ def test_additive_columns_have_so_many_ones(seed: int, count: int) -> None:
 
 
 def test_additive_bits_count_subsets_and_the_codebook() -> None:
-    assert methods.additive_bits(4, 2, 3, 10) == math.ceil(10 * math.log2(6)) + 16 * 4 * 3
-    assert methods.additive_bits(1, 1, 3, 10) == 16 * 3
+    assert additive_bits(4, 2, 3, 10) == math.ceil(10 * math.log2(6)) + 16 * 4 * 3
+    assert additive_bits(1, 1, 3, 10) == 16 * 3
 
 
 def test_too_few_bytes_are_refused() -> None:
     with pytest.raises(BudgetError, match="a column of 4 elements takes 8"):
-        methods.quantize_within(normal(0, 10, 4), 7, tile=4)
-    assert methods.quantize_within(normal(0, 10, 4), 8, tile=4).factors.rank == 1
+        quantize_within(normal(0, 10, 4), 7, tile=4)
+    assert quantize_within(normal(0, 10, 4), 8, tile=4).factors.rank == 1
 
 
 # --- dictionary learning ------------------------------------------------------------------------

@@ -19,17 +19,16 @@ Method                                 Codebook C           Columns of the laten
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
 from tersor.coding.rate import LARGEST, TRELLISES
-from tersor.errors import BudgetError, InputError
+from tersor.errors import InputError
 from tersor.factorization import initialize
 from tersor.factorization import rate_aware as priced
-from tersor.factorization.decompose import Method, Solution, check, decompose
+from tersor.factorization.decompose import Method
 from tersor.factorization.projections import Projection, free, integers, signs
 from tersor.factorization.solve import Quadratic, Start, Update, fixed, gradient_step, least_squares
 from tersor.factorization.updates import (
@@ -43,7 +42,7 @@ from tersor.factorization.updates import (
     pursue_integers,
     use_every_row,
 )
-from tersor.tiling import Rows, Tiling
+from tersor.tiling import Rows
 
 LOOKUP_COLUMNS, LOOKUP_LARGEST = 16, 7
 """Number of columns of the codebook and largest magnitude of a nonzero that a byte of the look-up
@@ -51,9 +50,6 @@ kernels can express."""
 
 _SIGN_ROUNDS = 4
 """Rounds of a search for signs; 16 rounds gain 0.05 dB more, at 2 bits per weight."""
-
-_INDEX_COUNTS = (1, 2, 3, 4)
-_CODEBOOK_BITS = 16
 
 
 def _at_least_one(**numbers: int) -> None:
@@ -163,59 +159,6 @@ def additive_vector_quantization(columns: int, count: int, *, starts: int = 1) -
         return use_every_row(quadratic, exchange_ones(quadratic, latent))
 
     return Method(start, update, iterations=100, tolerance=1e-5, starts=starts)
-
-
-def additive_bits(columns: int, count: int, d: int, n: int) -> int:
-    """Return the bits of n tiles of d elements, each the sum of ``count`` of ``columns`` columns.
-
-    Each tile takes ``log2`` of the number of its choices, each element of the codebook 16 bits.
-    """
-    return math.ceil(n * math.log2(math.comb(columns, count))) + _CODEBOOK_BITS * columns * d
-
-
-def quantize_within(
-    weight: Tensor, nbytes: int, *, tile: int, counts: Sequence[int] = _INDEX_COUNTS, seed: int = 0
-) -> Solution:
-    """Return the best additive vector quantization of a weight within a budget.
-
-    Each count of columns per tile gets the largest codebook that fits (`additive_bits`). If 1 is
-    among the counts the result is never worse than `vector_quantization` in as many bytes.
-
-    Parameters
-    ----------
-    weight, tile, seed
-        Weight, tile size and seed as for `decompose`.
-    nbytes
-        Budget in bytes.
-    counts
-        Numbers of columns per tile to try; default 1 to 4.
-
-    Raises
-    ------
-    BudgetError
-        If no codebook fits.
-    """
-    check(weight, tile)
-    n = Tiling(tuple(weight.shape), tile).count
-    methods = [
-        additive_vector_quantization(columns, count)
-        for count in counts
-        if (columns := _most_columns(count, tile, n, nbytes)) >= count
-    ]
-    if not methods:
-        raise BudgetError(
-            f"{nbytes} bytes are too few for a codebook: a column of {tile} elements takes "
-            f"{_CODEBOOK_BITS * tile // 8}"
-        )
-    solutions = [decompose(weight, method, tile=tile, seed=seed) for method in methods]
-    return min(solutions, key=lambda solution: min(solution.history))
-
-
-def _most_columns(count: int, d: int, n: int, nbytes: int) -> int:
-    """Return the number of columns of the largest codebook that fits; below ``count`` if none."""
-    possible = range(count, n + 1)
-    fitting = bisect_right(possible, 8 * nbytes, key=lambda k: additive_bits(k, count, d, n))
-    return count - 1 + fitting
 
 
 def dictionary_learning(
