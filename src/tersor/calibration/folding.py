@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tersor.calibration.normalization import normalizations, statistics_folded
 from tersor.calibration.samples import call_whole, logits
 from tersor.errors import InputError, explained
+from tersor.nn.observe import removing
 
 _CLOSE = 1e-3
 """Largest difference of the outputs that counts as rounding, relative to their maximum."""
@@ -114,8 +115,5 @@ def _sources(
     biased = [m for m in model.modules() if isinstance(getattr(m, "bias", None), nn.Parameter)]
     hooks = [m.register_forward_hook(note) for m in biased if not isinstance(m, _BatchNorm)]
     hooks += [layer.register_forward_pre_hook(look) for layer in layers]
-    try:
+    with removing(hooks):
         return logits(call_whole(model, inputs)), found
-    finally:
-        for hook in hooks:
-            hook.remove()

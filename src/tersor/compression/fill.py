@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from tersor.compression.knapsack import choose
+from tersor.compression.search import FILL
 from tersor.compression.sizes import SizeModel, step_of_size
-
-FILL = 0.997
-"""Share of the budget at which the search stops."""
 
 MOST_PASSES = 12
 """Largest number of passes over all weights."""

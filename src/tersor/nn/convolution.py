@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from tersor.kernels.arguments import check_device, fits
 from tersor.kernels.convolution import Place
 from tersor.kernels.direct import Direct
 from tersor.kernels.listed import Listed
-from tersor.kernels.packing import Filters
-from tersor.nn.frozen import DenseWeight, FrozenWeight, dense, gone
+from tersor.nn.frozen import DenseWeight, FrozenWeight, HoldsPacking, dense, gone
 
 Convolution = nn.Conv1d | nn.Conv2d
 
@@ -54,7 +53,7 @@ def is_plain(module: nn.Module) -> TypeGuard[Convolution]:
     return isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.padding_mode == "zeros"
 
 
-class PackedConvolution(FrozenWeight):
+class PackedConvolution(HoldsPacking):
     """Base of weights that compute the convolution themselves.
 
     Parameters
@@ -64,10 +63,6 @@ class PackedConvolution(FrozenWeight):
     dtype
         Data type of the weight.
     """
-
-    packing: ClassVar[type[Filters]]
-    layout: Any
-    _names: tuple[str, ...]
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
@@ -86,11 +81,6 @@ class PackedConvolution(FrozenWeight):
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Return whether this form suits such a module and such factors."""
         return cls.suits(module)
-
-    @property
-    def packed(self) -> Filters:
-        """Return the packed weight, as the kernels take it."""
-        return self.packing.of([getattr(self, name) for name in self._names], self.layout)
 
     def convolve(self, module: Convolution, x: Tensor) -> Tensor:
         """Return the result of `nn.Conv1d` or `nn.Conv2d` with this weight, by ``tersor::conv2d``.
@@ -153,23 +143,13 @@ class ListedWeight(PackedConvolution):
     """
 
     mode = "factored"
-    packing, _names = Listed, Listed.Tensors._fields
+    packing = Listed
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
-        packed = Listed.pack(factors)
-        self.layout = packed.layout
-        for name, part in packed.named().items():
-            self.register_buffer(name, part)
+        self._hold(Listed.pack(factors))
         self.register_buffer("exact_codebook", factors.codebook.clone())
         self.scale = factors.scale
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        given = [state_dict.get(prefix + name, getattr(self, name)) for name in self._names]
-        self.packing.of(given, self.layout).verify()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
@@ -187,7 +167,7 @@ class ListedWeight(PackedConvolution):
 
     def to_factors(self) -> Factors:
         """Return factors that recompose to exactly the result of `forward`."""
-        latent = cast(Listed, self.packed).latent()
+        latent = self.packed.latent()
         codebook = cast(Tensor, self.exact_codebook)
         return Factors(codebook, latent, self.scale, self.shape, self.dtype)
 
@@ -211,12 +191,7 @@ class DirectWeight(PackedConvolution, DenseWeight):
         self._forget_plans()
         weight = self.weight
         packed = Direct.pack(weight if weight.dim() == 4 else weight[:, :, None], self.size)
-        self.layout, self._names = (
-            packed.layout,
-            tuple(f"part{i}" for i in range(len(packed.tensors))),
-        )
-        for name, part in zip(self._names, packed.tensors, strict=True):
-            self.register_buffer(name, part)
+        self._hold(packed, [f"part{i}" for i in range(len(packed.tensors))])
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``."""
@@ -272,14 +247,10 @@ class LastWeight(PackedConvolution):
     is_dense = True
     size = direct.LAST
     packing = Direct
-    part: Tensor
-    _names = ("part",)
 
     def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         super().__init__(factors, dtype)
-        packed = Direct.pack(dense(factors, gain), self.size)
-        self.layout = packed.layout
-        self.register_buffer("part", packed.tensors[0])
+        self._hold(Direct.pack(dense(factors, gain), self.size), ["part"])
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
@@ -288,7 +259,8 @@ class LastWeight(PackedConvolution):
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
-        return self.packed.recompose().to(self.dtype)
+        weight: Tensor = self.packed.recompose()
+        return weight.to(self.dtype)
 
     def to_factors(self) -> Factors:
         """Raise an `InputError`, because the factors are deleted."""
@@ -299,13 +271,6 @@ class LastWeight(PackedConvolution):
         if x.dim() == 3:  # a single image has no memory format
             return self.convolve(module, x[None])[0]
         return super().convolve(module, x)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        part = state_dict.get(prefix + "part", self.part)
-        self.packing.of([part], self.layout).verify()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class DepthwiseLastWeight(LastWeight):

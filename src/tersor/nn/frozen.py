@@ -5,7 +5,7 @@ Each form holds only the tensors that it computes with. There are no parameters 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -18,7 +18,7 @@ from tersor.factors import Factors
 from tersor.kernels.cpu import Known
 from tersor.kernels.integers import Integers
 from tersor.kernels.lookup import Lookup
-from tersor.kernels.packing import Matrix
+from tersor.kernels.packing import Packing
 from tersor.kernels.panels import Panels
 from tersor.nn.held import HeldWeight, moved
 from tersor.nn.weight import split_scale
@@ -183,23 +183,39 @@ class RecomposedWeight(FrozenWeight):
         return flat.index_add(0, self.places, self.beyond).reshape(self.latent.shape)
 
 
-class KernelWeight(FrozenWeight):
-    """A matrix, packed for the kernels that compute with it."""
+class HoldsPacking(FrozenWeight):
+    """Base of weights that hold a packing, whose tensors are buffers."""
 
-    packing: ClassVar[type[Matrix]]
+    packing: ClassVar[Any]
+    """Class of the packing."""
+    layout: Any
+    _names: tuple[str, ...]
 
-    def _hold(self, matrix: Matrix) -> None:
-        for name, part in matrix.named().items():
+    def _hold(self, packed: Packing, names: Sequence[str] | None = None) -> None:
+        """Hold packed tensors, as buffers of these names; by default by their own."""
+        self.layout = packed.layout
+        self._names = tuple(packed.named() if names is None else names)
+        for name, part in zip(self._names, packed.tensors, strict=True):
             self.register_buffer(name, part)
-        self.layout = matrix.layout
-        self._known: Known | None = None
-        self._places: list[int] = []
 
     @property
-    def packed(self) -> Matrix:
-        """Return the packed matrix, as the kernels take it."""
-        names = self.packing.Tensors._fields
-        return self.packing.of([getattr(self, name) for name in names], self.layout)
+    def packed(self) -> Any:
+        """Return the packed weight, as the kernels take it."""
+        return self.packing.of([getattr(self, name) for name in self._names], self.layout)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        given = [state_dict.get(prefix + name, getattr(self, name)) for name in self._names]
+        self.packing.of(given, self.layout).verify()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class KernelWeight(HoldsPacking):
+    """A matrix, packed for the kernels that compute with it."""
+
+    _known: Known | None = None
+    _places: list[int]
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return the result of `nn.Linear` with this weight, computed by ``tersor::linear``."""
@@ -218,16 +234,8 @@ class KernelWeight(FrozenWeight):
             self._known, self._places = kernels.known(self.packed), places
         return self._known
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        names = self.packing.Tensors._fields
-        given = [state_dict.get(prefix + name, getattr(self, name)) for name in names]
-        self.packing.of(given, self.layout).verify()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None, "_places": []}
+        return {**self.__dict__, "_known": None}
 
 
 class PackedWeight(KernelWeight):
@@ -241,8 +249,7 @@ class PackedWeight(KernelWeight):
 
     mode = "factored"
     by_rows = True
-    packing: ClassVar[type[Integers] | type[Lookup]] = Integers
-    packed: Integers | Lookup
+    packing: ClassVar[Any] = Integers
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
@@ -282,7 +289,7 @@ class LookupWeight(PackedWeight):
     """
 
     mode = "look-up"
-    packing: ClassVar[type[Integers | Lookup]] = Lookup
+    packing = Lookup
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
@@ -307,7 +314,7 @@ class PanelWeight(KernelWeight):
 
     mode = "dense, packed"
     is_dense = True
-    packing: ClassVar[type[Panels]] = Panels
+    packing = Panels
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
@@ -320,7 +327,8 @@ class PanelWeight(KernelWeight):
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
-        return self.packed.recompose().to(self.dtype)
+        matrix: Tensor = self.packed.recompose()
+        return matrix.to(self.dtype)
 
     def to_factors(self) -> Factors:
         """Raise an `InputError`, because the factors are deleted."""
