@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from tersor.coding import records
@@ -17,7 +16,7 @@ from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.nn import HeldWeight, state
 from tersor.nn.checks import check_model
-from tersor.nn.fill import aliases_of, distinct, fill, some
+from tersor.nn.fill import fill
 from tersor.nn.source import source_of
 from tersor.progress import Progress, silent
 from tersor.storage import classify, container, dense_file
@@ -179,7 +178,6 @@ def load(
     check_model(model)
     with open(path, max_bytes=max_bytes) as file:
         file.check_sections()
-        check_match(file, model, strict)
         fill(model, file, assign=assign, strict=strict)
     return model
 
@@ -214,56 +212,6 @@ def open(path: Path, *, max_bytes: str | int | None = None) -> OpenFile:
     return open_file(path, max_bytes=_limit(max_bytes))
 
 
-def check_match(contents: Contents, model: nn.Module, strict: bool) -> None:
-    """Raise an `InputError` if contents do not fit a model, as described for `load`."""
-    found = _differences(contents, model)
-    if not strict:
-        found = {verb: names for verb, names in found.items() if verb not in (_LACKS, _HAS)}
-    problems = [f"the model {verb} {some(names)}" for verb, names in found.items() if names]
-    if problems:
-        raise InputError(
-            f"the file does not fit a {type(model).__name__}: {'; '.join(problems)}. Give the "
-            "architecture that was saved, or strict=False to leave alone what only one of them has"
-        )
-
-
-_LACKS, _HAS = "lacks", "has beside those in the file"
-
-
-def _differences(contents: Contents, model: nn.Module) -> dict[str, list[str]]:
-    """Return names by what is wrong with them; the keys are words for the message."""
-    values, shapes = state(model), contents.shapes
-    # A tied weight is present if it is present under one of its names.
-    tied = aliases_of(values)
-    common = [name for name in shapes if name in values]
-    present = {tied.get(name, name) for name in common}
-    return {
-        _LACKS: [n for n in shapes if n not in values],
-        _HAS: [n for n in values if n not in shapes and tied.get(n, n) not in present],
-        "differs in": [
-            f"{n} {shapes[n]} in the file, {tuple(values[n].shape)} in the model"
-            for n in common
-            if shapes[n] != tuple(values[n].shape)
-        ],
-        "ties what is not the same in the file:": [
-            f"{first} and {other}"
-            for first, others in distinct(tied, shapes).items()
-            for other in others
-            if not _same(contents, first, other)
-        ],
-        "holds factors, from another file, of what is dense in this one:": [
-            n for n in common if isinstance(values[n], HeldWeight) and not contents.is_factored(n)
-        ],
-    }
-
-
-def _same(contents: Contents, a: str, b: str) -> bool:
-    """Return whether two names stand for the same tensor or for equal tensors."""
-    return contents.original(a) == contents.original(b) or torch.equal(
-        contents.tensor(a), contents.tensor(b)
-    )
-
-
 def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[str, Tensor]:
     """Return the dense tensors of a file, with the names, shapes and types of the saved model.
 
@@ -274,9 +222,7 @@ def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[s
     path
         File that `save` or ``tersor compress`` wrote.
     max_bytes
-        Limit for the memory of the dense tensors and the integers of the factors, such as ``"8GB"``
-        (1 kB is 1000 bytes) or a number of bytes; by default the free memory, at most 64 GiB. A
-        file that needs more is refused before any tensor is decoded.
+        Limit for memory, as for `load`; by default the free memory, at most 64 GiB.
 
     Returns
     -------

@@ -380,7 +380,7 @@ class TestBadInput:
             ([], "the loader is empty"),
             (iter([1]), "cannot be gone through once for each epoch"),
             (map(str, [1]), "cannot be gone through once for each epoch"),
-            (torch.zeros(3, 3), "is a Tensor without a length"),
+            (torch.zeros(3, 3), r"the loader is a tensor; give a list of batches"),
             (5, "the loader is a int"),
             ([torch.zeros(2, 1, 8, 8)], "a batch of the loader is a Tensor; batches"),
             ([(torch.zeros(2, 1, 8, 8),)], "a batch of the loader is a tuple of 1; batches"),
