@@ -255,7 +255,7 @@ def _factored_step(model: nn.Module, images: Tensor, targets: Tensor) -> Callabl
     size = file_size(model)
     schedule = Schedule(1000, size, size)
     now = pressure.begin(model, schedule)
-    now.price = pressure.PRICE
+    now.lagrangian = pressure.LAGRANGIAN
 
     def step() -> None:
         distilled(model(images), targets).backward()

@@ -309,15 +309,17 @@ def _ranks(weight: Tensor) -> Iterable[Choice]:
 
 
 def _allocated(choices: dict[str, list[Choice]], budget: float) -> dict[str, Form]:
-    """Choices of least total error within a budget: those of one price per byte, by bisection."""
+    """Choices of least total error within a budget: those of one λ per byte, by bisection."""
     low, high, best = 1e-12, 1e3, None
     for _ in range(60):
-        price = math.sqrt(low * high)
-        chosen = {n: min(c, key=lambda p: p.error + price * p.nbytes) for n, c in choices.items()}
+        lagrangian = math.sqrt(low * high)
+        chosen = {
+            n: min(c, key=lambda p: p.error + lagrangian * p.nbytes) for n, c in choices.items()
+        }
         if sum(c.nbytes for c in chosen.values()) <= budget:
-            high, best = price, chosen
+            high, best = lagrangian, chosen
         else:
-            low = price
+            low = lagrangian
     assert best is not None, f"{budget} bytes are too few for the weights"
     return {name: choice.make() for name, choice in best.items()}
 

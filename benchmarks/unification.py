@@ -334,7 +334,7 @@ fewer bits.
 
 ## The default
 
-Both factors are integers, and the error plus a price times the bits that the entropy coder spends
+Both factors are integers, and the error plus λ times the bits that the entropy coder spends
 is minimised. Give it a budget; the tile size and the step are found.
 
 ```python

@@ -38,7 +38,7 @@ def search(
     analysis: Analysis,
     offset: int,
     states: int,
-    price: float,
+    lagrangian: float,
     importance: Reals | None,
     threads: int,
     /,
@@ -51,7 +51,7 @@ def search_run(
     offset: int,
     carried: NDArray[np.int32],
     states: int,
-    price: float,
+    lagrangian: float,
     sweeps: int,
     /,
 ) -> None: ...

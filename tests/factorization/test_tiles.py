@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tersor.factorization.rate_aware import PRICE
+from tersor.factorization.rate_aware import LAGRANGIAN
 from tersor.factorization.tiles import candidates, choose, is_stack, tile_of_signs
 
 
@@ -57,7 +57,7 @@ def test_any_shape_gets_a_tile(shape):
 
 
 def test_signs_are_as_many_as_a_weight_has_bits():
-    level = math.log(2) * 2 / PRICE  # variance of a bit that costs what it saves, in steps
+    level = math.log(2) * 2 / LAGRANGIAN  # variance of a bit that costs what it saves, in steps
     for bits, tile in ((2, 8), (1, 16), (0.5, 32), (3.2, 5)):
         assert tile_of_signs((400, 96), (4**bits - 1) / level) == tile
     assert tile_of_signs((400, 96), 0.0) == 48  # two, as with 64

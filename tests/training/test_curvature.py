@@ -46,7 +46,7 @@ def test_latents_that_count_more_are_kept_rather():
         moment = optimizer.state[weight.latent]["exp_avg_sq"]
         moment.view(-1)[::2], moment.view(-1)[1::2] = 1e-9, 1.0
         optimizer.state[weight.latent]["step"].fill_(1e6)
-    tersor.project(model, price=3.0, optimizer=optimizer)
+    tersor.project(model, lagrangian=3.0, optimizer=optimizer)
     kept = [torch.stack([w.stored_latent.view(-1)[i::2].bool().float().mean() for i in (0, 1)])
             for w in latents.values()]  # fmt: skip
     assert all(few < many for few, many in kept) and kept[0][0] < 0.8 * kept[0][1]

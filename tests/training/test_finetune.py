@@ -52,7 +52,7 @@ def test_in_a_loop_of_your_own(tmp_path, teacher):
     model = compressed(teacher, 20).train()
     size = int(0.95 * tersor.save(model, tmp_path / "a.tersor").nbytes)
     optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
-    price = tersor.project(model, target_size=size).price
+    lagrangian = tersor.project(model, target_size=size).lagrangian
     losses = []
     for _ in range(5):
         for images, labels in loader(count=256):
@@ -61,7 +61,7 @@ def test_in_a_loop_of_your_own(tmp_path, teacher):
             (loss + 1e-5 * tersor.rate_loss(model)).backward()
             optimizer.step()
             optimizer.zero_grad()
-            tersor.project(model, price=price)
+            tersor.project(model, lagrangian=lagrangian)
     tersor.project(model.eval(), target_size=size)
     assert tersor.save(model, tmp_path / "b.tersor").nbytes <= size
     back = tersor.load(tmp_path / "b.tersor", Net().eval())
@@ -71,7 +71,7 @@ def test_in_a_loop_of_your_own(tmp_path, teacher):
 
 def test_it_gets_smaller_on_the_way(teacher):
     model = compressed(teacher, 8)
-    size = tersor.project(model, price=0.3).nbytes
+    size = tersor.project(model, lagrangian=0.3).nbytes
     result = tersor.finetune(model, loader(), epochs=5, target_size=int(0.7 * size))
     sizes = [h["nbytes"] for h in result.history]
     assert result.nbytes <= 0.7 * size and sizes[0] > sizes[-1] == result.nbytes
@@ -294,7 +294,7 @@ again, after = tuned(**run)
 assert content(again) == content(whole) and after == result
 
 model = drifted(compressed(dense(), 15))
-tersor.project(model, price=0.3)
+tersor.project(model, lagrangian=0.3)
 held, wanted = Sharded(model, Accelerator(cpu=True)), copy.deepcopy(model)
 parts = sum(p.to_local().numel() for p in held.trained.parameters())
 assert 0.4 < parts / sum(p.numel() for p in model.parameters()) < 0.6

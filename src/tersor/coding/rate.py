@@ -53,7 +53,7 @@ def starting_level(integers: Tensor, states: int = 1) -> int:
 
 
 def analyse(integers: Tensor, outer: Rows, states: int = 1) -> _native.Analysis:
-    """Return the bits of each row of a matrix of integers, and prices for a search.
+    """Return the bits of each row of a matrix of integers, and costs for a search.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def analyse(integers: Tensor, outer: Rows, states: int = 1) -> _native.Analysis:
     Returns
     -------
     Analysis
-        Native object: its ``bits`` are the bits of each row, and searches take it as the price of
+        Native object: its ``bits`` are the bits of each row, and searches take it as the cost of
         each value of each element.
     """
     matrix = integers.to(torch.float32).contiguous().numpy()

@@ -112,16 +112,18 @@ def vector_quantization(source: Source, targets: Sequence[int], *, seed: int = 0
 
 
 def _allocate(curves: dict[str, list[_Point]], fixed: int, target: int) -> Stored:
-    """Choose the points of least error plus price times bytes, with the price from bisection."""
+    """Choose the points of least error plus λ times bytes, with λ from bisection."""
     best = {name: points[0] for name, points in curves.items()}
     low, high = 1e-12, 1e6
     for _ in range(60):
-        price = math.sqrt(low * high)
-        chosen = {n: min(c, key=lambda p: p.error + price * p.nbytes) for n, c in curves.items()}
+        lagrangian = math.sqrt(low * high)
+        chosen = {
+            n: min(c, key=lambda p: p.error + lagrangian * p.nbytes) for n, c in curves.items()
+        }
         if fixed + sum(p.nbytes for p in chosen.values()) <= target:
-            high, best = price, chosen
+            high, best = lagrangian, chosen
         else:
-            low = price
+            low = lagrangian
     best = _spend(best, curves, target - fixed)
     return fixed + sum(p.nbytes for p in best.values()), {n: p.weight for n, p in best.items()}
 

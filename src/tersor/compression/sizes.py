@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tersor.factorization.rate_aware import PRICE
+from tersor.factorization.rate_aware import LAGRANGIAN
 from tersor.factorization.tiles import tile_of_signs
 from tersor.factorization.weights import SIGNS
 from tersor.tiling import Tiling
 
-_LEVEL = PRICE / (2 * math.log(2))
-"""Error that an axis keeps at the price of a bit, in units of the step size squared."""
+_LEVEL = LAGRANGIAN / (2 * math.log(2))
+"""Error that an axis keeps at λ, in units of the step size squared."""
 
 _FLOOR = 8.0
 """Bytes added to sizes before their ratio is taken, so that all sizes near 0 count as equal."""

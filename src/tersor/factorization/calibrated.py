@@ -23,7 +23,7 @@ from tersor.coding.rate import LARGEST, analyse
 from tersor.factorization.initialize import principal_axes
 from tersor.factorization.rate_aware import (
     COLUMN_ELEMENT_BITS,
-    PRICE,
+    LAGRANGIAN,
     ROW_BITS,
     STATES,
     Coder,
@@ -36,7 +36,7 @@ from tersor.factorization.updates import best_signs
 from tersor.tiling import Tiling, coding_order, natural_order
 
 _SWEEPS = 2
-"""Number of searches through the rows of the latent at a position, at the same prices."""
+"""Number of searches through the rows of the latent at a position, at the same costs."""
 
 _DEALS = 8
 """Number of searches through the signs of a position."""
@@ -108,7 +108,7 @@ def solve_calibrated(
     -------
     Result
         As `tersor.factorization.rate_aware.solve_rate_aware` returns, columns in coding order. The
-        objective is the cost of the error, in units of the mean diagonal of H, and the price of the
+        objective is the cost of the error, in units of the mean diagonal of H, and λ times the
         bits.
     """
     tiling, rows = Tiling(tuple(weight.shape), tile), weight.shape[0]
@@ -188,7 +188,7 @@ class _Coder(Coder):
         return coding_order(natural_order(latent, sum(self.rows)), self.rows)
 
     def analyse(self, latent: Tensor) -> _native.Analysis:
-        """Return the bits of a latent, and the prices for the next search."""
+        """Return the bits of a latent, and the costs for the next search."""
         if self._last is None or self._last[0] is not latent:
             self._last = latent, analyse(self.sliced(latent), self.rows, self.states)
         return self._last[1]
@@ -214,7 +214,7 @@ def _sweep(
     """Return a latent, searched on the trellis position after position.
 
     Each position compensates for the errors of the positions before it. The latent that is given
-    says the prices; without one they are those of plain rounding.
+    says the costs; without one they are those of plain rounding.
     """
     (d, n), k, rows = tiles.shape, codebook.shape[1], sum(coder.rows)
     positions = n // rows
@@ -227,7 +227,7 @@ def _sweep(
         ]
         latent = torch.stack(rounded, dim=1).reshape(k, n)
         indices = latent if coder.states == 1 else (latent / 2).round()
-        analysis = analyse(coder.sliced(indices), coder.rows)  # prices of plain rounding
+        analysis = analyse(coder.sliced(indices), coder.rows)  # costs of plain rounding
     else:
         analysis = coder.analyse(latent)
     carried = np.zeros((len(coder.rows), k), np.int32)
@@ -245,7 +245,7 @@ def _sweep(
                 first * positions + t * length,
                 states,
                 coder.states,
-                PRICE,
+                LAGRANGIAN,
                 _SWEEPS,
             )
             found.append(own)
@@ -338,6 +338,6 @@ def _drop(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder
     curvatures = torch.einsum("dr,det,er->rt", codebook, blocks, codebook)
     own = (curvatures * latent.reshape(len(latent), positions, -1).square().sum(dim=2)).sum(dim=1)
     error = 2 * (latent * slope).sum(dim=1) + own
-    saved = PRICE * (coder.bits(latent) + ROW_BITS + COLUMN_ELEMENT_BITS * d)
+    saved = LAGRANGIAN * (coder.bits(latent) + ROW_BITS + COLUMN_ELEMENT_BITS * d)
     keep = error > torch.from_numpy(saved).float()
     return latent if bool(keep.all()) else latent * keep[:, None]

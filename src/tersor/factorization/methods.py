@@ -9,7 +9,7 @@ Method                                 Codebook C           Columns of the laten
 `dictionary_learning` (sparse PCA)     real                 a limited number of nonzeros
 `scalar`                               identity             integers
 `ternary`, `binary`                    identity             -1, 0, 1; -1, 1
-`rate_aware` (the default of tersor)   integers             integers, least error + price * bits
+`rate_aware` (the default of tersor)   integers             integers, least error + λ * bits
 `few_integers`                         integers             a few small integers
 `sign_sums`                            integers             -1, 1
 `projected_gradient`                   real, or your set    your set
@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from tersor.coding.rate import LARGEST, TRELLISES
 from tersor.errors import InputError
 from tersor.factorization import initialize
-from tersor.factorization import rate_aware as priced
+from tersor.factorization import rate_aware as rate_distortion
 from tersor.factorization.decompose import Method
 from tersor.factorization.projections import Projection, free, integers, signs
 from tersor.factorization.solve import Quadratic, Start, Update, fixed, gradient_step, least_squares
@@ -238,8 +238,10 @@ def _with_identity(project: Projection, unit: Callable[[Tensor], float]) -> Meth
     return Method(start, project_target(project), fixed, unit=unit, dtype=torch.float32)
 
 
-def rate_aware(step: float, *, rows: Rows | None = None, states: int = priced.STATES) -> Method:
-    """Return the method of least distortion + price * bits: see `tersor.factorization.rate_aware`.
+def rate_aware(
+    step: float, *, rows: Rows | None = None, states: int = rate_distortion.STATES
+) -> Method:
+    """Return the method of least distortion + λ * bits: see `tersor.factorization.rate_aware`.
 
     It factors as `tersor.factorization.weights.factorize_weight` does, but refuses a step size that
     is too small.
@@ -258,16 +260,16 @@ def rate_aware(step: float, *, rows: Rows | None = None, states: int = priced.ST
         raise InputError(f"step must be positive and finite, got {step}")
     if states != 1 and states not in TRELLISES:
         raise InputError(f"a trellis has {sorted(TRELLISES)} states, or 1 for none; got {states}")
-    coder = priced.Coder(rows, states)
+    coder = rate_distortion.Coder(rows, states)
 
     def start(tiles: Tensor, generator: Generator) -> Start:
         _check_step(step, 1 + float(tiles.norm(dim=0).amax()))
-        return priced.start(tiles, coder)
+        return rate_distortion.start(tiles, coder)
 
     return Method(
         start,
         coder.update,
-        priced.update_codebook,
+        rate_distortion.update_codebook,
         coder.penalty,
         iterations=10,
         tolerance=1e-3,
@@ -338,7 +340,7 @@ def _with_integers(start: Callable[[Tensor, Generator], Start], search: Update) 
     """Return the method of a search for integer latents, with a codebook of 8-bit integers."""
 
     def update_codebook(quadratic: Quadratic, transposed: Tensor) -> Tensor:
-        return priced.at_8_bits(least_squares(quadratic, transposed))
+        return rate_distortion.at_8_bits(least_squares(quadratic, transposed))
 
     return Method(
         start, search, update_codebook, iterations=30, tolerance=2e-4, dtype=torch.float32

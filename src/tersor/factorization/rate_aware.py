@@ -1,7 +1,8 @@
-"""Solve for factors of least distortion + price * bits, with bits counted as the coder spends them.
+"""Solve for factors of least distortion + λ * bits, with bits counted as the coder spends them.
 
 This is the default factorization. All lengths are in units of the step size, the spacing of the
-latent's grid. Thus the price of a bit is a constant, and the step size alone decides the trade-off.
+latent's grid. Thus λ, the price of a bit, is a constant, and the step size alone decides the
+trade-off.
 
 Latents are the path through a trellis with two interleaved grids: the even numbers, and the odd
 numbers with zero. The parities of the latents before decide from which grid the next one is taken
@@ -26,8 +27,8 @@ from tersor.factorization.products import blocks
 from tersor.factorization.solve import Quadratic, Result, Start, least_squares, solve
 from tersor.tiling import Rows
 
-PRICE = 0.3
-"""Price λ of a bit: the squared error, in units of the squared step size, that a bit is worth. This
+LAGRANGIAN = 0.3
+"""λ, the price of a bit: the squared error, in units of the squared step size, that a bit is worth. This
 value is best at high rates with a trellis, for Gaussian sources. Rows of low rate get a coarser
 grid instead, see `spacing`."""
 
@@ -57,7 +58,7 @@ _FINEST = 24
 def spacing(variance: Tensor) -> Tensor:
     """Return the grid spacing of each row, in units of the step size, from its variance.
 
-    In units of the squared spacing of the row, the best price of a bit is 0.3 for rows above 1 bit,
+    In units of the squared spacing of the row, the best λ is 0.3 for rows above 1 bit,
     and 0.17 for rows below 0.5 bits (Gaussian rows, 32 states).
 
     Parameters
@@ -65,9 +66,11 @@ def spacing(variance: Tensor) -> Tensor:
     variance
         Variance of each row in units of the squared step size.
     """
-    ratio = (variance.double().clamp_min(1e-300) / PRICE).numpy()
-    price = np.interp(np.log(ratio), np.log([1.2, 1.4, 1.8, 2.5]), [0.17, 0.2, 0.25, PRICE])
-    return torch.from_numpy(np.sqrt(PRICE / price))
+    ratio = (variance.double().clamp_min(1e-300) / LAGRANGIAN).numpy()
+    lagrangian = np.interp(
+        np.log(ratio), np.log([1.2, 1.4, 1.8, 2.5]), [0.17, 0.2, 0.25, LAGRANGIAN]
+    )
+    return torch.from_numpy(np.sqrt(LAGRANGIAN / lagrangian))
 
 
 @dataclass
@@ -81,17 +84,17 @@ class Coder:
         order, in runs of this length. None (default): all columns are one run.
     states
         States of the trellis, default 32; 1: no trellis.
-    price
+    lagrangian
         Squared error, in units of the squared step size, that a bit is worth; default 0.3.
     """
 
     rows: Rows | None = None
     states: int = STATES
-    price: float = PRICE
+    lagrangian: float = LAGRANGIAN
     _last: tuple[Tensor, _native.Analysis] | None = field(default=None, repr=False)
 
     def analyse(self, latent: Tensor) -> _native.Analysis:
-        """Return the bits of a latent, and the prices for the next search."""
+        """Return the bits of a latent, and the costs for the next search."""
         if self._last is None or self._last[0] is not latent:
             self._last = latent, analyse(latent, self.rows or latent.shape[1], self.states)
         return self._last[1]
@@ -101,7 +104,7 @@ class Coder:
         return np.asarray(self.analyse(latent).bits)
 
     def start(self, quadratic: Quadratic) -> Tensor:
-        """Return a first latent, searched at the prices of a rounded one."""
+        """Return a first latent, searched at the costs of a rounded one."""
         curvature = quadratic.gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
         rounded = torch.empty(len(curvature), quadratic.wanted.shape[1])
         for columns in blocks(*rounded.shape):
@@ -114,7 +117,7 @@ class Coder:
         return analyse(indices, self.rows or indices.shape[1])
 
     def update(self, quadratic: Quadratic, latent: Tensor) -> Tensor:
-        """Return the best latent at the prices of this one.
+        """Return the best latent at the costs of this one.
 
         Rows whose bits cost more than the error they avoid become zero; this decides the rank.
         """
@@ -122,7 +125,7 @@ class Coder:
         improved = self.search(quadratic, latent, self.analyse(latent), avoided=avoided)
         column_bits = COLUMN_ELEMENT_BITS * quadratic.basis.shape[0]
         keep = avoided > torch.from_numpy(
-            self.price * (self.bits(improved) + ROW_BITS + column_bits)
+            self.lagrangian * (self.bits(improved) + ROW_BITS + column_bits)
         )
         if not bool(keep.all()):
             improved *= keep[:, None]
@@ -137,7 +140,7 @@ class Coder:
         importance: Tensor | None = None,
         avoided: Tensor | None = None,
     ) -> Tensor:
-        """Return a latent that is searched, row by row, for the least distortion + price * bits.
+        """Return a latent that is searched, row by row, for the least distortion + λ * bits.
 
         Parameters
         ----------
@@ -166,7 +169,7 @@ class Coder:
                 analysis,
                 columns.start,
                 self.states,
-                self.price,
+                self.lagrangian,
                 None if importance is None else importance[:, columns].contiguous().numpy(),
                 torch.get_num_threads(),
             )
@@ -180,12 +183,12 @@ class Coder:
         return result
 
     def penalty(self, codebook: Tensor, latent: Tensor) -> float:
-        """Return the price times the bits of both factors, without unused rows and columns."""
+        """Return λ times the bits of both factors, without unused rows and columns."""
         live = latent.any(dim=1)
         if not bool(live.any()):
             return 0.0
         latent_bits = float(self.bits(latent)[live.numpy()].sum()) + ROW_BITS * int(live.sum())
-        return self.price * (latent_bits + codebook_bits(codebook[:, live]))
+        return self.lagrangian * (latent_bits + codebook_bits(codebook[:, live]))
 
 
 def codebook_exponent(codebook: Tensor) -> int:
@@ -200,7 +203,7 @@ def round_codebook(codebook: Tensor, energy: Tensor) -> Tensor:
 
     Rounding to multiples of q adds a squared error of ``q**2 / 12`` times the energy of the latent,
     for each of the d rows. Half of q costs one more bit for each of the d k elements. The sum of
-    the error and the price of the bits is least at ``q**2 = 6 price k / (ln 2 energy)``.
+    the error and λ times the bits is least at ``q**2 = 6 λ k / (ln 2 energy)``.
 
     Parameters
     ----------
@@ -215,7 +218,9 @@ def round_codebook(codebook: Tensor, energy: Tensor) -> Tensor:
     largest = float(codebook.abs().amax()) if codebook.numel() else 0.0
     if largest == 0:
         return codebook
-    exponent = 0.5 * math.log2(6 * PRICE * int(used.sum()) / (math.log(2) * float(energy.sum())))
+    exponent = 0.5 * math.log2(
+        6 * LAGRANGIAN * int(used.sum()) / (math.log(2) * float(energy.sum()))
+    )
     coarse_enough = math.ceil(math.log2(largest / CODEBOOK_LARGEST))
     step = 2.0 ** max(round(exponent), coarse_enough, -_FINEST)
     return (codebook / step).round() * step
@@ -262,7 +267,7 @@ def solve_rate_aware(
     iterations: int = 6,
     tolerance: float = 1e-3,
 ) -> Result:
-    """Return factors of tiles that minimise distortion + price * bits.
+    """Return factors of tiles that minimise distortion + λ * bits.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tersor.factorization.products import inner
-from tersor.factorization.rate_aware import PRICE, Coder, codebook_bits, solve_rate_aware
+from tersor.factorization.rate_aware import LAGRANGIAN, Coder, codebook_bits, solve_rate_aware
 from tersor.factorization.solve import distortion
 from tersor.factorization.weights import SIGNS
 from tersor.tiling import Tiling, coding_order, evenly_spaced_rows, window_size
@@ -93,7 +93,7 @@ class Choice:
 
 
 def choose(weight: Tensor, step: float, *, stack: bool = False) -> Choice:
-    """Return the tile size of least distortion + price * bits of a weight.
+    """Return the tile size of least distortion + λ * bits of a weight.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
     variance
         Variance of its elements, in units of the squared step size.
     """
-    bits = 0.5 * math.log2(1 + variance * 2 * math.log(2) / PRICE)
+    bits = 0.5 * math.log2(1 + variance * 2 * math.log(2) / LAGRANGIAN)
     row = math.prod(shape[1:])
     # The codebook takes at most half as many bits as the signs.
     most = min(row, math.isqrt(math.prod(shape) // SIGNS), _MOST_SEGMENT)
@@ -168,14 +168,14 @@ def _untried(sample: Tensor, repeat: float, size: int) -> Choice:
 def _estimate(choice: Choice) -> float:
     """Return the cost of a weight and its codebook, for Gaussian tiles at the rate bound.
 
-    At the price p of a bit, each axis with a variance above p / (2 ln 2) keeps an error of this
+    At the price p = λ of a bit, each axis with a variance above p / (2 ln 2) keeps an error of this
     size.
     """
-    level = PRICE / (2 * math.log(2))
+    level = LAGRANGIAN / (2 * math.log(2))
     bits = 0.5 * np.log2(np.maximum(choice.spectrum / level, 1))
-    cost = np.minimum(choice.spectrum, level) + PRICE * bits
+    cost = np.minimum(choice.spectrum, level) + LAGRANGIAN * bits
     axes = int((bits > 0).sum()) if choice.tile > 1 else 0
-    return choice.tiles * float(cost.sum()) + PRICE * _ELEMENT_BITS * choice.tile * axes
+    return choice.tiles * float(cost.sum()) + LAGRANGIAN * _ELEMENT_BITS * choice.tile * axes
 
 
 def _tried(sample: Tensor, choice: Choice, repeat: float) -> tuple[float, Choice]:
@@ -186,4 +186,4 @@ def _tried(sample: Tensor, choice: Choice, repeat: float) -> tuple[float, Choice
     bits = repeat * float(Coder(rows, _STATES).bits(result.latent).sum())
     bits += codebook_bits(result.codebook[:, result.latent.any(dim=1)])
     error = repeat * distortion(tiles, result.codebook, result.latent)
-    return error + PRICE * bits, replace(choice, nbytes=bits / 8)
+    return error + LAGRANGIAN * bits, replace(choice, nbytes=bits / 8)

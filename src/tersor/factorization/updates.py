@@ -92,15 +92,15 @@ def use_every_row(quadratic: Quadratic, x: Tensor) -> Tensor:
     return x
 
 
-def shrink(price: float, steps: int) -> Update:
-    """Return an update by proximal gradient descent on ``f(x) + price * sum(abs(x))``.
+def shrink(penalty: float, steps: int) -> Update:
+    """Return an update by proximal gradient descent on ``f(x) + penalty * sum(abs(x))``.
 
-    The set is all real matrices; the price makes most entries zero. The algorithm is ISTA
+    The set is all real matrices; the penalty makes most entries zero. The algorithm is ISTA
     (Daubechies et al., 2004).
 
     Parameters
     ----------
-    price
+    penalty
         Price of a unit of magnitude.
     steps
         Number of gradient steps of length 1/L.
@@ -110,7 +110,7 @@ def shrink(price: float, steps: int) -> Update:
         lipschitz = max(quadratic.lipschitz(), torch.finfo(x.dtype).tiny)
         for _ in range(steps):
             x = x - (quadratic.gram @ x - quadratic.target) / lipschitz
-            x = x.sign() * (x.abs() - price / lipschitz).clamp_min(0)
+            x = x.sign() * (x.abs() - penalty / lipschitz).clamp_min(0)
         return x
 
     return update

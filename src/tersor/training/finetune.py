@@ -84,7 +84,7 @@ def finetune(
 
     The optimizer is AdamW with a warm-up and a cosine schedule. The latents are trained as real
     numbers. After each step they are projected onto the trellis, and gradients pass straight
-    through the projection. The price of a bit (λ) follows the budget; it acts in the projection and
+    through the projection. λ follows the budget; it acts in the projection and
     in the loss. Biases, normalisation parameters and small weights have 3 binary digits more than
     the budget has bits per weight (at most 8), and are trained in the same way. In the last 15 % of
     the steps the latents are frozen and all other parameters adapt to them. After each epoch, a

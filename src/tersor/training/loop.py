@@ -207,7 +207,9 @@ class Run:
         now, schedule = self.progress, self.plan.schedule
         candidate = copy.deepcopy(self.held.gather()).eval().cpu()  # searches run on the CPU
         counts = curvature(self.bare, self.optimizer)
-        found = fit(candidate, round(schedule.size(now.step)), now.price, counts, schedule.digits)
+        found = fit(
+            candidate, round(schedule.size(now.step)), now.lagrangian, counts, schedule.digits
+        )
         value = self._value(candidate.to(self.accelerator.device))
         now.overhead_bytes = pressure.overhead_bytes(candidate)
         now.epoch, loss = now.epoch + 1, now.losses / self.source.batches
