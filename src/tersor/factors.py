@@ -77,7 +77,7 @@ class Factors:
             raise InputError(
                 f"the integers of codebook and latent are too large for an exact product: sums may "
                 f"reach {largest_sum(self.codebook, self.latent)}, at most {EXACT_INTEGERS} is "
-                "allowed; use a larger step"
+                "allowed; use a larger step size"
             )
 
     @property

@@ -198,8 +198,8 @@ TOO_MUCH = [
     (methods.additive_vector_quantization(11, 2), "columns 11 is too large .* use at most 10"),
     (methods.dictionary_learning(11, 2), "columns 11 is too large .* use at most 10"),
     (methods.projected_gradient(integers(), 11), "columns 11 is too large .* use at most 10"),
-    (methods.scalar(1e-6), "step 1e-06 is too small: .* use a step of"),
-    (methods.rate_aware(1e-6), "step 1e-06 is too small: .* use a step of"),
+    (methods.scalar(1e-6), "step size 1e-06 is too small: .* use a step size of"),
+    (methods.rate_aware(1e-6), "step size 1e-06 is too small: .* use a step size of"),
 ]
 
 
@@ -212,9 +212,9 @@ def test_methods_that_ask_too_much_are_refused(method: Method, message: str) -> 
 @pytest.mark.parametrize("make", [methods.scalar, methods.rate_aware])
 def test_the_step_that_the_message_names_is_enough(make: Callable[[float], Method]) -> None:
     weight = normal(6, 10, 3)
-    with pytest.raises(InputError, match="use a step of") as caught:
+    with pytest.raises(InputError, match="use a step size of") as caught:
         decompose(weight, make(1e-6), tile=3)
-    step = float(str(caught.value).split("use a step of ")[1].split()[0])
+    step = float(str(caught.value).split("use a step size of ")[1].split()[0])
     assert decompose(weight, make(step), tile=3).factors.quantized
 
 
@@ -225,8 +225,8 @@ NONSENSE: list[tuple[Callable[[], Method], str]] = [
     (lambda: methods.additive_vector_quantization(2, 3), "3 different ones need as many columns"),
     (lambda: methods.additive_vector_quantization(2, 0), "count must be at least 1"),
     (lambda: methods.dictionary_learning(2, 3), "3 nonzeros need as many columns, got 2"),
-    (lambda: methods.scalar(0.0), "step must be positive and finite, got 0"),
-    (lambda: methods.rate_aware(math.nan), "step must be positive and finite, got nan"),
+    (lambda: methods.scalar(0.0), "step_size must be positive and finite, got 0"),
+    (lambda: methods.rate_aware(math.nan), "step_size must be positive and finite, got nan"),
 ]
 
 

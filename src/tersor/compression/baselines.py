@@ -59,17 +59,17 @@ def scalar(source: Source, targets: Sequence[int]) -> list[Stored]:
     fixed = container.size(Archive(entries, source.nbytes))
     guess = 0.5 * math.sqrt(sum(float((t**2).mean()) for t in tensors.values()) / len(tensors))
 
-    def attempt(step: float) -> tuple[int, Stored]:
-        factors = {name: _rounded(tensor, step) for name, tensor in tensors.items()}
+    def attempt(step_size: float) -> tuple[int, Stored]:
+        factors = {name: _rounded(tensor, step_size) for name, tensor in tensors.items()}
         size = fixed + sum(records.encode(f).nbytes for f in factors.values())
         return size, (size, {name: f.recompose() for name, f in factors.items()})
 
     return [finest_fit(attempt, target, guess)[1] for target in targets]
 
 
-def _rounded(weight: Tensor, step: float) -> Factors:
-    latent = (weight / step).round().reshape(1, -1).to(torch.int16)
-    return Factors(torch.ones(1, 1, dtype=torch.int16), latent, step, tuple(weight.shape))
+def _rounded(weight: Tensor, step_size: float) -> Factors:
+    latent = (weight / step_size).round().reshape(1, -1).to(torch.int16)
+    return Factors(torch.ones(1, 1, dtype=torch.int16), latent, step_size, tuple(weight.shape))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tersor.compression.search import FILL, MAX_TRIALS, finest_fit, guess_step
+from tersor.compression.search import FILL, MAX_TRIALS, finest_fit, guess_step_size
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import methods, tiles
 from tersor.factorization.decompose import Method, Solution, check, decompose
@@ -161,16 +161,16 @@ def _within(
     size, errors = tile, list[float]()
     stack = tiles.is_stack("weight", tuple(weight.shape))
 
-    def attempt(step: float) -> tuple[int, tuple[int, int, Factors]]:
+    def attempt(step_size: float) -> tuple[int, tuple[int, int, Factors]]:
         nonlocal size
-        size = size or tiles.choose(as_float32(weight), step, stack=stack).tile
-        factors = factorize_weight(weight, size, step, moments=moments)
+        size = size or tiles.choose(as_float32(weight), step_size, stack=stack).tile
+        factors = factorize_weight(weight, size, step_size, moments=moments)
         errors.append(_error(weight, factors, moments))
         nbytes = factors.nbytes
         return nbytes, (nbytes, len(errors) - 1, factors)
 
     try:
-        guess = guess_step([(weight.numel(), variance)], 8 * target)
+        guess = guess_step_size([(weight.numel(), variance)], 8 * target)
         nbytes, place, factors = finest_fit(attempt, target, guess)[1]
     except BudgetError:
         return Solution(nothing, "iteration limit", (*errors, _error(weight, nothing, moments)))

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from tersor.compression.knapsack import choose
 from tersor.compression.search import FILL
-from tersor.compression.sizes import SizeModel, step_of_size
+from tersor.compression.sizes import SizeModel, step_size_for
 
 MOST_PASSES = 12
 """Largest number of passes over all weights."""
@@ -83,13 +83,13 @@ class _Trusted:
             return math.sqrt(self.below * self.above)
         return min(max(expected, last / self.farthest), last * self.farthest)
 
-    def learn(self, step: float, taken: float, aim: float, *, slow: bool) -> None:
+    def learn(self, step_size: float, taken: float, aim: float, *, slow: bool) -> None:
         """Record the bytes at a step size, and whether they came only slowly closer to the aim."""
         self.slow = slow
         if taken > aim:
-            self.below = max(self.below, step)
+            self.below = max(self.below, step_size)
         else:
-            self.above = min(self.above, step)
+            self.above = min(self.above, step_size)
         known = taken > 0 and aim > 0
         self.farthest = max(taken / aim, aim / taken) ** _STIFFEST if known else math.inf
 
@@ -124,7 +124,7 @@ class Filling(Generic[W, Content]):
     size: Callable[[Mapping[str, Version[Content]]], int]
     passes: list[dict[str, Version[Content]]] = field(init=False, default_factory=list)
 
-    def within(self, target: int, step: float) -> Mapping[str, Version[Content]]:
+    def within(self, target: int, step_size: float) -> Mapping[str, Version[Content]]:
         """Return the best choice of versions found whose file has at most ``target`` bytes.
 
         Each pass makes one version of every weight, and the knapsack finds the best mix of all
@@ -137,7 +137,7 @@ class Filling(Generic[W, Content]):
         ----------
         target
             Bytes of the file, at most.
-        step
+        step_size
             Step size of about the right order, to start from.
 
         Returns
@@ -148,12 +148,12 @@ class Filling(Generic[W, Content]):
         budget, best = target - self.size(self.nothing), self.nothing
         aim, barren, gap, trusted = _AIM * budget, 0, math.inf, _Trusted()
         for number in range(MOST_PASSES):
-            expected = step_of_size([m.bytes for m in self.models.values()], aim, step)
-            step = trusted.nearest(expected, step)
+            expected = step_size_for([m.bytes for m in self.models.values()], aim, step_size)
+            step_size = trusted.nearest(expected, step_size)
             latest: dict[str, Version[Content]] = {}
             self.passes.append(latest)
-            for weight, version in self.solve(self.weights, step, f"pass {number + 1}"):
-                self.models[weight.name].learn(step, version.nbytes)
+            for weight, version in self.solve(self.weights, step_size, f"pass {number + 1}"):
+                self.models[weight.name].learn(step_size, version.nbytes)
                 latest[weight.name] = version
                 if gap < _CLOSE * budget and self._may_fill(budget):
                     best, full = self._best(target)
@@ -170,7 +170,7 @@ class Filling(Generic[W, Content]):
             if (full and gap < _CLOSE * budget) or barren == _BARREN:
                 break
             aim = _next_aim(budget, taken, len(self.weights))
-            trusted.learn(step, taken, aim, slow=gap > max(before / 2, _CLOSE * budget))
+            trusted.learn(step_size, taken, aim, slow=gap > max(before / 2, _CLOSE * budget))
         return best
 
     def _may_fill(self, budget: int) -> bool:

@@ -276,8 +276,8 @@ def _factorize(
         factors = factorize_signs(wanted, tile, moments=moments)
         return factors if records.encode(factors).nbytes <= allowed else None
 
-    def attempt(step: float) -> tuple[int, Factors]:
-        factors = factorize_weight(wanted, tile, step, moments=moments)
+    def attempt(step_size: float) -> tuple[int, Factors]:
+        factors = factorize_weight(wanted, tile, step_size, moments=moments)
         return records.encode(factors).nbytes, factors
 
     try:

@@ -42,7 +42,7 @@ class Trial(NamedTuple):
     size: int
 
 
-def guess_step(weights: Iterable[tuple[int, float]], bits: float) -> float:
+def guess_step_size(weights: Iterable[tuple[int, float]], bits: float) -> float:
     """Return the step size at which independent Gaussian weights take a number of bits.
 
     Parameters
@@ -115,11 +115,11 @@ def finest_fit(
     best: tuple[float, T] | None = None
     position: float | None = math.log(guess)
     while position is not None and len(trials) < most:
-        step = math.exp(position)
-        size, made = attempt(step)
+        step_size = math.exp(position)
+        size, made = attempt(step_size)
         trials.append(Trial(position, size))
-        if size <= target and (best is None or step < best[0]):
-            best = (step, made)
+        if size <= target and (best is None or step_size < best[0]):
+            best = (step_size, made)
         position = _next_position(trials, target, least)
     if best is None:
         raise BudgetError(f"{target} bytes were not reached in {len(trials)} attempts")

@@ -44,16 +44,18 @@ class _Corrected:
     _points: dict[float, float] = field(default_factory=dict)
     _provisional: bool = True
 
-    def learn(self, step: float, measured: float, provisional: bool = False) -> None:
+    def learn(self, step_size: float, measured: float, provisional: bool = False) -> None:
         if self._provisional:
             self._points.clear()
         self._provisional = provisional
-        expected = self.formula(step)
-        self._points[math.log(step)] = math.log((measured + self.floor) / (expected + self.floor))
+        expected = self.formula(step_size)
+        self._points[math.log(step_size)] = math.log(
+            (measured + self.floor) / (expected + self.floor)
+        )
 
-    def __call__(self, step: float) -> float:
-        ratio = math.exp(_interpolate(math.log(step), sorted(self._points.items())))
-        return max(0.0, ratio * (self.formula(step) + self.floor) - self.floor)
+    def __call__(self, step_size: float) -> float:
+        ratio = math.exp(_interpolate(math.log(step_size), sorted(self._points.items())))
+        return max(0.0, ratio * (self.formula(step_size) + self.floor) - self.floor)
 
 
 def _interpolate(x: float, points: list[tuple[float, float]]) -> float:
@@ -93,7 +95,7 @@ class SizeModel:
 
     def learn(
         self,
-        step: float,
+        step_size: float,
         nbytes: float,
         error: float | None = None,
         *,
@@ -103,7 +105,7 @@ class SizeModel:
 
         Parameters
         ----------
-        step
+        step_size
             Step size of the measurement.
         nbytes
             Measured bytes.
@@ -112,24 +114,24 @@ class SizeModel:
         provisional
             Whether the values are dropped when the next ones are recorded; by default not.
         """
-        self._size.learn(step, nbytes, provisional)
+        self._size.learn(step_size, nbytes, provisional)
         if error is not None:
-            self._distortion.learn(step, error, provisional)
+            self._distortion.learn(step_size, error, provisional)
 
-    def bytes(self, step: float) -> float:
+    def bytes(self, step_size: float) -> float:
         """Return the expected bytes at a step size."""
-        return self._size(step)
+        return self._size(step_size)
 
-    def error(self, step: float) -> float:
+    def error(self, step_size: float) -> float:
         """Return the expected squared error at a step size."""
-        return self._distortion(step)
+        return self._distortion(step_size)
 
-    def _bytes(self, step: float) -> float:
-        level = _LEVEL * step**2
+    def _bytes(self, step_size: float) -> float:
+        level = _LEVEL * step_size**2
         return self._tiles * float(np.log1p(self._spectrum / level).sum()) / _SIXTEEN
 
-    def _error(self, step: float) -> float:
-        level = _LEVEL * step**2
+    def _error(self, step_size: float) -> float:
+        level = _LEVEL * step_size**2
         return self._tiles * float((self._spectrum / (1 + self._spectrum / level)).sum())
 
 
@@ -150,7 +152,7 @@ class SizeOfSigns(SizeModel):
 
     def learn(
         self,
-        step: float,
+        step_size: float,
         nbytes: float,
         error: float | None = None,
         *,
@@ -158,11 +160,11 @@ class SizeOfSigns(SizeModel):
     ) -> None:
         """Record a measured error; the bytes need no measurement."""
         if error is not None:
-            self._distortion.learn(step, error, provisional)
+            self._distortion.learn(step_size, error, provisional)
 
-    def bytes(self, step: float) -> float:
+    def bytes(self, step_size: float) -> float:
         """Return the bytes at a step size: 1 bit per sign and 8 bits per codebook element."""
-        tile = tile_of_signs(self._shape, self._variance / step**2)
+        tile = tile_of_signs(self._shape, self._variance / step_size**2)
         return SIGNS * (Tiling(self._shape, tile).count / 8 + tile)
 
 
@@ -170,7 +172,7 @@ _STEEPEST = 0.7  # limit of the slope, so that sizes still fall as the step size
 _SIXTEEN = 16 * math.log(2)  # divisor that converts half of a natural logarithm to bytes
 
 
-def step_of_size(sizes: Iterable[Callable[[float], float]], total: float, around: float) -> float:
+def step_size_for(sizes: Iterable[Callable[[float], float]], total: float, around: float) -> float:
     """Return the step size at which the sizes of all weights add up to a total.
 
     Parameters

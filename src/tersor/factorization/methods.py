@@ -66,11 +66,12 @@ def _at_most(name: str, number: int, limit: int, tiles: Tensor) -> None:
         )
 
 
-def _check_step(step: float, largest: float) -> None:
+def _check_step_size(step_size: float, largest: float) -> None:
     if largest > LARGEST:
         raise InputError(
-            f"step {step:g} is too small: integers would reach {largest:.0f}, at most {LARGEST} "
-            f"can be coded; use a step of {1.001 * step * largest / LARGEST:g} or more"
+            f"step size {step_size:g} is too small: integers would reach {largest:.0f}, at most "
+            f"{LARGEST} can be coded; use a step size of {1.001 * step_size * largest / LARGEST:g} "
+            "or more"
         )
 
 
@@ -191,23 +192,23 @@ def dictionary_learning(
     return Method(start, update, tolerance=1e-4, starts=starts, restarts=restarts)
 
 
-def scalar(step: float) -> Method:
-    """Return the method that rounds weights to multiples of the step size ``step``."""
-    if not 0 < step < math.inf:
-        raise InputError(f"step must be positive and finite, got {step}")
+def scalar(step_size: float) -> Method:
+    """Return the method that rounds weights to multiples of the step size ``step_size``."""
+    if not 0 < step_size < math.inf:
+        raise InputError(f"step_size must be positive and finite, got {step_size}")
 
     def start(tiles: Tensor, generator: Generator) -> Start:
-        _check_step(step, float(tiles.abs().amax().round()))
+        _check_step_size(step_size, float(tiles.abs().amax().round()))
         return _identity(tiles), tiles.round()
 
     return Method(
-        start, project_target(integers()), fixed, unit=lambda weight: step, dtype=torch.float32
+        start, project_target(integers()), fixed, unit=lambda weight: step_size, dtype=torch.float32
     )
 
 
 def ternary() -> Method:
     """Return the method in which weights become -s, 0 or s, with the s of least squared error."""
-    return _with_identity(integers(1), ternary_step)
+    return _with_identity(integers(1), ternary_step_size)
 
 
 def binary() -> Method:
@@ -215,7 +216,7 @@ def binary() -> Method:
     return _with_identity(signs(), lambda weight: float(weight.abs().double().mean()))
 
 
-def ternary_step(weight: Tensor) -> float:
+def ternary_step_size(weight: Tensor) -> float:
     """Return the step size of the best ternary weights.
 
     If the m largest magnitudes become nonzero, the best step size is their mean, and the squared
@@ -239,7 +240,7 @@ def _with_identity(project: Projection, unit: Callable[[Tensor], float]) -> Meth
 
 
 def rate_aware(
-    step: float, *, rows: Rows | None = None, states: int = rate_distortion.STATES
+    step_size: float, *, rows: Rows | None = None, states: int = rate_distortion.STATES
 ) -> Method:
     """Return the method of least distortion + λ * bits: see `tersor.factorization.rate_aware`.
 
@@ -248,7 +249,7 @@ def rate_aware(
 
     Parameters
     ----------
-    step
+    step_size
         Step size, the spacing of the latent's grid, in units of the weight.
     rows
         Weight rows of each slice (`tersor.tiling.Tiling.slices`), whose magnitudes the entropy
@@ -256,14 +257,14 @@ def rate_aware(
     states
         States of the trellis: 4, 8, 16, 32 (default) or 64; 1: scalar quantization.
     """
-    if not 0 < step < math.inf:
-        raise InputError(f"step must be positive and finite, got {step}")
+    if not 0 < step_size < math.inf:
+        raise InputError(f"step_size must be positive and finite, got {step_size}")
     if states != 1 and states not in TRELLISES:
         raise InputError(f"a trellis has {sorted(TRELLISES)} states, or 1 for none; got {states}")
     coder = rate_distortion.Coder(rows, states)
 
     def start(tiles: Tensor, generator: Generator) -> Start:
-        _check_step(step, 1 + float(tiles.norm(dim=0).amax()))
+        _check_step_size(step_size, 1 + float(tiles.norm(dim=0).amax()))
         return rate_distortion.start(tiles, coder)
 
     return Method(
@@ -273,7 +274,7 @@ def rate_aware(
         coder.penalty,
         iterations=10,
         tolerance=1e-3,
-        unit=lambda weight: step,
+        unit=lambda weight: step_size,
         dtype=torch.float32,
     )
 

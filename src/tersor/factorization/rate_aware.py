@@ -28,9 +28,9 @@ from tersor.factorization.solve import Quadratic, Result, Start, least_squares, 
 from tersor.tiling import Rows
 
 LAGRANGIAN = 0.3
-"""λ, the price of a bit: the squared error, in units of the squared step size, that a bit is worth. This
-value is best at high rates with a trellis, for Gaussian sources. Rows of low rate get a coarser
-grid instead, see `spacing`."""
+"""λ, the price of a bit: the squared error, in units of the squared step size, that a bit is
+worth. This value is best at high rates with a trellis, for Gaussian sources. Rows of low rate get a
+coarser grid instead, see `spacing`."""
 
 STATES = 32
 """Default number of states of the trellis."""

@@ -92,20 +92,20 @@ class Choice:
     nbytes: float | None = None
 
 
-def choose(weight: Tensor, step: float, *, stack: bool = False) -> Choice:
+def choose(weight: Tensor, step_size: float, *, stack: bool = False) -> Choice:
     """Return the tile size of least distortion + λ * bits of a weight.
 
     Parameters
     ----------
     weight
         Weight of a floating-point type.
-    step
+    step_size
         Step size, the spacing of the latent's grid, in units of the weight.
     stack
         If True, the weight is a stack of matrices, and no tile contains elements of two rows of a
         matrix. Default False.
     """
-    sample, repeat, sizes = _sample(weight, step, stack)
+    sample, repeat, sizes = _sample(weight, step_size, stack)
     choices = [_untried(sample, repeat, size) for size in sizes]
     likely = [c for c in choices if _estimate(c) <= _DOUBT * _estimate(choices[0])]
     if likely == choices[:1]:
@@ -114,9 +114,9 @@ def choose(weight: Tensor, step: float, *, stack: bool = False) -> Choice:
     return min(tried, key=lambda pair: (pair[0], pair[1].tile))[1]
 
 
-def is_candidate(weight: Tensor, step: float, choice: Choice, *, stack: bool = False) -> bool:
+def is_candidate(weight: Tensor, step_size: float, choice: Choice, *, stack: bool = False) -> bool:
     """Return whether a choice is one of those that `choose` compares, not only the best."""
-    sample, repeat, sizes = _sample(weight, step, stack)
+    sample, repeat, sizes = _sample(weight, step_size, stack)
     if choice.tile not in sizes:
         return False
     untried = _untried(sample, repeat, choice.tile)
@@ -124,7 +124,7 @@ def is_candidate(weight: Tensor, step: float, choice: Choice, *, stack: bool = F
     return same and (choice.nbytes is None or 0 <= choice.nbytes < math.inf)
 
 
-def _sample(weight: Tensor, step: float, stack: bool) -> tuple[Tensor, float, list[int]]:
+def _sample(weight: Tensor, step_size: float, stack: bool) -> tuple[Tensor, float, list[int]]:
     """Return a sample of rows, the ratio of all rows to these, and the candidate tile sizes.
 
     The rows are in units of the step size.
@@ -134,7 +134,7 @@ def _sample(weight: Tensor, step: float, stack: bool) -> tuple[Tensor, float, li
     sizes = candidates(tuple(weight.shape))
     if stack:
         sizes = [size for size in sizes if weight.shape[1] % size == 0]
-    sample = evenly_spaced_rows(weight, _SAMPLE) / step
+    sample = evenly_spaced_rows(weight, _SAMPLE) / step_size
     return sample, weight.shape[0] / sample.shape[0], sizes
 
 

@@ -15,12 +15,12 @@ from tersor.factorization.rate_aware import STATES, codebook_exponent, solve_rat
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
 from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
-_SMALLEST_STEP = 2.0**-110
+_SMALLEST_STEP_SIZE = 2.0**-110
 """Smallest step size. A scale is smaller by the 8 bits of the codebook, and must be a normal number
 of float32."""
 
 _FINER = 8.0
-"""Times that a step may be smaller than the smallest that the coder has integers for: with two
+"""Times that a step size may be smaller than the smallest that the coder has integers for: with two
 columns of the codebook in place of one."""
 
 SIGNS = 16
@@ -30,7 +30,7 @@ SIGNS = 16
 def factorize_weight(
     weight: Tensor,
     tile: int,
-    step: float,
+    step_size: float,
     *,
     moments: Tensor | None = None,
     states: int = STATES,
@@ -43,10 +43,10 @@ def factorize_weight(
         Weight of a floating-point type, finite, with at least one axis.
     tile
         Tile size d.
-    step
+    step_size
         Step size, the spacing of the latent's grid, in units of the weight. If integers would be
         too large for the coder, the codebook has further columns, for multiples of a coarser grid.
-        If they would be too large for an exact product, the step is enlarged.
+        If they would be too large for an exact product, the step size is enlarged.
     moments
         Positive definite second moments of the inputs, (m, m), with m the length of a flattened
         row. If given, the error of the layer's output is minimised, else the error of the weight.
@@ -66,42 +66,44 @@ def factorize_weight(
     # magnitude first, since squares may overflow.
     norm = scale * float(tiling.split(values / scale).norm(dim=0).amax())
     least = norm / (LARGEST - 1)
-    if (step := max(step, least / _FINER, _SMALLEST_STEP)) < least:
-        unit = 2.0 ** math.ceil(math.log2(least / step))
-        parts = _in_two_parts(weight, tile, step, unit, moments)
-        return parts or factorize_weight(weight, tile, 1.5 * step, moments=moments, states=states)
+    if (step_size := max(step_size, least / _FINER, _SMALLEST_STEP_SIZE)) < least:
+        unit = 2.0 ** math.ceil(math.log2(least / step_size))
+        parts = _in_two_parts(weight, tile, step_size, unit, moments)
+        return parts or factorize_weight(
+            weight, tile, 1.5 * step_size, moments=moments, states=states
+        )
     while True:
-        step = float(torch.tensor(step, dtype=torch.float32))
+        step_size = float(torch.tensor(step_size, dtype=torch.float32))
         if moments is None:
-            tiles = coding_order(tiling.split(values / step), tiling.slices)
+            tiles = coding_order(tiling.split(values / step_size), tiling.slices)
             result = solve_rate_aware(tiles, tiling.slices, states=states)
             del tiles
         else:
-            result = solve_calibrated(values / step, moments, tile, states=states)
+            result = solve_calibrated(values / step_size, moments, tile, states=states)
         live = result.latent.any(dim=1)
         exponent = codebook_exponent(result.codebook)
         codebook, latent = result.codebook[:, live] * 2.0**-exponent, result.latent[live]
         del result
         if largest_sum(codebook, latent) <= EXACT_INTEGERS and _can_be_coded(latent):
             latent = natural_order(latent.to(torch.int16), tiling.slices)
-            return _factors(codebook, latent, step * 2.0**exponent, weight)
-        step *= 1.5
+            return _factors(codebook, latent, step_size * 2.0**exponent, weight)
+        step_size *= 1.5
 
 
 def _in_two_parts(
-    weight: Tensor, tile: int, step: float, unit: float, moments: Tensor | None
+    weight: Tensor, tile: int, step_size: float, unit: float, moments: Tensor | None
 ) -> Factors | None:
     """Return factors of two parts, multiples of ``unit`` steps and the rest.
 
     Integers of one part would be too large. None if the product would not be exact.
     """
     tiling, values = Tiling(tuple(weight.shape), tile), as_float32(weight)
-    step = float(torch.tensor(step, dtype=torch.float32))
-    multiples = (tiling.split(values) / (unit * step)).round()
-    rest = values - tiling.join(multiples) * (unit * step)
-    fine = factorize_weight(rest, tile, step, moments=moments)
-    scale = min(fine.scale, unit * step) if fine.rank else unit * step
-    column = unit * step / scale
+    step_size = float(torch.tensor(step_size, dtype=torch.float32))
+    multiples = (tiling.split(values) / (unit * step_size)).round()
+    rest = values - tiling.join(multiples) * (unit * step_size)
+    fine = factorize_weight(rest, tile, step_size, moments=moments)
+    scale = min(fine.scale, unit * step_size) if fine.rank else unit * step_size
+    column = unit * step_size / scale
     codebook = torch.cat([column * torch.eye(tile), fine.codebook * (fine.scale / scale)], dim=1)
     latent = torch.cat([multiples, fine.latent.float()])
     if column % 1 or column > LARGEST or largest_sum(codebook, latent) > EXACT_INTEGERS:
