@@ -1,6 +1,6 @@
 """What does ``fast`` cost in accuracy, at equal bytes?
 
-Matrices as sums of signs, as `tersor.compress` makes them of weights that are to be fast, at 1 and
+Matrices as binary sums, as `tersor.compress` makes them of weights that are to be fast, at 1 and
 2 bits per weight; and what `tersor.factorize` makes of the same matrices in as many bytes. Costs
 are differences of the signal-to-noise ratios in dB; 6.02 dB are a bit per weight.
 
@@ -18,16 +18,16 @@ import record
 from tensors import SEED, Sample, samples, signal_to_noise
 
 import tersor
-from tersor.factorization.weights import SIGNS, factorize_signs
+from tersor.factorization.weights import BINARY, factorize_binary
 
 Row = dict[str, Any]
 
-TILES = {bits: SIGNS // bits for bits in (1, 2)}
+TILES = {bits: BINARY // bits for bits in (1, 2)}
 
 
 def measure(sample: Sample, bits: int) -> Row:
     start = time.perf_counter()
-    fast = factorize_signs(sample.weight, TILES[bits])
+    fast = factorize_binary(sample.weight, TILES[bits])
     seconds = time.perf_counter() - start
     taken = 8 * fast.nbytes / sample.numel
     start = time.perf_counter()

@@ -9,7 +9,7 @@
 #include <malloc.h>
 #endif
 
-#include "signs.hpp"
+#include "binary.hpp"
 #include "streams.hpp"
 
 namespace nb = nanobind;
@@ -79,9 +79,9 @@ NB_MODULE(_native, m) {
                analysis.shape, offset, z.shape(1), states, price,
                importance ? importance->data() : nullptr, threads);
     });
-    m.def("search_signs", [](Floats target, Floats gram, Floats z, Orders orders, int threads) {
+    m.def("search_binary", [](Floats target, Floats gram, Floats z, Orders orders, int threads) {
         const int64_t k = z.shape(0), n = z.shape(1);
         nb::gil_scoped_release release;
-        search_signs(target.data(), gram.data(), z.data(), k, n, orders.data(), orders.shape(0), threads);
+        search_binary(target.data(), gram.data(), z.data(), k, n, orders.data(), orders.shape(0), threads);
     });
 }

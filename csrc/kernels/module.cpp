@@ -98,13 +98,13 @@ static Integers integers_of(int64_t rows, int64_t inputs, int64_t d, int64_t pad
             take<const int16_t>("the escapes", escapes, escapes_bytes, {count}), count};
 }
 
-static lookup::Layer layer_of(int64_t rows, int64_t inputs, int64_t tile, int64_t pairs, int64_t signs,
+static lookup::Layer layer_of(int64_t rows, int64_t inputs, int64_t tile, int64_t pairs, int64_t binary,
                               uintptr_t codebook, int64_t codebook_bytes, uintptr_t codes,
                               int64_t codes_bytes) {
     const bool fits = rows > 0 && inputs > 0 && tile > 0 && pairs > 0 && pairs <= lookup::SUMMED;
     require(fits && std::max({rows, inputs, tile}) < LONGEST, "these are sizes of no packed matrix");
-    const lookup::Layer sizes{rows, inputs, tile, pairs, signs != 0, nullptr, nullptr};
-    return {rows, inputs, tile, pairs, signs != 0,
+    const lookup::Layer sizes{rows, inputs, tile, pairs, binary != 0, nullptr, nullptr};
+    return {rows, inputs, tile, pairs, binary != 0,
             take<const float>("the codebook", codebook, codebook_bytes, {tile, sizes.atoms()}),
             take<const uint8_t>("the codes", codes, codes_bytes, {sizes.panels(), sizes.panel_bytes()})};
 }

@@ -32,7 +32,7 @@ class Lookup:
         inputs: int,
         tile: int,
         pairs: int,
-        signs: int,
+        binary: int,
         codebook: int,
         codes: int,
     ) -> None: ...

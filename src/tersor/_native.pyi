@@ -55,6 +55,6 @@ def search_run(
     sweeps: int,
     /,
 ) -> None: ...
-def search_signs(
+def search_binary(
     target: Reals, gram: Reals, z: Reals, orders: NDArray[np.int32], threads: int, /
 ) -> None: ...

@@ -20,7 +20,7 @@ from tersor.nn.fill import fill
 from tersor.nn.source import source_of
 from tersor.progress import Progress, silent
 from tersor.storage import classify, container, dense_file
-from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, as_tensor
+from tersor.storage.archive import Alias, Archive, Contents, Entry, Reason, as_tensor
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.label import check_metadata
 from tersor.storage.opened import OpenFile, file_bytes, open_file
@@ -122,7 +122,7 @@ def _entry(name: str, value: Tensor, lossless: bool) -> Entry:
     if lossless:
         return classify.keep_exactly(name, value)
     reason = classify.reason_to_keep(name, value)
-    return classify.keep(name, value, Kept.LEFT_DENSE if reason is None else reason)
+    return classify.keep(name, value, Reason.LEFT_DENSE if reason is None else reason)
 
 
 def load(

@@ -112,7 +112,7 @@ def test_single_weights_are_overridden(folder):
 
 
 def test_matrices_are_made_fast(folder):
-    options = ("--ratio", 10, "--fast", "*")
+    options = ("--ratio", 10, "--lookup", "*")
     assert run("compress", "model.safetensors", "-o", "fast.tersor", *options).exit_code == 0
     with open_file(folder / "fast.tersor", max_bytes=10**9) as file:
         matrices = [n for n in file if len(file.shapes[n]) == 2 and file.is_factored(n)]
@@ -342,9 +342,9 @@ BUDGETS = [
         "--ratio 6 --bits big*=99",
         "99 bits are asked for each weight of 'big.weight', which has only 32",
     ),
-    ("--lossless --keep head.*", "patterns of weights to keep, of their bits, or of those that"),
-    ("--lossless --fast *", "have no use; leave them out"),
-    ("--ratio 6 --fast conv*", "'conv*' of weights that are to be fast matches no matrix"),
+    ("--lossless --keep head.*", "patterns of weights to keep, of their bits, or of those for"),
+    ("--lossless --lookup *", "have no use; leave them out"),
+    ("--ratio 6 --lookup conv*", "'conv*' of weights for look-up kernels matches no matrix"),
     ("--target-size 100", "100 bytes are too few: the smallest possible file has"),
 ]
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tersor.cli import app
 from tersor.progress import shown
 from tersor.storage import container
-from tersor.storage.archive import Archive, Kept
+from tersor.storage.archive import Archive, Reason
 from tersor.text import printable, printable_lines
 
 HOSTILE = {
@@ -121,7 +121,7 @@ def test_kept_names_in_notes_are_shown_safely(folder):
         f"{NAMES[0]}": entries["layer.weight"],
         "t": type(tied)(tied.shape, tied.dtype, type(tied.content)(NAMES[0])),
     }
-    named["v"] = plain(torch.ones(2), Kept.VECTOR)
+    named["v"] = plain(torch.ones(2), Reason.VECTOR)
     container.write(folder / "tied.tersor", Archive(named, 600))
     assert "same as" in run("inspect", "tied.tersor").output
     run("report", "tied.tersor", "-o", "tied.html")

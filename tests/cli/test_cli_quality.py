@@ -258,11 +258,11 @@ OPTIONS = [
     ("--target-size", "3kB"),
     ("--bits-per-weight", "16", "--keep", "0.*"),
     ("--ratio", "8", "--bits", "0.*=1"),
-    ("--ratio", "8", "--fast", "*"),
+    ("--ratio", "8", "--lookup", "*"),
     ("--ratio", "8", *MODEL, *CALIBRATED),
     ("--max-drop", "8", *EVAL),
     ("--max-drop", "8", *EVAL, *CALIBRATED),
-    ("--max-drop", "8", *EVAL, *CALIBRATED, "--fast", "0.*"),
+    ("--max-drop", "8", *EVAL, *CALIBRATED, "--lookup", "0.*"),
     ("--lossless",),
 ]
 

@@ -71,7 +71,7 @@ def test_signs_stay_signs(tmp_path):
     dense, inputs = linear().eval(), samples("linear")
     model = copy.deepcopy(dense)
     calibration = tersor.calibrate(model, [inputs])
-    tersor.compress(model, target_size="4kB", calibration=calibration, fast=["*"])
+    tersor.compress(model, target_size="4kB", calibration=calibration, lookup=["*"])
     old, before = state(model), error(model, dense, inputs)
     tersor.reconstruct(model, dense, [inputs], target_size="4kB")
     new = state(model)
@@ -85,7 +85,7 @@ def test_signs_that_training_moved_stay_signs():
     torch.manual_seed(0)
     dense, inputs = linear().eval(), samples("linear")
     model = copy.deepcopy(dense)
-    tersor.compress(model, target_size="4kB", fast=["*"])
+    tersor.compress(model, target_size="4kB", lookup=["*"])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("latent"):

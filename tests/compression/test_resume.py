@@ -36,7 +36,7 @@ COMMAND = (
     "out.tersor",
     "--bits",
     "3*=3",
-    "--fast",
+    "--lookup",
     "4*",
     "--ratio",
 )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.compression.sizes import SizeModel, SizeOfSigns, step_size_for
+from tersor.compression.sizes import SizeModel, SizeOfBinary, step_size_for
 
 
 def test_a_halved_step_costs_a_bit_at_high_rates():
@@ -46,7 +46,7 @@ def test_errors_that_were_measured_are_given_back():
 
 
 def test_signs_take_a_bit_each_whatever_was_measured():
-    model = SizeOfSigns((100, 50), 1.0)
+    model = SizeOfBinary((100, 50), 1.0)
     sizes = [model.bytes(step) for step in np.geomspace(0.01, 100, 200)]
     assert sizes == sorted(sizes, reverse=True)
     # tiles of 2 to 17 elements, 16 signs each, and codebooks of 16 columns

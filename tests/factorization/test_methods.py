@@ -37,13 +37,13 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "binary": lambda largest: methods.binary(),
     "rate_aware": lambda largest: methods.rate_aware(0.3 * largest),
     "few_integers": lambda largest: methods.few_integers(2, 3),
-    "sign_sums": lambda largest: methods.sign_sums(3),
+    "binary_sums": lambda largest: methods.binary_sums(3),
     "projected_gradient": lambda largest: methods.projected_gradient(integers(2), 3),
     "a projection of one's own": lambda largest: methods.projected_gradient(
         lambda y: y.clamp_min(0), 3, project_codebook=short_rows()
     ),
 }
-ROUNDED = ("rate_aware", "few_integers", "sign_sums")
+ROUNDED = ("rate_aware", "few_integers", "binary_sums")
 INTEGER = ("scalar", "ternary", "binary", *ROUNDED)
 MONOTONE = [name for name in METHODS if name not in ROUNDED]  # codebooks are rounded
 EXACT = ("weight_svd", "vector_quantization", "dictionary_learning")
@@ -139,7 +139,7 @@ def test_constant(name: str, value: float) -> None:
     weight = torch.full((6, 4), value)
     solution = run(name, weight, 2)
     tolerance = 0.2 if name in ("scalar", "rate_aware") else 1e-6  # the step is 0.3
-    if name in ("few_integers", "sign_sums"):
+    if name in ("few_integers", "binary_sums"):
         tolerance = 0.1  # codebooks are integers of 8 bits, of several columns
     if name == "a projection of one's own" and value < 0:
         tolerance = 2.0  # not in the span of a few nonnegative steps

@@ -153,7 +153,7 @@ def recurrent(folder: Path) -> bytes:
 def looked_up(folder: Path) -> bytes:
     model = made(Pictures)
     tersor.fold_normalization(model, images())
-    tersor.compress(model, bits_per_weight=4, fast=["7.*"])
+    tersor.compress(model, bits_per_weight=4, lookup=["7.*"])
     return written(model, folder)
 
 
@@ -165,7 +165,7 @@ def at_most_worse(folder: Path) -> bytes:
 
 def integer_methods(folder: Path) -> bytes:
     kinds = [methods.scalar(0.05), methods.ternary(), methods.binary(), methods.rate_aware(0.06)]
-    kinds += [methods.few_integers(), methods.sign_sums()]
+    kinds += [methods.few_integers(), methods.binary_sums()]
     found = [tersor.factorize(matrix(), method=kind, tile=8) for kind in kinds]
     found += [tersor.factorize(matrix(), bits_per_weight=b, tile=t) for b, t in ((2, 1), (1, 16))]
     found.append(tersor.factorize(matrix(), bits_per_weight=2, moments=torch.eye(64) + 0.5))
@@ -185,7 +185,7 @@ def real_methods(folder: Path) -> bytes:
 def trained(folder: Path) -> bytes:
     dense = made(Pictures)
     model = copy.deepcopy(dense)
-    tersor.compress(model, ratio=6, fast=["7.*"])
+    tersor.compress(model, ratio=6, lookup=["7.*"])
     tersor.finetune(model, labelled(), teacher=dense, epochs=1, target_size="4.4kB")
     tersor.project(model, target_size="4kB")
     return written(model, folder)

@@ -52,11 +52,11 @@ INTEGERS = {
     "more columns than inputs of a tile": packed_integers(40, 64, 4, 7, 2.0),
 }
 LOOKUPS = {
-    "signs": packed_lookup((75, 131), 7, 3, signs=True),
-    "many signs": packed_lookup((33, 100), 8, 3, signs=True, rank=40),
-    "signs of large tiles": packed_lookup((20, 250), 70, 3, signs=True),
-    "integers": packed_lookup((75, 131), 16, 3, signs=False, nonzeros=3),
-    "integers of small tiles": packed_lookup((40, 61), 3, 3, signs=False),
+    "binary": packed_lookup((75, 131), 7, 3, binary=True),
+    "many binary columns": packed_lookup((33, 100), 8, 3, binary=True, rank=40),
+    "binary, large tiles": packed_lookup((20, 250), 70, 3, binary=True),
+    "integers": packed_lookup((75, 131), 16, 3, binary=False, nonzeros=3),
+    "integers of small tiles": packed_lookup((40, 61), 3, 3, binary=False),
 }
 MATRICES = INTEGERS | LOOKUPS
 
@@ -85,7 +85,7 @@ def test_the_product_is_right(name: str, batch: int) -> None:
 
 @pytest.mark.parametrize("dtype", ERRORS)
 @pytest.mark.parametrize("batch", [1, 5])
-@pytest.mark.parametrize("name", ["all widths and escapes", "signs", "integers"])
+@pytest.mark.parametrize("name", ["all widths and escapes", "binary", "integers"])
 def test_data_types(name: str, batch: int, dtype: torch.dtype) -> None:
     matrix = MATRICES[name]
     layout = matrix.layout
@@ -113,7 +113,7 @@ def test_many_escapes(batch: int) -> None:
     check(torch.randn(batch, 400), Integers.pack(factors))
 
 
-@pytest.mark.parametrize("name", ["all widths and escapes", "signs"])
+@pytest.mark.parametrize("name", ["all widths and escapes", "binary"])
 @pytest.mark.parametrize("batch", [2, 40])
 def test_shared_blocks_and_single_ones_agree(
     name: str, batch: int, monkeypatch: pytest.MonkeyPatch
@@ -136,7 +136,7 @@ def test_shared_blocks_and_single_ones_agree(
     torch.testing.assert_close(several, one, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["4 bits", "signs"])
+@pytest.mark.parametrize("name", ["4 bits", "binary"])
 def test_leading_axes_and_strides(name: str) -> None:
     matrix = moved(MATRICES[name])
     layout = matrix.layout
@@ -149,7 +149,7 @@ def test_leading_axes_and_strides(name: str) -> None:
     assert gpu.linear(x[:0], matrix, None).shape == (0, 3, layout.rows)
 
 
-@pytest.mark.parametrize("name", ["4 bits", "signs", "integers"])
+@pytest.mark.parametrize("name", ["4 bits", "binary", "integers"])
 @pytest.mark.parametrize("batch", [2, 6])
 def test_what_is_not_finite_stays_in_its_item(name: str, batch: int) -> None:
     matrix = moved(MATRICES[name])
@@ -160,7 +160,7 @@ def test_what_is_not_finite_stays_in_its_item(name: str, batch: int) -> None:
     assert y[1].isnan().any() and y[torch.arange(batch) != 1].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["4 bits", "signs"])
+@pytest.mark.parametrize("name", ["4 bits", "binary"])
 def test_the_operator_is_well_formed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "_kernel_of", lambda device, kind: gpu.linear)
     matrix = moved(MATRICES[name])
@@ -210,10 +210,10 @@ check(programs.transform, codebook="*i16", DEPTH=16, BLOCK_T=32, BLOCK_P=32)
 for higher in (True, False):
     for vectors in (1, 16, 64):
         check(programs.multiply_integers, HIGHER=higher, ESCAPES=True, VECTORS=vectors)
-for signs in (True, False):
-    check(programs.make_tables, SIGNS=signs, VECTORS=1, DEPTH=16, BLOCK_T=32, BLOCK_P=32)
-    check(programs.look_up, BYTES=2, SIGNS=signs, VECTORS=4)
-    check(programs.multiply_recomposed, "*bf16", TILE=7, BYTES=2, SIGNS=signs, DEPTH=8, BLOCK_T=8,
+for binary in (True, False):
+    check(programs.make_tables, BINARY=binary, VECTORS=1, DEPTH=16, BLOCK_T=32, BLOCK_P=32)
+    check(programs.look_up, BYTES=2, BINARY=binary, VECTORS=4)
+    check(programs.multiply_recomposed, "*bf16", TILE=7, BYTES=2, BINARY=binary, DEPTH=8, BLOCK_T=8,
           VECTORS=16)
 """
 

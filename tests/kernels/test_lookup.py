@@ -26,12 +26,12 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def random_factors(
-    shape: tuple[int, int], tile: int, seed: int, *, signs: bool, rank: int = 16, nonzeros: int = 2
+    shape: tuple[int, int], tile: int, seed: int, *, binary: bool, rank: int = 16, nonzeros: int = 2
 ) -> Factors:
     draw = torch.Generator().manual_seed(seed)
     n = shape[0] * -(-shape[1] // tile)
     codebook = torch.randint(-127, 128, (tile, rank), generator=draw)
-    if signs:
+    if binary:
         latent = torch.randint(0, 2, (rank, n), generator=draw) * 2 - 1
     else:
         kept = torch.rand(rank, n, generator=draw).topk(min(nonzeros, rank), dim=0).indices
@@ -52,10 +52,10 @@ def linear(x: Tensor, matrix: Lookup, bias: Tensor | None = None) -> Tensor:
 def products(draw: st.DrawFn) -> tuple[Factors, Tensor]:
     shape = draw(st.integers(1, 70)), draw(st.integers(1, 300))
     tile = draw(st.integers(1, min(20, shape[1])))
-    signs = draw(st.booleans())
-    rank = draw(st.integers(1, 64 if signs else 16))
+    binary = draw(st.booleans())
+    rank = draw(st.integers(1, 64 if binary else 16))
     factors = random_factors(
-        shape, tile, draw(st.integers(0, 99)), signs=signs, rank=rank,
+        shape, tile, draw(st.integers(0, 99)), binary=binary, rank=rank,
         nonzeros=draw(st.integers(1, 8)),
     )  # fmt: skip
     batch = draw(st.integers(0, 40))
@@ -72,7 +72,7 @@ def bound(x: Tensor, matrix: Lookup) -> Tensor:
     padded = F.pad(x, (0, layout.tiles * layout.tile - layout.inputs))
     u = (padded.reshape(len(x), layout.tiles, layout.tile) @ given.codebook).abs()
     few = len(x) < MANY
-    if layout.signs:
+    if layout.binary:
         if few:  # sums of four are in 128ths first
             sums, number, steps = u.unfold(2, 4, 4).sum(dim=3), layout.columns // 4, 0.516 / 127
         else:
@@ -102,7 +102,7 @@ def assert_right(x: Tensor, matrix: Lookup) -> None:
 
 @native
 def test_many_rows_take_other_tables_for_the_same_sums() -> None:
-    matrix, x = packed((1600, 203), 8, 0, signs=True), normal(1, 21, 203)
+    matrix, x = packed((1600, 203), 8, 0, binary=True), normal(1, 21, 203)
     codebook, codes = matrix.tensors
     few = Lookup.of([codebook, codes[:2]], matrix.layout._replace(rows=64))
     assert torch.equal(linear(x, matrix)[:, :64], linear(x, few))
@@ -112,7 +112,7 @@ def test_many_rows_take_other_tables_for_the_same_sums() -> None:
 @native
 @pytest.mark.parametrize("batch", [1, 16])
 def test_rounding_does_not_add_up(batch: int) -> None:
-    matrix, x = packed((256, 4096), 8, 0, signs=True), normal(0, batch, 4096)
+    matrix, x = packed((256, 4096), 8, 0, binary=True), normal(0, batch, 4096)
     error = linear(x, matrix) - x @ matrix.recompose().T
     assert (error.mean(dim=1).abs() < 0.3 * error.std(dim=1)).all()
 
@@ -127,7 +127,7 @@ def test_the_product_is_right(product: tuple[Factors, Tensor]) -> None:
     assert_right(x, matrix)
 
 
-@pytest.mark.parametrize("method", [methods.few_integers(), methods.sign_sums()])
+@pytest.mark.parametrize("method", [methods.few_integers(), methods.binary_sums()])
 @pytest.mark.parametrize("batch, most", [(1, 0.01), (4, 0.01), (8, 0.001), (40, 0.001)])
 def test_the_documented_error(method: methods.Method, batch: int, most: float) -> None:
     factors = decompose(normal(0, 64, 512), method, tile=8).factors
@@ -140,31 +140,31 @@ def test_the_documented_error(method: methods.Method, batch: int, most: float) -
 @native
 def test_few_vectors_are_rounded_more() -> None:
     """So that bounds of both kernels are tested, not of one only."""
-    matrix, x = packed((64, 512), 8, 0, signs=True), normal(1, MANY, 512)
+    matrix, x = packed((64, 512), 8, 0, binary=True), normal(1, MANY, 512)
     exact = F.linear(x, matrix.recompose())[: MANY - 1]
     few, many = linear(x[:-1], matrix), linear(x, matrix)[:-1]
     assert (few - exact).norm() > 4 * (many - exact).norm() > 0
 
 
-@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("batch", [1, 4, 5, 33])
-def test_bias(signs: bool, batch: int) -> None:
-    matrix, x = packed((75, 131), 7, 3, signs=signs), normal(4, batch, 131)
+def test_bias(binary: bool, batch: int) -> None:
+    matrix, x = packed((75, 131), 7, 3, binary=binary), normal(4, batch, 131)
     bias = normal(5, 75)
     torch.testing.assert_close(linear(x, matrix, bias), linear(x, matrix) + bias)
 
 
-@pytest.mark.parametrize("signs", [False, True])
-def test_without_native_kernels(signs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("binary", [False, True])
+def test_without_native_kernels(binary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tersor.kernels.cpu._kernels", None)
-    factors, x = random_factors((75, 131), 7, 3, signs=signs), normal(4, 3, 131)
+    factors, x = random_factors((75, 131), 7, 3, binary=binary), normal(4, 3, 131)
     assert torch.equal(linear(x, Lookup.pack(factors)), F.linear(x, factors.recompose()))
 
 
-@pytest.mark.parametrize("signs", [False, True])
-def test_the_number_of_threads_changes_nothing(signs: bool) -> None:
+@pytest.mark.parametrize("binary", [False, True])
+def test_the_number_of_threads_changes_nothing(binary: bool) -> None:
     # So many codes that they are worth two threads.
-    matrix, threads = packed((2080, 512), 4, 5, signs=signs), torch.get_num_threads()
+    matrix, threads = packed((2080, 512), 4, 5, binary=binary), torch.get_num_threads()
     results = []
     try:
         for number in (1, 3):
@@ -175,9 +175,9 @@ def test_the_number_of_threads_changes_nothing(signs: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("signs", [False, True])
-def test_callers_side_by_side(signs: bool) -> None:
-    matrix = packed((100, 64), 8, 7, signs=signs)
+@pytest.mark.parametrize("binary", [False, True])
+def test_callers_side_by_side(binary: bool) -> None:
+    matrix = packed((100, 64), 8, 7, binary=binary)
     inputs = [normal(seed, 1 + seed % 20, 64) for seed in range(40)]
     expected = [linear(x, matrix) for x in inputs]
     with ThreadPoolExecutor(4) as pool:
@@ -185,10 +185,10 @@ def test_callers_side_by_side(signs: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("batch", [3, 18])
-def test_misaligned_and_strided_memory(signs: bool, batch: int) -> None:
-    matrix, x = packed((45, 50), 8, 8, signs=signs), normal(9, batch, 50)
+def test_misaligned_and_strided_memory(binary: bool, batch: int) -> None:
+    matrix, x = packed((45, 50), 8, 8, binary=binary), normal(9, batch, 50)
     codebook, codes = matrix.tensors
     expected = linear(x, matrix)
     moved = Lookup.Tensors(
@@ -203,19 +203,19 @@ def test_misaligned_and_strided_memory(signs: bool, batch: int) -> None:
     assert_right(x[:1].expand(batch, -1), matrix)
 
 
-@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("shape", [(50,), (0, 50), (2, 0, 50), (1, 2, 3, 50), (5, 3, 50)])
-def test_leading_axes(signs: bool, shape: tuple[int, ...]) -> None:
-    matrix, x = packed((45, 50), 8, 8, signs=signs), normal(1, *shape)
+def test_leading_axes(binary: bool, shape: tuple[int, ...]) -> None:
+    matrix, x = packed((45, 50), 8, 8, binary=binary), normal(1, *shape)
     y = linear(x, matrix)
     assert y.shape == (*shape[:-1], 45)
     assert torch.equal(y.reshape(-1, 45), linear(x.reshape(-1, 50), matrix))
 
 
-@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_data_types(signs: bool, dtype: torch.dtype) -> None:
-    matrix, x = packed((45, 50), 8, 8, signs=signs), normal(9, 9, 50).to(dtype)
+def test_data_types(binary: bool, dtype: torch.dtype) -> None:
+    matrix, x = packed((45, 50), 8, 8, binary=binary), normal(9, 9, 50).to(dtype)
     y = linear(x, matrix)
     assert y.dtype == dtype
     expected = F.linear(x.float(), matrix.recompose())
@@ -223,11 +223,11 @@ def test_data_types(signs: bool, dtype: torch.dtype) -> None:
 
 
 @native
-@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("batch", [3, 18])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_stays_in_its_item(signs: bool, batch: int, value: float) -> None:
-    matrix, x = packed((45, 50), 8, 10, signs=signs), normal(11, batch, 50)
+def test_what_is_not_finite_stays_in_its_item(binary: bool, batch: int, value: float) -> None:
+    matrix, x = packed((45, 50), 8, 10, binary=binary), normal(11, batch, 50)
     expected = linear(x, matrix)
     x[1, 20] = value
     y = linear(x, matrix)
@@ -237,11 +237,11 @@ def test_what_is_not_finite_stays_in_its_item(signs: bool, batch: int, value: fl
 
 
 @native
-@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("batch", [2, 9])
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-30, 1e30])
-def test_any_magnitude(signs: bool, batch: int, scale: float) -> None:
-    matrix, x = packed((33, 40), 8, 12, signs=signs), normal(13, batch, 40)
+def test_any_magnitude(binary: bool, batch: int, scale: float) -> None:
+    matrix, x = packed((33, 40), 8, 12, binary=binary), normal(13, batch, 40)
     assert linear(x * scale, matrix).isfinite().all()
     if scale in (0.0, 1e-38):
         assert (linear(x * scale, matrix) == 0).all()
@@ -255,9 +255,9 @@ def test_a_weight_of_zeros() -> None:
     assert not Lookup.packable(zero)
 
 
-@pytest.mark.parametrize("signs", [False, True])
-def test_the_operator_is_well_formed(signs: bool) -> None:
-    matrix = packed((24, 50), 8, 8, signs=signs)
+@pytest.mark.parametrize("binary", [False, True])
+def test_the_operator_is_well_formed(binary: bool) -> None:
+    matrix = packed((24, 50), 8, 8, binary=binary)
     given = list(matrix.tensors), matrix.name, list(matrix.layout)
     for batch, grad in ((1, True), (9, True), (3, False)):
         x = torch.randn(batch, 50, requires_grad=grad)
@@ -271,9 +271,9 @@ def test_the_operator_is_well_formed(signs: bool) -> None:
             kernels.rows(torch.tensor([0, wrong]), matrix)
 
 
-@pytest.mark.parametrize("signs", [False, True])
-def test_gradients_are_those_of_the_dense_matrix(signs: bool) -> None:
-    matrix = packed((24, 50), 8, 8, signs=signs)
+@pytest.mark.parametrize("binary", [False, True])
+def test_gradients_are_those_of_the_dense_matrix(binary: bool) -> None:
+    matrix = packed((24, 50), 8, 8, binary=binary)
     x, bias = normal(1, 5, 50).requires_grad_(), normal(2, 24).requires_grad_()
     grad = normal(3, 5, 24)
     got = torch.autograd.grad(linear(x, matrix, bias), (x, bias), grad)
@@ -284,14 +284,14 @@ def test_gradients_are_those_of_the_dense_matrix(signs: bool) -> None:
 @pytest.mark.parametrize(
     "factors",
     [
-        random_factors((4, 24), 8, 0, signs=False, rank=16, nonzeros=9),
-        random_factors((4, 24), 8, 0, signs=False, rank=17),
-        random_factors((4, 24), 8, 0, signs=True, rank=65),
+        random_factors((4, 24), 8, 0, binary=False, rank=16, nonzeros=9),
+        random_factors((4, 24), 8, 0, binary=False, rank=17),
+        random_factors((4, 24), 8, 0, binary=True, rank=65),
         Factors(torch.eye(8).short(), 8 * torch.ones(8, 12).short(), 1.0, (4, 24)),
         Factors(torch.ones(8, 2), torch.ones(2, 12).short(), 1.0, (4, 24)),
         Factors(torch.ones(9, 2).short(), torch.ones(2, 8).short(), 1.0, (4, 2, 3, 3)),
     ],
-    ids=["nonzeros", "columns", "signs", "magnitude", "real", "convolution"],
+    ids=["nonzeros", "columns", "binary", "magnitude", "real", "convolution"],
 )
 def test_other_factors_are_refused(factors: Factors) -> None:
     assert not Lookup.packable(factors)
@@ -300,13 +300,13 @@ def test_other_factors_are_refused(factors: Factors) -> None:
 
 
 def test_what_integers_of_2_bits_do_in_fewer_bytes_is_not_for_look_ups() -> None:
-    assert Lookup.packable(random_factors((4, 24), 8, 0, signs=False, nonzeros=4))
-    assert not Lookup.packable(random_factors((4, 24), 8, 0, signs=False, nonzeros=5))
-    assert not Lookup.packable(random_factors((4, 24), 8, 0, signs=True, rank=7))
+    assert Lookup.packable(random_factors((4, 24), 8, 0, binary=False, nonzeros=4))
+    assert not Lookup.packable(random_factors((4, 24), 8, 0, binary=False, nonzeros=5))
+    assert not Lookup.packable(random_factors((4, 24), 8, 0, binary=True, rank=7))
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    matrix = packed((4, 24), 8, 0, signs=True)
+    matrix = packed((4, 24), 8, 0, binary=True)
     given, layout = matrix.tensors, matrix.layout
     for x in (torch.zeros(2, 7), torch.zeros(2, 24).long(), torch.tensor(1.0)):
         with pytest.raises(InputError, match="real numbers, 24 in the last axis"):

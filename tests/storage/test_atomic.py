@@ -51,7 +51,7 @@ def test_a_full_disk_is_reported_for_the_target(earlier, monkeypatch):
         yield b"the first section"
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(container, "kept_sections", full)
+    monkeypatch.setattr(container, "unfactored_sections", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         container.write(earlier, small_archive())
     assert caught.value.filename == str(earlier)

@@ -142,9 +142,9 @@ def test_what_cannot_be_projected():
 def test_codebooks_of_signs_that_have_grown_become_coarser():
     torch.manual_seed(0)
     model = nn.Linear(64, 256)
-    tersor.compress(model, bits_per_weight=2, fast=["*"])
+    tersor.compress(model, bits_per_weight=2, lookup=["*"])
     (weight,) = factored_weights(model).values()
-    assert weight.signs
+    assert weight.binary
     before, target = weight().detach(), file_size(model)
     with torch.no_grad():
         weight.codebook.mul_(4).add_(torch.randn(weight.codebook.shape))

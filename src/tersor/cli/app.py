@@ -103,12 +103,12 @@ Bits = Annotated[
         help="Bits per weight, at most, of those that match: 'conv1*=4'. Repeatable.",
     ),
 ]
-Fast = Annotated[
+Lookup = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         metavar="PATTERN",
-        help="Make matrices whose names match, such as 'encoder.*', sums of signs, which "
-        "compute faster than others but are less accurate. Repeatable.",
+        help="Make matrices whose names match, such as 'encoder.*', binary, for look-up "
+        "kernels: they compute faster than others but are less accurate. Repeatable.",
     ),
 ]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tersor.cli.app import console, errors, say
 from tersor.errors import BudgetError, TersorError
@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # slow imports are done where they are used
     from tersor.storage.checkpoint import Source
     from tersor.storage.journal import Journal
     from tersor.storage.summary import Report
+
+
+Mend = Callable[["Archive"], "Archive"]
+"""Function that lets the layers of a compressed model compensate for each other's errors."""
 
 
 def opened(
@@ -93,13 +97,37 @@ def module_of(
     return model_of(source, architecture)
 
 
+class Prepared(NamedTuple):
+    """What the options --model, --calibrate and --eval give, before the work."""
+
+    module: nn.Module | None
+    batches: list[Any] | None
+    """Batches to calibrate with."""
+    held: list[Any]
+    """Batches to measure the error of the output with."""
+    dense: nn.Module | None
+    mend: Mend
+    measure: Measure | None
+
+
+def prepared(
+    source: Source, architecture: str | None, calibrate: str | None, evaluate: str | None
+) -> Prepared:
+    """Return what the options --model, --calibrate and --eval give; parts are None without them."""
+    module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
+    batches, held = batches_of(calibrate)
+    dense = dense_of(module, evaluate)
+    measure = measure_of(source, module, evaluate)
+    return Prepared(module, batches, held, dense, mending(dense, batches), measure)
+
+
 def overrides_of(
-    keep: Sequence[str] | None, bits: Sequence[str] | None, fast: Sequence[str] | None
+    keep: Sequence[str] | None, bits: Sequence[str] | None, lookup: Sequence[str] | None
 ) -> Overrides:
-    """Return the overrides that the options --keep, --bits and --fast request."""
+    """Return the overrides that the options --keep, --bits and --lookup request."""
     from tersor.compression.overrides import Overrides, parse_bits
 
-    return Overrides(keep or (), parse_bits(bits or ()), fast or ())
+    return Overrides(keep or (), parse_bits(bits or ()), lookup or ())
 
 
 def batches_of(loader: str | None) -> tuple[list[Any] | None, list[Any]]:
@@ -153,10 +181,6 @@ def show(report: Report) -> None:
     if not console.is_terminal:
         for text in report.warnings:
             say(f"warning: {text}", errors)
-
-
-Mend = Callable[["Archive"], "Archive"]
-"""Function that lets the layers of a compressed model compensate for each other's errors."""
 
 
 def dense_of(module: nn.Module | None, evaluate: str | None) -> nn.Module | None:

@@ -39,7 +39,7 @@ def compress(
     calibration: Calibration | None = None,
     keep: Sequence[str] = (),
     bits: Mapping[str, float] | None = None,
-    fast: Sequence[str] = (),
+    lookup: Sequence[str] = (),
 ) -> Report:
     """Replace the weights of a model by factors, in place, so that its file has the requested size.
 
@@ -76,13 +76,13 @@ def compress(
     bits
         Largest bits per weight by pattern of names: ``{"conv1*": 4}``. The other weights share the
         remaining bytes.
-    fast
+    lookup
         Patterns of names, such as ``"encoder.*"``, of matrices that are to run on look-up kernels.
-        Their latents are signs, several of which `tersor.optimize` looks up at a time. This costs
+        Their latents are binary, several of which `tersor.optimize` looks up at a time. This costs
         about as much accuracy as 0.2 bits per weight fewer at 1 bit per weight, and 0.4 fewer at 2.
         Their bits per weight are 16 divided by a whole number, so that a model of few such weights
         may use less than the requested size. Convolutions that match are factored like other
-        weights. `tersor.finetune` turns signs into ordinary integers.
+        weights. `tersor.finetune` turns binary latents into ordinary integers.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def compress(
     >>> report.nbytes <= 4 * (64 * 64 + 64) / 10
     True
     """
-    overrides = Overrides(keep, {} if bits is None else bits, fast)
+    overrides = Overrides(keep, {} if bits is None else bits, lookup)
     quality = _quality(model, max_drop, evaluate)
     check_model(model)
     source = source_of(model)

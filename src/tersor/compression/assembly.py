@@ -1,4 +1,4 @@
-"""Sort the tensors of a source into kept and factored ones, and assemble archives of them."""
+"""Sort the tensors of a source into unfactored and factored ones, and assemble archives of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tersor.compression.fill import Version
 from tersor.compression.overrides import Overrides, Resolved
 from tersor.progress import Progress, silent
 from tersor.storage import classify, container
-from tersor.storage.archive import Alias, Archive, Entry, Kept
+from tersor.storage.archive import Alias, Archive, Entry, Reason
 from tersor.storage.checkpoint import Source
 
 
@@ -44,7 +44,7 @@ def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry
         tensor = source.load(name)
         reason = classify.reason_to_keep(name, tensor)
         if reason is None and name in source.unchanged:
-            reason = Kept.LEFT_DENSE
+            reason = Reason.LEFT_DENSE
         shape, dtype = tuple(tensor.shape), tensor.dtype
         if name in source.aliases:
             entries[name] = Entry(shape, dtype, Alias(source.aliases[name]))
@@ -94,7 +94,7 @@ def override(entries: dict[str, Entry], source: Source, overrides: Overrides) ->
         names, {n for n in factored if len(entries[n].shape) == 2}
     )
     for name in resolved.keep:
-        entries[name] = classify.keep(name, source.load(name), Kept.LEFT_DENSE)
+        entries[name] = classify.keep(name, source.load(name), Reason.LEFT_DENSE)
     return resolved
 
 
@@ -113,12 +113,12 @@ class Assembler:
 
     def __init__(self, entries: Mapping[str, Entry], source: Source, measured: bool) -> None:
         self._entries, self._source, self._measured = entries, source, measured
-        sections = container.kept_sections(self.archive({}))
+        sections = container.unfactored_sections(self.archive({}))
         self._kept = [container.stamp(section) for section in sections]
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes of the sections of the tensors that are kept."""
+    def unfactored_bytes(self) -> int:
+        """Bytes of the sections of the unfactored tensors."""
         return sum(stamp.size for stamp in self._kept)
 
     def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:

@@ -6,7 +6,7 @@
   the indices are entropy-coded. Each layer gets the number of columns that lowers the total squared
   error most per byte.
 
-Kept tensors and the header count as many bytes as in tersor's file.
+Unfactored tensors and the header count as many bytes as in tersor's file.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Compressor:
         self._measured, self._progress = measured, progress
         self._entries, found = survey(source, progress)
         resolved = override(self._entries, source, overrides)
-        weights = [replace(w, fast=w.name in resolved.fast) for w in scaled(found, calibration)]
+        weights = [replace(w, lookup=w.name in resolved.lookup) for w in scaled(found, calibration)]
         self._weights = [w for w in weights if w.name not in resolved.keep | resolved.bits.keys()]
         self._own = [(w, bytes_of(w, resolved)) for w in weights if w.name in resolved.bits]
 
@@ -105,7 +105,7 @@ class Compressor:
             own = sum(version.nbytes for version in self._own_versions.values())
             raise BudgetError(
                 f"{target} bytes are too few: the smallest possible file has {self.least} bytes, "
-                f"{assembler.kept_bytes} of them for tensors that are not factored"
+                f"{assembler.unfactored_bytes} of them for tensors that are not factored"
                 + (f", {own} for those whose bits are given" if self._own else "")
             )
         if not self._weights:

@@ -127,10 +127,10 @@ def check_lossless(
         )
     if calibration is not None:
         raise InputError("lossless changes no weight: calibration has no use; leave it out")
-    if overrides.keep or overrides.bits or overrides.fast:
+    if overrides.keep or overrides.bits or overrides.lookup:
         raise InputError(
             "lossless changes no weight: patterns of weights to keep, of their bits, or of those "
-            "that are to be fast, have no use; leave them out"
+            "for look-up kernels, have no use; leave them out"
         )
 
 

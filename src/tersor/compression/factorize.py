@@ -16,7 +16,7 @@ from tersor.factorization.projections import Projection
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.storage import classify
-from tersor.storage.archive import Kept
+from tersor.storage.archive import Reason
 from tersor.tiling import Tiling, as_float32, is_tileable, window_size
 
 _SEGMENT = 32
@@ -220,7 +220,7 @@ def _check_tensor(weight: object) -> None:
 def _check_weight(weight: Tensor) -> None:
     """Raise an error if the default method cannot factor the weight."""
     _check_tensor(weight)
-    if classify.reason_to_keep("weight", weight) not in (None, Kept.SMALL):
+    if classify.reason_to_keep("weight", weight) not in (None, Reason.SMALL):
         raise InputError(
             "a weight of 16 floating-point bits or more with two axes or more and of moderate size "
             f"is needed, got {weight.dtype} {tuple(weight.shape)}"

@@ -16,7 +16,7 @@ from tersor.calibration.samples import calls_of
 from tersor.coding import records
 from tersor.compression.search import finest_fit
 from tersor.errors import BudgetError, InputError
-from tersor.factorization.weights import factorize_signs, factorize_weight
+from tersor.factorization.weights import factorize_binary, factorize_weight
 from tersor.factors import Factors
 from tersor.io import archive_of
 from tersor.nn import FactoredWeight, HeldWeight, insert_factors, state
@@ -272,8 +272,8 @@ def _factorize(
 ) -> Factors | None:
     """Return factors of at most ``allowed`` bytes with the old tile size, or None if not found."""
     tile = old.codebook.shape[0]
-    if old.signs:
-        factors = factorize_signs(wanted, tile, moments=moments)
+    if old.binary:
+        factors = factorize_binary(wanted, tile, moments=moments)
         return factors if records.encode(factors).nbytes <= allowed else None
 
     def attempt(step_size: float) -> tuple[int, Factors]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersor.factorization.rate_aware import LAGRANGIAN
-from tersor.factorization.tiles import tile_of_signs
-from tersor.factorization.weights import SIGNS
+from tersor.factorization.tiles import tile_of_binary
+from tersor.factorization.weights import BINARY
 from tersor.tiling import Tiling
 
 _LEVEL = LAGRANGIAN / (2 * math.log(2))
@@ -135,8 +135,8 @@ class SizeModel:
         return self._tiles * float((self._spectrum / (1 + self._spectrum / level)).sum())
 
 
-class SizeOfSigns(SizeModel):
-    """Bytes and error of sums of signs, whose bytes are known exactly.
+class SizeOfBinary(SizeModel):
+    """Bytes and error of binary sums, whose bytes are known exactly.
 
     Parameters
     ----------
@@ -164,8 +164,8 @@ class SizeOfSigns(SizeModel):
 
     def bytes(self, step_size: float) -> float:
         """Return the bytes at a step size: 1 bit per sign and 8 bits per codebook element."""
-        tile = tile_of_signs(self._shape, self._variance / step_size**2)
-        return SIGNS * (Tiling(self._shape, tile).count / 8 + tile)
+        tile = tile_of_binary(self._shape, self._variance / step_size**2)
+        return BINARY * (Tiling(self._shape, tile).count / 8 + tile)
 
 
 _STEEPEST = 0.7  # limit of the slope, so that sizes still fall as the step size grows

@@ -32,14 +32,14 @@ from tersor.factorization.rate_aware import (
     spacing,
 )
 from tersor.factorization.solve import Result, Start
-from tersor.factorization.updates import best_signs
+from tersor.factorization.updates import best_binary
 from tersor.tiling import Tiling, coding_order, natural_order
 
 _SWEEPS = 2
 """Number of searches through the rows of the latent at a position, at the same costs."""
 
 _DEALS = 8
-"""Number of searches through the signs of a position."""
+"""Number of searches through the binary latent of a position."""
 
 _REFIT_STEPS = 6
 """Number of conjugate-gradient steps that refit a codebook, from a start close to the minimum."""
@@ -133,10 +133,10 @@ def solve_calibrated(
     return Result(codebook, coder.sliced(latent), tuple(history[1:]), "iteration limit")
 
 
-def solve_signs(
+def solve_binary(
     weight: Tensor, moments: Tensor, tile: int, start: Start, *, iterations: int = 4
 ) -> Start:
-    """Return a codebook and a latent of signs with at most the output error of the start.
+    """Return a codebook and a binary latent with at most the output error of the start.
 
     Parameters
     ----------
@@ -148,14 +148,14 @@ def solve_signs(
     tile
         Tile size d.
     start
-        Codebook (d, k) and signs (k, n) to start from, in natural order.
+        Codebook (d, k) and binary latent (k, n) to start from, in natural order.
     iterations
         Number of rounds, each an update of the latent and of the codebook; default 4.
 
     Returns
     -------
     tuple
-        Codebook (d, k) and signs (k, n), in natural order.
+        Codebook (d, k) and binary latent (k, n), in natural order.
     """
     tiling, rows = Tiling(tuple(weight.shape), tile), weight.shape[0]
     metric, tiles = Metric.of(moments, tile), coding_order(tiling.split(weight), rows)
@@ -163,7 +163,7 @@ def solve_signs(
     generator = torch.Generator().manual_seed(0)
 
     def search(_: int, gram: Tensor, target: Tensor, known: Tensor) -> Tensor:
-        return best_signs(gram, target, known, _DEALS, generator)
+        return best_binary(gram, target, known, _DEALS, generator)
 
     best, history = (codebook, latent), [_cost(tiles, codebook, latent, metric)]
     for _ in range(iterations):

@@ -11,7 +11,7 @@ Method                                 Codebook C           Columns of the laten
 `ternary`, `binary`                    identity             -1, 0, 1; -1, 1
 `rate_aware` (the default of tersor)   integers             integers, least error + λ * bits
 `few_integers`                         integers             a few small integers
-`sign_sums`                            integers             -1, 1
+`binary_sums`                          integers             -1, 1
 `projected_gradient`                   real, or your set    your set
 =====================================  ===================  ====================================
 """
@@ -26,14 +26,14 @@ from torch import Generator, Tensor
 
 from tersor.coding.rate import LARGEST, TRELLISES
 from tersor.errors import InputError
-from tersor.factorization import initialize
+from tersor.factorization import initialize, projections
 from tersor.factorization import rate_aware as rate_distortion
 from tersor.factorization.decompose import Method
-from tersor.factorization.projections import Projection, free, integers, signs
+from tersor.factorization.projections import Projection, free, integers
 from tersor.factorization.solve import Quadratic, Start, Update, fixed, gradient_step, least_squares
 from tersor.factorization.updates import (
+    exchange_binary,
     exchange_ones,
-    exchange_signs,
     means,
     nearest_column,
     orthonormal_rows,
@@ -48,8 +48,8 @@ LOOKUP_COLUMNS, LOOKUP_LARGEST = 16, 7
 """Number of columns of the codebook and largest magnitude of a nonzero that a byte of the look-up
 kernels can express."""
 
-_SIGN_ROUNDS = 4
-"""Rounds of a search for signs; 16 rounds gain 0.05 dB more, at 2 bits per weight."""
+_BINARY_ROUNDS = 4
+"""Rounds of a search for binary latents; 16 rounds gain 0.05 dB more, at 2 bits per weight."""
 
 
 def _at_least_one(**numbers: int) -> None:
@@ -213,7 +213,7 @@ def ternary() -> Method:
 
 def binary() -> Method:
     """Return the method in which weights become -s or s, with the s of least squared error."""
-    return _with_identity(signs(), lambda weight: float(weight.abs().double().mean()))
+    return _with_identity(projections.binary(), lambda weight: float(weight.abs().double().mean()))
 
 
 def ternary_step_size(weight: Tensor) -> float:
@@ -310,7 +310,7 @@ def few_integers(nonzeros: int = 2, columns: int = 16) -> Method:
     return _with_integers(start, search)
 
 
-def sign_sums(columns: int = 16) -> Method:
+def binary_sums(columns: int = 16) -> Method:
     """Return the method in which each tile is the sum of all columns, each with a sign.
 
     The latent is binary, with ``columns / d`` bits per weight. `tersor.kernels.lookup` has fast
@@ -325,14 +325,14 @@ def sign_sums(columns: int = 16) -> Method:
     """
     _at_least_one(columns=columns)
     deals = torch.Generator()
-    search = exchange_signs(_SIGN_ROUNDS, deals)
+    search = exchange_binary(_BINARY_ROUNDS, deals)
 
     def start(tiles: Tensor, generator: Generator) -> Start:
         _at_most("columns", columns, tiles.shape[1], tiles)
         deals.manual_seed(0)
         codebook = initialize.directions(tiles, columns, columns**-0.5, generator)
         quadratic = Quadratic(codebook, tiles)
-        return codebook, search(quadratic, signs()(quadratic.target))
+        return codebook, search(quadratic, projections.binary()(quadratic.target))
 
     return _with_integers(start, search)
 

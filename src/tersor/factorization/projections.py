@@ -84,7 +84,7 @@ def few_integers(count: int, largest: int) -> Projection:
     return project
 
 
-def signs() -> Projection:
+def binary() -> Projection:
     """Return the projection onto matrices of -1 and 1; zero becomes 1."""
     return lambda y: torch.where(y < 0, -torch.ones_like(y), torch.ones_like(y))
 

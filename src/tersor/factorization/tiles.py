@@ -13,7 +13,7 @@ from torch import Tensor
 from tersor.factorization.products import inner
 from tersor.factorization.rate_aware import LAGRANGIAN, Coder, codebook_bits, solve_rate_aware
 from tersor.factorization.solve import distortion
-from tersor.factorization.weights import SIGNS
+from tersor.factorization.weights import BINARY
 from tersor.tiling import Tiling, coding_order, evenly_spaced_rows, window_size
 
 _SAMPLE = 1 << 15
@@ -23,7 +23,7 @@ _SEGMENTS = (8, 32, 128)
 """Lengths of input segments that are tried as tiles of matrices."""
 
 _MOST_SEGMENT = 64
-"""Largest tile of signs, which gives a quarter of a bit per weight."""
+"""Largest tile of binary latents, which gives a quarter of a bit per weight."""
 
 _LARGEST = 1024
 """Largest tile size d, since a codebook has up to d squared elements."""
@@ -138,8 +138,8 @@ def _sample(weight: Tensor, step_size: float, stack: bool) -> tuple[Tensor, floa
     return sample, weight.shape[0] / sample.shape[0], sizes
 
 
-def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
-    """Return the tile size at which `SIGNS` signs give the bits of a weight at a step size.
+def tile_of_binary(shape: tuple[int, ...], variance: float) -> int:
+    """Return the tile size at which `BINARY` columns give the bits of a weight at a step size.
 
     Among the tile sizes with the same number of tiles in a row it is the smallest.
 
@@ -153,8 +153,8 @@ def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
     bits = 0.5 * math.log2(1 + variance * 2 * math.log(2) / LAGRANGIAN)
     row = math.prod(shape[1:])
     # The codebook takes at most half as many bits as the signs.
-    most = min(row, math.isqrt(math.prod(shape) // SIGNS), _MOST_SEGMENT)
-    tile = max(1, round(SIGNS / max(bits, SIGNS / most)))
+    most = min(row, math.isqrt(math.prod(shape) // BINARY), _MOST_SEGMENT)
+    tile = max(1, round(BINARY / max(bits, BINARY / most)))
     return math.ceil(row / math.ceil(row / tile))
 
 

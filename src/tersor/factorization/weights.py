@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tersor.coding.rate import LARGEST
-from tersor.factorization.calibrated import solve_calibrated, solve_signs
+from tersor.factorization.calibrated import solve_binary, solve_calibrated
 from tersor.factorization.decompose import decompose
-from tersor.factorization.methods import sign_sums
+from tersor.factorization.methods import binary_sums
 from tersor.factorization.rate_aware import STATES, codebook_exponent, solve_rate_aware
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
 from tersor.tiling import Tiling, as_float32, coding_order, natural_order
@@ -23,8 +23,8 @@ _FINER = 8.0
 """Times that a step size may be smaller than the smallest that the coder has integers for: with two
 columns of the codebook in place of one."""
 
-SIGNS = 16
-"""Number of signs of a tile: two bytes of the look-up kernels."""
+BINARY = 16
+"""Number of columns of a binary latent's tile: two bytes of the look-up kernels."""
 
 
 def factorize_weight(
@@ -112,8 +112,8 @@ def _in_two_parts(
     return _factors(codebook[:, live], latent[live], scale, weight)
 
 
-def factorize_signs(weight: Tensor, tile: int, *, moments: Tensor | None = None) -> Factors:
-    """Return factors with a binary latent of 16 signs for each tile: 16 / tile bits per weight.
+def factorize_binary(weight: Tensor, tile: int, *, moments: Tensor | None = None) -> Factors:
+    """Return factors with a binary latent of 16 columns: 16 / tile bits per weight.
 
     Parameters
     ----------
@@ -124,11 +124,11 @@ def factorize_signs(weight: Tensor, tile: int, *, moments: Tensor | None = None)
     moments
         Second moments of the inputs, as in `factorize_weight`.
     """
-    factors = decompose(weight, sign_sums(SIGNS), tile=tile).factors
+    factors = decompose(weight, binary_sums(BINARY), tile=tile).factors
     if moments is None or not factors.rank:
         return factors
     start = factors.codebook.float(), factors.latent.float()
-    codebook, latent = solve_signs(as_float32(weight) / factors.scale, moments, tile, start)
+    codebook, latent = solve_binary(as_float32(weight) / factors.scale, moments, tile, start)
     exponent = codebook_exponent(codebook)
     return _factors(codebook * 2.0**-exponent, latent, factors.scale * 2.0**exponent, weight)
 

@@ -115,15 +115,16 @@ def optimize(
       The factors are gone, so that the model can no longer be saved as a small file.
     - "recompose": Small integers are multiplied out in each forward pass. This works in any module.
     - "factored": Matrices in `torch.nn.Linear` and `torch.nn.Embedding` are held as integers of 2,
-      4, 6 or 8 bits and never multiplied out. Matrices that were compressed with ``fast`` use
-      look-up kernels, which process several signs at a time ("look-up"). Embeddings compute only
-      the requested rows, exactly. Linear layers round their inputs (see `tersor.kernels.linear`).
-      The error is about 0.6 % of a layer's output for fewer than 8 vectors and 0.1 % for more. If
-      some integers take 6 or 8 bits, there is no error from 3 vectors on. By look-up, the error is
-      about 0.8 % for fewer than 5 vectors and 0.05 % for more. In convolutions of one or two
-      dimensions with one group, the integers become lists of the terms that each row adds up, with
-      an error of 0.1 %. Other weights are recomposed. On a GPU, linear layers compute in the type
-      of their inputs with Triton kernels, and convolutions are recomposed.
+      4, 6 or 8 bits and never multiplied out. Matrices that were compressed with ``lookup`` use
+      look-up kernels, which process several of their signs at a time ("look-up"). Embeddings
+      compute only the requested rows, exactly. Linear layers round their inputs (see
+      `tersor.kernels.linear`). The error is about 0.6 % of a layer's output for fewer than 8
+      vectors and 0.1 % for more. If some integers take 6 or 8 bits, there is no error from 3
+      vectors on. By look-up, the error is about 0.8 % for fewer than 5 vectors and 0.05 % for more.
+      In convolutions of one or two dimensions with one group, the integers become lists of the
+      terms that each row adds up, with an error of 0.1 %. Other weights are recomposed. On a GPU,
+      linear layers compute in the type of their inputs with Triton kernels, and convolutions are
+      recomposed.
 
     With "auto", weights may also be dense and prepared for special kernels. Weights of linear
     layers, and of convolutions of images in the channels-last format, are held only in the order in

@@ -99,34 +99,34 @@ def _lookup(x: Tensor, matrix: Lookup, bias: Tensor | None) -> Tensor:
 
 def _looked_up(x: Tensor, matrix: Lookup, bias: Tensor | None) -> Tensor:
     packed, layout = matrix.tensors, matrix.layout
-    batch, signs = len(x), bool(layout.signs)
-    together, entries = next_power_of_2(batch), 64 * layout.pairs if signs else 16
+    batch, binary = len(x), bool(layout.binary)
+    together, entries = next_power_of_2(batch), 64 * layout.pairs if binary else 16
     room = x.new_empty if together == batch else x.new_zeros
     tables = room((layout.tiles, entries, together), dtype=torch.float32)
     programs.make_tables[batch, cdiv(layout.tiles, 32), cdiv(entries, 32)](
         x, packed.codebook, tables, layout.inputs, layout.tile, layout.tiles, entries,
-        layout.columns, SIGNS=signs, VECTORS=together,
+        layout.columns, BINARY=binary, VECTORS=together,
         DEPTH=_depth(layout.tile), BLOCK_T=32, BLOCK_P=32,
     )  # fmt: skip
     number = layout.tiles * 2 * layout.pairs
     parts = _parts(x, layout.rows, together, number // 128)
     programs.look_up[_grid(parts, together)](
         packed.codes, tables, bias, parts, layout.rows, batch, number,
-        BYTES=2 * layout.pairs, SIGNS=signs, VECTORS=together,
+        BYTES=2 * layout.pairs, BINARY=binary, VECTORS=together,
     )  # fmt: skip
     return parts
 
 
 def _recomposed(x: Tensor, matrix: Lookup, bias: Tensor | None) -> Tensor:
     packed, layout = matrix.tensors, matrix.layout
-    depth, worth = min(64, next_power_of_2(layout.tile)), _worth(layout.signs, x.device)
+    depth, worth = min(64, next_power_of_2(layout.tile)), _worth(layout.binary, x.device)
     tables = worth @ packed.codebook.T.reshape(-1, worth.shape[1], layout.tile)
     tables = F.pad(tables, (0, -layout.tile % depth)).to(x.dtype)
     vectors = _block(x)
     parts = _parts(x, layout.rows, vectors, layout.inputs // 256)
     programs.multiply_recomposed[_grid(parts, vectors)](
         packed.codes, tables, x, bias, parts, layout.rows, len(x), layout.inputs, layout.tiles,
-        TILE=layout.tile, BYTES=2 * layout.pairs, SIGNS=bool(layout.signs),
+        TILE=layout.tile, BYTES=2 * layout.pairs, BINARY=bool(layout.binary),
         DEPTH=depth, BLOCK_T=64 // depth, VECTORS=vectors,
     )  # fmt: skip
     return parts
@@ -140,10 +140,10 @@ KERNELS: dict[type[Matrix], Callable[[Tensor, Any, Tensor | None], Tensor]] = {
 
 
 @cache
-def _worth(signs: int, device: torch.device) -> Tensor:
-    """Return the factor of each column for each byte: (256, 8) for signs, or (256, 16)."""
+def _worth(binary: int, device: torch.device) -> Tensor:
+    """Return the factor of each column for each byte: (256, 8) for binary latents, or (256, 16)."""
     codes = torch.arange(256, device=device)[:, None]
-    if signs:
+    if binary:
         return 1.0 - 2 * (codes >> torch.arange(8, device=device) & 1)
     values = (codes >> 4 & 7) * (1.0 - 2 * (codes >> 7))
     return values * ((codes & 15) == torch.arange(16, device=device))

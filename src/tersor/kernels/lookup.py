@@ -1,4 +1,4 @@
-"""Pack factors with few small integers in a tile, or only signs, for look-up kernels.
+"""Pack factors with few small integers in a tile, or binary latents, for look-up kernels.
 
 With tiles along the input, ``y = Z @ (C.T @ x)``: a tile of inputs becomes a few numbers, one for
 each column of the codebook, and bytes say how a row of the matrix combines them. Two sets of
@@ -6,7 +6,7 @@ latents can be packed, see `tersor.factorization.methods`:
 
 - ``few_integers``: up to 8 nonzeros in a column, of magnitude up to 7 and in up to 16 rows; a byte
   has the number of a row and a value.
-- ``sign_sums``: all entries are -1 or 1, in up to 64 rows; a byte has the signs of eight rows.
+- ``binary_sums``: all entries are -1 or 1, in up to 64 rows; a byte has the signs of eight rows.
 
 ``csrc/kernels/lookup.hpp`` describes the kernels. `Lookup.latent` returns exactly the latent
 that was packed.
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     inputs: int
     tile: int
     pairs: int
-    signs: int
+    binary: int
 
     @property
     def tiles(self) -> int:
@@ -50,7 +50,7 @@ class Layout(NamedTuple):
     @property
     def columns(self) -> int:
         """Number of columns of the packed codebook, with the columns of zeros at its end."""
-        return _COLUMNS * (self.pairs if self.signs else 1)
+        return _COLUMNS * (self.pairs if self.binary else 1)
 
     @property
     def panels(self) -> int:
@@ -65,12 +65,12 @@ class Tensors(NamedTuple):
     ----------
     codebook
         C times the scale, float32, with columns of zeros appended: (d, 16) for integers, (d, 16 *
-        pairs) for signs.
+        pairs) for binary latents.
     codes
         Codes, uint8, in panels of 32 rows side by side; for each tile of inputs pairs of bytes. For
         integers the shape is (panels, tiles, pairs, 32, 2), and a byte has a sign, three bits of
-        magnitude and four bits of a column number, or is 0. For signs the shape is (panels, tiles,
-        pairs, 2, 32), and a byte has a bit for each of eight columns, set for -1.
+        magnitude and four bits of a column number, or is 0. For binary latents the shape is
+        (panels, tiles, pairs, 2, 32), and a byte has a bit for each of eight columns, set for -1.
     """
 
     codebook: Tensor
@@ -110,25 +110,25 @@ class Lookup(Matrix):
         if found is None:
             raise InputError(
                 f"these factors of shape {factors.shape} and rank {factors.rank} cannot be looked "
-                "up: a matrix by methods.few_integers or methods.sign_sums is needed"
+                "up: a matrix by methods.few_integers or methods.binary_sums is needed"
             )
-        (pairs, signs), tiling = found, factors.tiling
-        layout = Layout(tiling.shape[0], tiling.row_length, tiling.size, pairs, int(signs))
+        (pairs, binary), tiling = found, factors.tiling
+        layout = Layout(tiling.shape[0], tiling.row_length, tiling.size, pairs, int(binary))
         codebook = factors.codebook.to(torch.float32) * factors.scale
         codebook = F.pad(codebook, (0, layout.columns - factors.rank)).contiguous()
-        codes = (_signs if signs else _integers)(factors.latent, 2 * pairs)
+        codes = (_binary if binary else _integers)(factors.latent, 2 * pairs)
         padding = (0, 0, 0, layout.panels * _PANEL - layout.rows)
         codes = F.pad(codes.reshape(2 * pairs, layout.rows, layout.tiles), padding)
-        order = (2, 4, 0, 1, 3) if signs else (2, 4, 0, 3, 1)
+        order = (2, 4, 0, 1, 3) if binary else (2, 4, 0, 3, 1)
         codes = codes.reshape(pairs, 2, layout.panels, _PANEL, layout.tiles).permute(order)
         return cls(Tensors(codebook, codes.contiguous()), layout)
 
     def expected(self) -> dict[str, tuple[Shape, torch.dtype]]:
         """Return shape and type of each tensor, or raise an `InputError` for impossible sizes."""
         layout = self.layout
-        if min(layout[:4]) < 1 or layout.pairs > _MOST_PAIRS or layout.signs not in (0, 1):
+        if min(layout[:4]) < 1 or layout.pairs > _MOST_PAIRS or layout.binary not in (0, 1):
             raise InputError(f"{layout} is of no packed matrix; take it from `pack`")
-        last = (2, _PANEL) if layout.signs else (_PANEL, 2)
+        last = (2, _PANEL) if layout.binary else (_PANEL, 2)
         return {
             "codebook": ((layout.tile, layout.columns), torch.float32),
             "codes": ((layout.panels, layout.tiles, layout.pairs, *last), torch.uint8),
@@ -143,7 +143,7 @@ class Lookup(Matrix):
             Row numbers, int64, one axis.
         """
         panel, place = index // _PANEL, index % _PANEL
-        if self.layout.signs:
+        if self.layout.binary:
             codes = self.tensors.codes[panel, :, :, :, place]
             bits = codes[..., None] >> torch.arange(8, dtype=torch.uint8, device=index.device) & 1
             return 1 - 2 * bits.flatten(2).to(torch.int16)
@@ -170,7 +170,7 @@ class Lookup(Matrix):
 
 
 def _pairs_of_bytes(factors: Factors) -> tuple[int, bool] | None:
-    """Return the pairs of bytes per tile, and whether they are signs; None if not packable."""
+    """Return the pairs of bytes per tile, and whether they are binary; None if not packable."""
     latent, rank = factors.latent, factors.rank
     if not factors.quantized or len(factors.shape) != 2:
         return None
@@ -185,8 +185,8 @@ def _pairs_of_bytes(factors: Factors) -> tuple[int, bool] | None:
     return (max(pairs, 1), False) if pairs <= _MOST_PAIRS else None
 
 
-def _signs(latent: Tensor, number: int) -> Tensor:
-    """Return the bytes (number, n) of signs (k, n)."""
+def _binary(latent: Tensor, number: int) -> Tensor:
+    """Return the bytes (number, n) of a binary latent (k, n)."""
     padded = F.pad(latent, (0, 0, 0, 8 * number - len(latent)))
     codes = padded.new_zeros(number, latent.shape[1], dtype=torch.uint8)
     for bit in range(8):

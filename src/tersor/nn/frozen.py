@@ -280,7 +280,7 @@ class PackedWeight(KernelWeight):
 
 
 class LookupWeight(PackedWeight):
-    """Signs or other small integers of a matrix, packed for the look-up kernels.
+    """Binary latents or other small integers of a matrix, packed for the look-up kernels.
 
     Parameters
     ----------

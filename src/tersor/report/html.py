@@ -81,5 +81,5 @@ def _body(facts: Facts, curve: Curve | None) -> list[Markup]:
     parts.append(sections.division(facts))
     if facts.layers:
         parts += [sections.rates(facts), sections.layers(facts), sections.cards(facts)]
-    parts += [sections.kept(facts), sections.notes(facts)]
+    parts += [sections.unfactored(facts), sections.notes(facts)]
     return [tag("main", *(part for part in parts if part))]

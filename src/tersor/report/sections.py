@@ -12,7 +12,7 @@ from tersor.report.markup import Markup, join, tag
 from tersor.report.table import told
 from tersor.report.words import breakable, decibels, name, percent, shape, size
 from tersor.storage.doubts import WEAK
-from tersor.storage.summary import kept_groups
+from tersor.storage.summary import unfactored_groups
 from tersor.version import __version__
 
 _OPEN_CARDS = 6
@@ -22,7 +22,7 @@ _OPEN_ROWS = 40
 _PARTS = {
     "Latents": "sparse integers, entropy-coded",
     "Codebooks": "what they are multiplied by",
-    "Kept tensors": "not factored: exact, or at 16 bits",
+    "Unfactored tensors": "not factored: exact, or at 16 bits",
     "Header": "names, shapes, sizes, checksums, what the file says of itself",
 }
 
@@ -166,12 +166,12 @@ def _legend(facts: Facts) -> str:
     return text + (f"; {left} small ones are in the table only." if left > 0 else ".")
 
 
-def kept(facts: Facts) -> Markup:
+def unfactored(facts: Facts) -> Markup:
     """Return the section with the unfactored tensors.
 
     Tensors whose names differ only in numbers share a row.
     """
-    groups = kept_groups(facts.report)
+    groups = unfactored_groups(facts.report)
     if not groups:
         return Markup()
     rows = [
@@ -192,8 +192,12 @@ def kept(facts: Facts) -> Markup:
         "Bytes before": "number",
         "How, and why": "",
     }
-    content = table("Bytes are those before compression", columns, rows, class_="kept-tensors")
-    return section("Kept tensors", "", details(f"{count:,} tensors are not factored", content))
+    content = table(
+        "Bytes are those before compression", columns, rows, class_="unfactored-tensors"
+    )
+    return section(
+        "Unfactored tensors", "", details(f"{count:,} tensors are not factored", content)
+    )
 
 
 def notes(facts: Facts) -> Markup:

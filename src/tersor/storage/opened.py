@@ -19,7 +19,7 @@ from tersor.coding.records import EncodedFactors, Part
 from tersor.errors import FileFormatError, InputError
 from tersor.factors import Factors
 from tersor.parallel import ordered
-from tersor.storage import kept, layout
+from tersor.storage import layout, unfactored
 from tersor.storage.archive import Contents
 from tersor.storage.descriptors import FileBytes
 from tersor.storage.header import Field
@@ -29,7 +29,7 @@ from tersor.storage.layout import Data
 class OpenFile(Contents, Mapping[str, Tensor]):
     """A file as a mapping of names to dense tensors, each decoded when it is asked for.
 
-    The rest of the file is not read. A kept tensor may share a section of at most 1 MiB with
+    The rest of the file is not read. An unfactored tensor may share a section of at most 1 MiB with
     others. Close the file after use, or use it in a ``with`` statement.
 
     Parameters
@@ -137,7 +137,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         value = self.value(name) if name in self and self.is_factored(name) else None
         if not isinstance(value, Factors):
             raise InputError(
-                f"{name!r} is {'kept, not factored' if name in self else 'not in the file'}; "
+                f"{name!r} is {'not factored' if name in self else 'not in the file'}; "
                 f"factored are: {', '.join(self.layout.streams) or 'none'}"
             )
         return value
@@ -219,7 +219,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
             parts = ordered(self._decode, jobs, lambda job: job[0].factor_bytes // job[0].slices)
             for f in factored:
                 yield f.name, _joined(f, list(islice(parts, f.slices)))
-            plain = kept.decode(self.layout.plain, wanted, self._kept_section)
+            plain = unfactored.decode(self.layout.plain, wanted, self._unfactored_section)
             yield from ((f.name, values.to(f.dtype)) for f, values in plain)
 
     def check_room(self) -> None:
@@ -254,7 +254,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         section = self.layout.section(self._data, self.layout.streams[field.name][position])
         return records.decode_slice(field.detail, field.shape, position, section)
 
-    def _kept_section(self, group: int) -> bytes:
+    def _unfactored_section(self, group: int) -> bytes:
         return self.layout.section(self._data, self.layout.groups[group])
 
     @contextmanager

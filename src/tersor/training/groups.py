@@ -43,7 +43,7 @@ def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
     same number of bits, so that they need no projection.
     """
     weights = factored_weights(model)
-    latents = {name: w.own_latent for name, w in weights.items() if not w.signs}
+    latents = {name: w.own_latent for name, w in weights.items() if not w.binary}
     return {n: weights[n] for n, own in latents.items() if own.requires_grad and own.numel()}
 
 

@@ -264,7 +264,7 @@ def _within(
     named = trained_latents(model)
     origins = {weight: weight.stored_latent for weight in named.values()}
     archive = contents(model, digits=digits)
-    unfactored = [container.stamp(section) for section in container.kept_sections(archive)]
+    unfactored = [container.stamp(section) for section in container.unfactored_sections(archive)]
 
     def attempt(lagrangian: float) -> tuple[int, Latents]:
         latents = {

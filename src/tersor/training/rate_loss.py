@@ -61,7 +61,7 @@ def bits_of(weight: FactoredWeight) -> Tensor:
     latent: Tensor = weight.latent
     if not latent.numel():
         return latent.new_zeros(())
-    latent = latent.detach() if weight.signs else latent  # binary: always the same bits
+    latent = latent.detach() if weight.binary else latent  # binary: always the same bits
     coded, cost = codebook.detach().round().cpu(), cost_of(weight)
     of_codebook = Cost(analyse(coded, codebook.shape[1]), 1)
     return _rate(coding_order(latent, rows), cost) + _rate(codebook, of_codebook)

@@ -1,4 +1,4 @@
-// Search for signs, a few rows at a time.
+// Search for a binary latent, a few rows at a time.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ inline void sums_of(const Lanes* numbers, int count, Lanes* sums) {
             }
 }
 
-inline void best_signs(const Lanes* target, const float* gram, Lanes* z, int64_t k, const Eight& eight) {
+inline void best_binary(const Lanes* target, const float* gram, Lanes* z, int64_t k, const Eight& eight) {
     Lanes left[kEight] = {}, low[16], high[16];
     for (int i = 0; i < eight.count; ++i) z[eight.rows[i]] = Lanes{};
     for (int i = 0; i < eight.count; ++i) {
@@ -74,7 +74,7 @@ inline void best_signs(const Lanes* target, const float* gram, Lanes* z, int64_t
 
 // In each column of z (k, n), signs that lower z.T G z - 2 target.T z: those of eight rows at a time, the
 // best of all while the others stay, in `rounds` orders of the rows. It never rises.
-inline void search_signs(const float* target, const float* gram, float* z, int64_t k, int64_t n,
+inline void search_binary(const float* target, const float* gram, float* z, int64_t k, int64_t n,
                          const int32_t* orders, int64_t rounds, int64_t threads) {
     std::vector<Eight> eights;
     for (int64_t round = 0; round < rounds; ++round)
@@ -92,7 +92,7 @@ inline void search_signs(const float* target, const float* gram, float* z, int64
                 std::memcpy(b + j, target + j * n + c, bytes);
                 std::memcpy(x + j, z + j * n + c, bytes);
             }
-            for (const Eight& eight : eights) best_signs(b, gram, x, k, eight);
+            for (const Eight& eight : eights) best_binary(b, gram, x, k, eight);
             for (int64_t j = 0; j < k; ++j) std::memcpy(z + j * n + c, x + j, bytes);
         }
     });

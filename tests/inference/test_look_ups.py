@@ -43,9 +43,9 @@ def net():
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """File of a model with two fast layers."""
-    model, path = net(), tmp_path_factory.mktemp("fast") / "model.tersor"
-    tersor.compress(model, bits_per_weight=2.5, fast=["first.*", "second.*"])
+    """File of a model with two layers for look-up kernels."""
+    model, path = net(), tmp_path_factory.mktemp("lookup") / "model.tersor"
+    tersor.compress(model, bits_per_weight=2.5, lookup=["first.*", "second.*"])
     tersor.save(model, path)
     return path
 
@@ -107,9 +107,9 @@ def test_auto_chooses_by_measurement(loaded, monkeypatch):
     monkeypatch.setattr(module, "forward_of", lambda weight, frozen, order: type(frozen))
     monkeypatch.setattr(module, "times", lambda found, _: [times.get(f, 2.0) for f in found])
     monkeypatch.setattr(module, "instructions", lambda: "some")
-    fast = copy.deepcopy(loaded)
-    tersor.optimize(fast)
-    assert forms(fast)["first.weight"] is LookupWeight
+    lookup = copy.deepcopy(loaded)
+    tersor.optimize(lookup)
+    assert forms(lookup)["first.weight"] is LookupWeight
     times[LookupWeight] = 9.0
     tersor.optimize(loaded)
     assert forms(loaded)["first.weight"] is not LookupWeight
@@ -163,7 +163,7 @@ def test_compile_and_export(loaded):
 @torch.no_grad()
 def test_tables_of_signs_give_rows(tmp_path):
     model = net()
-    tersor.compress(model, bits_per_weight=3, fast=["table.*"])
+    tersor.compress(model, bits_per_weight=3, lookup=["table.*"])
     expected = model.table(TOKENS)
     tersor.optimize(model, "factored")
     assert forms(model)["table.weight"] is LookupWeight
@@ -175,8 +175,8 @@ def test_a_calibration_makes_them_better():
     dense, x = net(), torch.randn(500, 8) @ torch.randn(8, 100)
     plain, calibrated = copy.deepcopy(dense.first), copy.deepcopy(dense.first)
     seen = tersor.calibrate(dense.first, [x])
-    tersor.compress(plain, bits_per_weight=2.5, fast=["*"])
-    tersor.compress(calibrated, bits_per_weight=2.5, fast=["*"], calibration=seen)
+    tersor.compress(plain, bits_per_weight=2.5, lookup=["*"])
+    tersor.compress(calibrated, bits_per_weight=2.5, lookup=["*"], calibration=seen)
     assert signs(calibrated) == {"weight"}
     wanted = dense.first(x)
     assert error(calibrated(x), wanted) < 0.7 * error(plain(x), wanted)
@@ -184,7 +184,7 @@ def test_a_calibration_makes_them_better():
 
 def test_bits_that_are_given_hold():
     model = net()
-    report = tersor.compress(model, ratio=8, bits={"first.*": 1.5}, fast=["first.*"])
+    report = tersor.compress(model, ratio=8, bits={"first.*": 1.5}, lookup=["first.*"])
     (first,) = [t for t in report.factored if t.name == "first.weight"]
     assert signs(model) == {"first.weight"}
     assert 1.2 * first.numel < 8 * first.nbytes <= 1.5 * first.numel
@@ -195,21 +195,21 @@ def test_same_bytes_on_any_number_of_threads(path, threads, tmp_path):
     before, model = torch.get_num_threads(), net()
     try:
         torch.set_num_threads(threads)
-        tersor.compress(model, bits_per_weight=2.5, fast=["first.*", "second.*"])
+        tersor.compress(model, bits_per_weight=2.5, lookup=["first.*", "second.*"])
     finally:
         torch.set_num_threads(before)
     tersor.save(model, tmp_path / "model.tersor")
     assert (tmp_path / "model.tersor").read_bytes() == path.read_bytes()
 
 
-def test_what_cannot_be_fast_is_refused():
+def test_what_cannot_be_looked_up_is_refused():
     model = net()
     with pytest.raises(InputError, match=r"'conv.\*'.*matches no matrix.*torch.nn.Linear"):
-        tersor.compress(model, ratio=8, fast=["conv.*"])
-    with pytest.raises(InputError, match="fast must be a list of patterns"):
-        tersor.compress(model, ratio=8, fast="first.*")
+        tersor.compress(model, ratio=8, lookup=["conv.*"])
+    with pytest.raises(InputError, match="lookup must be a list of patterns"):
+        tersor.compress(model, ratio=8, lookup="first.*")
     with pytest.raises(InputError, match=r"similar names: first\.weight"):
-        tersor.compress(model, ratio=8, fast=["fist.weight"])
+        tersor.compress(model, ratio=8, lookup=["fist.weight"])
     assert all(isinstance(w, torch.Tensor) for w in state(model).values())
 
 
@@ -234,7 +234,7 @@ def test_signs_stay_signs_in_training(path, tmp_path):
 
 def test_signs_alone_can_be_trained(tmp_path):
     model = net()
-    tersor.compress(model, ratio=2.4, fast=["*"], keep=["table.*", "conv.*"])
+    tersor.compress(model, ratio=2.4, lookup=["*"], keep=["table.*", "conv.*"])
     size = tersor.save(model, tmp_path / "a.tersor").nbytes
     budget = size + 500  # codebooks may take a few bits more; no latent can make up for them
     options = {"loss": loss_of, "target_size": budget}

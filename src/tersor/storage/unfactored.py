@@ -1,8 +1,8 @@
-"""Encode and decode the kept tensors, which are stored unfactored, in groups.
+"""Encode and decode the unfactored tensors in groups.
 
-A kept tensor is stored exactly or rounded to bfloat16. A large tensor is cut into pieces and small
-ones share a group, so that threads work on groups of about the same size and need little memory.
-Each group is a section of the file.
+An unfactored tensor is stored exactly or rounded to bfloat16. A large tensor is cut into pieces and
+small ones share a group, so that threads work on groups of about the same size and need little
+memory. Each group is a section of the file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def take(whole: Elements, piece: Piece) -> Elements:
 
 
 def encode_all(tensors: Sequence[tuple[Tensor, bool]]) -> Iterator[bytes]:
-    """Yield the sections of kept tensors, one for each group, encoded when they are asked for.
+    """Yield the sections of unfactored tensors, one for each group, encoded when asked for.
 
     The bytes are the same with any number of threads.
 
@@ -95,7 +95,7 @@ def check_claims(fields: Sequence[Field], sizes: Iterable[int]) -> None:
     Parameters
     ----------
     fields
-        All kept tensors of the file.
+        All unfactored tensors of the file.
     sizes
         Size in bytes of the section of each group.
 
@@ -116,14 +116,14 @@ def check_claims(fields: Sequence[Field], sizes: Iterable[int]) -> None:
 def decode(
     fields: Sequence[Field], wanted: Collection[str], section: Callable[[int], bytes]
 ) -> Iterator[tuple[Field, Tensor]]:
-    """Yield the kept tensors in their stored types, each as soon as its last piece is decoded.
+    """Yield unfactored tensors in their stored types, each as soon as its last piece is decoded.
 
     Groups are decoded in threads; the order is that of the fields, but empty tensors come first.
 
     Parameters
     ----------
     fields
-        All kept tensors of the file.
+        All unfactored tensors of the file.
     wanted
         Names of the tensors to decode.
     section
