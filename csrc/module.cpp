@@ -25,6 +25,8 @@ static Shape shape_of(const Integers& codebook) { return codebook_shape(codebook
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no leak
+    m.attr("LARGEST") = kLargest;
+    m.attr("BLOCK") = kBlock;
     m.def("release_memory", [] {
 #ifdef __GLIBC__
         malloc_trim(0);

@@ -237,6 +237,15 @@ static auto made_by(Matrix (*of)(Numbers...)) {
 
 NB_MODULE(_kernels, m) {
     m.attr("target") = target.name;
+    // What Python packs by; it has these numbers itself, since it also packs where there are no kernels.
+    nb::dict packing;
+    packing["lookup columns"] = lookup::ATOMS;
+    packing["lookup largest"] = lookup::LARGEST;
+    packing["lookup pairs"] = lookup::SUMMED;
+    packing["lookup panel"] = lookup::PANEL;
+    packing["listed table"] = TABLE;
+    packing["direct panel"] = PANEL;
+    m.attr("packing") = packing;
     nb::class_<Product<Integers>>(m, "Integers")
         .def("__init__", made_by(&integers_of))
         .def("__call__", product_with<Integers>(target.integers))

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 target: str
+packing: dict[str, int]
 
 class Integers:
     def __init__(

@@ -4,6 +4,9 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int16]
 Reals = NDArray[np.float32]
 
+LARGEST: int
+BLOCK: int
+
 class Analysis:
     @property
     def bits(self) -> list[float]: ...

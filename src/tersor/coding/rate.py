@@ -21,7 +21,7 @@ from tersor.tiling import Rows
 
 Floats = NDArray[np.float64]
 
-LARGEST = 4095
+LARGEST = _native.LARGEST
 """Largest magnitude of an integer that can be coded."""
 
 TRELLISES: tuple[int, ...] = (64, 32, 16, 8, 4)

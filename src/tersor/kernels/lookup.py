@@ -22,12 +22,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.errors import InputError
+from tersor.factorization.methods import LOOKUP_COLUMNS, LOOKUP_LARGEST
 from tersor.factors import Factors
 from tersor.kernels.packing import Matrix, Shape
 
-_COLUMNS, _LARGEST, _MOST_PAIRS = 16, 7, 4
-"""Number of columns to which a pair of bytes refers, largest magnitude of an integer, and largest
-number of pairs of bytes for a tile."""
+_COLUMNS, _LARGEST = LOOKUP_COLUMNS, LOOKUP_LARGEST
+"""Number of columns to which a pair of bytes refers, and largest magnitude of an integer."""
+
+_MOST_PAIRS = 4
+"""Largest number of pairs of bytes for a tile."""
 
 _PANEL = 32
 """Number of rows of a panel, whose bytes lie side by side."""
