@@ -280,3 +280,18 @@ def test_a_limit_of_memory(tmp_path, use):
         use(path, max_bytes=total - 1)
     with pytest.raises(InputError, match="not a size: '0'"):
         use(path, max_bytes=0)
+
+
+def test_load_looks_at_the_model_twice(tmp_path, monkeypatch):
+    """Once before it changes anything, and once to see what the model holds at the end."""
+    model = make_net()
+    tersor.save(model, tmp_path / "m.tersor")
+    looks, state_dict = [], nn.Module.state_dict
+
+    def counted(module, *args, **kwargs):
+        looks.append(module)
+        return state_dict(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "state_dict", counted)
+    tersor.load(tmp_path / "m.tersor", model)
+    assert looks.count(model) == 2
