@@ -19,7 +19,7 @@ def test_any_name_of_a_tied_weight_counts():
     assert Overrides(["decoder.*"]).resolve(NAMES).keep == {"embed.weight"}
 
 
-def test_only_matrices_that_are_not_kept_are_fast():
+def test_only_matrices_that_are_not_kept_are_looked_up():
     matrices = {"head.0.weight", "embed.weight"}
     assert Overrides(lookup=["*"]).resolve(NAMES, matrices).lookup == matrices
     assert Overrides(["head*"], lookup=["*"]).resolve(NAMES, matrices).lookup == {"embed.weight"}
@@ -27,7 +27,7 @@ def test_only_matrices_that_are_not_kept_are_fast():
         "embed.weight"
     }
     with pytest.raises(
-        InputError, match=r"'conv\*'.*fast matches no matrix, but conv1.weight, conv"
+        InputError, match=r"'conv\*'.*look-up kernels matches no matrix, but conv1.weight, conv"
     ):
         Overrides(lookup=["*", "conv*"]).resolve(NAMES, matrices)
     with pytest.raises(InputError, match=r"'hed.\*' matches none of the 4 weights"):

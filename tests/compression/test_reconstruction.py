@@ -66,7 +66,7 @@ def test_outputs_come_closer_in_no_more_bytes(kind, ratio, tmp_path):
         assert torch.equal(back(inputs), model(inputs))
 
 
-def test_signs_stay_signs(tmp_path):
+def test_binary_latents_stay_binary(tmp_path):
     torch.manual_seed(0)
     dense, inputs = linear().eval(), samples("linear")
     model = copy.deepcopy(dense)
@@ -81,7 +81,7 @@ def test_signs_stay_signs(tmp_path):
     assert tersor.save(model, tmp_path / "model.tersor").nbytes <= 4000
 
 
-def test_signs_that_training_moved_stay_signs():
+def test_binary_latents_that_training_moved_stay_binary():
     torch.manual_seed(0)
     dense, inputs = linear().eval(), samples("linear")
     model = copy.deepcopy(dense)
@@ -92,7 +92,7 @@ def test_signs_that_training_moved_stay_signs():
                 parameter += 0.01 * torch.randn(parameter.shape)
     tersor.reconstruct(model, dense, [inputs], target_size="4kB")
     new = state(model)
-    assert all(new[n].signs for n in ("0.weight", "2.weight", "4.weight"))
+    assert all(new[n].binary for n in ("0.weight", "2.weight", "4.weight"))
 
 
 @pytest.mark.slow

@@ -121,18 +121,18 @@ def test_it_finds_the_cheapest_of_all_paths(states, seed, n, spread, lagrangian)
 
 def viterbi(wanted, curvature, levels, costs, trellis):
     """Least cost of a row of any length."""
-    costs = {0: 0.0}
+    totals = {0: 0.0}
     for a, level in zip(np.abs(wanted).tolist(), levels, strict=True):
         reached = {}
-        for state, total in costs.items():
+        for state, total in totals.items():
             grid, near = trellis.grid(state), int(a) // (1 if trellis.states == 1 else 2)
             for index in {0, 1, *range(max(near - 3, 0), near + 5)}:
                 gap = a - trellis.value(grid, index)
                 after = total + curvature * gap**2 + LAGRANGIAN * costs.bits(level, grid, index)
                 successor = trellis.next(state, index)
                 reached[successor] = min(after, reached.get(successor, math.inf))
-        costs = reached
-    return min(costs.values())
+        totals = reached
+    return min(totals.values())
 
 
 @pytest.mark.parametrize("states", STATES)
