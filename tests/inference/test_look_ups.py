@@ -1,4 +1,4 @@
-"""Matrices of signs: compressed, saved, loaded, and looked up."""
+"""Binary matrices: compressed, saved, loaded, and looked up."""
 
 import copy
 from importlib import import_module
@@ -63,7 +63,7 @@ def forms(model):
     return {n: type(w) for n, w in state(model).items() if hasattr(w, "mode")}
 
 
-def signs(model):
+def binary(model):
     held = {n: w.to_factors().latent for n, w in state(model).items() if hasattr(w, "to_factors")}
     return {name for name, latent in held.items() if (latent.abs() == 1).all()}
 
@@ -71,14 +71,14 @@ def signs(model):
 @torch.no_grad()
 def test_from_the_model_to_the_file_to_the_look_up(loaded, path):
     expected = loaded(TOKENS)
-    assert signs(loaded) == {"first.weight", "second.weight"}
+    assert binary(loaded) == {"first.weight", "second.weight"}
     bits = tersor.inspect(path).nbytes * 8 / sum(p.numel() for p in net().parameters())
     assert 2.3 < bits <= 2.5
     report = tersor.optimize(loaded, "factored")
     found = forms(loaded)
-    assert {n for n, form in found.items() if form is LookupWeight} == signs(loaded)
+    assert {n for n, form in found.items() if form is LookupWeight} == binary(loaded)
     assert found["attention.in_proj_weight"] is RecomposedWeight
-    assert {c.name for c in report.choices if c.mode == "look-up"} == signs(loaded)
+    assert {c.name for c in report.choices if c.mode == "look-up"} == binary(loaded)
     assert "first.weight: look-up, " in str(report)
     assert error(loaded(TOKENS), expected) < BOUND
     # As small as the signs are: two bytes a tile, and a table.
@@ -177,7 +177,7 @@ def test_a_calibration_makes_them_better():
     seen = tersor.calibrate(dense.first, [x])
     tersor.compress(plain, bits_per_weight=2.5, lookup=["*"])
     tersor.compress(calibrated, bits_per_weight=2.5, lookup=["*"], calibration=seen)
-    assert signs(calibrated) == {"weight"}
+    assert binary(calibrated) == {"weight"}
     wanted = dense.first(x)
     assert error(calibrated(x), wanted) < 0.7 * error(plain(x), wanted)
 
@@ -186,7 +186,7 @@ def test_bits_that_are_given_hold():
     model = net()
     report = tersor.compress(model, ratio=8, bits={"first.*": 1.5}, lookup=["first.*"])
     (first,) = [t for t in report.factored if t.name == "first.weight"]
-    assert signs(model) == {"first.weight"}
+    assert binary(model) == {"first.weight"}
     assert 1.2 * first.numel < 8 * first.nbytes <= 1.5 * first.numel
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_looked_up_is_refused():
 def test_signs_stay_signs_in_training(path, tmp_path):
     """Also in a loop of one's own; some change, and all still takes as many bytes."""
     model, size = tersor.load(path, net()), path.stat().st_size
-    before = {n: w.to_factors().latent for n, w in state(model).items() if n in signs(model)}
+    before = {n: w.to_factors().latent for n, w in state(model).items() if n in binary(model)}
     optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-2))
     for _ in range(20):
         model(TOKENS).square().mean().backward()
@@ -226,7 +226,7 @@ def test_signs_stay_signs_in_training(path, tmp_path):
     tersor.project(model, target_size=size)
     tersor.save(model, tmp_path / "trained.tersor")
     back = tersor.load(tmp_path / "trained.tersor", net())
-    assert signs(back) == signs(model) == set(before)
+    assert binary(back) == binary(model) == set(before)
     assert all(not torch.equal(state(back)[n].to_factors().latent, z) for n, z in before.items())
     torch.testing.assert_close(back(TOKENS), model(TOKENS), rtol=0, atol=0)
     assert (tmp_path / "trained.tersor").stat().st_size <= size
@@ -239,7 +239,7 @@ def test_signs_alone_can_be_trained(tmp_path):
     budget = size + 500  # codebooks may take a few bits more; no latent can make up for them
     options = {"loss": loss_of, "target_size": budget}
     assert tersor.finetune(model, [(TOKENS, TOKENS)], epochs=3, **options).nbytes <= budget
-    assert {"first.weight", "second.weight"} <= signs(model)
+    assert {"first.weight", "second.weight"} <= binary(model)
     with pytest.raises(tersor.BudgetError, match="too few"):
         tersor.finetune(model, [(TOKENS, TOKENS)], loss=loss_of, target_size=size // 2)
 

@@ -1,9 +1,9 @@
-"""Convolve with packed weights: ``tersor::conv2d`` is one operator for all ways of packing.
+"""Convolve with packed weights: ``tersor::conv2d`` is one operator for all packings.
 
 There are two: factors as lists of multiples (`tersor.kernels.listed`), and dense weights
 (`tersor.kernels.direct`), for weights that are faster when recomposed. Native kernels compute in
-float32, on images that are contiguous or channels last. Each way of packing needs one of these
-memory formats: other inputs are copied into it, and outputs have it. A convolution in one dimension
+float32, on images that are contiguous or channels last. Each packing needs one of these memory
+formats: other inputs are copied into it, and outputs have it. A convolution in one dimension
 is a convolution of images of one row.
 """
 
