@@ -41,8 +41,8 @@ from tersor.storage.atomic import replacing
 from tersor.training import pressure
 from tersor.training.curvature import curvature
 from tersor.training.objective import distance
-from tersor.training.projection import file_size
 from tersor.training.schedule import Schedule
+from tersor.training.sizes import file_size
 
 NAME = "finetuning"
 METHODS = ("tersor", *trained_baselines.METHODS)

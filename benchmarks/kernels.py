@@ -1,8 +1,8 @@
 """How fast is a layer computed from its factors? Against torch in fp32, and low-bit kernels.
 
 Square layers with random factors: latents spread so that nearly all fit in 4 bits, or in 2 bits
-with few escapes ("integers"), and signs, 16 of each tile of 8 or 16 inputs, 2 or 1 bits per weight
-("look-up": weights that were compressed to be fast). Each run times torch fp32, ours and the peers
+with few escapes ("integers"), and binary ones, 16 for each tile of 8 or 16 inputs, 2 or 1 bits
+per weight ("look-up"). Each run times torch fp32, ours and the peers
 in turn, every time with another of so many copies of the weights that none is in the cache; ratios
 are medians of the runs' ratios.
 Every product is checked against the dense one first;
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from turns import seconds
 
-from tersor.factorization.weights import SIGNS
+from tersor.factorization.weights import BINARY
 from tersor.factors import Factors
 from tersor.nn.frozen import LookupWeight, PackedWeight
 
@@ -65,13 +65,13 @@ Product = Callable[[Tensor], Tensor]
 
 
 def factors_of(form: type[PackedWeight], size: int, bits: int) -> Factors:
-    return signs_of(size, bits) if form is LookupWeight else integers_of(size, bits)
+    return binary_of(size, bits) if form is LookupWeight else integers_of(size, bits)
 
 
-def signs_of(size: int, bits: int) -> Factors:
-    tile = SIGNS // bits
-    latent = (torch.randint(0, 2, (SIGNS, size * -(-size // tile))) * 2 - 1).to(torch.int16)
-    codebook = torch.randint(-100, 101, (tile, SIGNS)).to(torch.int16)
+def binary_of(size: int, bits: int) -> Factors:
+    tile = BINARY // bits
+    latent = (torch.randint(0, 2, (BINARY, size * -(-size // tile))) * 2 - 1).to(torch.int16)
+    codebook = torch.randint(-100, 101, (tile, BINARY)).to(torch.int16)
     return Factors(codebook, latent, 1e-3, (size, size))
 
 
