@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def compressed() -> Archive:
         names, lambda n: state[n.replace("tied", "head")], size, {"tied.weight": "head.weight"}
     )
     said = {"name": "golden", "licence": "CC0-1.0", "source": "seed 0, größer als nichts"}
-    return compress_source(replace(source, metadata=said, hashed=True), ratio=4.8)
+    return compress_source(source, ratio=4.8, metadata=said, hashed=True)
 
 
 def lossless() -> Archive:
@@ -64,7 +63,7 @@ def lossless() -> Archive:
     state["zeros"] = torch.zeros(2**20 + 5, dtype=torch.uint8)
     state["wave"] = torch.randn(4, generator=draw, dtype=torch.complex64)
     source = Source(list(state), state.__getitem__, 2_000_000)
-    return compress_source(replace(source, metadata={"note": ""}), lossless=True)
+    return compress_source(source, lossless=True, metadata={"note": ""})
 
 
 def slices() -> Archive:

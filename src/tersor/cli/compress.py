@@ -121,10 +121,9 @@ def compress(
             check_lossless(budgets, calibrate or architecture, overrides)
         said = parse_metadata(metadata or [])
         source = opened(model, [output], key, prefix, exact=lossless)
-        source = replace(source, metadata=said, hashed=content_hash)
         given = prepared(source, architecture, calibrate, evaluate)
-        if given.held:  # reserves the bytes, because the error is measured only at the end
-            source = replace(source, metadata=said | {OUTPUT_ERROR: output_error_text(0.0)})
+        # This reserves the bytes, because the error is measured only at the end.
+        reserved = {OUTPUT_ERROR: output_error_text(0.0)} if given.held else {}
         quality = quality_of(given.measure, max_drop, given.mend)
         calibration = calibration_of(source, given.module, given.batches)
         options = [ratio, target_size, bits_per_weight, max_drop, keep, bits, lookup]
@@ -140,6 +139,8 @@ def compress(
                     lossless=lossless,
                     calibration=calibration,
                     overrides=overrides,
+                    metadata=said | reserved,
+                    hashed=content_hash,
                     journal=journal,
                     progress=progress,
                 )

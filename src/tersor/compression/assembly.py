@@ -105,14 +105,14 @@ class Assembler:
     ----------
     entries
         Entries of all tensors by name, which weights without a version retain.
-    source
-        Source that is compressed.
+    blank
+        Archive without entries, of which the others have everything else.
     measured
         Whether the file will contain the signal-to-noise ratios.
     """
 
-    def __init__(self, entries: Mapping[str, Entry], source: Source, measured: bool) -> None:
-        self._entries, self._source, self._measured = entries, source, measured
+    def __init__(self, entries: Mapping[str, Entry], blank: Archive, measured: bool) -> None:
+        self._entries, self._blank, self._measured = entries, blank, measured
         sections = container.unfactored_sections(self.archive({}))
         self._kept = [container.stamp(section) for section in sections]
 
@@ -123,7 +123,7 @@ class Assembler:
 
     def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:
         """Return the archive of all tensors with these versions of the weights."""
-        return self._source.archive(with_versions(self._entries, versions))
+        return replace(self._blank, entries=with_versions(self._entries, versions))
 
     def size(self, versions: Mapping[str, Version[EncodedFactors]]) -> int:
         """Return the bytes of the file with these versions of the weights."""

@@ -37,6 +37,8 @@ class Compressor:
         Second moments of the inputs of weights, by the names of ``source``; by default none.
     overrides
         The user's decisions about single weights; by default none.
+    blank
+        Archive without entries, with the metadata of the file; by default there are none.
     measured
         Whether the file will contain the signal-to-noise ratios; by default it will.
     journal
@@ -57,12 +59,14 @@ class Compressor:
         *,
         calibration: Calibration | None = None,
         overrides: Overrides = NO_OVERRIDES,
+        blank: Archive | None = None,
         measured: bool = True,
         journal: Journal | None = None,
         progress: Progress = silent,
     ) -> None:
         self._source, self._calibration, self._journal = source, calibration, journal
         self._measured, self._progress = measured, progress
+        self._blank = Archive({}, source.nbytes) if blank is None else blank
         self._entries, found = survey(source, progress)
         resolved = override(self._entries, source, overrides)
         weights = [replace(w, lookup=w.name in resolved.lookup) for w in scaled(found, calibration)]
@@ -166,7 +170,7 @@ class Compressor:
     def _assembler(self) -> Assembler:
         """Assembler of all tensors that are the same at all sizes."""
         entries = with_versions(self._entries, self._own_versions)
-        return Assembler(entries, self._source, self._measured)
+        return Assembler(entries, self._blank, self._measured)
 
     @cached_property
     def _own_versions(self) -> Versions:
