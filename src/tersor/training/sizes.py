@@ -118,6 +118,8 @@ def _encoded(weight: HeldWeight) -> EncodedFactors:
 
 def _last_or_encoded(weight: HeldWeight, factors: Factors) -> EncodedFactors:
     """Return factors of a weight encoded, from the last time if their values are the same."""
+    if not factors.rank:  # zeros, as `least_size` tries them, take no time
+        return records.encode(factors)
     digest, last = _digest(factors), _LAST.get(weight)
     if last is None or last[0] != digest:
         last = _LAST[weight] = digest, records.encode(factors)
