@@ -30,7 +30,7 @@ from tersor.nn.sites import Site, Weight, find_sites
 from tersor.progress import shown
 from tersor.storage.classify import reason_to_keep
 
-_MOST_INPUTS = 4096
+MOST_INPUTS = 4096
 """Longest row whose second moments are kept. At this length they take 64 MB."""
 
 _MOST_GROUPED = 2**22
@@ -367,8 +367,8 @@ def _reason_to_skip(sites: list[Site]) -> str | None:
             return f"used by the {kind}, whose inputs are no vectors"
         if not is_observable(module, attribute):
             return f"used by the {kind}, whose inputs are not measured"
-        if (length := math.prod(weight.shape[1:])) > _MOST_INPUTS:
-            return f"its rows have {length} inputs, more than {_MOST_INPUTS}"
+        if (length := math.prod(weight.shape[1:])) > MOST_INPUTS:
+            return f"its rows have {length} inputs, more than {MOST_INPUTS}"
     return None
 
 
