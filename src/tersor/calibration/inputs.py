@@ -30,7 +30,7 @@ _BLOCK = 2**22
 """Elements of products of two inputs that are made at once: 16 MB."""
 
 
-_MOST_INPUTS = 4096
+MOST_INPUTS = 4096
 """Longest row whose second moments are kept. At this length they take 64 MB."""
 
 _MOST_GROUPED = 2**22
@@ -53,8 +53,8 @@ def reason_to_skip(sites: Sequence[Site]) -> str | None:
             return f"used by the {kind}, whose inputs are no vectors"
         if not is_observable(module, attribute):
             return f"used by the {kind}, whose inputs are not measured"
-        if (length := math.prod(weight.shape[1:])) > _MOST_INPUTS:
-            return f"its rows have {length} inputs, more than {_MOST_INPUTS}"
+        if (length := math.prod(weight.shape[1:])) > MOST_INPUTS:
+            return f"its rows have {length} inputs, more than {MOST_INPUTS}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.calibration.calibrate import ridge
+from tersor.calibration.inputs import MOST_INPUTS
 from tersor.calibration.moments import Joint, Layer, joint_moments, mean_vector
 from tersor.calibration.normalization import match_layer, moments_of, normalizations, replace_values
 from tersor.calibration.samples import calls_of
@@ -57,7 +59,8 @@ def reconstruct(
     model runs them. The aim is not a weight close to the dense one. Given the layer's inputs in the
     *compressed* model, its outputs should be those of the dense layer in the dense model. Each
     layer thus corrects errors of earlier layers. Layers keep their shares of the bytes. Biases
-    correct the remaining error of the mean. Normalisation is matched in the same pass, so that
+    correct the remaining error of the mean. As in `calibrate`, weights with rows longer than 4096
+    are left as they are. Normalisation is matched in the same pass, so that
     `match_normalization` is not needed before or after. There is no back-propagation.
 
     Parameters
@@ -152,7 +155,8 @@ def _check(model: nn.Module, weights: Mapping[str, HeldWeight | Tensor]) -> None
 def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Layer]:
     """Return the linear layers and convolutions with a factored weight that is used once.
 
-    The module must also be called exactly once in a run of the model.
+    Moments of very long rows would take more time and memory than all others. The module must also
+    be called exactly once in a run of the model.
     """
     sites = find_sites(model)
     uses: dict[Weight, int] = {}
@@ -164,6 +168,7 @@ def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Lay
         if isinstance(site.weight, FactoredWeight)
         and isinstance(site.module, Layer)
         and site.attribute == "weight"
+        and math.prod(site.weight.shape[1:]) <= MOST_INPUTS
         and uses[site.weight] == 1
     }
     called: dict[nn.Module, int] = {}
