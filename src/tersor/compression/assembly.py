@@ -118,7 +118,7 @@ class Assembler:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the sections of the tensors that are kept."""
+        """Return the bytes of the sections of the tensors that are kept."""
         return sum(stamp.size for stamp in self._kept)
 
     def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:

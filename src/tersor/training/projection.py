@@ -48,6 +48,14 @@ class Projection:
         Price of a bit (λ) that was used: squared error in units of each weight's squared step size.
     nbytes
         Bytes of the file that `tersor.save` would write now.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> projection = tersor.project(model, price=0.3)
+    >>> projection.price, projection.nbytes == tersor.save(model, "model.tersor").nbytes
+    (0.3, True)
     """
 
     price: float
@@ -104,8 +112,17 @@ def project(
 
     Examples
     --------
-    >>> price = tersor.project(model, target_size="54kB").price
-    >>> tersor.project(model, price=price, optimizer=optimizer)  # after each of its steps
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> optimizer = torch.optim.Adam(tersor.parameter_groups(model, lr=1e-3))
+    >>> price = tersor.project(model, target_size=900).price
+    >>> for _ in range(3):
+    ...     model(torch.randn(16, 32)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    ...     projection = tersor.project(model, price=price, optimizer=optimizer)
+    >>> tersor.project(model, target_size=900, price=price).nbytes <= 900
+    True
     """
     if price is not None and not 0 < price < math.inf:
         raise InputError(f"the price must be a positive number, got {price!r}")
