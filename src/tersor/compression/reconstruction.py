@@ -135,7 +135,7 @@ def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], left: 
                 weight = as_float32(dense(weights[join_names(stop.name, "weight")]))
                 allowed = int(share * old[stop.name]) + spare
                 pair = layers[stop.name], cast(Layer, twin)
-                spare = allowed - _renew(model, stop, pair, weight, allowed)
+                spare = allowed - _renew(model, stop, pair, weight, max(0, allowed))
         except DivergedError:
             raise InputError(
                 "the two models do not run the same layers; give the dense model that was "
