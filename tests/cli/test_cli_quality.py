@@ -267,9 +267,12 @@ OPTIONS = [
 ]
 
 
+SAID = ("--metadata", "licence=MIT", "--content-hash")
+SIZES = [(options, ()) for options in OPTIONS] + [(OPTIONS[i], SAID) for i in (0, 6, -1)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("said", [(), ("--metadata", "licence=MIT", "--content-hash")])
-@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+@pytest.mark.parametrize("options, said", SIZES, ids=" ".join)
 def test_sizes_that_are_told_are_those_of_the_file(folder, options, said):
     result = run("compress", "model.safetensors", "-o", "m.tersor", *options, *said)
     assert result.exit_code == 0, result.stderr

@@ -223,10 +223,9 @@ def run(script, *arguments, before=(), **environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stops", [[6], [3, 5, 2]])  # counted in batches since the last start
-def test_what_is_killed_goes_on_bit_for_bit(tmp_path, stops):
+def test_what_is_killed_goes_on_bit_for_bit(tmp_path):
     assert run(RUN, tmp_path / "whole.tersor", 0).returncode == 0
-    for stop in stops:
+    for stop in (3, 5, 2):  # counted in batches since the last start
         assert run(RUN, tmp_path / "stopped.tersor", stop).returncode == -9
         assert (tmp_path / "stopped.tersor.checkpoint").exists()
     assert run(RUN, tmp_path / "stopped.tersor", 0).returncode == 0
