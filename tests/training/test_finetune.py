@@ -330,6 +330,38 @@ def test_processes_do_what_one_does_as_copies_or_as_shards(tmp_path, teacher):
         torch.testing.assert_close(one(IMAGES), two(IMAGES), rtol=0.05, atol=0.05)
 
 
+SHARDED = """
+import os, sys
+import torch
+import tersor
+from test_finetune import TRAINING
+from trainable import compressed, dense, loader
+
+torch.set_num_threads(1)
+store = "file://" + sys.argv[1] + ".store"
+torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+model = compressed(dense(norm=False), 15)
+result = tersor.finetune(model, loader(), **TRAINING, checkpoint=sys.argv[1] + ".checkpoint")
+tersor.save(model, sys.argv[1])
+torch.save([h["loss"] for h in result.history], sys.argv[1] + ".losses")
+os._exit(0)  # gloo's threads may abort a Python that ends now (PyTorch 2.13)
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_the_only_shard_is_the_whole_model(tmp_path):
+    path = tmp_path / "m.tersor"
+    done = run(SHARDED, path)
+    assert done.returncode == 0, done.stderr
+    one = compressed(dense(norm=False), 15)
+    result = tersor.finetune(one, loader(), **TRAINING)
+    losses = torch.load(f"{path}.losses")
+    assert losses == pytest.approx([h["loss"] for h in result.history], rel=1e-3)
+    two = tersor.load(path, Net(norm=False))
+    torch.testing.assert_close(one(IMAGES), two(IMAGES), rtol=0.05, atol=0.05)
+
+
 class TestBadInput:
     def test_a_teacher_of_another_shape(self, teacher):
         other = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
