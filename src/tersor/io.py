@@ -76,6 +76,12 @@ def save(
         if the metadata is not text or is too large.
     OSError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> report = tersor.save(torch.nn.Linear(64, 64), "model.tersor", metadata={"name": "layer"})
+    >>> report.metadata["name"], [tensor.name for tensor in report.tensors]
+    ('layer', ['weight', 'bias'])
     """
     said = {} if metadata is None else metadata
     check_metadata(said)
@@ -174,6 +180,11 @@ def load(
         valid checksums, as in a file that was made to deceive, is found only when part of the model
         is filled: tensors are decoded one at a time, to need little memory beside the model and the
         file.
+
+    Examples
+    --------
+    >>> report = tersor.save(torch.nn.Linear(64, 64), "model.tersor")
+    >>> model = tersor.load("model.tersor", torch.nn.Linear(64, 64))
     """
     check_model(model)
     with open(path, max_bytes=max_bytes) as file:
@@ -206,8 +217,10 @@ def open(path: Path, *, max_bytes: str | int | None = None) -> OpenFile:
 
     Examples
     --------
-    >>> with tersor.open("model.tersor") as file:  # doctest: +SKIP
-    ...     weight = file["fc.weight"]
+    >>> report = tersor.save(torch.nn.Linear(64, 10), "model.tersor")
+    >>> with tersor.open("model.tersor") as file:
+    ...     file["weight"].shape
+    torch.Size([10, 64])
     """
     return open_file(path, max_bytes=_limit(max_bytes))
 
@@ -235,6 +248,12 @@ def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[s
         If there is no such file.
     FileFormatError
         If the file is damaged, or needs more than `max_bytes`.
+
+    Examples
+    --------
+    >>> report = tersor.save(torch.nn.Linear(64, 10), "model.tersor")
+    >>> {name: tensor.shape for name, tensor in tersor.load_state_dict("model.tersor").items()}
+    {'weight': torch.Size([10, 64]), 'bias': torch.Size([10])}
     """
     with open(path, max_bytes=max_bytes) as file:
         file.check_room()
@@ -358,6 +377,13 @@ def inspect(path: Path, *, max_bytes: str | int | None = None) -> Report:
         If there is no such file.
     FileFormatError
         If the header is damaged, or the file needs more than `max_bytes`.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(64, 64)
+    >>> report = tersor.compress(model, ratio=8)
+    >>> tersor.save(model, "model.tersor").nbytes == tersor.inspect("model.tersor").nbytes
+    True
     """
     with open(path, max_bytes=max_bytes) as file:
         return summarize_file(file.layout)

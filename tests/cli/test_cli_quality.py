@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import tersor
 from tersor.cli import app
 from tersor.compression.attempts import Attempts
+from tersor.errors import BudgetError
 
 CODE = """
 import torch
@@ -44,6 +45,11 @@ def nothing(model): return None
 def boolean(model): return True
 def fails(model): raise KeyError("label")
 def without(): return 5
+
+class Classes(nn.Sequential):
+    def forward(self, x): return super().forward(x).argmax(1)
+
+def classes(): return Classes(*make())
 def falls(model): return 50.0 if len(calls) or calls.append(1) else 100.0
 number = 5
 """
@@ -267,9 +273,32 @@ OPTIONS = [
 ]
 
 
+def test_an_error_of_the_output_that_cannot_be_measured_is_no_failure(folder):
+    """The model returns numbers of classes only."""
+    model = ("--model", "quality_code:classes", *CALIBRATED)
+    result = run("compress", "model.safetensors", "-o", "m.tersor", "--ratio", 8, *model)
+    assert result.exit_code == 0, result.stderr
+    assert "note: the error of the output is not known: " in result.stderr
+    with tersor.open("m.tersor") as file:
+        assert file.metadata == {}
+
+
+def test_layers_that_would_not_fit_are_not_reconstructed(folder, monkeypatch):
+    def too_large(*_):
+        raise BudgetError("9 bytes are too few")
+
+    monkeypatch.setattr("tersor.cli.user_code.reconstructed", too_large)
+    result = run("compress", "model.safetensors", "-o", "m.tersor", *OPTIONS[5])
+    assert result.exit_code == 0 and Path("m.tersor").exists()
+    assert "note: layers are not reconstructed: 9 bytes are too few" in result.stderr
+
+
+SAID = ("--metadata", "licence=MIT", "--content-hash")
+SIZES = [(options, ()) for options in OPTIONS] + [(OPTIONS[i], SAID) for i in (0, 6, -1)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("said", [(), ("--metadata", "licence=MIT", "--content-hash")])
-@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+@pytest.mark.parametrize("options, said", SIZES, ids=" ".join)
 def test_sizes_that_are_told_are_those_of_the_file(folder, options, said):
     result = run("compress", "model.safetensors", "-o", "m.tersor", *options, *said)
     assert result.exit_code == 0, result.stderr

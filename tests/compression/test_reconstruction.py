@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tersor
-from tersor.errors import InputError
+from tersor.errors import BudgetError, InputError
 from tersor.nn import FactoredWeight, state
 
 
@@ -30,7 +30,7 @@ def samples(kind: str) -> Tensor:
     """Inputs with a structure, as images and features have it."""
     if kind == "linear":
         return torch.randn(600, 8) @ torch.randn(8, 40) + 0.1 * torch.randn(600, 40)
-    return nn.functional.avg_pool2d(torch.randn(200, 3, 18, 18), 3, stride=1)
+    return nn.functional.avg_pool2d(torch.randn(200, 3, 12, 12), 3, stride=1)
 
 
 def pair(kind: str, ratio: float) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -171,3 +171,35 @@ def test_a_single_sample_is_too_little_but_no_failure():
     dense, model, inputs = pair("linear", 8)
     tersor.reconstruct(model, dense, [inputs[:1]])
     assert error(model, dense, inputs) < 0.2
+
+
+def test_budgets_that_are_too_small_are_refused():
+    dense, model, inputs = pair("linear", 8)
+    with pytest.raises(BudgetError, match="100 bytes are too few for the reconstructed model"):
+        tersor.reconstruct(model, dense, [inputs], target_size=100)
+
+
+class Forked(nn.Module):
+    """Of the same weights as another, it may run other layers, or the same for other inputs."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.second = nn.Linear(40, 40), nn.Linear(40, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "both":
+            return self.second(self.first(x))
+        return self.second(self.first(x)[: len(x) // 2] if self.way == "half" else x)
+
+
+@pytest.mark.parametrize(
+    "way, message", [("second", "do not run the same layers"), ("half", "gets inputs of shape")]
+)
+def test_models_that_run_differently_are_refused(way, message):
+    torch.manual_seed(0)
+    model, reference = Forked("both").eval(), Forked(way).eval()
+    reference.load_state_dict(model.state_dict())
+    tersor.compress(model, ratio=8)
+    with pytest.raises(InputError, match=message):
+        tersor.reconstruct(model, reference, [samples("linear")])

@@ -8,7 +8,7 @@ from samples import archives, plain, random_factors
 
 from tersor.coding import records
 from tersor.coding.entropy import Coding
-from tersor.errors import InputError
+from tersor.errors import FileFormatError, InputError
 from tersor.storage import header
 from tersor.storage.archive import Entry, Reason
 from tersor.storage.cursor import Reader, Writer
@@ -70,3 +70,13 @@ def test_factors_take_few_bytes():
     }
     one = dict(list(entries.items())[:1])
     assert len(written(entries)) - len(written(one)) == 3 + 5 + 2 + 4 + 2 + 4
+
+
+def test_tensors_of_more_elements_than_the_format_has_are_refused():
+    """Empty ones too: nonzero lengths alone count, as in strides."""
+    empty = plain(torch.zeros(0), Kept.EMPTY)
+    most, more = (1 << 24, 0, 1 << 24), (1 << 24, 0, (1 << 24) + 1)
+    (field,) = header.read(Reader(written({"w": replace(empty, shape=most)})))
+    assert field.shape == most
+    with pytest.raises(FileFormatError, match=r"a tensor of shape .* is too large"):
+        header.read(Reader(written({"w": replace(empty, shape=more)})))

@@ -133,3 +133,13 @@ def test_a_file_that_is_cut_off_while_it_is_open(tmp_path, left):
         os.truncate(path, left)
         with pytest.raises(FileFormatError, match=r"model.tersor: section 0 is damaged"):
             file["a"]
+
+
+def test_rows_of_a_tensor(path):
+    with tersor.open(path) as file:
+        for name in ("layer.weight", "layer.bias", "tied.weight"):
+            assert torch.equal(file.rows(name, 1, 3), file[name][1:3])
+        assert file.rows("layer.weight", 6, 6).shape == (0, 10)
+        for name, start, stop in [("layer.weight", 5, 7), ("layer.weight", 3, 2), ("absent", 0, 1)]:
+            with pytest.raises(InputError, match=f"no rows {start} to {stop} of '{name}'"):
+                file.rows(name, start, stop)

@@ -72,3 +72,12 @@ def test_a_latent_without_gradients_counts_as_usual():
     optimizer.step()
     assert set(curvature(model, optimizer)) == set(others) and first not in others
     tersor.project(model, optimizer=optimizer)
+
+
+def test_gradients_of_zero_let_all_errors_count_the_same():
+    model = compressed(dense())
+    optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
+    for weight in trained_latents(model).values():
+        weight.latent.grad = torch.zeros_like(weight.latent)
+    optimizer.step()
+    assert curvature(model, optimizer) == {}

@@ -84,6 +84,13 @@ class Calibration:
     unseen
         Reason, by name, why the batches say nothing about a weight, or why the output does not
         depend on it.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(32, 64)
+    >>> found = tersor.calibrate(model, [torch.randn(100, 32)])
+    >>> found.samples, found.rows, found.metric("weight").shape
+    (100, {'weight': 100}, torch.Size([32, 32]))
     """
 
     moments: Mapping[str, Tensor]
@@ -98,6 +105,16 @@ class Calibration:
 
         The matrix is the regularized moments, for groups their mean, scaled to a mean of 1 on the
         diagonal. It is the identity for a weight without moments.
+
+        Parameters
+        ----------
+        name
+            Name of a weight.
+
+        Returns
+        -------
+        Tensor or None
+            Matrix (m, m), float32, positive definite; None if the weight has no moments.
         """
         if name not in self.moments:
             return None
@@ -112,6 +129,21 @@ class Calibration:
         input vectors falls. This share is 100 % if there are at most twice as many vectors as
         inputs. Inputs that were always zero have the ridge only. If all inputs were zero, the
         result is a multiple of the identity.
+
+        Parameters
+        ----------
+        name
+            Name of a weight with moments.
+
+        Returns
+        -------
+        Tensor
+            Float32, (m, m), or (groups, m, m) for a grouped convolution.
+
+        Raises
+        ------
+        KeyError
+            If the weight has no moments.
 
         References
         ----------

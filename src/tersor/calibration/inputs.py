@@ -38,7 +38,7 @@ _MOST_GROUPED = 2**22
 
 
 def is_observable(module: nn.Module, attribute: str) -> bool:
-    """Whether it is known what a weight of a module is multiplied by."""
+    """Return whether it is known what a weight of a module is multiplied by."""
     if isinstance(module, Layer):
         return attribute == "weight"
     return type(module).forward in _READERS and "weight" in attribute
@@ -68,7 +68,7 @@ def groups_of(sites: Sequence[Site]) -> int:
 
 
 def callers(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Modules that use the weight of another one without calling that, by the other one."""
+    """Return the modules that use the weight of another one without calling it, by that one."""
     return {
         module.out_proj: module
         for module in model.modules()

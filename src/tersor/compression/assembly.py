@@ -118,7 +118,7 @@ class Assembler:
 
     @property
     def unfactored_bytes(self) -> int:
-        """Bytes of the sections of the unfactored tensors."""
+        """Return the bytes of the sections of the unfactored tensors."""
         return sum(stamp.size for stamp in self._kept)
 
     def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:

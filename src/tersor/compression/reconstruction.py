@@ -92,6 +92,18 @@ def reconstruct(
     bias. They have a ridge, which is chosen by cross-validation. Nagel et al., 2020, *Up or Down?
     Adaptive Rounding for Post-Training Quantization*, arXiv 2004.10568, section 3.3, also use the
     inputs of the compressed model, with another solver.
+
+    Examples
+    --------
+    >>> from copy import deepcopy
+    >>> layers = torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8)
+    >>> dense = torch.nn.Sequential(*layers)
+    >>> model, batches = deepcopy(dense), [torch.randn(200, 32)]
+    >>> report = tersor.compress(model, ratio=8)
+    >>> before = tersor.output_error(model, dense, batches)
+    >>> tersor.reconstruct(model, dense, batches)
+    >>> tersor.output_error(model, dense, batches) < before
+    True
     """
     _check(model, state(reference))
     calls = calls_of(loader)
@@ -126,7 +138,7 @@ def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], left: 
                 weight = as_float32(dense(weights[join_names(stop.name, "weight")]))
                 allowed = int(share * old[stop.name]) + spare
                 pair = layers[stop.name], cast(Layer, twin)
-                spare = allowed - _renew(model, stop, pair, weight, allowed)
+                spare = allowed - _renew(model, stop, pair, weight, max(0, allowed))
         except DivergedError:
             raise InputError(
                 "the two models do not run the same layers; give the dense model that was "

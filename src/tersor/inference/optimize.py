@@ -80,6 +80,14 @@ class Optimized:
         The form of each weight.
     absorbed
         Names of the batch normalisation layers that the convolutions before them have absorbed.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(64, 64)
+    >>> report = tersor.compress(model, ratio=8)
+    >>> print(tersor.optimize(model, "dense"))
+    weight: dense, 16.4 kB of 16.4 kB dense
+    in all 16.4 kB
     """
 
     choices: tuple[Choice, ...]
@@ -87,7 +95,7 @@ class Optimized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory of all weights that were held as factors before."""
+        """Return the bytes in memory of all weights that were held as factors before."""
         return sum(choice.nbytes for choice in self.choices)
 
     def __str__(self) -> str:
@@ -169,6 +177,16 @@ def optimize(
         factors, or if it fails when it is called with the inputs.
     BudgetError
         If the weights do not fit into ``memory``. The model is then unchanged.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+    >>> report = tersor.compress(model, ratio=8)
+    >>> done = tersor.optimize(model, "factored")
+    >>> done.nbytes < 4 * 64 * 64
+    True
+    >>> model(torch.randn(1, 64)).shape
+    torch.Size([1, 64])
     """
     if mode not in get_args(Mode):
         raise InputError(f"unknown mode {mode!r}, choose one of {get_args(Mode)}")

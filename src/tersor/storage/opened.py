@@ -49,6 +49,15 @@ class OpenFile(Contents, Mapping[str, Tensor]):
     FileFormatError
         If the data is not a valid tersor file or is damaged; the message says how. Damage in a
         section is found when a tensor in it is decoded.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(64, 10)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> report = tersor.save(model, "model.tersor")
+    >>> with tersor.open("model.tersor") as file:
+    ...     print(file.shapes, file.factors("weight").quantized, file.rows("weight", 2, 5).shape)
+    {'weight': (10, 64), 'bias': (10,)} True torch.Size([3, 64])
     """
 
     def __init__(self, data: Data, *, name: str = "", max_bytes: int | None = None) -> None:
@@ -71,8 +80,8 @@ class OpenFile(Contents, Mapping[str, Tensor]):
     def content_hash(self) -> str | None:
         """Return the SHA-256 of all dense tensors that the file states, as hexadecimal digits.
 
-        It covers names, types, shapes and values. It is None if the file has none. `tersor.verify`
-        compares it with the tensors.
+        It covers names, types, shapes and values. It is None if the file has none. ``tersor
+        verify`` compares it with the tensors.
         """
         return self.layout.label.content_hash.hex() or None
 
@@ -106,12 +115,44 @@ class OpenFile(Contents, Mapping[str, Tensor]):
             self._data.close()
 
     def original(self, name: str) -> str:
-        """Return the name of the tensor that this name is an alias of, or the name itself."""
+        """Return the name of the tensor that this name is an alias of, or the name itself.
+
+        Parameters
+        ----------
+        name
+            Name of a tensor.
+
+        Returns
+        -------
+        str
+            The name under which the tensor is stored.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        """
         detail = self._fields[name].detail
         return detail if isinstance(detail, str) else name
 
     def is_factored(self, name: str) -> bool:
-        """Return whether the tensor of that name is stored as factors."""
+        """Return whether the tensor of that name is stored as factors.
+
+        Parameters
+        ----------
+        name
+            Name of a tensor.
+
+        Returns
+        -------
+        bool
+            False if it is stored unfactored.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        """
         return self.original(name) in self.layout.streams
 
     def factors(self, name: str) -> Factors:
@@ -189,7 +230,25 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         return weight[start - first * length : stop - first * length]
 
     def value(self, name: str) -> Factors | Tensor:
-        """Return the factors of that name if the tensor is factored, else the tensor."""
+        """Return the factors of that name if the tensor is factored, else the tensor.
+
+        Parameters
+        ----------
+        name
+            Name of a tensor.
+
+        Returns
+        -------
+        Factors or Tensor
+            The factors, or the dense tensor.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        FileFormatError
+            If one of its sections is damaged.
+        """
         return next(self.stream([name]))[1]
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Factors | Tensor]]:

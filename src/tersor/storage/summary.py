@@ -29,6 +29,15 @@ class TensorSummary:
         is also None if it was not measured, as after training.
     note
         How and why a tensor is unfactored; empty for factored ones.
+
+    Examples
+    --------
+    >>> report = tersor.compress(torch.nn.Linear(64, 64), ratio=8)
+    >>> weight, bias = report.tensors
+    >>> weight.name, weight.shape, weight.dtype, weight.bits_per_weight < 4
+    ('weight', (64, 64), 'F32', True)
+    >>> bias.note
+    'at 16 bits: ...'
     """
 
     name: str
@@ -81,6 +90,12 @@ class Report:
         Whether ``predicted_error`` comes from calibration.
     warnings
         Sentences about what may have gone wrong and what to do.
+
+    Examples
+    --------
+    >>> report = tersor.compress(torch.nn.Linear(64, 64), ratio=8)
+    >>> report.ratio >= 8, report.weights, [tensor.name for tensor in report.factored]
+    (True, 4160, ['weight'])
     """
 
     tensors: tuple[TensorSummary, ...]

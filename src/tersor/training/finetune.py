@@ -53,6 +53,15 @@ class Finetuned:
     history
         For each epoch ``epoch``, ``loss`` (the mean training loss), and ``nbytes`` and ``value`` of
         the file at its end.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> batches = [(torch.randn(16, 32), torch.randint(4, (16,))) for _ in range(2)]
+    >>> trained = tersor.finetune(model, batches, epochs=2)
+    >>> [epoch["epoch"] for epoch in trained.history], trained.value
+    ([1, 2], None)
     """
 
     nbytes: int
@@ -180,9 +189,15 @@ def finetune(
 
     Examples
     --------
-    >>> tersor.compress(model, ratio=20)
-    >>> tersor.finetune(model, loader, teacher=dense, epochs=10, target_size="54kB")
-    >>> tersor.save(model, "model.tersor")
+    >>> from copy import deepcopy
+    >>> layers = torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)
+    >>> dense = torch.nn.Sequential(*layers)
+    >>> model = deepcopy(dense)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> batches = [(torch.randn(16, 32), torch.randint(4, (16,))) for _ in range(4)]
+    >>> trained = tersor.finetune(model, batches, teacher=dense, epochs=2, target_size=1200)
+    >>> tersor.save(model, "model.tersor").nbytes == trained.nbytes <= 1200
+    True
     """
     _check(model, teacher)
     fixed = is_folded(model) if fixed_statistics is None else fixed_statistics

@@ -56,6 +56,14 @@ class Projection:
         λ that was used: squared error in units of each weight's squared step size.
     nbytes
         Bytes of the file that `tersor.save` would write now.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> projection = tersor.project(model, lagrangian=0.3)
+    >>> projection.lagrangian, projection.nbytes == tersor.save(model, "model.tersor").nbytes
+    (0.3, True)
     """
 
     lagrangian: float
@@ -112,8 +120,17 @@ def project(
 
     Examples
     --------
-    >>> lagrangian = tersor.project(model, target_size="54kB").lagrangian
-    >>> tersor.project(model, lagrangian=lagrangian, optimizer=optimizer)  # after each of its steps
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> optimizer = torch.optim.Adam(tersor.parameter_groups(model, lr=1e-3))
+    >>> lagrangian = tersor.project(model, target_size=900).lagrangian
+    >>> for _ in range(3):
+    ...     model(torch.randn(16, 32)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    ...     projection = tersor.project(model, lagrangian=lagrangian, optimizer=optimizer)
+    >>> tersor.project(model, target_size=900, lagrangian=lagrangian).nbytes <= 900
+    True
     """
     if lagrangian is not None and not 0 < lagrangian < math.inf:
         raise InputError(f"lagrangian (λ) must be a positive number, got {lagrangian!r}")

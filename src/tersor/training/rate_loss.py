@@ -47,7 +47,10 @@ def rate_loss(model: nn.Module) -> Tensor:
 
     Examples
     --------
-    >>> loss = criterion(model(x), y) + 1e-6 * tersor.rate_loss(model)
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> loss = model(torch.randn(16, 32)).square().mean() + 1e-6 * tersor.rate_loss(model)
+    >>> loss.backward()
     """
     weights = factored_weights(model).values()
     if not weights:
