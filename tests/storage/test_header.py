@@ -74,7 +74,7 @@ def test_factors_take_few_bytes():
 
 def test_tensors_of_more_elements_than_the_format_has_are_refused():
     """Empty ones too: nonzero lengths alone count, as in strides."""
-    empty = plain(torch.zeros(0), Kept.EMPTY)
+    empty = plain(torch.zeros(0), Reason.EMPTY)
     most, more = (1 << 24, 0, 1 << 24), (1 << 24, 0, (1 << 24) + 1)
     (field,) = header.read(Reader(written({"w": replace(empty, shape=most)})))
     assert field.shape == most
