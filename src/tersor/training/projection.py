@@ -53,7 +53,7 @@ class Projection:
     Parameters
     ----------
     lagrangian
-        λ that was used: squared error in units of each weight's squared step size.
+        Lagrangian, λ, that was used: squared error in units of each weight's squared step size.
     nbytes
         Bytes of the file that `tersor.save` would write now.
 
