@@ -12,8 +12,9 @@ import typer
 from tersor.cli.app import (
     Architecture,
     Bits,
-    Calibrate,
     Checkpoint,
+    Data,
+    EffortOption,
     Evaluate,
     Fast,
     Keep,
@@ -24,15 +25,14 @@ from tersor.cli.app import (
     say,
 )
 from tersor.cli.work import (
-    batches_of,
     calibration_of,
-    dense_of,
     error_of,
     measure_of,
     mending,
     module_of,
     opened,
     overrides_of,
+    post_training,
     quality_of,
     resuming,
     show,
@@ -49,7 +49,7 @@ from tersor.cli.work import (
     "- `tersor compress model.pt -o model.tersor --max-drop 0.5 --model net:make "
     "--eval net:accuracy`\n"
     "- `tersor compress model.pt -o model.tersor --ratio 20 --model net:make "
-    "--calibrate data:batches`"
+    "--data data:batches`"
 )
 def compress(
     model: Checkpoint,
@@ -95,18 +95,20 @@ def compress(
         typer.Option("--content-hash", help="Store a SHA-256 of the tensors, for `tersor verify`."),
     ] = False,
     architecture: Architecture = None,
-    calibrate: Calibrate = None,
+    data: Data = None,
+    effort: EffortOption = "balanced",
     evaluate: Evaluate = None,
 ) -> None:
     """Compress a checkpoint into a file of at most the asked size. Needs no model code.
 
     Give exactly one of --ratio, --target-size, --bits-per-weight, --max-drop and --lossless. With
-    --model and --calibrate, which are looked up from the current folder on, the model is run to see
+    --model and --data, which are looked up from the current folder on, the model is run to see
     which weights matter, and layers make up for the errors of those before them. --max-drop needs
     --model and --eval.
     """
     with reporting_errors():
         from tersor.compression.driver import check_lossless, compress_source
+        from tersor.compression.post_training import labelled
         from tersor.compression.prediction import unseen
         from tersor.progress import shown
         from tersor.storage import container, summary
@@ -118,19 +120,18 @@ def compress(
         overrides = overrides_of(keep, bits, fast)
         if lossless:
             budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
-            check_lossless(budgets, calibrate or architecture, overrides)
+            check_lossless(budgets, data or architecture, overrides)
         said = parse_metadata(metadata or [])
         source = replace(
             opened(model, [output], key, prefix, exact=lossless), metadata=said, hashed=content_hash
         )
-        module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
-        batches, held = batches_of(calibrate)
-        if held:  # reserves the bytes, because the error is measured only at the end
+        module = module_of(source, architecture, {"--data": data, "--eval": evaluate})
+        source, prepared = post_training(source, module, data, effort, evaluate)
+        if prepared and prepared.held:  # reserves the bytes: the error is measured only at the end
             source = replace(source, metadata=said | {OUTPUT_ERROR: output_error_text(0.0)})
-        dense = dense_of(module, evaluate)
-        mend = mending(dense, batches)
+        mend = mending(prepared)
         quality = quality_of(measure_of(source, module, evaluate), max_drop, mend)
-        calibration = calibration_of(source, module, batches)
+        calibration = calibration_of(source, prepared)
         options = [ratio, target_size, bits_per_weight, max_drop, keep, bits, fast]
         keeping = resuming(output, source, calibration, options)
         with nullcontext() if lossless else keeping as journal:
@@ -149,10 +150,9 @@ def compress(
                 )
             if quality is None:  # otherwise it is already the archive that was measured
                 archive = mend(archive)
-            if held:
-                error = error_of(archive, dense, held)
-                measured = {} if error is None else {OUTPUT_ERROR: output_error_text(error**0.5)}
-                archive = replace(archive, metadata=said | measured)
+            if prepared and prepared.held:
+                error, archive = error_of(archive, prepared), replace(archive, metadata=said)
+                archive = archive if error is None else labelled(archive, error)
             with shown("writing") as progress:
                 written = container.write(output, archive, progress)
         report = summary.summarize(archive, written)

@@ -11,8 +11,9 @@ import typer
 from tersor.cli.app import (
     Architecture,
     Bits,
-    Calibrate,
     Checkpoint,
+    Data,
+    EffortOption,
     Evaluate,
     Fast,
     Keep,
@@ -24,14 +25,13 @@ from tersor.cli.app import (
     say,
 )
 from tersor.cli.work import (
-    batches_of,
     calibration_of,
-    dense_of,
     measure_of,
     mending,
     module_of,
     opened,
     overrides_of,
+    post_training,
     resuming,
 )
 
@@ -58,7 +58,8 @@ def curve(
     bits: Bits = None,
     fast: Fast = None,
     architecture: Architecture = None,
-    calibrate: Calibrate = None,
+    data: Data = None,
+    effort: EffortOption = "balanced",
     evaluate: Evaluate = None,
 ) -> None:
     """Show quality against size, 4 to 40 times smaller, before the work.
@@ -81,10 +82,10 @@ def curve(
             curve_picture.check_picture(plot)
         overrides = overrides_of(keep, bits, fast)
         source = opened(model, outputs, key, prefix)
-        module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
-        batches, _ = batches_of(calibrate)
-        mend = mending(dense_of(module, evaluate), batches)
-        calibration = calibration_of(source, module, batches)
+        module = module_of(source, architecture, {"--data": data, "--eval": evaluate})
+        source, prepared = post_training(source, module, data, effort, evaluate)
+        mend = mending(prepared)
+        calibration = calibration_of(source, prepared)
         measure = measure_of(source, module, evaluate)
         beside, options = output or plot, [points, keep, bits, fast]
         with (
