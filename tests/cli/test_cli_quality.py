@@ -183,7 +183,7 @@ def test_evaluations_that_cannot_be(folder, command, options, message):
         (("--plot", "curve.txt"), "curve.txt is no picture; give a name that ends in .png"),
         (("--plot", "none/curve.png"), "the folder none does not exist"),
         (("-o", "model.safetensors"), "is the input itself"),
-        (MODEL, "--model is given without --calibrate or --eval"),
+        (MODEL, "--model is given without --data or --eval"),
         (("--keep", "head*"), "the pattern 'head*' matches none"),
     ],
 )
@@ -258,7 +258,7 @@ def test_inspect_refuses(folder, options, message):
     assert result.exit_code == 2 and message in result.output
 
 
-CALIBRATED = ("--calibrate", "quality_code:batches")
+CALIBRATED = ("--data", "quality_code:batches")
 OPTIONS = [
     ("--ratio", "8"),
     ("--target-size", "3kB"),
@@ -287,7 +287,7 @@ def test_layers_that_would_not_fit_are_not_reconstructed(folder, monkeypatch):
     def too_large(*_):
         raise BudgetError("9 bytes are too few")
 
-    monkeypatch.setattr("tersor.cli.user_code.reconstructed", too_large)
+    monkeypatch.setattr("tersor.compression.post_training.reconstruct", too_large)
     result = run("compress", "model.safetensors", "-o", "m.tersor", *OPTIONS[5])
     assert result.exit_code == 0 and Path("m.tersor").exists()
     assert "note: layers are not reconstructed: 9 bytes are too few" in result.stderr
@@ -317,10 +317,10 @@ def test_sizes_that_are_told_are_those_of_the_file(folder, options, said):
 
 @pytest.mark.slow
 def test_layers_are_reconstructed_once_for_each_trial(folder, monkeypatch):
-    from tersor.cli import user_code
+    from tersor.compression import post_training
 
-    made, work = [], user_code.reconstruct
-    monkeypatch.setattr(user_code, "reconstruct", lambda *a: made.append(a) or work(*a))
+    made, work = [], post_training.reconstruct
+    monkeypatch.setattr(post_training, "reconstruct", lambda *a: made.append(a) or work(*a))
     options = ("--max-drop", "8", *EVAL, *CALIBRATED)
     result = run("compress", "model.safetensors", "-o", "m.tersor", *options)
     assert result.stderr.count(" bytes\n") == len(made) > 1

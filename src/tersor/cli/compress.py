@@ -13,8 +13,9 @@ import typer
 from tersor.cli.app import (
     Architecture,
     Bits,
-    Calibrate,
     Checkpoint,
+    Data,
+    EffortOption,
     Evaluate,
     Keep,
     Key,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:  # slow imports are done where they are used
     "- `tersor compress model.pt -o model.tersor --max-drop 0.5 --model net:make "
     "--eval net:accuracy`\n"
     "- `tersor compress model.pt -o model.tersor --ratio 20 --model net:make "
-    "--calibrate data:batches`"
+    "--data data:batches`"
 )
 def compress(
     model: Checkpoint,
@@ -98,13 +99,14 @@ def compress(
         typer.Option("--content-hash", help="Store a SHA-256 of the tensors, for `tersor verify`."),
     ] = False,
     architecture: Architecture = None,
-    calibrate: Calibrate = None,
+    data: Data = None,
+    effort: EffortOption = "balanced",
     evaluate: Evaluate = None,
 ) -> None:
     """Compress a checkpoint into a file of at most the asked size. Needs no model code.
 
     Give exactly one of --ratio, --target-size, --bits-per-weight, --max-drop and --lossless. With
-    --model and --calibrate, which are looked up from the current folder on, the model is run to see
+    --model and --data, which are looked up from the current folder on, the model is run to see
     which weights matter, and layers make up for the errors of those before them. --max-drop needs
     --model and --eval.
     """
@@ -118,20 +120,21 @@ def compress(
         overrides = overrides_of(keep, bits, lookup)
         if lossless:
             budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
-            check_lossless(budgets, calibrate or architecture, overrides)
+            check_lossless(budgets, data or architecture, overrides)
         said = parse_metadata(metadata or [])
         source = opened(model, [output], key, prefix, exact=lossless)
-        given = prepared(source, architecture, calibrate, evaluate)
+        given = prepared(source, architecture, data, effort, evaluate)
         # This reserves the bytes, because the error is measured only at the end.
-        reserved = {OUTPUT_ERROR: output_error_text(0.0)} if given.held else {}
+        measures = given.post_training is not None and given.post_training.held
+        reserved = {OUTPUT_ERROR: output_error_text(0.0)} if measures else {}
         quality = quality_of(given.measure, max_drop, given.mend)
-        calibration = calibration_of(source, given.module, given.batches)
+        calibration = calibration_of(given)
         options = [ratio, target_size, bits_per_weight, max_drop, keep, bits, lookup]
-        keeping = resuming(output, source, calibration, options)
+        keeping = resuming(output, given.source, calibration, options)
         with nullcontext() if lossless else keeping as journal:
             with shown("compressing") as progress:
                 archive = compress_source(
-                    source,
+                    given.source,
                     ratio=ratio,
                     target_size=target_size,
                     bits_per_weight=bits_per_weight,
@@ -154,13 +157,12 @@ def compress(
 
 def _with_error(archive: Archive, given: Prepared, said: Mapping[str, str]) -> Archive:
     """Return the archive with the error of its output on held-out batches, if there are any."""
-    from tersor.storage.label import OUTPUT_ERROR, output_error_text
+    from tersor.compression.post_training import labelled
 
-    if not given.held:
+    if given.post_training is None or not given.post_training.held:
         return archive
-    error = error_of(archive, given.dense, given.held)
-    measured = {} if error is None else {OUTPUT_ERROR: output_error_text(error**0.5)}
-    return replace(archive, metadata={**said, **measured})
+    error, archive = error_of(archive, given.post_training), replace(archive, metadata=said)
+    return archive if error is None else labelled(archive, error)
 
 
 def _write(output: Path, archive: Archive) -> int:

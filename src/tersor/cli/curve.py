@@ -11,8 +11,9 @@ import typer
 from tersor.cli.app import (
     Architecture,
     Bits,
-    Calibrate,
     Checkpoint,
+    Data,
+    EffortOption,
     Evaluate,
     Keep,
     Key,
@@ -51,7 +52,8 @@ def curve(
     bits: Bits = None,
     lookup: Lookup = None,
     architecture: Architecture = None,
-    calibrate: Calibrate = None,
+    data: Data = None,
+    effort: EffortOption = "balanced",
     evaluate: Evaluate = None,
 ) -> None:
     """Show quality against size, 4 to 40 times smaller, before the work.
@@ -73,8 +75,8 @@ def curve(
             curve_picture.check_picture(plot)
         overrides = overrides_of(keep, bits, lookup)
         source = opened(model, outputs, key, prefix)
-        given = prepared(source, architecture, calibrate, evaluate)
-        calibration = calibration_of(source, given.module, given.batches)
+        given = prepared(source, architecture, data, effort, evaluate)
+        source, calibration = given.source, calibration_of(given)
         measure, mend = given.measure, given.mend
         beside, options = output or plot, [points, keep, bits, lookup]
         with (

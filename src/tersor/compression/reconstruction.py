@@ -288,6 +288,8 @@ def _factorize(
     wanted: Tensor, moments: Tensor, old: FactoredWeight, allowed: int
 ) -> Factors | None:
     """Return factors of at most ``allowed`` bytes with the old tile size, or None if not found."""
+    if allowed <= 0:  # layers before this one took its bytes
+        return None
     tile = old.codebook.shape[0]
     if old.binary:
         factors = factorize_binary(wanted, tile, moments=moments)

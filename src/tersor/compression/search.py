@@ -161,7 +161,8 @@ def _beyond(outwards: list[Trial], target: int) -> float:
     """Return the next position beyond all trials, given the outermost trials, the last one last."""
     *_, last = outwards
     if len(outwards) == 1:
-        move = min(max(abs(math.log((target + 1) / (last.size + 1))), _SMALLEST_MOVE), 1.0)
+        distance = math.log((max(target, 0) + 1) / (last.size + 1))
+        move = min(max(abs(distance), _SMALLEST_MOVE), 1.0)
         return last.position + math.copysign(move, last.size - target)
     before = outwards[-2]
     gap = last.position - before.position

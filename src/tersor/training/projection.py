@@ -97,7 +97,7 @@ def project(
         Largest size of the file in bytes: a number, or a text such as ``"54kB"`` (1 kB is 1000
         bytes).
     lagrangian
-        λ, the price of a bit, in units of each weight's squared step size. With a budget, λ at
+        Price of a bit, λ, in units of each weight's squared step size. With a budget, λ at
         which the search begins. By default that of `tersor.compress`, 0.3.
     optimizer
         Adam or a similar optimizer that trains the latents. The error of each latent then counts
