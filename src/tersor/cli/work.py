@@ -133,6 +133,7 @@ def overrides_of(
 def _noted() -> Iterator[None]:
     """Print warnings as notes to standard error."""
     with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
         yield
 

@@ -107,7 +107,7 @@ def project(
     Returns
     -------
     Projection
-        λ, for the next call, and the size of the file.
+        Lagrangian, λ, for the next call, and the size of the file.
 
     Raises
     ------
