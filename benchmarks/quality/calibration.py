@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import tersor
-from benchmarks.lib import minilm, record
+from benchmarks.lib import minilm, parts, record
 from benchmarks.lib.places import data_folder
 from tersor.coding import records
 from tersor.factorization import tiles
@@ -92,7 +92,7 @@ def main() -> None:
     for bits in options.bits:
         gains = [r["plain_db"] - r["calibrated_db"] for r in rows if r["bits"] == bits]
         print(f"{bits:g} bits: {sum(gains) / len(gains):.2f} dB lower on average of {len(gains)}")
-    record.write("calibration", rows, sentences=options.sentences)
+    record.write("calibration", rows, measures=parts.CALIBRATED, sentences=options.sentences)
 
 
 if __name__ == "__main__":

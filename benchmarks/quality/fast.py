@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import tersor
-from benchmarks.lib import record
+from benchmarks.lib import parts, record
 from benchmarks.lib.tensors import SEED, Sample, samples, signal_to_noise
 from tersor.factorization.weights import SIGNS, factorize_signs
 
@@ -73,7 +73,7 @@ def main() -> None:
     rows = [measure(sample, bits) for sample in chosen for bits in TILES]
     summary = means(rows)
     if not options.no_file:
-        record.write("fast", rows, seed=SEED, means=summary)
+        record.write("fast", rows, measures=parts.SOLVER, seed=SEED, means=summary)
 
 
 if __name__ == "__main__":

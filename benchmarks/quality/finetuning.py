@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from benchmarks.lib import (
     indices,
     networks,
     on_gpu,
+    parts,
     record,
     trained_baselines,
 )
@@ -192,7 +194,7 @@ def run(job: Job, count: int, start: Path | None = None) -> None:
     }
     print(json.dumps(row), flush=True)
     if count == len(views.pixels):
-        record.save(NAME, [*record.load(NAME), row])
+        record.save(NAME, [*record.load(NAME), row], measures=parts.TRAINING)
 
 
 def evaluate_file(job: Job, path: Path) -> float:
@@ -299,8 +301,9 @@ def main() -> None:
         print(evaluate(network, options.method, options.evaluate))
     elif options.overhead:
         row = overhead(network, options.threads)
+        case = itemgetter("network", "threads")
         print(row)
-        record.merge("finetuning_step", [row], lambda row: (row["network"], row["threads"]))
+        record.merge("finetuning_step", [row], case, measures=parts.TRAINING)
     elif bool(options.start) != bool(options.before):
         parser.error("--start and --before belong together: a file, and how many epochs it had")
     elif options.start and (options.method != "tersor" or not options.start.exists()):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import tersor
-from benchmarks.lib import minilm, record
+from benchmarks.lib import minilm, parts, record
 from benchmarks.lib.minilm import model_folder
 
 PAIRS = 10
@@ -69,7 +69,7 @@ def main() -> None:
     row["ratio"] = row["checkpoint_bytes"] / row["bytes"]
     for name, value in row.items():
         print(f"{name:20} {value:.6g}")
-    record.write("minilm", [row], pairs=PAIRS)
+    record.write("minilm", [row], measures=parts.MODELS, pairs=PAIRS)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 import tersor
-from benchmarks.lib import cifar10, minilm, networks, record
+from benchmarks.lib import cifar10, minilm, networks, parts, record
 from benchmarks.lib.fresh import output_of
 from benchmarks.lib.peers import palettization
 from benchmarks.lib.places import data_folder
@@ -230,7 +230,7 @@ def measure(network: str, methods: list[str], rows: list[dict[str, Any]]) -> Non
             | {"ratio": source_bytes / size, "quality": quality}
         )
         print(f"{network:10} {method:10} {asked:5g}x {size:9} bytes {quality:.2f}", flush=True)
-        record.save(NAME, rows, seed=0)
+        record.save(NAME, rows, measures=parts.MODELS, seed=0)
 
     if (network, "dense", 1) not in done:
         add("dense", 1, source_bytes, case.evaluate(case.load()))
@@ -265,7 +265,7 @@ def main() -> None:
     rows = record.load(NAME)
     for network in options.networks:
         measure(network, options.methods, rows)
-    record.write(NAME, rows, seed=0)
+    record.write(NAME, rows, measures=parts.MODELS, seed=0)
 
 
 if __name__ == "__main__":

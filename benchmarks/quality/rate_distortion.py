@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tersor
-from benchmarks.lib import environments, record
+from benchmarks.lib import environments, parts, record
 from benchmarks.lib.peers import quantizers as peers
 from benchmarks.lib.places import ROOT
 from benchmarks.lib.tensors import SEED, SOURCES, Sample, bound, samples, signal_to_noise
@@ -175,10 +175,10 @@ def at(points: list[peers.Point], bits: float) -> float:
 
 
 def save(ours: list[Row], curves: list[Row]) -> None:
-    record.save(OURS, ours, seed=SEED, means=means(ours))
+    record.save(OURS, ours, measures=parts.SOLVER, seed=SEED, means=means(ours))
     versions = {"scikit-learn": importlib.metadata.version("scikit-learn")}
     versions["nncodec"] = environments.version_of("nncodec")
-    record.save(PEERS, curves, seed=SEED, peer_versions=versions)
+    record.save(PEERS, curves, measures=(), seed=SEED, peer_versions=versions)
 
 
 def means(ours: list[Row]) -> list[Row]:

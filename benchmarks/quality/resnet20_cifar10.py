@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tersor
-from benchmarks.lib import cifar10, record
+from benchmarks.lib import cifar10, parts, record
 from benchmarks.lib.fresh import output_of
 from tersor.compression import baselines
 from tersor.storage.checkpoint import open_checkpoint
@@ -73,7 +73,13 @@ def main() -> None:
     rows = measure(options.ratios, options.methods)
     rows += [r for r in kept if r["method"] not in options.methods]
     show(rows)
-    record.write("resnet20_cifar10", rows, seed=0, calibration_images=CALIBRATION_IMAGES)
+    record.write(
+        "resnet20_cifar10",
+        rows,
+        measures=parts.MODELS,
+        seed=0,
+        calibration_images=CALIBRATION_IMAGES,
+    )
 
 
 def measure(ratios: list[float], methods: Sequence[str]) -> list[dict[str, object]]:

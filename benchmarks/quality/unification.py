@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import tersor
-from benchmarks.lib import record
+from benchmarks.lib import parts, record
 from benchmarks.lib.places import ROOT
+from benchmarks.lib.template import fill
 from benchmarks.lib.tensors import bound, samples, signal_to_noise
 from tersor.factorization import methods
 from tersor.factors import Factors
@@ -73,7 +74,7 @@ def measure() -> None:
     bounds = [[b, bound(weight, b)] for b in grid]
     shape = list(weight.shape)
     facts = {"source": SOURCE, "tensor": TENSOR, "shape": shape, "row_gain": row_gain(weight)}
-    record.write("unification", rows, **facts, bound=bounds)
+    record.write("unification", rows, measures=parts.SOLVER, **facts, bound=bounds)
 
 
 def default(weight: Tensor) -> Iterator[Row]:
@@ -290,144 +291,17 @@ def table(rows: list[Row], method: str) -> str:
 
 
 def page(content: Row) -> str:
-    rows, shape = content["rows"], "x".join(map(str, content["shape"]))
-    versions, machine = content["versions"], content["machine"]
-    numel = math.prod(content["shape"])
-    tables = {method: table(rows, method) for method in NAMES}
-    name = content["tensor"]
-    shown = next(r for r in rows if r["setting"] == "bits_per_weight=1.5")
-    history = ", ".join(f"{error:.3f}" for error in shown["history"])
-    return f"""# One function, all decompositions
-
-Made by `python -m benchmarks.quality.unification` from `benchmarks/results/unification.json`:
-tersor
-{versions["tersor"]}, torch {versions["torch"]} on {machine["processor"]}.
-
-A weight, cut into tiles, is written as a codebook times a latent, W ≈ C·Z. Which decomposition
-that is depends on nothing but the sets that C and Z are taken from. `tersor.factorize` takes the
-set, and returns a `Solution`: its `factors`, the `status` (why the solver stopped) and the
-`history` of the objective. Here it factors one real weight, `{name}` of a
-ResNet-20 trained on CIFAR-10, {shape}, {numel:,} weights.
-
-```python
-import tersor
-from tersor.factorization import methods
-from safetensors.torch import load_file
-
-weight = load_file("resnet20_cifar10.safetensors")["{name}"]
-```
-
-![signal-to-noise ratio against bits per weight]({PICTURE.name})
-
-The bound is what no code of Gaussian 3x3 windows with the second moments of this weight's can
-exceed (reverse water-filling, `tersor.coding.rate.distortion_bound`). The weight is not
-quite Gaussian: its output channels differ in variance, and the default's coder adapts to them. A
-coder that knows their variances gains {content["row_gain"]:.1f} dB at high rates over one that does
-not, which is how the default can pass the bound.
-
-Sizes of the default and of scalar quantization are real coded bytes, everything included. Those of
-the others are counted, in their favour: no headers and no tables. Their real numbers are rounded,
-each column of C and row of Z to a uniform grid of its own with a scale of {SCALE_BITS} bits; of
-{REAL_BITS[0]} to {REAL_BITS[-1]} bits a number those are shown that suit the setting best, and the
-error is that after rounding. Lines join the settings that no other of the same method equals with
-fewer bits.
-
-## The default
-
-Both factors are integers, and the error plus a price times the bits that the entropy coder spends
-is minimised. Give it a budget; the tile size and the step are found.
-
-```python
->>> solution = tersor.factorize(weight, bits_per_weight=1.5)
->>> solution.factors.nbytes, solution.factors.tiling.size, solution.factors.rank
-({round(shown["bits"] * numel / 8)}, {shown["tile"]}, {shown["rank"]})
->>> solution.status
-'{shown["status"]}'
->>> solution.history  # squared errors of the steps that were tried, the returned one last
-({history})
-```
-
-{tables["default"]}
-
-With second moments of the layer's inputs, from `tersor.calibrate`, the error of what the layer
-computes is minimised instead of that of the weight:
-
-```python
-calibration = tersor.calibrate(model, loader)
-moments = calibration.regularized("{name}")
-tersor.factorize(weight, bits_per_weight=1.5, moments=moments)
-```
-
-## Scalar quantization: C is the identity, Z integers
-
-The integers are coded by the entropy coder of the default.
-
-```python
-tersor.factorize(weight, method=methods.scalar(step), tile=1)
-```
-
-{tables["scalar"]}
-
-## Vector quantization: C is real, a column of Z has a single one
-
-k-means of 3x3 windows (the default tile) or of fewer weights. Indices take their entropy, C is real
-numbers.
-
-```python
-tersor.factorize(weight, method=methods.vector_quantization(columns), tile=tile)
-```
-
-{tables["vq"]}
-
-## Additive vector quantization: a column of Z has two ones
-
-A pair of indices takes log2 of the number of pairs, C is real numbers.
-
-```python
-method = methods.additive_vector_quantization(columns, count=2)
-tersor.factorize(weight, method=method, tile=tile)
-```
-
-{tables["additive"]}
-
-## Sparse PCA: a column of Z has few nonzeros, of any value
-
-Positions take log2 of the number of supports; C and the nonzeros are real numbers.
-
-```python
-method = methods.dictionary_learning(columns, nonzeros, starts=1, restarts=0)
-tersor.factorize(weight, method=method)
-```
-
-{tables["sparse"]}
-
-## Weight SVD: C and Z are real, and few columns
-
-The tile is a whole row, so that C·Z is the transposed weight matrix. Both factors are real numbers.
-
-```python
-tersor.factorize(weight, method=methods.weight_svd(rank), tile=weight[0].numel())
-```
-
-{tables["svd"]}
-
-## A set of your own
-
-A callable that maps a matrix to the nearest one of a set is enough; the latent is then found by
-projected gradient descent. Latents that are powers of two, for instance, which multiply by
-shifting. Here the latent takes the entropy of each of its rows, and C is real numbers.
-
-```python
-{inspect.getsource(powers_of_two).strip()}
-
-
-tersor.factorize(weight, method=powers_of_two)
-```
-
-{tables["own"]}
-
-More control (columns, a set for the codebook, starts) is in `methods.projected_gradient`.
-"""
+    """The page, in Markdown."""
+    rows = content["rows"]
+    return fill(
+        "unification.md",
+        **content,
+        shown=next(r for r in rows if r["setting"] == "bits_per_weight=1.5"),
+        tables={method: table(rows, method) for method in NAMES},
+        scale_bits=SCALE_BITS,
+        real_bits=REAL_BITS,
+        powers_of_two=inspect.getsource(powers_of_two).strip(),
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 import tersor
-from benchmarks.lib import record
+from benchmarks.lib import parts, record
 from benchmarks.lib.fresh import output_of
 from benchmarks.lib.zoo import store
 from benchmarks.quality.entries import Entry, Figures
@@ -212,7 +212,7 @@ def measure(name: str, done: set[Case]) -> None:
 def keep(row: Row) -> None:
     told = row.get("figures") or row
     print(f"{row['model']:12} {row['method']:14} {row['asked']:3g}x", brief(told), flush=True)
-    record.merge(NAME, [row], case_of, **facts())
+    record.merge(NAME, [row], case_of, measures=parts.MODELS, **facts())
 
 
 def brief(figures: Figures) -> str:

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.lib import record
+from benchmarks.lib import parts, record
 from benchmarks.lib.places import DOCS, ROOT, TESTS
+from benchmarks.lib.template import fill
 from tersor.errors import InputError
 
 PAGE = DOCS / "compatibility.md"
@@ -34,60 +35,17 @@ import examine  # noqa: E402
 
 LIBRARIES = ("transformers", "diffusers")
 PACKAGES = ("tersor", "torch", *LIBRARIES)
+TITLES = {
+    "transformers": "transformers",
+    "diffusers": "diffusers",
+    "torch": "Constructs of torch",
+}
 WAYS = {"data_free": False, "calibrated": True}
 
 SHARING = "transpose in the same memory"
 """The one family whose tensors, given to torch, overwrite each other."""
 
 Row = dict[str, Any]
-
-TEXT = """# Compatibility
-
-Models that were compressed, saved and loaded into a model of the same configuration with other
-weights, with what came of it. `benchmarks/robustness/compatibility.py` makes this page, from
-`benchmarks/results/compatibility.json`; the tests run the same table
-([tests/zoo](../tests/zoo)). Models are small and random: the page says that what comes back is
-right, not how good it is.
-
-{versions}
-
-For each family, data-free and calibrated with one random batch, it was checked that
-
-- outputs and every tensor of the loaded model equal those of the compressed one, bit for bit:
-  loaded in the same process, in another one, and after `copy.deepcopy`;
-- `tersor.load_state_dict` gives the same tensors, and a model that gets them from torch the same
-  outputs up to the order of sums (at most {difference:.1g} of the largest output apart; not for
-  "{sharing}", see below);
-- after `tersor.optimize(model, mode="factored")`, which never multiplies weights out, outputs are
-  at most {factored:.1g} of the largest output apart;
-- a lossless file gives another model every bit of the original;
-- the file is no larger than asked.
-
-"Factored" counts tensors, of all in the model; "outputs differ" is the largest difference between
-outputs of the compressed and the original model, as a share of the largest output, data-free. All
-that a model returns counts, states and EnCodec's codes too.
-"""
-
-LIMITS = """
-## What to know
-
-- Weights that a module computes from others (weight_norm, spectral_norm, other parametrizations,
-  pruning) stay as they are, and `tersor.compress` warns. To compress these too, make them plain
-  first: `torch.nn.utils.parametrize.remove_parametrizations(module, "weight")`, or for the older
-  hooks `remove_weight_norm` and `remove_spectral_norm` of `torch.nn.utils`, and `prune.remove`.
-- Buffers that are not persistent are in no file, as in torch: where a model draws them at random,
-  the model that is loaded into has its own.
-- A compressed module computes its weight when it is read. What assigns it, changes it in place, or
-  takes it from `named_parameters()` in `forward` does not reach it. Of the methods of Hugging
-  Face's models these are `resize_token_embeddings`, `tie_weights` and `save_pretrained`: call the
-  first two before `tersor.compress`, and write files with `tersor.save`. `generate` and gradient
-  checkpointing work.
-- A model that also holds a weight outside of its parameters, in an attribute or a list, would go on
-  to compute with the old one: it is refused. So are TorchScript, layers with packed weights
-  (`quantize_dynamic`), and lazy layers before their first call; the messages say what to do.
-- Memory that two parameters share only in part, or in another order, is stored for each of them;
-  loaded by torch into parameters that share it, the last one counts.
-"""
 
 
 def run(name: str, elsewhere: examine.Elsewhere) -> Row:
@@ -114,7 +72,9 @@ def measure(names: list[str]) -> None:
         for name in names:
             row = run(name, lambda n, path: pool.submit(examine.loaded, n, path).result())
             print(f"{name:40} {row['error'] or 'exact'}", flush=True)
-            record.merge("compatibility", [row], _place, seed=0, libraries=versions)
+            record.merge(
+                "compatibility", [row], _place, measures=parts.INFERENCE, seed=0, libraries=versions
+            )
 
 
 def _place(row: Row) -> int:
@@ -128,21 +88,19 @@ def page(content: dict[str, Any]) -> str:
     named = ", ".join(f"{name} {versions[name]}" for name in PACKAGES)
     found = [(row["family"], row[way]) for row in rows for way in WAYS if way in row]
     apart = [f["dense_difference"] for name, f in found if name != SHARING]
-    text = TEXT.format(
+    tables = {
+        title: table([r for r in rows if r["library"] == library])
+        for library, title in TITLES.items()
+    }
+    return fill(
+        "compatibility.md",
         versions=f"Run with {named}, Python {versions['python']}, on "
         f"{content['machine']['processor']}.",
         difference=max(apart),
         factored=max(f["factored_difference"] for _, f in found),
         sharing=SHARING,
+        tables=tables,
     )
-    parts = [text]
-    for library, title in {
-        "transformers": "transformers",
-        "diffusers": "diffusers",
-        "torch": "Constructs of torch",
-    }.items():
-        parts.append(f"\n## {title}\n\n{table([r for r in rows if r['library'] == library])}\n")
-    return "".join([*parts, LIMITS])
 
 
 def table(rows: list[Row]) -> str:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import record
+from benchmarks.lib import parts, record
 from benchmarks.lib.places import TESTS
 from tersor.storage.verify import verify
 
@@ -47,7 +47,7 @@ def main() -> None:
     rows = [measure(path) for path in sorted((TESTS / "golden").glob("*.tersor"))]
     for row in rows:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
-    record.write("damage", rows)
+    record.write("damage", rows, measures=parts.DECODERS)
 
 
 if __name__ == "__main__":

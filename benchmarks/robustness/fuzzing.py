@@ -28,7 +28,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import record
+from benchmarks.lib import parts, record
 from benchmarks.lib.places import CACHE, ROOT, TESTS
 
 FUZZ, CSRC = TESTS / "fuzz", ROOT / "csrc"
@@ -183,7 +183,12 @@ def main() -> None:
             row = run(name, Path(folder), options)
         print(", ".join(f"{key} {value}" for key, value in row.items()))
         rows = {row["fuzzer"]: row for row in record.load("fuzzing")} | {name: row}
-        record.write("fuzzing", [rows[n] for n in FUZZERS if n in rows], seed=options.seed)
+        record.write(
+            "fuzzing",
+            [rows[n] for n in FUZZERS if n in rows],
+            measures=parts.DECODERS,
+            seed=options.seed,
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from benchmarks.lib import record
+from benchmarks.lib import parts, record
 from benchmarks.lib.places import TESTS
 
 sys.path.insert(0, str(TESTS / "support"))
@@ -25,7 +25,7 @@ def main() -> None:
     rows = [asdict(found) for found in kill_all(options.kills, options.seed)]
     for row in rows:
         print(", ".join(f"{name} {value}" for name, value in row.items()))
-    record.write("kills", rows, seed=options.seed)
+    record.write("kills", rows, measures=parts.COMMANDS, seed=options.seed)
 
 
 if __name__ == "__main__":

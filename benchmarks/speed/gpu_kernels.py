@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.lib import record
+from benchmarks.lib import parts, record
 from benchmarks.lib.layers import LAYERS, factors_of, ratio
 from tersor.kernels import missing_on
 from tersor.nn.frozen import LookupWeight, PackedWeight
@@ -170,7 +170,7 @@ def main() -> None:
             for batch in options.batches:
                 rows.append(row(kinds, weight, form, bits, batch, options.runs))
     if not options.no_file:
-        record.write("kernels_gpu", rows, seed=0)
+        record.write("kernels_gpu", rows, measures=parts.KERNELS, seed=0)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.lib import convolutions, record
+from benchmarks.lib import convolutions, parts, record
 from benchmarks.lib.layers import LAYERS, Product, copies, factors_of, in_turn, ratio
 from benchmarks.lib.peers import kernels as peers
 from benchmarks.lib.turns import seconds
@@ -123,7 +123,7 @@ def main() -> None:
     torch.manual_seed(0)
     for rows in measured(options):
         if not options.no_file:
-            record.merge(options.name, rows, case, seed=0)
+            record.merge(options.name, rows, case, measures=parts.KERNELS, seed=0)
 
 
 def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tersor
-from benchmarks.lib import environments, minilm, peers, record
+from benchmarks.lib import environments, minilm, parts, peers, record
 from benchmarks.lib.places import data_folder
 from tersor.compression.driver import compress_source
 from tersor.storage import container
@@ -107,7 +107,7 @@ def main() -> None:
             rows.append({"model": model, "type": label, **row})
             print(model, label, *(f"{key} {value:,.0f}" for key, value in row.items()), flush=True)
     facts = {"turns": options.turns, "zipnn": environments.version_of("zipnn")}
-    record.write("lossless", rows, **facts)
+    record.write("lossless", rows, measures=parts.CODER, **facts)
 
 
 if __name__ == "__main__":

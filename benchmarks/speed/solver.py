@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sklearn.cluster import KMeans
 
-from benchmarks.lib import record
+from benchmarks.lib import parts, record
 from benchmarks.lib.places import data_folder
 from tersor.compression.assembly import survey
 from tersor.storage.checkpoint import Source, open_checkpoint
@@ -66,7 +66,7 @@ def main() -> None:
     print(f"tersor compress {a:.1f} s, {numel / a:,.0f} weights per second")
     print(f"k-means {b:.1f} s; ratio {b / a:.2f}")
     rows = [{"tersor_seconds": a, "kmeans_seconds": b, "weights": numel, "ratio": options.ratio}]
-    record.write("speed", rows, runs=options.runs, seed=0)
+    record.write("speed", rows, measures=parts.MODELS, runs=options.runs, seed=0)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 import tersor
-from benchmarks.lib import environments, minilm, record
+from benchmarks.lib import environments, minilm, parts, record
 from benchmarks.lib.fresh import output_of
 from benchmarks.lib.places import CACHE, TESTS, data_folder
 from tersor import _native
@@ -242,7 +242,7 @@ def main() -> None:
             show(row)
     facts = {"zstandard": environments.version_of("zstandard"), "runs": runs, "layer": LAYER}
     sizes = {"minilm_bytes": written, "minilm_dense_bytes": checkpoint.stat().st_size}
-    record.write("storage", found.pop("rows"), **found, **facts, **sizes)
+    record.write("storage", found.pop("rows"), measures=parts.MODELS, **found, **facts, **sizes)
 
 
 if __name__ == "__main__":

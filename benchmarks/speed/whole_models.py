@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 import tersor
-from benchmarks.lib import cifar10, environments, minilm, networks, record
+from benchmarks.lib import cifar10, environments, minilm, networks, parts, record
 from benchmarks.lib.places import CACHE, ROOT
 from benchmarks.lib.turns import seconds
 
@@ -277,7 +277,7 @@ def main() -> None:
         for name in options.networks:
             row = measure(name, NETWORKS[name], options)
             if not options.no_file:
-                record.merge("kernels_models", [row], case, seed=0)
+                record.merge("kernels_models", [row], case, measures=parts.INFERENCE, seed=0)
 
 
 def case(row: dict[str, Any]) -> tuple[int, int]:
