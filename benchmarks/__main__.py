@@ -65,6 +65,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[Check]]] = {
     "quality.fast": ([], [missing_data, MINILM]),
     "quality.calibration": ([], [missing_data, MINILM, TRANSFORMERS]),
     "quality.unification": ([], [missing_data]),
+    "quality.states": ([], []),
     "quality.zoo": (["--fetch", "--again"], [missing_data]),
     "quality.finetuning": ([], [on_request]),
     "speed.solver": ([], [missing_data, LEARN]),
