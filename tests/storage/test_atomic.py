@@ -102,7 +102,7 @@ def test_a_link_to_the_input_is_the_input(earlier):
 
 @pytest.mark.slow
 def test_killed_commands_leave_nothing_torn_and_go_on():
-    """A few of the moments of benchmarks/kills.py."""
+    """A few of the moments of benchmarks/robustness/kills.py."""
     pytest.importorskip("accelerate", reason="fine-tuning needs its extra")
     support = Path(__file__).parents[1] / "support"
     paths = {"PYTHONPATH": str(support), "OMP_NUM_THREADS": "1"}

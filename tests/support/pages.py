@@ -60,7 +60,7 @@ class Collector(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.attributes, self.text = [], [], ""
-        self.feed(text)
+        self.feed(str(text))
         self.close()
 
     def handle_starttag(self, tag, attrs):

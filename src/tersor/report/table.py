@@ -38,7 +38,7 @@ def render(report: Report, chosen: Optimized | None = None) -> RenderableType:
     if report.factored:
         parts.append(_factored(report.factored))
     if len(report.factored) < len(report.tensors):
-        parts.append(_kept(report))
+        parts.append(_unfactored(report))
     parts += [Text(line) for line in told(report)]
     parts.append(Text(total(report)))
     parts += [Text(f"warning: {text}", style="yellow") for text in report.warnings]
@@ -90,7 +90,7 @@ def _ratio(tensor: TensorSummary) -> Text:
     return Text(f"{'! ' if low else ''}{ratio}", style="yellow" if low else "")
 
 
-def _kept(report: Report) -> Table:
+def _unfactored(report: Report) -> Table:
     table = Table(title="Unfactored (bytes before compression)", title_justify="left", box=None)
     table.add_column("how, and why")
     for column in ("tensors", "bytes"):
