@@ -22,7 +22,7 @@ from torch import Tensor
 from tersor import _native
 from tersor.coding.rate import LARGEST, Floats, analyse, row_bits
 from tersor.factorization.initialize import principal_components
-from tersor.factorization.products import blocks
+from tersor.factorization.products import blocks, inner
 from tersor.factorization.solve import Quadratic, Result, Start, least_squares, solve
 from tersor.tiling import Rows
 
@@ -160,7 +160,7 @@ class Coder:
             target = quadratic.targets(columns)
             z = latent[:, columns].clone(memory_format=torch.contiguous_format)
             _native.search(
-                (torch.addmm(target, gram - own, z, alpha=-1) if at_once else target).numpy(),
+                (target - inner(gram - own, z) if at_once else target).numpy(),
                 (own if at_once else gram).numpy(),
                 z.numpy(),
                 analysis,
@@ -172,9 +172,10 @@ class Coder:
             )
             result[:, columns] = z
             if avoided is not None:
-                gain = target.addmm_(gram, z, beta=2, alpha=-2)  # 2 (target - gram z)
-                gain.addcmul_(gram.diagonal()[:, None], z)  # + diag(gram) z
-                avoided += gain.mul_(z).sum(dim=1, dtype=torch.float64)
+                each = _native.avoided(
+                    target.numpy(), gram.numpy(), z.numpy(), torch.get_num_threads()
+                )
+                avoided += torch.tensor(each, dtype=torch.float64)
             if latent.numel() > _LARGE:
                 _native.release_memory()  # else the allocator keeps the memory of the block
         return result

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tersor import _native
 from tersor.factorization.products import blocks, inner
 from tersor.factorization.projections import Projection
 
@@ -135,6 +136,9 @@ def fixed(quadratic: Quadratic, x: Tensor) -> Tensor:
 
 def distortion(tiles: Tensor, codebook: Tensor, latent: Tensor) -> float:
     """Return the squared error ``||W - C Z||**2``."""
+    if all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (tiles, codebook, latent)):
+        factors = (x.contiguous().numpy() for x in (tiles, codebook, latent))
+        return _native.distortion(*factors, torch.get_num_threads())
     return sum(
         float((tiles[:, c] - codebook @ latent[:, c]).square_().sum(dtype=torch.float64))
         for c in blocks(*tiles.shape)
