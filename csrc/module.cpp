@@ -76,9 +76,9 @@ NB_MODULE(_native, m) {
     });
     nb::class_<Analysis>(m, "Analysis")
         .def_ro("bits", &Analysis::bits);
-    m.def("analyse", [](Floats z, const std::vector<int64_t>& outers, int states, int start) {
+    m.def("analyse", [](Floats z, const std::vector<int64_t>& outers, int states, int start, int expected) {
         nb::gil_scoped_release release;
-        return analyse(z.data(), z.shape(0), z.shape(1), outers, states, start);
+        return analyse(z.data(), z.shape(0), z.shape(1), outers, states, start, expected);
     });
     m.def("slopes", [](Floats z, const Analysis& analysis, int states) {  // in the place of z
         nb::gil_scoped_release release;

@@ -11,7 +11,12 @@ from tersor.coding.rate import LARGEST
 from tersor.factorization.calibrated import solve_calibrated, solve_signs
 from tersor.factorization.decompose import decompose
 from tersor.factorization.methods import sign_sums
-from tersor.factorization.rate_aware import STATES, codebook_exponent, solve_rate_aware
+from tersor.factorization.rate_aware import (
+    FINEST_SPACING,
+    STATES,
+    codebook_exponent,
+    solve_rate_aware,
+)
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
 from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
@@ -65,7 +70,7 @@ def factorize_weight(
     # The norm of a tile bounds its product with any axis. Tiles are divided by the largest
     # magnitude first, since squares may overflow.
     norm = scale * float(tiling.split(values / scale).norm(dim=0).amax())
-    least = norm / (LARGEST - 1)
+    least = norm / ((LARGEST - 1) * FINEST_SPACING)
     if (step := max(step, least / _FINER, _SMALLEST_STEP)) < least:
         unit = 2.0 ** math.ceil(math.log2(least / step))
         parts = _in_two_parts(weight, tile, step, unit, moments)
