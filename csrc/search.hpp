@@ -127,7 +127,7 @@ inline void inner(const Solver& solver, const float* x, const float* y, double* 
         for (int64_t i = 0; i < k * d; ++i) sums[i] += each[part * k * d + i];
 }
 
-// Squared error of w (d, n) - c (d, k) z (k, n).
+// Squared error of w (d, n) - c.T (d, k) z (k, n).
 inline double distortion(const Solver& solver, const float* w, const float* c, const float* z, int64_t d,
                          int64_t k, int64_t n, int threads) {
     const int64_t parts = (n + kPart - 1) / kPart;

@@ -36,7 +36,7 @@ DEGREES = 5.0
 """Degrees of freedom of Student's t distribution: excess kurtosis 6, as in language models."""
 
 MEASURE = """
-import json, resource, sys, time
+import json, math, resource, sys, time
 import torch
 torch.set_num_threads(1)
 from tersor.compression.assembly import survey
@@ -54,8 +54,13 @@ for name in source.names:
     signal += float(weight.square().sum())
     error += float((weight - archive.tensor(name).double()).square().sum())
 from tersor.storage import container
-print(json.dumps({"seconds": seconds, "weights": numel, "snr": 10 * __import__("math").log10(signal / error),
-    "bytes": container.size(archive), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+print(json.dumps({
+    "seconds": seconds,
+    "weights": numel,
+    "snr": 10 * math.log10(signal / error),
+    "bytes": container.size(archive),
+    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+}))
 """
 
 

@@ -322,7 +322,8 @@ void avoided(const float* target, const float* gram, const float* z, int64_t str
 
 // A panel of `rows` rows of the result, for a few vectors of columns.
 template <int rows, int vectors>
-inline void panel(const float* a, const float* b, float* out, int64_t m, int64_t k, int64_t stride, int64_t n) {
+inline void panel(const float* a, const float* b, float* out, int64_t m, int64_t width, int64_t stride,
+                  int64_t n) {
     using V = Floats<LANES>;
     V sums[rows][vectors];
     for (int r = 0; r < rows; ++r)
@@ -330,25 +331,27 @@ inline void panel(const float* a, const float* b, float* out, int64_t m, int64_t
     for (int64_t i = 0; i < m; ++i)
         for (int v = 0; v < vectors; ++v) {
             const V column = load<V>(b + i * stride + v * LANES);
-            for (int r = 0; r < rows; ++r) sums[r][v] += a[i * k + r] * column;
+            for (int r = 0; r < rows; ++r) sums[r][v] += a[i * width + r] * column;
         }
     for (int r = 0; r < rows; ++r)
         for (int v = 0; v < vectors; ++v) store(out + r * n + v * LANES, sums[r][v]);
 }
 
+// The same for k rows of the result; rows of a are `width` numbers apart, those of b `stride`.
 template <int vectors>
-inline void panels(const float* a, const float* b, float* out, int64_t m, int64_t k, int64_t stride, int64_t n) {
+inline void panels(const float* a, const float* b, float* out, int64_t m, int64_t k, int64_t width,
+                   int64_t stride, int64_t n) {
     int64_t r = 0;
-    for (; r + 4 <= k; r += 4) panel<4, vectors>(a + r, b, out + r * n, m, k, stride, n);
-    for (; r < k; ++r) panel<1, vectors>(a + r, b, out + r * n, m, k, stride, n);
+    for (; r + 4 <= k; r += 4) panel<4, vectors>(a + r, b, out + r * n, m, width, stride, n);
+    for (; r < k; ++r) panel<1, vectors>(a + r, b, out + r * n, m, width, stride, n);
 }
 
 void product(const float* a, const float* b, float* out, int64_t m, int64_t k, int64_t stride, int64_t n,
              int64_t first, int64_t last) {
     constexpr int MANY = LANES == 16 ? 4 : 2;
     int64_t c = first;
-    for (; c + MANY * LANES <= last; c += MANY * LANES) panels<MANY>(a, b + c, out + c, m, k, stride, n);
-    for (; c + LANES <= last; c += LANES) panels<1>(a, b + c, out + c, m, k, stride, n);
+    for (; c + MANY * LANES <= last; c += MANY * LANES) panels<MANY>(a, b + c, out + c, m, k, k, stride, n);
+    for (; c + LANES <= last; c += LANES) panels<1>(a, b + c, out + c, m, k, k, stride, n);
     for (; c < last; ++c)
         for (int64_t r = 0; r < k; ++r) {
             float sum = 0;
@@ -405,25 +408,34 @@ void inner(const float* x, const float* y, double* sums, int64_t k, int64_t d, i
     }
 }
 
+// With the codebook transposed, as the product wants it, and rows of the weight in groups.
 double distortion(const float* w, const float* c, const float* z, int64_t d, int64_t k, int64_t n,
                   int64_t first, int64_t last, Scratch& s) {
+    constexpr int64_t GROUP = 4 * kBlock / PIECE;
+    constexpr int MANY = LANES == 16 ? 4 : 2;
+    float* made = &s.costs[0][0];
     double total = 0;
-    float* error = s.wanted;
-    for (int64_t start = first; start < last; start += kBlock) {
-        const int64_t count = last - start < kBlock ? last - start : kBlock;
-        for (int64_t i = 0; i < d; ++i) {
-            const float* own = w + i * n + start;
-            for (int64_t piece = 0; piece < count; piece += PIECE) {
-                const int64_t end = count - piece < PIECE ? count : piece + PIECE;
-                for (int64_t e = piece; e < end; ++e) error[e] = own[e];
-                for (int64_t q = 0; q < k; ++q) {
-                    const float factor = c[i * k + q];
-                    if (factor == 0) continue;
-                    const float* other = z + q * n + start;
-                    for (int64_t e = piece; e < end; ++e) error[e] -= factor * other[e];
+    for (int64_t start = first; start < last; start += PIECE) {
+        const int64_t count = last - start < PIECE ? last - start : PIECE;
+        for (int64_t top = 0; top < d; top += GROUP) {
+            const int64_t rows = d - top < GROUP ? d - top : GROUP;
+            int64_t at = 0;
+            for (; at + MANY * LANES <= count; at += MANY * LANES)
+                panels<MANY>(c + top, z + start + at, made + at, k, rows, d, n, PIECE);
+            for (; at + LANES <= count; at += LANES)
+                panels<1>(c + top, z + start + at, made + at, k, rows, d, n, PIECE);
+            for (; at < count; ++at)
+                for (int64_t i = 0; i < rows; ++i) {
+                    float sum = 0;
+                    for (int64_t q = 0; q < k; ++q) sum += c[q * d + top + i] * z[q * n + start + at];
+                    made[i * PIECE + at] = sum;
                 }
+            for (int64_t i = 0; i < rows; ++i) {
+                float* error = made + i * PIECE;
+                const float* own = w + (top + i) * n + start;
+                for (int64_t e = 0; e < count; ++e) error[e] = own[e] - error[e];
+                total += sum_of_products(error, error, count);
             }
-            total += sum_of_products(error, error, count);
         }
     }
     return total;

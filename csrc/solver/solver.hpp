@@ -52,7 +52,7 @@ struct Solver {
     // sums (k, d) += x (k, n) y (d, n).T, for columns first to last, in pieces of 16 sums.
     void (*inner)(const float* x, const float* y, double* sums, int64_t k, int64_t d, int64_t n,
                   int64_t first, int64_t last);
-    // Squared error of w (d, n) - c (d, k) z (k, n), for columns first to last.
+    // Squared error of w (d, n) - c.T (d, k) z (k, n), for columns first to last.
     double (*distortion)(const float* w, const float* c, const float* z, int64_t d, int64_t k, int64_t n,
                          int64_t first, int64_t last, Scratch&);
 };

@@ -53,9 +53,7 @@ def starting_level(integers: Tensor, states: int = 1) -> int:
     return min(max(level, _FIRST), _LAST)
 
 
-def analyse(
-    integers: Tensor, outer: Rows, states: int = 1, expected: int = 0
-) -> _native.Analysis:
+def analyse(integers: Tensor, outer: Rows, states: int = 1, expected: int = 0) -> _native.Analysis:
     """Return the bits of each row of a matrix of integers, and prices for a search.
 
     Parameters

@@ -66,10 +66,12 @@ def _priced(options: Sequence[Options], budget: int) -> tuple[list[int], NDArray
         order = sorted(range(len(group)), key=lambda i: group[i])
         at = order[0]
         picked.append(at)
-        while finer := [i for i in order if group[i][0] > group[at][0] and group[i][1] < group[at][1]]:
-            gains = [
-                (group[at][1] - group[i][1]) / (group[i][0] - group[at][0]) for i in finer
-            ]
+        while True:
+            now, error = group[at]
+            finer = [i for i in order if group[i][0] > now and group[i][1] < error]
+            if not finer:
+                break
+            gains = [(error - group[i][1]) / (group[i][0] - now) for i in finer]
             best = max(range(len(finer)), key=gains.__getitem__)
             steps.append((gains[best], place, finer[best], group[finer[best]][0] - group[at][0]))
             at = finer[best]

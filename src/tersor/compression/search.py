@@ -16,7 +16,7 @@ FILL = 0.997
 MAX_TRIALS = 12
 """Default of the largest number of attempts."""
 
-_ENOUGH, _PATIENCE = 0.99, 5
+_ENOUGH, _PATIENCE = 0.99, 8
 """After `_PATIENCE` attempts this share of the budget ends the search too."""
 
 _LEVEL = 1.001

@@ -89,7 +89,7 @@ class SizeModel:
     Attributes
     ----------
     said
-        Bytes that were expected for the last step size with measured bytes, before these were known.
+        Bytes that were expected at the last step size whose bytes were measured, before that.
     tile
         Tile size.
     """

@@ -59,8 +59,8 @@ _HIGH_RATE = 2.6
 """Variance of a Gaussian weight of about 1 bit, in units of the price of a bit."""
 
 _PATIENCE, _LENIENCE = 3, 0.6
-"""In the first `_PATIENCE` updates the bits of a row count for `_LENIENCE` of their price when it is
-decided whether the row is kept."""
+"""In the first `_PATIENCE` updates the bits of a row count for `_LENIENCE` of their price in the
+decision whether the row is kept."""
 
 _ROWS_IN_TURN = 32
 """Largest number of latent rows that are updated one after the other. More rows are updated all at
@@ -76,9 +76,9 @@ _FINEST = 24
 def spacing(variance: Tensor, tiles: Tensor) -> Tensor:
     """Return the grid spacing of each row, in units of the step size, from its variance.
 
-    In units of the squared spacing of the row, the best price of a bit is 0.3 for rows of 3 bits and
-    more. For rows of 1 bit and less it is 0.8 for Gaussian ones (32 states); but 0.25 where weights
-    differ in scale or have heavy tails, since the few large ones then decide.
+    In units of the squared spacing of the row, the best price of a bit is 0.3 for rows of 3 bits
+    and more. For rows of 1 bit and less it is 0.8 for Gaussian ones (32 states), but 0.25 where
+    weights differ in scale or have heavy tails, since the few large ones then decide.
 
     Parameters
     ----------
@@ -131,7 +131,8 @@ class Coder:
         return np.asarray(self.analyse(latent).bits)
 
     def start(self, quadratic: Quadratic) -> Tensor:
-        """Return a first latent, searched at usual prices for magnitudes like those of a rounded one."""
+        """Return a first latent, searched at usual prices for magnitudes of a rounded one."""
+        self._updates = 0
         curvature = quadratic.gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
         rounded = torch.empty(len(curvature), quadratic.wanted.shape[1])
         for columns in blocks(*rounded.shape):
@@ -152,9 +153,7 @@ class Coder:
         avoided = torch.zeros(len(latent), dtype=torch.float64)
         improved = self.search(quadratic, latent, self.analyse(latent), avoided=avoided)
         column_bits = COLUMN_ELEMENT_BITS * quadratic.basis.shape[0]
-        keep = avoided > torch.from_numpy(
-            worth * (self.bits(improved) + ROW_BITS + column_bits)
-        )
+        keep = avoided > torch.from_numpy(worth * (self.bits(improved) + ROW_BITS + column_bits))
         if not bool(keep.all()):
             improved *= keep[:, None]
             self._last = None

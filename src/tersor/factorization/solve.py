@@ -137,8 +137,8 @@ def fixed(quadratic: Quadratic, x: Tensor) -> Tensor:
 def distortion(tiles: Tensor, codebook: Tensor, latent: Tensor) -> float:
     """Return the squared error ``||W - C Z||**2``."""
     if all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (tiles, codebook, latent)):
-        factors = (x.contiguous().numpy() for x in (tiles, codebook, latent))
-        return _native.distortion(*factors, torch.get_num_threads())
+        w, c, z = (x.contiguous().numpy() for x in (tiles, codebook.T, latent))
+        return _native.distortion(w, c, z, torch.get_num_threads())
     return sum(
         float((tiles[:, c] - codebook @ latent[:, c]).square_().sum(dtype=torch.float64))
         for c in blocks(*tiles.shape)

@@ -17,8 +17,8 @@ from tersor.factorization.weights import SIGNS
 from tersor.tiling import Tiling, coding_order, evenly_spaced_rows, window_size
 
 _SAMPLE, _TILES = 1 << 15, 4
-"""Least number of weights on which candidates are tried, and least number of tiles for each of their
-elements."""
+"""Least number of weights on which candidates are tried, and least number of tiles for each of
+their elements."""
 
 _SPECTRUM_SAMPLE = 1 << 20
 """Number of weights from which spectra are computed."""
@@ -35,9 +35,9 @@ _LARGEST = 1024
 _ELEMENT_BITS = 5
 """Approximate bits of an element of a codebook."""
 
-_DOUBT = 1.03
-"""Tile sizes whose estimate exceeds that of single weights by more than this factor are not
-tried."""
+_DOUBT, _MOST_TRIED = 1.005, 2
+"""Tile sizes whose estimate exceeds that of single weights by more than this factor are not tried,
+and of the others only the two with the lowest estimates."""
 
 _KERNEL_NAMES = ("weight", "original", "kernel")
 """Beginnings of the last part of the name of a kernel, parametrized or not."""
@@ -108,8 +108,9 @@ def choose(weight: Tensor, step: float, *, stack: bool = False) -> Choice:
     """
     weight = weight.flatten(0, 1) if stack else weight
     choices = [_untried(weight, step, size) for size in _sizes(weight, stack)]
-    likely = [c for c in choices if _estimate(c) <= _DOUBT * _estimate(choices[0])]
-    tried = [_tried(weight, step, choice) for choice in likely]
+    single, others = choices[0], sorted(choices[1:], key=_estimate)[:_MOST_TRIED]
+    likely = [c for c in others if _estimate(c) <= _DOUBT * _estimate(single)]
+    tried = [_tried(weight, step, choice) for choice in (single, *likely)]
     return min(tried, key=lambda pair: (pair[0], pair[1].tile))[1]
 
 
@@ -194,7 +195,7 @@ def _tried(weight: Tensor, step: float, choice: Choice) -> tuple[float, Choice]:
 
 
 def _bits_of_scale(sample: Tensor, choice: Choice) -> float:
-    """Return the bits that each element takes more in the whole weight, whose rows may be larger."""
+    """Return how many bits more an element takes in the whole weight, whose rows may be larger."""
     own = float(sample.square().sum(dtype=torch.float64)) / sample.numel()
     whole = float(choice.spectrum.sum()) / choice.tile
     return 0.5 * math.log2(whole / own) if own > 0 and whole > 0 else 0.0
