@@ -88,3 +88,21 @@ def test_passes_far_from_the_budget_do_not_count_once_one_is_close():
     steps = [version.content for version in best.values()]
     assert max(steps) < 1.1 * min(steps)
     assert FILL * 10_000 <= solver.size(best) <= 10_000
+
+
+@pytest.mark.parametrize("bias", [0.8, 1.0, 1.3])
+def test_each_weight_is_factored_about_once(bias):
+    """The first pass finds out by how much the models are off, and a few weights fill the rest."""
+
+    class Biased(Solver):
+        def __call__(self, weights, step, what):
+            for weight, version in super().__call__(weights, step, what):
+                yield weight, Version(int(bias * version.nbytes), version.error, step)
+
+    solver = Biased([3000 + 37 * i for i in range(60)][::-1], 0.01)
+    target = sum(w.numel for w in solver.weights) // 4
+    best = solver.filling().within(target, 1.0)
+    assert FILL * target <= solver.size(best) <= target
+    assert len(solver.asked) < 1.7 * len(solver.weights)
+    steps = [version.content for version in best.values()]
+    assert max(steps) < 1.1 * min(steps)

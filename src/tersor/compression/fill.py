@@ -31,8 +31,8 @@ correction after the weights that show how far the models are off."""
 _SHOWING, _FEWEST = 8, 3
 """Every so manieth weight is one of those, or every so manieth that there are `_FEWEST` of them."""
 
-_FARTHEST, _FIRST_CORRECTION = 0.03, 1.0
-"""Largest correction of the logarithm of the step size within a pass, and of the first one."""
+_FARTHEST = 0.03
+"""Largest correction of the logarithm of the step size within a pass, but for the first one."""
 
 _FINISH = 0.02
 """Share of the budget that a pass over all weights would add or save whose versions finish the
@@ -220,8 +220,13 @@ class Filling(Generic[W, Content]):
             doubt = _Doubt(self._versions, self.nothing, budget) if near else None
             for place, part in enumerate(parts):
                 if place:
-                    limit = _FIRST_CORRECTION if place == 1 else _FARTHEST
-                    step = self._corrected(step, latest, aim, math.exp(limit))
+                    last, step = step, self._corrected(step, latest, aim)
+                    if place == 1 and abs(math.log(step / last)) > _FARTHEST:
+                        latest.clear()  # what showed this is done again, at the end
+                        parts[-1].extend(parts[0])
+                    elif place > 1:
+                        farthest = math.exp(_FARTHEST)
+                        step = min(max(step, last / farthest), last * farthest)
                 for weight, version in self.solve(part, step, f"pass {number + 1}"):
                     self.models[weight.name].learn(step, version.nbytes)
                     latest[weight.name] = version
@@ -266,13 +271,13 @@ class Filling(Generic[W, Content]):
             done += weight.numel
         return parts
 
-    def _corrected(
-        self, step: float, latest: Mapping[str, Version[Content]], aim: float, limit: float
-    ) -> float:
-        """Return the step size at which the weights that are left take what is left.
+    def _corrected(self, step: float, latest: Mapping[str, Version[Content]], aim: float) -> float:
+        """Return the step size at which all weights take what is aimed at.
 
-        Models of these are taken to be off by as much as those of finished weights with tiles of
-        the same size were before they learnt; `SizeModel` keeps what it said then.
+        Weights that are done have taken what they took, unless few are: then they would have been
+        done at this step size too. Models of the others are taken to be off by as much as those of
+        finished weights with tiles of the same size were before they learnt; `SizeModel` keeps what
+        it said then.
         """
         sums: dict[int, list[float]] = {}
         for name, version in latest.items():
@@ -280,11 +285,16 @@ class Filling(Generic[W, Content]):
             both[0] += version.nbytes
             both[1] += self.models[name].said
         ratio = {tile: taken / said if said else 1.0 for tile, (taken, said) in sums.items()}
-        models = [self.models[w.name] for w in self.weights if w.name not in latest]
-        left = aim - sum(version.nbytes for version in latest.values())
-        sizes = [partial(_scaled, model.bytes, ratio.get(model.tile, 1.0)) for model in models]
-        expected = step_of_size(sizes, left, step) if sizes and left > 0 else step
-        return min(max(expected, step / limit), step * limit)
+        few = 2 * sum(w.numel for w in self.weights if w.name in latest) < _SHARES[0] * sum(
+            w.numel for w in self.weights
+        )
+        models = [self.models[w.name] for w in self.weights if few or w.name not in latest]
+        left = aim - (0 if few else sum(version.nbytes for version in latest.values()))
+        sizes = [
+            model.bytes if model.said else partial(_scaled, model.bytes, ratio.get(model.tile, 1.0))
+            for model in models
+        ]
+        return step_of_size(sizes, left, step) if sizes and left > 0 else step
 
     def _finishing(self, step: float, gap: float) -> list[W]:
         """Return the weights in the order in which they finish a budget.

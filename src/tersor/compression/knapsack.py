@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 _UNITS = 1 << 14
 """Number of parts into which the budget beyond the smallest versions is divided."""
 
-_CORE = 512
-"""Largest number of groups whose choice is left to dynamic programming."""
+_CORE = 128
+"""Largest number of groups whose choice is left to dynamic programming. With more of them less of
+the budget is used, since the bytes of each are rounded up."""
 
 Options = Sequence[tuple[int, float]]
 """Pairs of bytes and error."""
