@@ -33,9 +33,10 @@ struct Analysis {
     std::vector<double> bits;
 };
 
-// Analyses slices of a matrix that lie side by side, of runs of these lengths.
+// Analyses slices of a matrix that lie side by side, of runs of these lengths. Prices are those of the
+// coder where slices end; or, if `expected` is not 0, those that it begins with for so many states.
 inline Analysis analyse(float* z, int64_t rows, int64_t columns, const std::vector<int64_t>& outers,
-                        int states, int start) {
+                        int states, int start, int expected = 0) {
     int64_t outer = 0;
     for (const int64_t length : outers) {
         if (length < 1) throw std::invalid_argument("a slice has no rows");
@@ -61,7 +62,7 @@ inline Analysis analyse(float* z, int64_t rows, int64_t columns, const std::vect
         prices.add(Prices(model), static_cast<double>(std::max<int64_t>(shape.columns(), 1)));
         first += shape.columns();
     }
-    found.prices = prices.mean();
+    found.prices = expected ? Prices(Model(0, 0, start, expected)) : prices.mean();
     return found;
 }
 

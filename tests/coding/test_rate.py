@@ -54,7 +54,7 @@ def test_bits_of_each_row_are_those_of_the_specification(states, kind, outer, st
         counter = specified.Counter()
         model.code_row(counter, row)
         expected.append(counter.bits)
-    bits = _native.analyse(integers.astype(np.float32), [outer], states, start).bits
+    bits = _native.analyse(integers.astype(np.float32), [outer], states, start, 0).bits
     # Costs are tabulated for probabilities of 12 bits, which is coarse for rare decisions.
     np.testing.assert_allclose(bits, expected, rtol=0.02, atol=2)
 

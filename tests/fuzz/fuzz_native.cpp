@@ -7,6 +7,7 @@
 
 #include "binary.hpp"
 #include "input.hpp"
+#include "search.hpp"
 #include "streams.hpp"
 
 using namespace tersor;
@@ -95,12 +96,12 @@ void search(Input& input) {
         slope(target[i], analysis.prices.bits[level][grid], coarseness(level), grid, states);
     }
     if (input.number(0, 1)) {
-        search(target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices, analysis.shape, 0,
+        search(kSolverBaseline, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices, analysis.shape, 0,
                n, states, price, input.number(0, 1) ? importance.data() : nullptr, 1);
     } else {
         std::vector<int32_t> carried(k);
         for (int32_t& state : carried) state = input.number(0, states - 1);
-        search_run(target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices, analysis.shape,
+        search_run(kSolverBaseline, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices, analysis.shape,
                    0, n, carried.data(), states, price, input.number(0, 2));
     }
     demand_integers(z);

@@ -101,7 +101,7 @@ def test_prices_are_those_of_the_slices():
     start = entropy.starting_level(latent)
     parts = [latent[:, :120], latent[:, 120:]]
     alone = [
-        entropy._native.analyse(p.contiguous().numpy(), [rows], 1, start).bits
+        entropy._native.analyse(p.contiguous().numpy(), [rows], 1, start, 0).bits
         for p, rows in zip(parts, (12, 8), strict=True)
     ]
     assert whole == pytest.approx([sum(pair) for pair in zip(*alone, strict=True)])

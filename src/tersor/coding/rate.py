@@ -46,13 +46,14 @@ def starting_level(integers: Tensor, states: int = 1) -> int:
     """
     if not integers.numel():
         return 128
-    first = np.abs(integers[0].numpy()).astype(np.int64)
-    mean = int((first if states == 1 else (first + 1) // 2).sum()) / first.size
+    first = integers[0].abs().to(torch.int32)
+    first = first if states == 1 else (first + 1) // 2
+    mean = int(first.sum()) / first.numel()
     level = 128 + round(16 * math.log2(mean)) if mean > 0 else _FIRST
     return min(max(level, _FIRST), _LAST)
 
 
-def analyse(integers: Tensor, outer: Rows, states: int = 1) -> _native.Analysis:
+def analyse(integers: Tensor, outer: Rows, states: int = 1, expected: int = 0) -> _native.Analysis:
     """Return the bits of each row of a matrix of integers, and costs for a search.
 
     Parameters
@@ -64,6 +65,9 @@ def analyse(integers: Tensor, outer: Rows, states: int = 1) -> _native.Analysis:
         number for each slice.
     states
         States of the trellis; 1 (default): no trellis.
+    expected
+        If not 0 (default), costs are those that the coder begins with for so many states, else
+        those that it has after the integers.
 
     Returns
     -------
@@ -73,7 +77,7 @@ def analyse(integers: Tensor, outer: Rows, states: int = 1) -> _native.Analysis:
     """
     matrix = integers.to(torch.float32).contiguous().numpy()
     lengths = [outer] if isinstance(outer, int) else list(outer)
-    return _native.analyse(matrix, lengths, states, starting_level(integers, states))
+    return _native.analyse(matrix, lengths, states, starting_level(integers, states), expected)
 
 
 def row_bits(integers: Tensor, outer: Rows | None = None, states: int = 1) -> Floats:

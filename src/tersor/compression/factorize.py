@@ -65,7 +65,8 @@ def factorize(
         Factors, the reason why the search stopped, and a history. For ``bits_per_weight`` the
         history contains the squared error at each step size that was tried, that of the returned
         factors last; with ``moments`` it is the error of the output, ``tr(E H Eᵀ)``. "converged"
-        then means that 99.7 % of the budget is used, or that no step size nearby uses more. For a
+        then means that 99.7 % of the budget is used (99 % after eight step sizes), or that no step
+        size nearby uses more. For a
         method the history contains the objective at the start and after each iteration.
 
     Raises

@@ -16,10 +16,13 @@ FILL = 0.997
 MAX_TRIALS = 12
 """Default of the largest number of attempts."""
 
+_ENOUGH, _PATIENCE = 0.99, 8
+"""After `_PATIENCE` attempts this share of the budget ends the search too."""
+
 _LEVEL = 1.001
 """Sizes that differ by less than this factor count as equal."""
 
-_JUMP_WIDTH, _JUMP = 0.02, 0.9
+_JUMP_WIDTH, _JUMP = 0.0005, 0.9
 """The size jumps over the target if the logarithms of two step sizes differ by less than
 `_JUMP_WIDTH`, while the ratio of the sizes is below `_JUMP`."""
 
@@ -128,7 +131,8 @@ def finest_fit(
 
 def _next_position(trials: list[Trial], target: int, least: int) -> float | None:
     """Return the next position to try, or None if another trial is not worthwhile."""
-    if FILL * target <= trials[-1].size <= target:
+    share = FILL if len(trials) < _PATIENCE else _ENOUGH
+    if any(share * target <= t.size <= target for t in trials):
         return None
     under = min((t for t in trials if t.size <= target), default=None)
     over = max((t for t in trials if t.size > target and (not under or t < under)), default=None)

@@ -20,7 +20,9 @@ _LEVEL = LAGRANGIAN / (2 * math.log(2))
 _FLOOR = 8.0
 """Bytes added to sizes before their ratio is taken, so that all sizes near 0 count as equal."""
 
-_BISECTIONS = 90
+_BISECTIONS, _WIDTH, _FIRST_WIDTH = 90, 1e-7, 0.02
+"""Steps of sizes are bisected until their logarithms differ by less than `_WIDTH`, from a bracket
+that is first `_FIRST_WIDTH` wide."""
 
 
 _NEGLIGIBLE = 1e-12
@@ -85,6 +87,13 @@ class SizeModel:
         Variances of the tiles' axes, (d,), in units of the weight squared.
     tiles
         Number of tiles.
+
+    Attributes
+    ----------
+    said
+        Bytes that were expected at the last step size whose bytes were measured, before that.
+    tile
+        Tile size.
     """
 
     def __init__(self, spectrum: NDArray[np.float64], tiles: float) -> None:
@@ -92,6 +101,7 @@ class SizeModel:
         energy = tiles * float(spectrum.sum())
         self._size = _Corrected(self._bytes, _FLOOR)
         self._distortion = _Corrected(self._error, max(_NEGLIGIBLE * energy, 1e-300))
+        self.said, self.tile = 0.0, len(spectrum)
 
     def learn(
         self,
@@ -114,6 +124,8 @@ class SizeModel:
         provisional
             Whether the values are dropped when the next ones are recorded; by default not.
         """
+        if not provisional:
+            self.said = self.bytes(step_size)
         self._size.learn(step_size, nbytes, provisional)
         if error is not None:
             self._distortion.learn(step_size, error, provisional)
@@ -159,6 +171,7 @@ class SizeOfBinary(SizeModel):
         provisional: bool = False,
     ) -> None:
         """Record a measured error; the bytes need no measurement."""
+        self.said = self.bytes(step_size)
         if error is not None:
             self._distortion.learn(step_size, error, provisional)
 
@@ -190,11 +203,23 @@ def step_size_for(sizes: Iterable[Callable[[float], float]], total: float, aroun
         Step size in the units of ``around``.
     """
     known = list(sizes)
-    low, high = math.log(around) - 60 * math.log(2), math.log(around) + 60 * math.log(2)
+
+    def excess(position: float) -> float:
+        return sum(size(math.exp(position)) for size in known) - total
+
+    middle = math.log(around)
+    farthest = 60 * math.log(2)
+    low = high = middle
+    width = _FIRST_WIDTH
+    if excess(middle) > 0:
+        while high < middle + farthest and excess(high) > 0:
+            low, high, width = high, min(high + width, middle + farthest), 2 * width
+    else:
+        while low > middle - farthest and excess(low) <= 0:
+            low, high, width = max(low - width, middle - farthest), low, 2 * width
     for _ in range(_BISECTIONS):
+        if high - low < _WIDTH:
+            break
         middle = (low + high) / 2
-        if sum(size(math.exp(middle)) for size in known) > total:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     return math.exp(high)

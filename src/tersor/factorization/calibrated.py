@@ -204,7 +204,7 @@ def _start(tiles: Tensor, metric: Metric) -> Tensor:
     axes = principal_axes(whitened)
     variance = (axes.T @ whitened).square().mean(dim=1)
     columns = torch.linalg.solve_triangular(triangle.T, axes.double(), upper=True)
-    codebook: Tensor = (columns * spacing(variance)).float()
+    codebook: Tensor = (columns * spacing(variance, tiles)).float()
     return codebook
 
 
@@ -214,7 +214,7 @@ def _sweep(
     """Return a latent, searched on the trellis position after position.
 
     Each position compensates for the errors of the positions before it. The latent that is given
-    says the costs; without one they are those of plain rounding.
+    says the costs; without one they are usual ones for magnitudes like those of plain rounding.
     """
     (d, n), k, rows = tiles.shape, codebook.shape[1], sum(coder.rows)
     positions = n // rows
@@ -227,7 +227,7 @@ def _sweep(
         ]
         latent = torch.stack(rounded, dim=1).reshape(k, n)
         indices = latent if coder.states == 1 else (latent / 2).round()
-        analysis = analyse(coder.sliced(indices), coder.rows)  # costs of plain rounding
+        analysis = analyse(coder.sliced(indices), coder.rows, expected=coder.states)
     else:
         analysis = coder.analyse(latent)
     carried = np.zeros((len(coder.rows), k), np.int32)
@@ -321,9 +321,9 @@ def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> T
         if not norm > 0:
             break
         image = gradient(direction @ scaled)
-        step = norm / (direction * image).sum(dtype=torch.float64).clamp_min(1e-30)
-        x = x + step.float() * direction
-        residual = residual - step.float() * image
+        step_size = norm / (direction * image).sum(dtype=torch.float64).clamp_min(1e-30)
+        x = x + step_size.float() * direction
+        residual = residual - step_size.float() * image
         before, norm = norm, residual.square().sum(dtype=torch.float64)
         direction = residual + (norm / before).float() * direction
     return x * scale

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tersor import _native
 from tersor.factorization.products import blocks, inner
 from tersor.factorization.projections import Projection
 
@@ -124,8 +125,8 @@ def least_squares(quadratic: Quadratic, x: Tensor) -> Tensor:
     limit = values.abs().amax().clamp_min(torch.finfo(x.dtype).tiny) * len(gram)
     usable = values > limit * torch.finfo(x.dtype).eps
     inverse = torch.where(usable, 1 / torch.where(usable, values, 1.0), 0.0)
-    step: Tensor = vectors @ (inverse[:, None] * (vectors.T @ residual))
-    return x + step.to(x.dtype)
+    step_size: Tensor = vectors @ (inverse[:, None] * (vectors.T @ residual))
+    return x + step_size.to(x.dtype)
 
 
 def fixed(quadratic: Quadratic, x: Tensor) -> Tensor:
@@ -135,6 +136,9 @@ def fixed(quadratic: Quadratic, x: Tensor) -> Tensor:
 
 def distortion(tiles: Tensor, codebook: Tensor, latent: Tensor) -> float:
     """Return the squared error ``||W - C Z||**2``."""
+    if all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (tiles, codebook, latent)):
+        w, c, z = (x.contiguous().numpy() for x in (tiles, codebook.T, latent))
+        return _native.distortion(w, c, z, torch.get_num_threads())
     return sum(
         float((tiles[:, c] - codebook @ latent[:, c]).square_().sum(dtype=torch.float64))
         for c in blocks(*tiles.shape)

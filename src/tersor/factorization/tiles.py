@@ -16,8 +16,12 @@ from tersor.factorization.solve import distortion
 from tersor.factorization.weights import BINARY
 from tersor.tiling import Tiling, coding_order, evenly_spaced_rows, window_size
 
-_SAMPLE = 1 << 15
-"""Number of weights on which candidates are tried."""
+_SAMPLE, _TILES = 1 << 15, 4
+"""Least number of weights on which candidates are tried, and least number of tiles for each of
+their elements."""
+
+_SPECTRUM_SAMPLE = 1 << 20
+"""Number of weights from which spectra are computed."""
 
 _SEGMENTS = (8, 32, 128)
 """Lengths of input segments that are tried as tiles of matrices."""
@@ -28,15 +32,12 @@ _MOST_SEGMENT = 64
 _LARGEST = 1024
 """Largest tile size d, since a codebook has up to d squared elements."""
 
-_STATES = 8
-"""States of the trellis in trials; with more states all tile sizes gain alike."""
-
 _ELEMENT_BITS = 5
 """Approximate bits of an element of a codebook."""
 
-_DOUBT = 1.03
-"""Tile sizes whose estimate exceeds that of single weights by more than this factor are not
-tried."""
+_DOUBT, _MOST_TRIED = 1.005, 2
+"""Tile sizes whose estimate exceeds that of single weights by more than this factor are not tried,
+and of the others only the two with the lowest estimates."""
 
 _KERNEL_NAMES = ("weight", "original", "kernel")
 """Beginnings of the last part of the name of a kernel, parametrized or not."""
@@ -105,37 +106,28 @@ def choose(weight: Tensor, step_size: float, *, stack: bool = False) -> Choice:
         If True, the weight is a stack of matrices, and no tile contains elements of two rows of a
         matrix. Default False.
     """
-    sample, repeat, sizes = _sample(weight, step_size, stack)
-    choices = [_untried(sample, repeat, size) for size in sizes]
-    likely = [c for c in choices if _estimate(c) <= _DOUBT * _estimate(choices[0])]
-    if likely == choices[:1]:
-        return choices[0]
-    tried = [_tried(sample, choice, repeat) for choice in likely]
+    weight = weight.flatten(0, 1) if stack else weight
+    choices = [_untried(weight, step_size, size) for size in _sizes(weight, stack)]
+    single, others = choices[0], sorted(choices[1:], key=_estimate)[:_MOST_TRIED]
+    likely = [c for c in others if _estimate(c) <= _DOUBT * _estimate(single)]
+    tried = [_tried(weight, step_size, choice) for choice in (single, *likely)]
     return min(tried, key=lambda pair: (pair[0], pair[1].tile))[1]
 
 
 def is_candidate(weight: Tensor, step_size: float, choice: Choice, *, stack: bool = False) -> bool:
     """Return whether a choice is one of those that `choose` compares, not only the best."""
-    sample, repeat, sizes = _sample(weight, step_size, stack)
-    if choice.tile not in sizes:
+    weight = weight.flatten(0, 1) if stack else weight
+    if choice.tile not in _sizes(weight, stack):
         return False
-    untried = _untried(sample, repeat, choice.tile)
+    untried = _untried(weight, step_size, choice.tile)
     same = np.array_equal(untried.spectrum, choice.spectrum) and untried.tiles == choice.tiles
     return same and (choice.nbytes is None or 0 <= choice.nbytes < math.inf)
 
 
-def _sample(weight: Tensor, step_size: float, stack: bool) -> tuple[Tensor, float, list[int]]:
-    """Return a sample of rows, the ratio of all rows to these, and the candidate tile sizes.
-
-    The rows are in units of the step size.
-    """
-    if stack:
-        weight = weight.flatten(0, 1)
+def _sizes(weight: Tensor, stack: bool) -> list[int]:
+    """Return the candidates for a weight, or for the matrix of all rows of a stack of matrices."""
     sizes = candidates(tuple(weight.shape))
-    if stack:
-        sizes = [size for size in sizes if weight.shape[1] % size == 0]
-    sample = evenly_spaced_rows(weight, _SAMPLE) / step_size
-    return sample, weight.shape[0] / sample.shape[0], sizes
+    return [size for size in sizes if weight.shape[1] % size == 0] if stack else sizes
 
 
 def tile_of_binary(shape: tuple[int, ...], variance: float) -> int:
@@ -158,11 +150,12 @@ def tile_of_binary(shape: tuple[int, ...], variance: float) -> int:
     return math.ceil(row / math.ceil(row / tile))
 
 
-def _untried(sample: Tensor, repeat: float, size: int) -> Choice:
+def _untried(weight: Tensor, step_size: float, size: int) -> Choice:
+    sample = evenly_spaced_rows(weight, _SPECTRUM_SAMPLE) / step_size
     tiles = Tiling(tuple(sample.shape), size).split(sample)
     covariance = inner(tiles.T, tiles.T, torch.float64) / tiles.shape[1]
     spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0).numpy()
-    return Choice(size, spectrum, repeat * tiles.shape[1])
+    return Choice(size, spectrum, Tiling(tuple(weight.shape), size).count)
 
 
 def _estimate(choice: Choice) -> float:
@@ -178,12 +171,31 @@ def _estimate(choice: Choice) -> float:
     return choice.tiles * float(cost.sum()) + LAGRANGIAN * _ELEMENT_BITS * choice.tile * axes
 
 
-def _tried(sample: Tensor, choice: Choice, repeat: float) -> tuple[float, Choice]:
-    """Return the cost of the whole weight, ``repeat`` times that of a sample, and its size."""
-    rows = sample.shape[0]
+def _tried(weight: Tensor, step_size: float, choice: Choice) -> tuple[float, Choice]:
+    """Return the cost of a weight and its size, as found with a sample of it.
+
+    Axes that are fitted to few tiles suit these better than others: the determinant of a sample's
+    covariance is too small. For k axes of d elements this saves the sample ``k (2 d - k + 1) / 4``
+    nats, whatever the number of tiles, which the whole weight does not save as often as it contains
+    the sample.
+    """
+    sample = evenly_spaced_rows(weight, max(_SAMPLE, _TILES * choice.tile**2)) / step_size
+    rows, repeat = sample.shape[0], weight.shape[0] / sample.shape[0]
     tiles = coding_order(Tiling(tuple(sample.shape), choice.tile).split(sample), rows)
-    result = solve_rate_aware(tiles, rows, states=_STATES, iterations=2, tolerance=1e-2)
-    bits = repeat * float(Coder(rows, _STATES).bits(result.latent).sum())
-    bits += codebook_bits(result.codebook[:, result.latent.any(dim=1)])
+    result = solve_rate_aware(tiles, rows)
+    bits = repeat * float(Coder(rows).bits(result.latent).sum())
+    live = result.latent.any(dim=1)
+    bits += codebook_bits(result.codebook[:, live])
+    d, k = len(result.codebook), int(live.sum())
+    bits += _bits_of_scale(sample, choice) * k * choice.tiles
+    bits += d * k * math.log2(repeat) / 2  # a codebook that more tiles use is rounded less
+    bits += (repeat - 1) * k * (2 * d - k + 1) / (4 * math.log(2)) if d > 1 else 0
     error = repeat * distortion(tiles, result.codebook, result.latent)
     return error + LAGRANGIAN * bits, replace(choice, nbytes=bits / 8)
+
+
+def _bits_of_scale(sample: Tensor, choice: Choice) -> float:
+    """Return how many bits more an element takes in the whole weight, whose rows may be larger."""
+    own = float(sample.square().sum(dtype=torch.float64)) / sample.numel()
+    whole = float(choice.spectrum.sum()) / choice.tile
+    return 0.5 * math.log2(whole / own) if own > 0 and whole > 0 else 0.0

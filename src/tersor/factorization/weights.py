@@ -11,7 +11,12 @@ from tersor.coding.rate import LARGEST
 from tersor.factorization.calibrated import solve_binary, solve_calibrated
 from tersor.factorization.decompose import decompose
 from tersor.factorization.methods import binary_sums
-from tersor.factorization.rate_aware import STATES, codebook_exponent, solve_rate_aware
+from tersor.factorization.rate_aware import (
+    FINEST_SPACING,
+    STATES,
+    codebook_exponent,
+    solve_rate_aware,
+)
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
 from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
@@ -65,13 +70,12 @@ def factorize_weight(
     # The norm of a tile bounds its product with any axis. Tiles are divided by the largest
     # magnitude first, since squares may overflow.
     norm = scale * float(tiling.split(values / scale).norm(dim=0).amax())
-    least = norm / (LARGEST - 1)
+    least = norm / ((LARGEST - 1) * FINEST_SPACING)
     if (step_size := max(step_size, least / _FINER, _SMALLEST_STEP_SIZE)) < least:
         unit = 2.0 ** math.ceil(math.log2(least / step_size))
         parts = _in_two_parts(weight, tile, step_size, unit, moments)
-        return parts or factorize_weight(
-            weight, tile, 1.5 * step_size, moments=moments, states=states
-        )
+        coarser = 1.5 * step_size
+        return parts or factorize_weight(weight, tile, coarser, moments=moments, states=states)
     while True:
         step_size = float(torch.tensor(step_size, dtype=torch.float32))
         if moments is None:
