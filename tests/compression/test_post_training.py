@@ -73,6 +73,29 @@ def test_one_call_is_better_than_none(kind, tmp_path):
     assert 0.5 < report.output_error**2 / error(model, dense, x[-30:]) < 2
 
 
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_statistics_that_cannot_be_folded_fit_too(effort, tmp_path):
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 96, 3), nn.BatchNorm2d(96)
+            self.head = nn.Linear(96, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = self.conv(x)
+            return self.head((self.norm(made).relu() + made).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Shared(), torch.randn(64, 3, 8, 8)
+    model.train()(x)
+    model.eval()
+    for ratio in (4, 6, 8):
+        made = copy.deepcopy(model)
+        report = tersor.compress(made, ratio=ratio, data=[x], effort=effort)
+        size = tersor.save(made, tmp_path / "m.tersor").nbytes
+        assert size <= report.source_bytes / ratio and report.nbytes == size
+
+
 def test_efforts_are_ordered():
     dense, x = convolutional()
     errors = []

@@ -26,6 +26,9 @@ class Files:
         assert target >= self.least
         return target
 
+    def mended(self, target, mend):
+        return mend(self.within(target))
+
     def measure(self, archive):
         self.measured.append(archive)
         return 90.0 if archive is None else 90.0 - self.drop(archive)

@@ -108,3 +108,14 @@ def test_stacks_of_matrices(name, shape):
 )
 def test_kernels_and_all_else_are_no_stacks(name, shape):
     assert not is_stack(name, shape)
+
+
+def test_a_sample_of_larger_rows_than_the_others_has_a_size():
+    """The bits that it has too many are taken away again, but not more than there are."""
+    torch.manual_seed(0)
+    weight = 1e-3 * torch.randn(4096, 64)
+    sampled = torch.linspace(0, 4095, 512).round().long()
+    weight[sampled] = torch.randn(512, 64)
+    for step_size in (1.0, 3.0):
+        chosen = choose(weight, step_size)
+        assert chosen.nbytes is not None and 0 <= chosen.nbytes < 4096 * 64

@@ -139,6 +139,7 @@ def compress(
                     target_size=target_size,
                     bits_per_weight=bits_per_weight,
                     quality=quality,
+                    mend=given.mend,
                     lossless=lossless,
                     calibration=calibration,
                     overrides=overrides,
@@ -147,8 +148,6 @@ def compress(
                     journal=journal,
                     progress=progress,
                 )
-            if quality is None:  # otherwise it is already the archive that was measured
-                archive = given.mend(archive)
             archive = _with_error(archive, given, said)
             written = _write(output, archive)
         _tell(archive, written, source, calibration)

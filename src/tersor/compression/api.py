@@ -153,13 +153,12 @@ def compress(
             target_size=target_size,
             bits_per_weight=bits_per_weight,
             quality=quality,
+            mend=None if prepared is None else prepared.mend,
             calibration=calibration,
             overrides=overrides,
             measured=False,
             progress=progress,
         )
-    if prepared is not None and quality is None:  # else it is what was measured
-        archive = prepared.mend(archive)
     report = _report(archive, prepared)
     if calibration is not None:
         report = with_calibration(report, archive, source.load, calibration)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from tersor.compression.search import finest_fit, guess_step_size
 from tersor.compression.sizes import SizeModel, step_size_for
 from tersor.errors import BudgetError, InputError
 from tersor.progress import Progress, silent
+from tersor.storage import container
 from tersor.storage.archive import Alias, Archive
 from tersor.storage.checkpoint import Source
 from tersor.storage.journal import Journal
@@ -118,6 +119,29 @@ class Compressor:
         nothing = {w.name: attempts.nothing(w) for w in self._weights}
         filling = Filling(self._weights, models, attempts.solve, nothing, assembler.size)
         return assembler.archive(filling.within(target, step_size))
+
+    def mended(self, target: int, mend: Callable[[Archive], Archive]) -> Archive:
+        """Return the same after a change of each archive that may make it larger.
+
+        Parameters
+        ----------
+        target
+            Bytes of the file after the change, at most.
+        mend
+            Function that takes an archive and returns a changed one, a little larger at most.
+
+        Raises
+        ------
+        BudgetError
+            If the target is below the smallest possible size.
+        """
+        asked = target
+        while True:
+            archive = mend(self.within(asked))
+            excess = container.size(archive if self._measured else archive.unmeasured()) - target
+            if excess <= 0:
+                return archive
+            asked -= excess
 
     def predict(self, sizes: Sequence[int]) -> list[float]:
         """Return the expected squared error at each size, as a share of that of a file of zeros.

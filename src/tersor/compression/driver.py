@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from tersor.calibration.calibrate import Calibration
@@ -25,6 +25,7 @@ def compress_source(
     target_size: str | int | None = None,
     bits_per_weight: float | None = None,
     quality: Quality | None = None,
+    mend: Callable[[Archive], Archive] | None = None,
     lossless: bool = False,
     calibration: Calibration | None = None,
     overrides: Overrides = NO_OVERRIDES,
@@ -45,6 +46,9 @@ def compress_source(
         `tersor.compression.budget.target_bytes`.
     quality
         Quality that the result must keep, instead of a budget. The file is as small as that allows.
+    mend
+        Function that changes the archive within the budget, see `Compressor.mended`; by default
+        none. With ``quality``, that has its own.
     lossless
         Whether every bit of every tensor is kept, without a budget or calibration; by default not.
     calibration
@@ -105,7 +109,7 @@ def compress_source(
         target_size=target_size,
         bits_per_weight=bits_per_weight,
     )
-    return compressor.within(target)
+    return compressor.within(target) if mend is None else compressor.mended(target, mend)
 
 
 def check_lossless(

@@ -63,7 +63,7 @@ class PostTraining:
         return calibrate(self.dense, self.batches, output=self.output)
 
     def mend(self, archive: Archive) -> Archive:
-        """Return an archive of at most the same size whose layers compensate for each other.
+        """Return an archive whose layers compensate for each other, a little larger at most.
 
         Warns
         -----

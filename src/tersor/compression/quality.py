@@ -73,8 +73,8 @@ class Quality:
         Function that returns the quality of the model in an archive, or of the dense model for
         None.
     mend
-        Function that takes an archive and returns one that is not larger. The new archive is
-        measured and kept in place of the old one. By default the archive is not changed.
+        Function that takes an archive and returns a changed one, a little larger at most. The new
+        archive is measured and kept in place of the old one. By default the archive is not changed.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def smallest(compressor: Compressor, source_bytes: int, quality: Quality) -> Arc
     trials: list[_Trial] = []
     for left in range(MOST_EVALUATIONS - 2, -1, -1):
         size = max(round(math.exp(position)), compressor.least)
-        archive = quality.mend(compressor.within(size))
+        archive = compressor.mended(size, quality.mend)
         trials.append(_Trial(position, dense - quality.measure(archive)))
         if trials[-1].drop <= allowed:
             best = archive

@@ -191,7 +191,7 @@ def _tried(weight: Tensor, step_size: float, choice: Choice) -> tuple[float, Cho
     bits += d * k * math.log2(repeat) / 2  # a codebook that more tiles use is rounded less
     bits += (repeat - 1) * k * (2 * d - k + 1) / (4 * math.log(2)) if d > 1 else 0
     error = repeat * distortion(tiles, result.codebook, result.latent)
-    return error + LAGRANGIAN * bits, replace(choice, nbytes=bits / 8)
+    return error + LAGRANGIAN * bits, replace(choice, nbytes=max(bits, 0.0) / 8)
 
 
 def _bits_of_scale(sample: Tensor, choice: Choice) -> float:
