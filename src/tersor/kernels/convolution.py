@@ -26,6 +26,7 @@ from tersor.kernels.arguments import (
 )
 from tersor.kernels.cpu import instructions, module
 from tersor.kernels.packing import Filters, buffers
+from tersor.kernels.padding import pad
 from tersor.kernels.registry import PACKINGS, packing_of
 
 torch.library.define(
@@ -96,7 +97,7 @@ def conv2d(x: Tensor, weight: Filters, bias: Tensor | None, place: Place) -> Ten
 def reference(x: Tensor, weight: Filters, bias: Tensor | None, place: Place) -> Tensor:
     """Return the result that defines `conv2d`, computed in plain torch with the dense weight."""
     bias = None if bias is None else bias.to(torch.float32)
-    padded = F.pad(x.to(torch.float32), place[4:6] + place[2:4])
+    padded = pad(x.to(torch.float32), place[4:6] + place[2:4])
     y = F.conv2d(padded, weight.recompose(), bias, place[:2], 0, place[6:], weight.sizes[4])
     return y.to(x.dtype).contiguous(memory_format=weight.order)
 
@@ -250,7 +251,7 @@ def _gradients(
         of_padded = conv2d_input(  # type: ignore[no-untyped-call]
             shape, weight, real, place[:2], 0, place[6:], groups
         )
-        of_x = F.pad(of_padded, [-p for p in (*place[4:6], *place[2:4])]).to(grad.dtype)
+        of_x = pad(of_padded, [-p for p in (*place[4:6], *place[2:4])]).to(grad.dtype)
     if ctx.bias_type is not None and ctx.needs_input_grad[2]:
         of_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_type)
     return of_x, [None] * len(tensors), of_bias, None, None, None

@@ -21,11 +21,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.errors import InputError
 from tersor.kernels import panels
 from tersor.kernels.packing import Filters, Shape, buffers
+from tersor.kernels.padding import pad
 
 SIZES = (2, 4)
 """Sizes of the tiles of pixels of Winograd's algorithm."""
@@ -105,7 +105,7 @@ class Direct(Filters):
             return cls((real,), Layout(rows, rows, height, width, rows, size))
         g = torch.tensor(_TRANSFORMS[size], dtype=torch.float64)
         tiles = torch.einsum("ai,bj,rcij->abrc", g, g, real.to(torch.float64)).flatten(0, 1)
-        tiles = F.pad(tiles, (0, 0, 0, -rows % _PANEL)).to(torch.float32)
+        tiles = pad(tiles, (0, 0, 0, -rows % _PANEL)).to(torch.float32)
         packed = tiles.reshape(len(tiles), -1, _PANEL, channels).transpose(2, 3).contiguous()
         return cls((real, packed), Layout(rows, channels, 3, 3, 1, size))
 

@@ -16,11 +16,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.kernels.packing import Matrix, Shape
+from tersor.kernels.padding import pad
 
 _GROUP, _LINE = 64, 16
 """The integers of a row in each section are padded to a multiple of the first number if none has
@@ -150,7 +150,7 @@ class Integers(Matrix):
         least, most = ranges.reshape(-1, 2, 1).unbind(1)
         latent = factors.latent[order]
         fitting = latent.clamp(least.to(device), most.to(device))
-        codebook = F.pad(factors.codebook[:, order], (0, layout.padded_rank - rank)).contiguous()
+        codebook = pad(factors.codebook[:, order], (0, layout.padded_rank - rank)).contiguous()
         scale = torch.tensor([factors.scale], dtype=torch.float32, device=device)
         escapes = _escapes(_by_rows(latent - fitting, layout))
         codes, reach = _codes(fitting, layout), _reach(fitting, layout)
@@ -171,7 +171,7 @@ class Integers(Matrix):
         counts = starts.diff()
         fits = bool(starts[0] == 0 and starts[-1] == len(escapes) and (counts >= 0).all())
         if fits:
-            last = F.pad((escapes & _GAP).cumsum(0), (1, 0))[starts].diff()
+            last = pad((escapes & _GAP).cumsum(0), (1, 0))[starts].diff()
             columns = (layout.wide + layout.narrow) * layout.tiles
             fits = not ((counts > 0) & (last >= columns)).any()
         if not fits:
@@ -212,7 +212,7 @@ class Integers(Matrix):
         before = counts.cumsum(0) - counts
         places = (starts - before)[row] + torch.arange(len(row), device=index.device)
         escapes = self.tensors.escapes[places]
-        passed = F.pad((escapes & _GAP).long().cumsum(0), (1, 0))
+        passed = pad((escapes & _GAP).long().cumsum(0), (1, 0))
         return row, passed[1:] - passed[before][row], escapes >> 8
 
     def rows_of(self, index: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ def _bytes(digits: Tensor, columns: int, bits: int) -> Tensor:
     """Return the bytes of one section, uint8, (rows / 16, lines, 16, 4); padding encodes zeros."""
     rows, padded, each = digits.shape[0], _up(digits.shape[0], _ROWS), 8 // bits
     padding = (0, columns - digits.shape[1], 0, padded - rows)
-    digits = F.pad(digits, padding, value=-RANGES[bits][0])
+    digits = pad(digits, padding, value=-RANGES[bits][0])
     quads = digits.reshape(padded // _ROWS, _ROWS, columns // (4 * each), each, 4)
     codes = torch.zeros_like(quads[:, :, :, 0])
     for i in range(each):
@@ -302,7 +302,7 @@ def _reach(fitting: Tensor, layout: Layout) -> Tensor:
     parts = fitting[: layout.wide], fitting[layout.wide :]
     for part, (columns, bits) in zip(parts, layout.sections, strict=False):
         integers = _by_rows(part, layout).to(torch.float32)
-        padded = F.pad(integers, (0, columns - integers.shape[1]))
+        padded = pad(integers, (0, columns - integers.shape[1]))
         blocks = padded.reshape(len(padded), columns * bits // 128, 128 // bits)
         reaches.append(blocks.norm(dim=2).amax(dim=0))
     return torch.cat(reaches)
@@ -315,7 +315,7 @@ def _escapes(differences: Tensor) -> tuple[Tensor, Tensor]:
     """
     row, column = differences.nonzero(as_tuple=True)
     amount = differences[row, column].long()
-    is_next = F.pad(row[1:] == row[:-1], (1, 0))[: len(row)]
+    is_next = pad(row[1:] == row[:-1], (1, 0))[: len(row)]
     gap = column - column.roll(1) * is_next
     skips, parts = gap // _GAP, -(-amount.abs() // 127)
     number = skips + parts
@@ -326,7 +326,7 @@ def _escapes(differences: Tensor) -> tuple[Tensor, Tensor]:
     left = (amount.abs()[of] - 127 * turn).clamp(max=127) * (turn >= 0)
     escapes = moved + 256 * amount.sign()[of] * left
     counts = row[of].bincount(minlength=differences.shape[0])
-    starts = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+    starts = pad(counts.cumsum(0), (1, 0)).to(torch.int32)
     return starts, escapes.to(torch.int16)
 
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.kernels.packing import Filters, Shape, buffers
+from tersor.kernels.padding import pad
 
 LOSS = 6e-4
 """Largest relative error of a sum of 16 bits, for independent inputs; a part of a block gets
@@ -209,9 +209,7 @@ class Listed(Filters):
         wide = block[:, 0].diff().repeat_interleave(2).repeat_interleave(tables[:-1].diff())
         if (entries[:, 0] < 0).any() or (entries[:, 0] >= wide).any() or (runs < 0).any():
             return False
-        rows, codes = (
-            F.pad(n.cumsum(0), (1, 0)) for n in (runs[:, 1], 4 * runs[:, 0] * runs[:, 1])
-        )
+        rows, codes = (pad(n.cumsum(0), (1, 0)) for n in (runs[:, 1], 4 * runs[:, 0] * runs[:, 1]))
         return bool(
             (tables.diff() <= _TABLE).all()
             and (rows[block[:, 6]].diff() == layout.rows).all()
@@ -269,7 +267,7 @@ def _pack_parts(
     runs, orders, codes = zip(*lists, strict=True)
     return {
         "block": torch.tensor(fields, dtype=torch.int32),
-        "needs": F.pad(torch.tensor(needs).reshape(-1, parts), (0, 4 - parts)).contiguous(),
+        "needs": pad(torch.tensor(needs).reshape(-1, parts), (0, 4 - parts)).contiguous(),
         "entries": torch.tensor(entries, dtype=torch.int16),
         "runs": torch.cat(runs).to(torch.int32),
         "order": torch.stack(orders).to(torch.int32).to(torch.uint16),
@@ -380,7 +378,7 @@ def _lists(
         longest = torch.maximum(longest, -(-used.sum(1) // each))
         slots.append(indices)
     quads = int(longest.max())
-    padded = [F.pad(indices, (0, quads * each - indices.shape[1])) for indices in slots]
+    padded = [pad(indices, (0, quads * each - indices.shape[1])) for indices in slots]
     codes = torch.cat([p.reshape(len(p), quads, each) for p in padded], dim=2)
     order = longest.argsort(stable=True)
     lengths, counts = torch.unique_consecutive(longest[order], return_counts=True)

@@ -19,12 +19,12 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.errors import InputError
 from tersor.factorization.methods import LOOKUP_COLUMNS, LOOKUP_LARGEST
 from tersor.factors import Factors
 from tersor.kernels.packing import Matrix, Shape
+from tersor.kernels.padding import pad
 
 _COLUMNS, _LARGEST = LOOKUP_COLUMNS, LOOKUP_LARGEST
 """Number of columns to which a pair of bytes refers, and largest magnitude of an integer."""
@@ -118,10 +118,10 @@ class Lookup(Matrix):
         (pairs, binary), tiling = found, factors.tiling
         layout = Layout(tiling.shape[0], tiling.row_length, tiling.size, pairs, int(binary))
         codebook = factors.codebook.to(torch.float32) * factors.scale
-        codebook = F.pad(codebook, (0, layout.columns - factors.rank)).contiguous()
+        codebook = pad(codebook, (0, layout.columns - factors.rank)).contiguous()
         codes = (_binary if binary else _integers)(factors.latent, 2 * pairs)
         padding = (0, 0, 0, layout.panels * _PANEL - layout.rows)
-        codes = F.pad(codes.reshape(2 * pairs, layout.rows, layout.tiles), padding)
+        codes = pad(codes.reshape(2 * pairs, layout.rows, layout.tiles), padding)
         order = (2, 4, 0, 1, 3) if binary else (2, 4, 0, 3, 1)
         codes = codes.reshape(pairs, 2, layout.panels, _PANEL, layout.tiles).permute(order)
         return cls(Tensors(codebook, codes.contiguous()), layout)
@@ -190,7 +190,7 @@ def _pairs_of_bytes(factors: Factors) -> tuple[int, bool] | None:
 
 def _binary(latent: Tensor, number: int) -> Tensor:
     """Return the bytes (number, n) of a binary latent (k, n)."""
-    padded = F.pad(latent, (0, 0, 0, 8 * number - len(latent)))
+    padded = pad(latent, (0, 0, 0, 8 * number - len(latent)))
     codes = padded.new_zeros(number, latent.shape[1], dtype=torch.uint8)
     for bit in range(8):
         codes |= (padded[bit::8] < 0).to(torch.uint8) << bit

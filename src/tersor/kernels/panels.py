@@ -11,9 +11,9 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tersor.kernels.packing import Matrix, Shape
+from tersor.kernels.padding import pad
 
 _PANEL = 16
 """Number of rows of a panel, which lie side by side."""
@@ -57,7 +57,7 @@ class Panels(Matrix):
     def pack(cls, matrix: Tensor) -> Panels:
         """Return a matrix (rows, inputs) packed for the kernels."""
         layout = Layout(*matrix.shape)
-        padded = F.pad(matrix.to(torch.float32), (0, 0, 0, -layout.rows % _PANEL))
+        padded = pad(matrix.to(torch.float32), (0, 0, 0, -layout.rows % _PANEL))
         panels = padded.reshape(-1, _PANEL, layout.inputs).transpose(1, 2).contiguous()
         return cls(Tensors(panels), layout)
 
