@@ -94,6 +94,19 @@ def test_files_without_checksums(tmp_path):
     assert same(loaded(open_checkpoint(path)), small_state())
 
 
+def test_a_folder_with_content_is_refused(tmp_path):
+    """PyTorch 2.6 returns a tensor that nobody has filled."""
+    path = archived_anew(saved(tmp_path, small_state()), tmp_path / "again.pt", zipfile.ZIP_STORED)
+    with zipfile.ZipFile(path) as archive:
+        entry = next(e for e in archive.infolist() if e.filename.endswith("/data/0"))
+        start = archive.start_dir
+    data = bytearray(path.read_bytes())
+    data[data.index(entry.filename.encode(), start) - 8] |= 0x10  # external attributes
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="a folder of the archive has content"):
+        open_checkpoint(path)
+
+
 def test_two_entries_of_one_name_are_refused(tmp_path):
     path = saved(tmp_path, small_state())
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):

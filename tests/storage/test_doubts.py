@@ -26,7 +26,7 @@ def test_the_weakest_weight_is_named_with_what_to_do():
     (text,) = said(weight("conv1", 14.9), weight("conv2", 6.98), weight("conv3", 23.7))
     assert "1 weight is below 12 dB of signal to noise: 'conv2' (7.0)" in text
     assert "predicted, without data, to differ by about 45 %" in text
-    for remedy in ("lower ratio", "--keep", "--bits", "--calibrate"):
+    for remedy in ("lower ratio", "--keep", "--bits", "--data"):
         assert remedy in text
 
 
@@ -47,7 +47,7 @@ def test_normalisation_that_is_not_matched():
     statistics = TensorSummary("bn.running_var", (64,), "F32", 128)
     (text,) = said(weight("a", 13.5), statistics)
     assert "normalisation still has the dense model's statistics" in text
-    assert "--calibrate" in text and "match_normalization" in text
+    assert "--data" in text and "match_normalization" in text
     assert said(weight("a", 25.0), statistics) == ()
     assert said(weight("a", 13.5), statistics, measured=0.05) == ()
 
@@ -74,7 +74,7 @@ def test_what_is_measured_settles_it():
     assert said(weak, measured=0.03) == ()
     (text,) = said(weak, measured=0.5)
     assert text.startswith("outputs differ by 50 % on batches held out from calibration. ")
-    assert "--calibrate" not in text
+    assert "--data" not in text
 
 
 def test_a_prediction_from_calibration_says_so():

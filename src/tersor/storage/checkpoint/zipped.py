@@ -18,6 +18,9 @@ _LOCAL_HEADER = struct.Struct("<26xHH")
 
 _CHUNK = 1 << 20
 
+_IS_FOLDER = 0x10
+"""Bit of an entry's attributes that makes PyTorch read nothing, and older versions not say so."""
+
 _FAULTS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -57,6 +60,8 @@ def check(path: Path) -> tuple[list[str], bool]:
             names = [entry.filename for entry in entries]
             if len(set(names)) < len(names):
                 raise InputError("it is damaged: two entries of the archive have one name")
+            if any(entry.external_attr & _IS_FOLDER and entry.file_size for entry in entries):
+                raise InputError("it is damaged: a folder of the archive has content")
             # torch.save can be set to compute no checksums, and then writes 0 for all of them.
             if any(entry.CRC for entry in entries):
                 _read_all(archive, entries)
