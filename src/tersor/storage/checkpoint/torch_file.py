@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ def read(path: Path, key: str | None = None) -> Content:
         model.
     """
     try:
-        tensors, ignored = nesting.chosen(_load(path), key)
+        content, sizes = _load(path)
+        tensors, ignored = nesting.chosen(content, key)
+        if sizes is not None:
+            _check_storages(tensors.values(), sizes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     _check_repetitions(path, tensors)
@@ -55,16 +59,19 @@ def read(path: Path, key: str | None = None) -> Content:
     return Content(stored, tensors.__getitem__, (path,), shared(tensors), ignored)
 
 
-def _load(path: Path) -> Any:
-    """Return the content of a file, with stand-ins for objects of classes that may be unsafe."""
+def _load(path: Path) -> tuple[Any, Iterable[int] | None]:
+    """Return the content of a file, and the sizes of an archive's entries.
+
+    Stand-ins take the place of objects of classes that may be unsafe.
+    """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             if file.read(len(_ARCHIVE)) == _ARCHIVE:
                 raise InputError("it is damaged: the archive ends early; get the file again")
         # The format before torch 1.6, which can be neither mapped nor checked first.
-        return _unpickle_weights(path, (), mapped=False)
-    names, mapped = zipped.check(path)
-    if any(name.endswith("/constants.pkl") for name in names):
+        return _unpickle_weights(path, (), mapped=False), None
+    sizes, mapped = zipped.check(path)
+    if any(name.endswith("/constants.pkl") for name in sizes):
         raise InputError(
             "this is a TorchScript archive, whose code is never loaded. Where you trust the file, "
             f"save the weights: torch.save(torch.jit.load({path.name!r}).state_dict(), "
@@ -74,7 +81,22 @@ def _load(path: Path) -> Any:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # its type depends on the wrong byte; loading gives a better message
         unknown = []
-    return _unpickle_weights(path, unknown, mapped)
+    return _unpickle_weights(path, unknown, mapped), sizes.values()
+
+
+def _check_storages(tensors: Iterable[Tensor], sizes: Iterable[int]) -> None:
+    """Refuse memory that no entry of the archive fills, which older versions of PyTorch do not.
+
+    Memory of a size that some other entry has is not found.
+    """
+    storages = {
+        storage.data_ptr(): storage.nbytes()
+        for tensor in tensors
+        if is_dense(tensor) and (storage := tensor.untyped_storage()).nbytes()
+    }
+    if extra := Counter(storages.values()) - Counter(sizes):
+        size = format_size(max(extra))
+        raise InputError(f"it is damaged: it claims {size} that are not in it; get the file again")
 
 
 def _unpickle_weights(path: Path, unknown: Iterable[str], mapped: bool) -> Any:

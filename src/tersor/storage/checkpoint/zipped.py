@@ -33,8 +33,8 @@ _FAULTS = (
 """Errors that the library raises for archives that are damaged, encrypted or of rare kinds."""
 
 
-def check(path: Path) -> tuple[list[str], bool]:
-    """Read a whole archive, and return the names of its entries and whether it may be mapped.
+def check(path: Path) -> tuple[dict[str, int], bool]:
+    """Read a whole archive, and return the sizes of its entries and whether it may be mapped.
 
     PyTorch maps the bytes of an archive as they are. That is correct only if entries are not
     compressed, and safe only if they are aligned. PyTorch does not compare checksums.
@@ -47,7 +47,7 @@ def check(path: Path) -> tuple[list[str], bool]:
     Returns
     -------
     tuple
-        The names, and True if PyTorch may map the file.
+        Bytes of each entry by its name, and True if PyTorch may map the file.
 
     Raises
     ------
@@ -65,7 +65,8 @@ def check(path: Path) -> tuple[list[str], bool]:
             # torch.save can be set to compute no checksums, and then writes 0 for all of them.
             if any(entry.CRC for entry in entries):
                 _read_all(archive, entries)
-            return names, all(_lies_raw(file, entry) for entry in entries)
+            sizes = {entry.filename: entry.file_size for entry in entries}
+            return sizes, all(_lies_raw(file, entry) for entry in entries)
     except _FAULTS as error:
         raise InputError(f"it is damaged: {error}; get the file again") from None
 
