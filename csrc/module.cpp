@@ -10,8 +10,8 @@
 #include <malloc.h>
 #endif
 
+#include "binary.hpp"
 #include "search.hpp"
-#include "signs.hpp"
 #include "streams.hpp"
 
 namespace nb = nanobind;
@@ -46,6 +46,8 @@ static const Solver* solver = solvers().front();
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no leak
+    m.attr("LARGEST") = kLargest;
+    m.attr("BLOCK") = kBlock;
     m.def("release_memory", [] {
 #ifdef __GLIBC__
         malloc_trim(0);
@@ -129,9 +131,9 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         return distortion(*solver, w.data(), c.data(), z.data(), w.shape(0), z.shape(0), w.shape(1), threads);
     });
-    m.def("search_signs", [](Floats target, Floats gram, Floats z, Orders orders, int threads) {
+    m.def("search_binary", [](Floats target, Floats gram, Floats z, Orders orders, int threads) {
         const int64_t k = z.shape(0), n = z.shape(1);
         nb::gil_scoped_release release;
-        search_signs(target.data(), gram.data(), z.data(), k, n, orders.data(), orders.shape(0), threads);
+        search_binary(target.data(), gram.data(), z.data(), k, n, orders.data(), orders.shape(0), threads);
     });
 }

@@ -25,7 +25,7 @@ from tersor.coding import records
 from tersor.errors import FileFormatError, InputError
 from tersor.io import dense_tensors, export_safetensors
 from tersor.storage import container, dtypes
-from tersor.storage.archive import Archive, Entry, Kept
+from tersor.storage.archive import Archive, Entry, Reason
 from tersor.storage.opened import OpenFile
 
 
@@ -177,7 +177,7 @@ def test_damaged_files_are_refused(path, use):
 def test_exported_tensors_have_their_types(tmp_path, dtype):
     raw = torch.arange(64, dtype=torch.uint8)
     tensor = (raw % 2).bool() if dtype == torch.bool else raw.view(dtype)
-    container.write(tmp_path / "m.tersor", Archive({"t": plain(tensor, Kept.VECTOR)}, 1))
+    container.write(tmp_path / "m.tersor", Archive({"t": plain(tensor, Reason.VECTOR)}, 1))
     size = export_safetensors(tmp_path / "m.tersor", tmp_path / "m.safetensors")
     assert size == (tmp_path / "m.safetensors").stat().st_size
     assert bits(load_file(tmp_path / "m.safetensors")["t"]) == bits(tensor)
@@ -280,3 +280,18 @@ def test_a_limit_of_memory(tmp_path, use):
         use(path, max_bytes=total - 1)
     with pytest.raises(InputError, match="not a size: '0'"):
         use(path, max_bytes=0)
+
+
+def test_load_looks_at_the_model_twice(tmp_path, monkeypatch):
+    """Once before it changes anything, and once to see what the model holds at the end."""
+    model = make_net()
+    tersor.save(model, tmp_path / "m.tersor")
+    looks, state_dict = [], nn.Module.state_dict
+
+    def counted(module, *args, **kwargs):
+        looks.append(module)
+        return state_dict(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "state_dict", counted)
+    tersor.load(tmp_path / "m.tersor", model)
+    assert looks.count(model) == 2

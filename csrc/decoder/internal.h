@@ -37,7 +37,7 @@ tersor_status tersor_read_sections(tersor_file *file, tersor_cursor *cursor, con
 tersor_status tersor_read_tail(tersor_file *file, const uint8_t *data, size_t size);
 int tersor_section_intact(const tersor_section *section);
 
-/* Kept tensors: the most bytes of a group; bytes of an element and of a word, as stored; bytes of
+/* Unfactored tensors: the most bytes of a group; bytes of an element and of a word, as stored; bytes of
  * the group that a section holds. */
 enum { TERSOR_GROUP = 1 << 20 };
 unsigned tersor_stored_size(const tersor_tensor *tensor);

@@ -1,4 +1,4 @@
-/* Sections: one for each factored tensor, then one for each group of pieces of kept ones. */
+/* Sections: one for each factored tensor, then one for each group of pieces of unfactored ones. */
 #include "internal.h"
 
 enum { C64 = 15, LEAST_STAMP = 5 };
@@ -35,7 +35,7 @@ static void join(tersor_section *section, tersor_tensor *t, uint32_t size, int i
     }
 }
 
-/* Cut a kept tensor into pieces, of which each goes into the last group if there is room for it, and
+/* Cut an unfactored tensor into pieces, of which each goes into the last group if there is room for it, and
  * else into a new one. `total` are the bytes of the last group. Stops when there are too many. */
 static void place(tersor_file *file, tersor_tensor *t, uint32_t *total, uint64_t most)
 {

@@ -1,4 +1,4 @@
-/* Tensors: the product of factors, and those that were kept, element by element. */
+/* Tensors: the product of factors, and the unfactored ones, element by element. */
 #include <float.h>
 
 #include "internal.h"
@@ -194,7 +194,7 @@ static size_t original(const tersor_file *file, size_t position)
     return t->kind == TERSOR_ALIAS ? t->target : position;
 }
 
-/* Bytes of the largest group that a kept tensor has a piece in. */
+/* Bytes of the largest group that an unfactored tensor has a piece in. */
 static uint64_t group_bytes(const tersor_file *file, const tersor_tensor *t)
 {
     const uint64_t size = t->numel * tersor_stored_size(t);

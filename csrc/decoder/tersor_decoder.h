@@ -47,8 +47,8 @@ typedef struct {
     uint64_t tile, rank;  /* of factors */
     uint64_t slice_rows;  /* of factors: rows of each slice but the last; all, if there is one */
     uint32_t scale;       /* of factors: the bits of a float32 */
-    uint32_t before[4];   /* words in its first group before a kept tensor: see tersor_section */
-    size_t section;       /* of the first slice of factors, or piece of a kept tensor */
+    uint32_t before[4];   /* words in its first group before an unfactored tensor: see tersor_section */
+    size_t section;       /* of the first slice of factors, or piece of an unfactored tensor */
     size_t target;        /* of an alias */
     size_t scratch;
 } tersor_tensor;
@@ -58,7 +58,7 @@ typedef struct {
     const uint8_t *data;
     size_t size;
     uint32_t checksum;
-    uint32_t words[4]; /* of a group of kept tensors: those of at least 1, 2, 4 and 8 bytes */
+    uint32_t words[4]; /* of a group of unfactored tensors: those of at least 1, 2, 4 and 8 bytes */
 } tersor_section;
 
 typedef struct {
@@ -98,7 +98,7 @@ typedef struct {
     size_t integers_size;
     tersor_scale *scales;
     size_t scales_size;
-    uint8_t *bytes; /* a group of kept tensors: 2^20 at most */
+    uint8_t *bytes; /* a group of unfactored tensors: 2^20 at most */
     size_t bytes_size;
     const tersor_section *held; /* what `bytes` holds: 0 at first, and again for another file */
     uint32_t probabilities[40 * 2 * 16];
@@ -125,7 +125,7 @@ const char *tersor_dtype(unsigned dtype);
 /* What decoding a tensor takes. */
 tersor_needs tersor_tensor_needs(const tersor_file *file, size_t position);
 
-/* Write the elements of a tensor, row-major and little-endian as in safetensors. Kept tensors of
+/* Write the elements of a tensor, row-major and little-endian as in safetensors. Unfactored tensors of
  * one group that are decoded one after the other are decompressed once. */
 tersor_status tersor_decode(const tersor_file *file, size_t position, uint8_t *output,
                             size_t output_size, tersor_space *space);

@@ -19,8 +19,7 @@ inline const float* padded(const Window& s, const float* x, Workspace& workspace
     for (int64_t plane = 0; plane < s.n * s.c; ++plane, to += h * w) {
         std::memset(to, 0, h * w * sizeof(float));
         for (int64_t row = 0; row < s.h; ++row)
-            std::memcpy(to + (s.top + row) * w + s.left, x + (plane * s.h + row) * s.w,
-                        s.w * sizeof(float));
+            std::copy_n(x + (plane * s.h + row) * s.w, s.w, to + (s.top + row) * w + s.left);
     }
     return to - s.n * s.c * h * w;
 }
@@ -47,7 +46,8 @@ inline bool leads_inside(const Listed& w, int64_t entries, int64_t runs, int64_t
         int64_t rows = 0, bytes = 0;
         for (int64_t r = at[RUN]; r < end[RUN]; ++r) {
             const int64_t quads = w.runs[2 * r], some = w.runs[2 * r + 1];
-            if (quads < 0 || some < 0 || (rows += some) > w.rows || (bytes += 4 * quads * some) > codes) return false;
+            if (quads < 0 || quads > codes || some < 0 || (rows += some) > w.rows) return false;
+            if ((bytes += 4 * quads * some) > codes) return false;
         }
         if (rows != w.rows || bytes != int64_t{end[CODE]} - at[CODE]) return false;
     }
@@ -100,12 +100,12 @@ inline const float* by_tiles(const Window& s, const float* x, const Window& tile
     std::memset(to, 0, bytes);
     for (int64_t c = 0; c < s.n * s.c; ++c)
         for (int64_t row = 0; row < s.h; ++row) {
-            const float* in = x + (c * s.h + row) * s.w - s.left;
+            const float* in = x + (c * s.h + row) * s.w;
             const int64_t y = s.top + row;
             float* out = to + c * channel + y % size * (size + 2) * plane + y / size * tiles.ow;
             for (int64_t j = 0; j < size + 2 && y / size <= tiles.oh; ++j, out += plane) {
                 int64_t tx = j < s.left ? (s.left - j + size - 1) / size : 0;
-                for (; tx < tiles.ow && tx * size + j < s.left + s.w; ++tx) out[tx] = in[tx * size + j];
+                for (; tx < tiles.ow && tx * size + j < s.left + s.w; ++tx) out[tx] = in[tx * size + j - s.left];
             }
         }
     return to;

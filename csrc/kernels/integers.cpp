@@ -49,7 +49,7 @@ static void transform_tiles(const Integers& w, const float* panels, const float*
     for (int64_t p = 0; p < w.padded_rank; p += 16) {
         const bool pair = p + 8 < w.padded_rank;
         const int16_t* columns = w.codebook + p;
-        const float* panel = panels + p * w.d;
+        const float* panel = panels ? panels + p * w.d : nullptr;
         if (panels && pair) transform_part<N, 2>(w, panel, 16, in, out, size, p);
         if (panels && !pair) transform_part<N, 1>(w, panel, 8, in, out, size, p);
         if (!panels && pair) transform_part<N, 2>(w, columns, w.padded_rank, in, out, size, p);
@@ -124,19 +124,19 @@ static float largest(const float* u, int64_t size) {
 // Rounds a group; returns what its codes add too much, NaN if an input is infinite or NaN.
 static float round_group(const Rounded& u, int64_t first, int64_t size, int excess) {
     const float most = largest(u.real + first, size), inverse = most > TINY ? 127 / most : 0;
-    Vector<int32_t, 8> sums{};
+    Vector<uint32_t, 8> sums{};  // unsigned: of what is not finite, sums may wrap
     Eight nothing{};
     for (int64_t i = first; i < first + size; i += 8) {
         const auto q = (Vector<int32_t, 8>)(load<Eight>(u.real + i) * inverse + MAGIC) - 0x4b400000;
-        sums += q;
+        sums += (Vector<uint32_t, 8>)q;
         nothing += load<Eight>(u.real + i) * 0.f;
         store(u.bytes + i, __builtin_convertvector(q, Vector<int8_t, 8>));
     }
-    int32_t sum = 0;
+    uint32_t sum = 0;
     float none = 0;
     for (int i = 0; i < 8; ++i) sum += sums[i], none += nothing[i];
     u.scales[first / 16] = most / 127;
-    return most / 127 * excess * sum + none;
+    return most / 127 * excess * static_cast<int32_t>(sum) + none;
 }
 
 static float round_section(const Rounded& u, int64_t first, int64_t columns, int excess) {
@@ -355,7 +355,10 @@ static inline void half_table(const Sixteen* u, bool wide, Sixteen* table) {
         for (int z = 1; z < 16; ++z) table[z] = table[z - 1] + u[0];
         return;
     }
-    for (int z = 0; z < 16; ++z) table[z] = (int16_t)(z / 4 - 1) * u[4] + (int16_t)(z % 4 - 1) * u[0];
+    for (int z = 0; z < 16; ++z) {
+        const auto second = static_cast<int16_t>(z / 4 - 1), first = static_cast<int16_t>(z % 4 - 1);
+        table[z] = second * u[4] + first * u[0];
+    }
 }
 
 static void build_tables(const Sixteen* u, bool wide, Sixteen* tables) {

@@ -3,7 +3,7 @@
 // not contracted, so that all sets give the same bits.
 #include "lookup.hpp"
 
-#include "signs.hpp"
+#include "binary.hpp"
 
 namespace TERSOR_TARGET {
 using namespace tersor::lookup;
@@ -136,7 +136,7 @@ static void tabulate_sums(const Layer& layer, const float* x, int64_t items, int
 
 static void tabulate(const Layer& layer, const float* x, int64_t items, int8_t* tables, float* scales) {
     for (int64_t item = 0; item < items; ++item, x += layer.inputs)
-        if (layer.signs)
+        if (layer.binary)
             tabulate_sums(layer, x, items, item, reinterpret_cast<uint8_t*>(tables), scales);
         else
             tabulate_numbers(layer, x, items, item, tables, scales);
@@ -165,7 +165,7 @@ static void add_nonzeros(const Layer& layer, const uint8_t* codes, const int8_t*
 }
 
 template <int ITEMS>
-static void add_signs(const Layer& layer, const uint8_t* codes, const int8_t* tables, const float* scales,
+static void add_binary(const Layer& layer, const uint8_t* codes, const int8_t* tables, const float* scales,
                       float* sums) {
     const int64_t blocks = layer.blocks(), group = blocks_per_scale(SHUFFLED, layer.pairs);
     const auto* table = reinterpret_cast<const uint8_t*>(tables);
@@ -190,7 +190,7 @@ static void few_of(const Layer& layer, const int8_t* tables, const float* scales
     for (int64_t p = first; p < last; ++p) {
         alignas(64) float sums[ITEMS * PANEL] = {};
         const uint8_t* codes = layer.codes + p * layer.panel_bytes();
-        (layer.signs ? add_signs<ITEMS> : add_nonzeros<ITEMS>)(layer, codes, tables, scales, sums);
+        (layer.binary ? add_binary<ITEMS> : add_nonzeros<ITEMS>)(layer, codes, tables, scales, sums);
         for (int64_t i = 0; i < ITEMS; ++i)
             for (int64_t row = p * PANEL; row < least(p * PANEL + PANEL, layer.rows); ++row)
                 y[i * layer.rows + row] = sums[i * PANEL + row - p * PANEL] + (bias ? bias[row] : 0);
@@ -272,10 +272,10 @@ static inline void tabulate_nonzeros(const int16_t* integers, int16_t* table) {
 }
 
 // Tables of whole bytes of signs save additions, but take time to make and leave the first cache.
-static inline bool by_halves(const Layer& layer) { return layer.signs && layer.rows < 1500; }
+static inline bool by_halves(const Layer& layer) { return layer.binary && layer.rows < 1500; }
 
 // The same for the signs of eight, or only for each half of the byte, (2, 16, LANES).
-static inline void tabulate_signs(const int16_t* integers, bool halves, int16_t* table) {
+static inline void tabulate_binary(const int16_t* integers, bool halves, int16_t* table) {
     Sixteen sums[2][16];
     for (int half = 0; half < 2; ++half) {
         Sixteen u[4], all{};
@@ -296,11 +296,11 @@ static inline void tabulate_lanes(const Layer& layer, const float* u, int64_t co
     alignas(64) int16_t integers[SUMMED * ATOMS * LANES];
     const int64_t bytes = 2 * count * layer.pairs;
     const int64_t atoms = count * layer.atoms();
-    quantize_lanes(u, atoms, layer.signs ? atoms : 1, integers, scales);
-    if (layer.signs) {
+    quantize_lanes(u, atoms, layer.binary ? atoms : 1, integers, scales);
+    if (layer.binary) {
         for (int64_t byte = 0; byte < bytes; ++byte, products += (by_halves(layer) ? 32 : 256) * LANES) {
             places[byte] = products;
-            tabulate_signs(integers + byte * 8 * LANES, by_halves(layer), products);
+            tabulate_binary(integers + byte * 8 * LANES, by_halves(layer), products);
         }
         return;
     }
@@ -362,7 +362,7 @@ static void add_panels(const Layer& layer, const uint8_t* codes, int64_t count, 
     for (int64_t p = 0; p < count; ++p, codes += layer.panel_bytes(), sums += PANEL * LANES)
         if (by_halves(layer))
             add_halves<PAIRS>(codes, places[0], scales, sums);
-        else if (layer.signs)
+        else if (layer.binary)
             add_products<PAIRS, PANEL, 1>(codes, places, scales, sums);
         else
             add_products<PAIRS, 1, 2>(codes, places, scales, sums);

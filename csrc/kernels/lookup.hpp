@@ -5,7 +5,7 @@
 //
 // - nonzeros: a tile is a sum of a few of 16 columns, each times an integer of magnitude up to 7. A byte
 //   picks one of the 16 numbers and multiplies it.
-// - signs: a tile is a sum of all columns, each with a sign. A byte has the signs of eight, and each half
+// - binary: a tile is a sum of all columns, each with a sign. A byte has the signs of eight, and each half
 //   of it picks one of the 16 sums that four numbers can have.
 //
 // Two kernels:
@@ -13,7 +13,7 @@
 // - `few`, for few inputs: 16 integers of 8 bits are one vector register, rows are in lanes, and a
 //   byte shuffle is the look-up. One scale per `SHUFFLED` pairs of bytes. Error about 0.8 %.
 // - `many`: inputs are in lanes, and what each of the 256 bytes stands for is tabulated as integers of
-//   16 bits, so that a byte costs one addition; or, for signs of few rows, what each half of a byte does.
+//   16 bits, so that a byte costs one addition; or, for binary latents of few rows, what each half of a byte does.
 //   One scale per input and `SUMMED` pairs of bytes. Error about 0.05 %.
 //
 // Any of the pointers may be misaligned. The result does not depend on the number of threads, nor, to
@@ -34,14 +34,14 @@ constexpr int64_t SUMMED = 4;      // pairs with one scale, the most of a tile: 
 
 struct Layer {
     int64_t rows, inputs, tile, pairs;  // of bytes in a tile
-    bool signs;
+    bool binary;
     const float* codebook;  // (tile, atoms()), multiplied by the scale, with columns of zeros appended
     // Nonzeros: (panels, blocks, pairs, PANEL, 2), each a sign, three bits of magnitude, four of index.
-    // Signs: (panels, blocks, pairs, 2, PANEL), a bit for each of eight columns, set if it is subtracted.
+    // Binary: (panels, blocks, pairs, 2, PANEL), a bit for each of eight columns, set if it is subtracted.
     const uint8_t* codes;
 
-    int64_t atoms() const { return signs ? ATOMS * pairs : ATOMS; }
-    int64_t tables() const { return signs ? 4 * pairs : 1; }  // of 16 entries, for each block
+    int64_t atoms() const { return binary ? ATOMS * pairs : ATOMS; }
+    int64_t tables() const { return binary ? 4 * pairs : 1; }  // of 16 entries, for each block
     int64_t blocks() const { return (inputs + tile - 1) / tile; }
     int64_t panels() const { return (rows + PANEL - 1) / PANEL; }
     int64_t panel_bytes() const { return blocks() * pairs * PANEL * 2; }

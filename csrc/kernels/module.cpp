@@ -66,7 +66,8 @@ static T* take(const char* name, uintptr_t address, int64_t bytes, std::initiali
     if (bytes != needed || (bytes && !address))
         throw std::invalid_argument(std::string(name) + " has " + std::to_string(bytes) +
                                     " bytes, needed are " + std::to_string(needed));
-    return reinterpret_cast<T*>(address);
+    static std::remove_const_t<T> nothing{};  // an empty buffer has no address, and places are counted from one
+    return bytes ? reinterpret_cast<T*>(address) : &nothing;
 }
 
 // Numbers for each row, or none.
@@ -83,9 +84,10 @@ static Integers integers_of(int64_t rows, int64_t inputs, int64_t d, int64_t pad
                             int64_t codebook_bytes, uintptr_t scale, int64_t scale_bytes, uintptr_t codes,
                             int64_t codes_bytes, uintptr_t reach, int64_t reach_bytes, uintptr_t starts,
                             int64_t starts_bytes, uintptr_t escapes, int64_t escapes_bytes) {
-    const bool fits = rows > 0 && inputs > 0 && d > 0 && top >= 0 && top <= middle && middle <= wide &&
-                      narrow >= 0 && padded_rank % 8 == 0 && narrow <= padded_rank - wide;
-    require(fits && std::max({rows, inputs, d, padded_rank}) < LONGEST, "these are sizes of no packed matrix");
+    const bool counts = rows > 0 && inputs > 0 && d > 0 && narrow >= 0 && top >= 0 && top <= middle &&
+                        middle <= wide && wide <= padded_rank && padded_rank % 8 == 0;
+    const bool fits = counts && std::max({rows, inputs, d, padded_rank}) < LONGEST;
+    require(fits && narrow <= padded_rank - wide, "these are sizes of no packed matrix");
     const int64_t count = escapes_bytes / 2;
     const Integers sizes{rows, inputs, d, padded_rank, wide, narrow, middle, top, nullptr, nullptr,
                          nullptr, nullptr, nullptr, nullptr, count};
@@ -98,13 +100,13 @@ static Integers integers_of(int64_t rows, int64_t inputs, int64_t d, int64_t pad
             take<const int16_t>("the escapes", escapes, escapes_bytes, {count}), count};
 }
 
-static lookup::Layer layer_of(int64_t rows, int64_t inputs, int64_t tile, int64_t pairs, int64_t signs,
+static lookup::Layer layer_of(int64_t rows, int64_t inputs, int64_t tile, int64_t pairs, int64_t binary,
                               uintptr_t codebook, int64_t codebook_bytes, uintptr_t codes,
                               int64_t codes_bytes) {
     const bool fits = rows > 0 && inputs > 0 && tile > 0 && pairs > 0 && pairs <= lookup::SUMMED;
     require(fits && std::max({rows, inputs, tile}) < LONGEST, "these are sizes of no packed matrix");
-    const lookup::Layer sizes{rows, inputs, tile, pairs, signs != 0, nullptr, nullptr};
-    return {rows, inputs, tile, pairs, signs != 0,
+    const lookup::Layer sizes{rows, inputs, tile, pairs, binary != 0, nullptr, nullptr};
+    return {rows, inputs, tile, pairs, binary != 0,
             take<const float>("the codebook", codebook, codebook_bytes, {tile, sizes.atoms()}),
             take<const uint8_t>("the codes", codes, codes_bytes, {sizes.panels(), sizes.panel_bytes()})};
 }
@@ -237,6 +239,15 @@ static auto made_by(Matrix (*of)(Numbers...)) {
 
 NB_MODULE(_kernels, m) {
     m.attr("target") = target.name;
+    // What Python packs by; it has these numbers itself, since it also packs where there are no kernels.
+    nb::dict packing;
+    packing["lookup columns"] = lookup::ATOMS;
+    packing["lookup largest"] = lookup::LARGEST;
+    packing["lookup pairs"] = lookup::SUMMED;
+    packing["lookup panel"] = lookup::PANEL;
+    packing["listed table"] = TABLE;
+    packing["direct panel"] = PANEL;
+    m.attr("packing") = packing;
     nb::class_<Product<Integers>>(m, "Integers")
         .def("__init__", made_by(&integers_of))
         .def("__call__", product_with<Integers>(target.integers))

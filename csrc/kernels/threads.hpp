@@ -78,6 +78,9 @@ public:
     ~Workspace() { std::free(memory_); }
 
     char* of(int64_t bytes) {
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+        size_ = -1;  // exactly as much memory each time, so that what goes beyond is found
+#endif
         if (bytes > size_) {
             std::free(memory_);
             size_ = 0;

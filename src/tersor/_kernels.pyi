@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 target: str
+packing: dict[str, int]
 
 class Integers:
     def __init__(
@@ -32,7 +33,7 @@ class Lookup:
         inputs: int,
         tile: int,
         pairs: int,
-        signs: int,
+        binary: int,
         codebook: int,
         codes: int,
     ) -> None: ...

@@ -4,6 +4,9 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int16]
 Reals = NDArray[np.float32]
 
+LARGEST: int
+BLOCK: int
+
 class Analysis:
     @property
     def bits(self) -> list[float]: ...
@@ -38,7 +41,7 @@ def search(
     analysis: Analysis,
     offset: int,
     states: int,
-    price: float,
+    lagrangian: float,
     importance: Reals | None,
     threads: int,
     /,
@@ -51,7 +54,7 @@ def search_run(
     offset: int,
     carried: NDArray[np.int32],
     states: int,
-    price: float,
+    lagrangian: float,
     sweeps: int,
     /,
 ) -> None: ...
@@ -61,6 +64,6 @@ def avoided(target: Reals, gram: Reals, z: Reals, threads: int, /) -> list[float
 def product(a: Reals, b: Reals, out: Reals, threads: int, /) -> None: ...
 def inner(x: Reals, y: Reals, sums: NDArray[np.float64], threads: int, /) -> None: ...
 def distortion(w: Reals, c: Reals, z: Reals, threads: int, /) -> float: ...
-def search_signs(
+def search_binary(
     target: Reals, gram: Reals, z: Reals, orders: NDArray[np.int32], threads: int, /
 ) -> None: ...

@@ -57,6 +57,15 @@ class Factors:
     ------
     InputError
         If the shapes do not fit together, or integers are too large for an exact product.
+
+    Examples
+    --------
+    >>> codebook = torch.tensor([[3], [-1]], dtype=torch.int16)
+    >>> latent = torch.tensor([[2, 0, 1, -1]], dtype=torch.int16)
+    >>> factors = tersor.Factors(codebook, latent, scale=0.5, shape=(2, 4))
+    >>> factors.recompose()
+    tensor([[ 3.0000, -1.0000,  0.0000,  0.0000],
+            [ 1.5000, -0.5000, -1.5000,  0.5000]])
     """
 
     codebook: Tensor
@@ -77,32 +86,32 @@ class Factors:
             raise InputError(
                 f"the integers of codebook and latent are too large for an exact product: sums may "
                 f"reach {largest_sum(self.codebook, self.latent)}, at most {EXACT_INTEGERS} is "
-                "allowed; use a larger step"
+                "allowed; use a larger step size"
             )
 
     @property
     def tiling(self) -> Tiling:
-        """The way in which the weight is cut into tiles."""
+        """Return the way in which the weight is cut into tiles."""
         return Tiling(self.shape, self.codebook.shape[0])
 
     @property
     def rank(self) -> int:
-        """Number of columns of the codebook, k."""
+        """Return the number of columns of the codebook, k."""
         return self.codebook.shape[1]
 
     @property
     def quantized(self) -> bool:
-        """Whether both factors are integers, so that they can be entropy-coded."""
+        """Return whether both factors are integers, so that they can be entropy-coded."""
         return not (self.codebook.is_floating_point() or self.latent.is_floating_point())
 
     @property
     def numel(self) -> int:
-        """Number of weights."""
+        """Return the number of weights."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of these factors in a file.
+        """Return the bytes of these factors in a file.
 
         Quantized factors are entropy-coded each time to measure their size. Real factors count the
         bytes of their elements in memory.
@@ -116,11 +125,17 @@ class Factors:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits per weight, ``8 * nbytes / numel``."""
+        """Return the bits per weight, ``8 * nbytes / numel``."""
         return 8 * self.nbytes / self.numel
 
     def recompose(self) -> Tensor:
-        """Return the dense weight, of shape ``shape`` and type ``dtype``."""
+        """Multiply the factors.
+
+        Returns
+        -------
+        Tensor
+            The dense weight, of shape ``shape`` and type ``dtype``, where the latent is.
+        """
         weight = torch.empty(self.shape, dtype=self.dtype, device=self.latent.device)
         start = 0
         for part in self.pieces():
@@ -131,7 +146,10 @@ class Factors:
     def pieces(self) -> Iterator[Tensor]:
         """Yield the dense weight a few rows at a time, so that the working memory fits the cache.
 
-        Factors of real numbers are yielded in one piece.
+        Yields
+        ------
+        Tensor
+            The next rows, of type ``dtype``. Factors of real numbers are yielded in one piece.
         """
         columns, per_row = self.codebook.to(torch.float32), self.tiling.tiles_per_row
         # The product of integers is exact; that of real numbers may depend on the number of rows.

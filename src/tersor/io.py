@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from tersor.coding import records
@@ -17,11 +16,11 @@ from tersor.errors import InputError
 from tersor.factors import Factors
 from tersor.nn import HeldWeight, state
 from tersor.nn.checks import check_model
-from tersor.nn.fill import aliases_of, distinct, fill, some
+from tersor.nn.fill import fill
 from tersor.nn.source import source_of
 from tersor.progress import Progress, silent
 from tersor.storage import classify, container, dense_file
-from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, as_tensor
+from tersor.storage.archive import Alias, Archive, Contents, Entry, Reason, as_tensor
 from tersor.storage.atomic import check_writable, replacing
 from tersor.storage.label import check_metadata
 from tersor.storage.opened import OpenFile, file_bytes, open_file
@@ -77,6 +76,12 @@ def save(
         if the metadata is not text or is too large.
     OSError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> report = tersor.save(torch.nn.Linear(64, 64), "model.tersor", metadata={"name": "layer"})
+    >>> report.metadata["name"], [tensor.name for tensor in report.tensors]
+    ('layer', ['weight', 'bias'])
     """
     said = {} if metadata is None else metadata
     check_metadata(said)
@@ -86,26 +91,44 @@ def save(
         return summarize_file(file.layout)
 
 
-def archive_of(model: nn.Module, *, lossless: bool = False) -> Archive:
-    """Return the contents that `save` writes for a model."""
+def encode_weight(weight: HeldWeight) -> records.EncodedFactors:
+    """Return the factors of a weight, entropy-coded."""
+    return records.encode(weight.to_factors())
+
+
+def archive_of(
+    model: nn.Module,
+    *,
+    lossless: bool = False,
+    encode: Callable[[HeldWeight], records.EncodedFactors] = encode_weight,
+) -> Archive:
+    """Return the contents that `save` writes for a model, which is not changed.
+
+    Parameters
+    ----------
+    model, lossless
+        As for `save`.
+    encode
+        Function that encodes a factored weight.
+    """
     check_model(model)
-    source, values = source_of(model), state(model)
-    entries = {
-        name: _entry(name, value, source.aliases.get(name), lossless)
-        for name, value in values.items()
-    }
+    source, entries = source_of(model), dict[str, Entry]()
+    for name, value in state(model).items():
+        shape = tuple(value.shape)
+        if name in source.aliases:
+            entries[name] = Entry(shape, value.dtype, Alias(source.aliases[name]))
+        elif isinstance(value, HeldWeight):
+            entries[name] = Entry(shape, value.dtype, encode(value))
+        else:
+            entries[name] = _entry(name, value, lossless)
     return Archive(entries, source.nbytes)
 
 
-def _entry(name: str, value: HeldWeight | Tensor, alias: str | None, lossless: bool) -> Entry:
-    if alias is not None:
-        return Entry(tuple(value.shape), value.dtype, Alias(alias))
-    if isinstance(value, HeldWeight):
-        return Entry(value.shape, value.dtype, records.encode(value.to_factors()))
+def _entry(name: str, value: Tensor, lossless: bool) -> Entry:
     if lossless:
         return classify.keep_exactly(name, value)
     reason = classify.reason_to_keep(name, value)
-    return classify.keep(name, value, Kept.LEFT_DENSE if reason is None else reason)
+    return classify.keep(name, value, Reason.LEFT_DENSE if reason is None else reason)
 
 
 def load(
@@ -157,11 +180,15 @@ def load(
         valid checksums, as in a file that was made to deceive, is found only when part of the model
         is filled: tensors are decoded one at a time, to need little memory beside the model and the
         file.
+
+    Examples
+    --------
+    >>> report = tersor.save(torch.nn.Linear(64, 64), "model.tersor")
+    >>> model = tersor.load("model.tersor", torch.nn.Linear(64, 64))
     """
     check_model(model)
     with open(path, max_bytes=max_bytes) as file:
         file.check_sections()
-        check_match(file, model, strict)
         fill(model, file, assign=assign, strict=strict)
     return model
 
@@ -190,60 +217,12 @@ def open(path: Path, *, max_bytes: str | int | None = None) -> OpenFile:
 
     Examples
     --------
-    >>> with tersor.open("model.tersor") as file:  # doctest: +SKIP
-    ...     weight = file["fc.weight"]
+    >>> report = tersor.save(torch.nn.Linear(64, 10), "model.tersor")
+    >>> with tersor.open("model.tersor") as file:
+    ...     file["weight"].shape
+    torch.Size([10, 64])
     """
     return open_file(path, max_bytes=_limit(max_bytes))
-
-
-def check_match(contents: Contents, model: nn.Module, strict: bool) -> None:
-    """Raise an `InputError` if contents do not fit a model, as described for `load`."""
-    found = _differences(contents, model)
-    if not strict:
-        found = {verb: names for verb, names in found.items() if verb not in (_LACKS, _HAS)}
-    problems = [f"the model {verb} {some(names)}" for verb, names in found.items() if names]
-    if problems:
-        raise InputError(
-            f"the file does not fit a {type(model).__name__}: {'; '.join(problems)}. Give the "
-            "architecture that was saved, or strict=False to leave alone what only one of them has"
-        )
-
-
-_LACKS, _HAS = "lacks", "has beside those in the file"
-
-
-def _differences(contents: Contents, model: nn.Module) -> dict[str, list[str]]:
-    """Return names by what is wrong with them; the keys are words for the message."""
-    values, shapes = state(model), contents.shapes
-    # A tied weight is present if it is present under one of its names.
-    tied = aliases_of(values)
-    common = [name for name in shapes if name in values]
-    present = {tied.get(name, name) for name in common}
-    return {
-        _LACKS: [n for n in shapes if n not in values],
-        _HAS: [n for n in values if n not in shapes and tied.get(n, n) not in present],
-        "differs in": [
-            f"{n} {shapes[n]} in the file, {tuple(values[n].shape)} in the model"
-            for n in common
-            if shapes[n] != tuple(values[n].shape)
-        ],
-        "ties what is not the same in the file:": [
-            f"{first} and {other}"
-            for first, others in distinct(tied, shapes).items()
-            for other in others
-            if not _same(contents, first, other)
-        ],
-        "holds factors, from another file, of what is dense in this one:": [
-            n for n in common if isinstance(values[n], HeldWeight) and not contents.is_factored(n)
-        ],
-    }
-
-
-def _same(contents: Contents, a: str, b: str) -> bool:
-    """Return whether two names stand for the same tensor or for equal tensors."""
-    return contents.original(a) == contents.original(b) or torch.equal(
-        contents.tensor(a), contents.tensor(b)
-    )
 
 
 def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[str, Tensor]:
@@ -256,9 +235,7 @@ def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[s
     path
         File that `save` or ``tersor compress`` wrote.
     max_bytes
-        Limit for the memory of the dense tensors and the integers of the factors, such as ``"8GB"``
-        (1 kB is 1000 bytes) or a number of bytes; by default the free memory, at most 64 GiB. A
-        file that needs more is refused before any tensor is decoded.
+        Limit for memory, as for `load`; by default the free memory, at most 64 GiB.
 
     Returns
     -------
@@ -271,6 +248,12 @@ def load_state_dict(path: Path, *, max_bytes: str | int | None = None) -> dict[s
         If there is no such file.
     FileFormatError
         If the file is damaged, or needs more than `max_bytes`.
+
+    Examples
+    --------
+    >>> report = tersor.save(torch.nn.Linear(64, 10), "model.tersor")
+    >>> {name: tensor.shape for name, tensor in tersor.load_state_dict("model.tersor").items()}
+    {'weight': torch.Size([10, 64]), 'bias': torch.Size([10])}
     """
     with open(path, max_bytes=max_bytes) as file:
         file.check_room()
@@ -394,6 +377,13 @@ def inspect(path: Path, *, max_bytes: str | int | None = None) -> Report:
         If there is no such file.
     FileFormatError
         If the header is damaged, or the file needs more than `max_bytes`.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(64, 64)
+    >>> report = tersor.compress(model, ratio=8)
+    >>> tersor.save(model, "model.tersor").nbytes == tersor.inspect("model.tersor").nbytes
+    True
     """
     with open(path, max_bytes=max_bytes) as file:
         return summarize_file(file.layout)

@@ -1,6 +1,8 @@
-"""Make text from outside, such as names in a file, safe to show."""
+"""Make text from outside, such as names in a file, safe and short enough to show."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
@@ -21,3 +23,9 @@ def printable_lines(text: str) -> str:
     cannot look like a second message.
     """
     return "\n    ".join(map(printable, text.split("\n")))
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first ``most`` names as text, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tersor import _native
+
 Rows = int | tuple[int, ...]
 """Number of weight rows of a latent; the number for each slice if the latent has several."""
 
@@ -24,7 +26,7 @@ SLICE = 1 << 20
 """Least number of weights in a slice. Each slice learns its probabilities again; with this many
 weights that costs below 0.1 %. Large weights still have enough slices for all cores."""
 
-BLOCK = 4096
+BLOCK = _native.BLOCK
 """Columns in coding order after which a trellis starts again in state 0 (docs/format.md). Slices
 consist of whole blocks, so that a search need not know where slices begin."""
 

@@ -1,27 +1,18 @@
 """The measurement of models that others trained, on models that are made here."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 import tersor
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def quality(monkeypatch):
-    """Imports a module of benchmarks/quality."""
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS / "quality"), str(BENCHMARKS), *sys.path])
-    return importlib.import_module
+from benchmarks.lib.zoo import store
+from benchmarks.pages import zoo as page
+from benchmarks.quality import zoo
+from benchmarks.quality.entries import Entry
 
 
 @pytest.fixture
-def entry(quality):
+def entry():
     """A model of one matrix, whose quality is its likeness to what it was."""
     dense = nn.Sequential(nn.Linear(64, 64))
     x = torch.randn(128, 64)
@@ -34,13 +25,10 @@ def entry(quality):
     def likeness(model):
         return {"cosine": float(torch.cosine_similarity(model(x), dense(x), dim=1).mean())}
 
-    return quality("entries").Entry(
-        "test", ("none==1",), "MIT", "cosine", build, lambda part: [x], likeness
-    )
+    return Entry("test", ("none==1",), "MIT", "cosine", build, lambda part: [x], likeness)
 
 
-def test_every_entry_says_where_its_weights_are_from(quality):
-    zoo = quality("zoo")
+def test_every_entry_says_where_its_weights_are_from():
     for name in zoo.NAMES:
         entry = zoo.entry_of(name)
         assert all(requirement.count("==") == 1 for requirement in entry.packages), name
@@ -49,15 +37,13 @@ def test_every_entry_says_where_its_weights_are_from(quality):
         assert entry.purpose
 
 
-def test_what_is_missing_is_said(quality, monkeypatch, tmp_path):
+def test_what_is_missing_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("TERSOR_ZOO", str(tmp_path))
-    zoo = quality("zoo")
-    with pytest.raises(quality("store").MissingError, match=r"--fetch"):
+    with pytest.raises(store.MissingError, match=r"--fetch"):
         zoo.entry_of("fracast").build()
 
 
-def test_a_file_is_measured_in_a_model_of_other_weights(quality, entry, tmp_path):
-    zoo = quality("zoo")
+def test_a_file_is_measured_in_a_model_of_other_weights(entry, tmp_path):
     model = entry.build()
     tersor.compress(model, ratio=6)
     tersor.save(model, tmp_path / "model.tersor")
@@ -67,8 +53,7 @@ def test_a_file_is_measured_in_a_model_of_other_weights(quality, entry, tmp_path
     assert row["load_differs_by"] < 1e-5
 
 
-def test_what_load_does_not_fill_is_seen(quality, entry, tmp_path, monkeypatch):
-    zoo = quality("zoo")
+def test_what_load_does_not_fill_is_seen(entry, tmp_path, monkeypatch):
     tersor.save(entry.build(), tmp_path / "model.tersor", lossless=True)
     monkeypatch.setattr(tersor, "load", lambda path, model: model)
     with torch.no_grad():
@@ -81,8 +66,7 @@ def row(method, asked, value, **more):
     return {"method": method, "asked": asked, "figures": {"%": value}, "bytes": 1000, **more}
 
 
-def test_the_page_says_where_the_peer_is_better_and_load_differs(quality):
-    page = quality("zoo_page")
+def test_the_page_says_where_the_peer_is_better_and_load_differs():
     rows = [row("dense", 1.0, 90.0), row("data-free", 8, 80.0), row("scalar", 8, 85.0)]
     rows.append(row("calibrated", 12, 85.0, load_differs_by=1.2, by_load_state_dict={"%": 89.0}))
     rows.append({"method": "scalar", "asked": 12, "refused": "too small"})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tersor
 from tersor import Calibration, InputError
-from tersor.calibration import calibrate as calibration
+from tersor.calibration import inputs
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -244,7 +244,7 @@ def test_groups_have_their_own_moments_unless_that_is_large(monkeypatch):
     model, x = nn.Conv2d(32, 32, 3, padding=1, groups=8), draw(4, 32, 5, 5)
     found = tersor.calibrate(model, [x])
     assert found.moments["weight"].shape == (8, 36, 36) and found.rows == {"weight": 100}
-    monkeypatch.setattr(calibration, "_MOST_GROUPED", 8 * 36**2 - 1)
+    monkeypatch.setattr(inputs, "_MOST_GROUPED", 8 * 36**2 - 1)
     mean = tersor.calibrate(model, [x])
     assert mean.rows == {"weight": 800}
     torch.testing.assert_close(mean.moments["weight"], found.moments["weight"].mean(0))

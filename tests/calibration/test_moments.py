@@ -10,7 +10,7 @@ from samples import generator
 from torch import Tensor, nn
 
 from tersor.calibration import moments
-from tersor.calibration.moments import Moment
+from tersor.calibration.moments import Moment, joint_moments, mean_vector
 
 
 def measured(layer: nn.Module, *inputs: Tensor, groups: int = 1) -> Tensor:
@@ -122,3 +122,29 @@ def test_empty_inputs_count_nothing():
         for _ in range(times):
             moment.add(layer, x)
         assert moment.rows == 0
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_joint_moments_of_two_models(shifted):
+    draw, layer = generator(), nn.Conv2d(2, 3, 1)
+    first, second = ([torch.randn(4, 2, 3, 5, generator=draw) for _ in range(2)] for _ in "xy")
+    shifts = (torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 3.0]])) if shifted else None
+    found = joint_moments(layer, first, second, shifts)
+    x, y = (torch.cat(part).movedim(1, -1).reshape(-1, 2) for part in (first, second))
+    if shifts is not None:
+        x, y = x - shifts[0], y - shifts[1]
+    assert found.rows == len(x) == 2 * 4 * 15
+    torch.testing.assert_close(found.own[0], x.mT @ x / len(x))
+    torch.testing.assert_close(found.crossed[0], y.mT @ x / len(x))
+
+
+@pytest.mark.parametrize("most, every", [(96, (1, 1)), (95, (2, 1)), (24, (2, 2)), (1, (4, 2))])
+def test_of_many_positions_some_count_and_all_samples(monkeypatch, most, every):
+    """Neighbours in an image are alike; axes of fewer than 4 positions stay whole."""
+    monkeypatch.setattr(moments, "_MOST_ROWS", most)
+    x = torch.randn(2, 1, 8, 6, generator=generator())
+    some = x[:, :, :: every[0], :: every[1]]
+    found = joint_moments(nn.Conv2d(1, 1, 1), [x], [x])
+    assert found.rows == some.numel()
+    torch.testing.assert_close(found.own.view(()), some.square().mean())
+    torch.testing.assert_close(mean_vector(nn.Conv2d(1, 1, 1), [x]).view(()), some.mean())

@@ -112,7 +112,7 @@ def test_single_weights_are_overridden(folder):
 
 
 def test_matrices_are_made_fast(folder):
-    options = ("--ratio", 10, "--fast", "*")
+    options = ("--ratio", 10, "--lookup", "*")
     assert run("compress", "model.safetensors", "-o", "fast.tersor", *options).exit_code == 0
     with open_file(folder / "fast.tersor", max_bytes=10**9) as file:
         matrices = [n for n in file if len(file.shapes[n]) == 2 and file.is_factored(n)]
@@ -313,7 +313,7 @@ BUDGETS = [
     ("--lossless --ratio 6", "lossless keeps every bit, so that the size cannot be chosen"),
     ("--lossless --target-size 0", "give either lossless or one of ratio, target size"),
     ("--lossless --bits-per-weight 3 --ratio 2", "lossless keeps every bit"),
-    ("--lossless --calibrate none:none", "calibration has no use; leave it out"),
+    ("--lossless --data none:none", "calibration has no use; leave it out"),
     ("--lossless --model none:none", "calibration has no use; leave it out"),
     ("--ratio 0", "ratio must be a positive number, got 0.0"),
     ("--ratio -3", "ratio must be a positive number, got -3.0"),
@@ -342,9 +342,9 @@ BUDGETS = [
         "--ratio 6 --bits big*=99",
         "99 bits are asked for each weight of 'big.weight', which has only 32",
     ),
-    ("--lossless --keep head.*", "patterns of weights to keep, of their bits, or of those that"),
-    ("--lossless --fast *", "have no use; leave them out"),
-    ("--ratio 6 --fast conv*", "'conv*' of weights that are to be fast matches no matrix"),
+    ("--lossless --keep head.*", "patterns of weights to keep, of their bits, or of those for"),
+    ("--lossless --lookup *", "have no use; leave them out"),
+    ("--ratio 6 --lookup conv*", "'conv*' of weights for look-up kernels matches no matrix"),
     ("--target-size 100", "100 bytes are too few: the smallest possible file has"),
 ]
 
@@ -637,12 +637,14 @@ def project(folder, monkeypatch):
 
 
 def calibrated(model, loader, checkpoint="model.safetensors"):
-    options = [("--model", model), ("--calibrate", loader)]
+    options = [("--model", model), ("--data", loader)]
     given = [word for option in options if option[1] is not None for word in option]
     return run("compress", checkpoint, "-o", "out.tersor", "--ratio", 8, *given)
 
 
-@pytest.mark.parametrize("model", ["some_code:Net", "some_code:Space.net"])
+@pytest.mark.parametrize(
+    "model", ["some_code:Net", "some_code:Space.net", "some_code.py:Net", "./some_code.py:Net"]
+)
 def test_calibration(project, model):
     result = calibrated(model, "some_code:make")
     assert result.exit_code == 0, result.stderr
@@ -655,7 +657,8 @@ def test_calibration(project, model):
 
 
 def test_tied_weights_under_any_of_their_names(project):
-    from tersor.cli.user_code import batches_of, calibrate_source, model_of
+    from tersor.calibration.calibrate import calibrate
+    from tersor.cli.user_code import batches_of, for_checkpoint, model_of
     from tersor.storage.checkpoint import open_checkpoint
 
     state = load_file("model.safetensors")
@@ -665,7 +668,8 @@ def test_tied_weights_under_any_of_their_names(project):
         save_file(state | {name: weight.clone() for name in names}, "m.safetensors")
         source = open_checkpoint("m.safetensors")
         batches = batches_of("some_code:make")
-        calibration = calibrate_source(source, model_of(source, "some_code:Net"), batches)
+        model = model_of(source, "some_code:Net")
+        calibration = for_checkpoint(calibrate(model, batches), model, source)
         assert {*names} < {*calibration.moments} <= {*source.names}
         assert calibration.rows.keys() == calibration.moments.keys()
         found += [calibration.moments[name] for name in names]
@@ -681,10 +685,12 @@ def test_calibration_with_few_samples_says_so(project):
 @pytest.mark.parametrize(
     "model, loader, messages",
     [
-        ("some_code:Net", None, ["--model is given without --calibrate"]),
-        (None, "some_code:make", ["--calibrate is given without --model"]),
+        ("some_code:Net", None, ["--model is given without --data"]),
+        (None, "some_code:make", ["--data is given without --model"]),
         ("some_code", "some_code:make", ["--model 'some_code' is not of the form module:callable"]),
-        ("some_code:Net", ":make", ["--calibrate ':make' is not of the form"]),
+        ("some_code:Net", ":make", ["--data ':make' is not of the form"]),
+        ("no_code.py:Net", "some_code:make", ["import of 'no_code.py'", "there is no file"]),
+        ("broken_code.py:Net", "some_code:make", ["no_such_thing_at_all"]),
         ("no_code:Net", "some_code:make", ["import of 'no_code'", "No module named 'no_code'"]),
         ("broken_code:Net", "some_code:make", ["import of 'broken_code'", "no_such_thing_at_all"]),
         ("some_code:Nt", "some_code:make", ["--model some_code:Nt: there is no 'Nt' in"]),
@@ -694,7 +700,7 @@ def test_calibration_with_few_samples_says_so(project):
         ("some_code:needs", "some_code:make", ["TypeError", "called without arguments"]),
         ("some_code:make", "some_code:make", ["returned a list; an nn.Module is needed"]),
         ("some_code:Net", "some_code:number", ["returned a int; an iterable of batches"]),
-        ("some_code:Net", "some_code:fails", ["--calibrate some_code:fails raised KeyError"]),
+        ("some_code:Net", "some_code:fails", ["--data some_code:fails raised KeyError"]),
         ("some_code:Net", "some_code:breaks", ["the loader raised KeyError"]),
         ("some_code:Net", "some_code:nothing", ["the loader is empty"]),
         ("some_code:Net", "some_code:wrong", ["called with batch 1", "RuntimeError"]),
@@ -713,7 +719,7 @@ def test_calibration_that_cannot_be(project, model, loader, messages):
 
 def test_calibration_in_a_process_of_its_own(project):
     """The folder of an installed command's script, not the current one, is where imports start."""
-    options = ("--model", "some_code:Net", "--calibrate", "some_code:make")
+    options = ("--model", "some_code:Net", "--data", "some_code:make")
     command = start("compress", "model.safetensors", "-o", "new.tersor", "--ratio", 8, *options)
     _, stderr = command.communicate(timeout=120)
     assert command.returncode == 0, stderr

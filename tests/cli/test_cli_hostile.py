@@ -6,13 +6,15 @@ import sys
 
 import pytest
 import torch
+import typer
 from samples import plain, small_archive
 from typer.testing import CliRunner
 
 from tersor.cli import app
+from tersor.cli.app import FAILED, reporting_errors
 from tersor.progress import shown
 from tersor.storage import container
-from tersor.storage.archive import Archive, Kept
+from tersor.storage.archive import Archive, Reason
 from tersor.text import printable, printable_lines
 
 HOSTILE = {
@@ -121,8 +123,21 @@ def test_kept_names_in_notes_are_shown_safely(folder):
         f"{NAMES[0]}": entries["layer.weight"],
         "t": type(tied)(tied.shape, tied.dtype, type(tied.content)(NAMES[0])),
     }
-    named["v"] = plain(torch.ones(2), Kept.VECTOR)
+    named["v"] = plain(torch.ones(2), Reason.VECTOR)
     container.write(folder / "tied.tersor", Archive(named, 600))
     assert "same as" in run("inspect", "tied.tersor").output
     run("report", "tied.tersor", "-o", "tied.html")
     assert not steering((folder / "tied.html").read_text())
+
+
+def test_bugs_are_not_told_as_mistakes_of_the_user():
+    """They need a traceback; too little memory, which torch reports alike, needs none."""
+    with pytest.raises(RuntimeError, match="size mismatch"), reporting_errors():
+        raise RuntimeError("size mismatch")
+    with pytest.raises(BrokenPipeError), reporting_errors():
+        raise BrokenPipeError
+    with pytest.raises(typer.Exit) as ended, reporting_errors():
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GiB"
+        )
+    assert ended.value.exit_code == FAILED

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import tersor
 from tersor.cli import app
 from tersor.compression.attempts import Attempts
+from tersor.errors import BudgetError
 
 CODE = """
 import torch
@@ -44,6 +45,11 @@ def nothing(model): return None
 def boolean(model): return True
 def fails(model): raise KeyError("label")
 def without(): return 5
+
+class Classes(nn.Sequential):
+    def forward(self, x): return super().forward(x).argmax(1)
+
+def classes(): return Classes(*make())
 def falls(model): return 50.0 if len(calls) or calls.append(1) else 100.0
 number = 5
 """
@@ -177,7 +183,7 @@ def test_evaluations_that_cannot_be(folder, command, options, message):
         (("--plot", "curve.txt"), "curve.txt is no picture; give a name that ends in .png"),
         (("--plot", "none/curve.png"), "the folder none does not exist"),
         (("-o", "model.safetensors"), "is the input itself"),
-        (MODEL, "--model is given without --calibrate or --eval"),
+        (MODEL, "--model is given without --data or --eval"),
         (("--keep", "head*"), "the pattern 'head*' matches none"),
     ],
 )
@@ -252,24 +258,47 @@ def test_inspect_refuses(folder, options, message):
     assert result.exit_code == 2 and message in result.output
 
 
-CALIBRATED = ("--calibrate", "quality_code:batches")
+CALIBRATED = ("--data", "quality_code:batches")
 OPTIONS = [
     ("--ratio", "8"),
     ("--target-size", "3kB"),
     ("--bits-per-weight", "16", "--keep", "0.*"),
     ("--ratio", "8", "--bits", "0.*=1"),
-    ("--ratio", "8", "--fast", "*"),
+    ("--ratio", "8", "--lookup", "*"),
     ("--ratio", "8", *MODEL, *CALIBRATED),
     ("--max-drop", "8", *EVAL),
     ("--max-drop", "8", *EVAL, *CALIBRATED),
-    ("--max-drop", "8", *EVAL, *CALIBRATED, "--fast", "0.*"),
+    ("--max-drop", "8", *EVAL, *CALIBRATED, "--lookup", "0.*"),
     ("--lossless",),
 ]
 
 
+def test_an_error_of_the_output_that_cannot_be_measured_is_no_failure(folder):
+    """The model returns numbers of classes only."""
+    model = ("--model", "quality_code:classes", *CALIBRATED)
+    result = run("compress", "model.safetensors", "-o", "m.tersor", "--ratio", 8, *model)
+    assert result.exit_code == 0, result.stderr
+    assert "note: the error of the output is not known: " in result.stderr
+    with tersor.open("m.tersor") as file:
+        assert file.metadata == {}
+
+
+def test_layers_that_would_not_fit_are_not_reconstructed(folder, monkeypatch):
+    def too_large(*_):
+        raise BudgetError("9 bytes are too few")
+
+    monkeypatch.setattr("tersor.compression.post_training.reconstruct", too_large)
+    result = run("compress", "model.safetensors", "-o", "m.tersor", *OPTIONS[5])
+    assert result.exit_code == 0 and Path("m.tersor").exists()
+    assert "note: layers are not reconstructed: 9 bytes are too few" in result.stderr
+
+
+SAID = ("--metadata", "licence=MIT", "--content-hash")
+SIZES = [(options, ()) for options in OPTIONS] + [(OPTIONS[i], SAID) for i in (0, 6, -1)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("said", [(), ("--metadata", "licence=MIT", "--content-hash")])
-@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+@pytest.mark.parametrize("options, said", SIZES, ids=" ".join)
 def test_sizes_that_are_told_are_those_of_the_file(folder, options, said):
     result = run("compress", "model.safetensors", "-o", "m.tersor", *options, *said)
     assert result.exit_code == 0, result.stderr
@@ -288,10 +317,10 @@ def test_sizes_that_are_told_are_those_of_the_file(folder, options, said):
 
 @pytest.mark.slow
 def test_layers_are_reconstructed_once_for_each_trial(folder, monkeypatch):
-    from tersor.cli import user_code
+    from tersor.compression import post_training
 
-    made, work = [], user_code.reconstruct
-    monkeypatch.setattr(user_code, "reconstruct", lambda *a: made.append(a) or work(*a))
+    made, work = [], post_training.reconstruct
+    monkeypatch.setattr(post_training, "reconstruct", lambda *a: made.append(a) or work(*a))
     options = ("--max-drop", "8", *EVAL, *CALIBRATED)
     result = run("compress", "model.safetensors", "-o", "m.tersor", *options)
     assert result.stderr.count(" bytes\n") == len(made) > 1

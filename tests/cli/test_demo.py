@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from rich.console import Console
+from typer.testing import CliRunner
 
-from tersor.cli import demo
+from tersor.cli import app, demo
 
 pytest.importorskip("sklearn", reason="the demo needs its extra, as `make test` installs it")
 pytest.importorskip("matplotlib", reason="the demo needs its extra, as `make test` installs it")
@@ -16,9 +16,9 @@ def test_it_trains_compresses_evaluates_and_draws(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(demo, "RATIOS", (30,))
     monkeypatch.setattr(demo, "DENSE_EPOCHS", 2)
     monkeypatch.setattr(demo, "FINETUNING_EPOCHS", 1)
-    console = Console(record=True, width=100)
-    demo.run(tmp_path / "demo", console)
-    text = console.export_text()
+    result = CliRunner().invoke(app, ["demo", "-o", str(tmp_path / "demo")])
+    assert result.exit_code == 0, result.output
+    text = result.stdout
     sizes = {p.name: p.stat().st_size for p in (tmp_path / "demo").iterdir()}
     assert sizes["compressed10.tersor"] <= sizes["dense.safetensors"] / 10
     assert sizes["finetuned30.tersor"] <= sizes["dense.safetensors"] / 30

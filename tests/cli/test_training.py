@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -36,17 +37,24 @@ def run(*arguments):
     return CliRunner().invoke(app, ["finetune", *map(str, arguments)], catch_exceptions=False)
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
     """A model, its teacher, archives of images, and a module that makes the model."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("files")
     teacher = dense()
-    save_file(teacher.state_dict(), "teacher.safetensors")
-    tersor.save(compressed(teacher, 15), "model.tersor")
-    (tmp_path / "toynet.py").write_text(NET)
+    save_file(teacher.state_dict(), folder / "teacher.safetensors")
+    tersor.save(compressed(teacher, 15), folder / "model.tersor")
+    (folder / "toynet.py").write_text(NET)
     for name, seed in (("train", 0), ("test", 1)):
         images, labels = data(64, seed)
-        np.savez(f"{name}.npz", x=((images + 4) * 25).byte().numpy(), y=labels.numpy())
+        np.savez(folder / f"{name}.npz", x=((images + 4) * 25).byte().numpy(), y=labels.numpy())
+    return folder
+
+
+@pytest.fixture
+def folder(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -176,3 +176,22 @@ def test_bound_is_reverse_water_filling(spectrum: list[float], rate: float) -> N
 def test_the_bound_of_white_noise_is_6_db_a_bit():
     assert distortion_bound(np.full(8, 3.0), 2.0) == pytest.approx(3.0 / 16)
     assert distortion_bound(np.zeros(8), 2.0) == 0
+
+
+@pytest.mark.parametrize(
+    "row, states, level",
+    [
+        ([4, -4, 4, -4], 1, 128 + 16 * 2),
+        ([1, 0, 0, 0], 1, 128 - 16 * 2),
+        ([3, 0], 1, 128 + 9),  # 16 log2 1.5 = 9.36
+        ([4, -4], 8, 128 + 16 * 1),  # the index of 3 and 4 on a grid of a trellis is 2
+        ([3, -3], 8, 128 + 16 * 1),
+        ([1, 1], 8, 128),
+        ([0, 0], 1, 0),
+        ([LARGEST], 1, 255),
+        ([], 1, 128),
+    ],
+)
+def test_coding_starts_at_the_mean_magnitude_of_the_first_row(row, states, level):
+    rows = torch.tensor([row, [LARGEST] * len(row)], dtype=torch.int16)
+    assert starting_level(rows, states) == level

@@ -15,7 +15,7 @@ import tersor
 from tersor.errors import BudgetError, InputError
 from tersor.nn import FactoredWeight, insert_factors, state
 from tersor.storage import container
-from tersor.storage.archive import Kept, Plain
+from tersor.storage.archive import Plain, Reason
 from tersor.storage.opened import open_file
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
@@ -280,11 +280,11 @@ def test_reasons_survive_saving(tmp_path):
     }
     assert kept == again
     notes = {t.name: t.note for t in tersor.inspect(tmp_path / "model.tersor").tensors}
-    assert notes["norm.num_batches_tracked"] == f"exact: {Kept.NOT_FLOAT.describe()}"
+    assert notes["norm.num_batches_tracked"] == f"exact: {Reason.NOT_FLOAT.describe()}"
 
 
 def test_weights_may_be_kept_or_have_their_own_bits(tmp_path):
-    """A kept weight is not touched; what is saved is what was asked for."""
+    """An unfactored weight is not touched; what is saved is what was asked for."""
     model = make_net()
     before = snapshot(model)
     report = tersor.compress(model, ratio=1.5, keep=["head.*"], bits={"conv.*": 4})

@@ -19,7 +19,7 @@ from tersor.compression.overrides import Overrides
 from tersor.errors import BudgetError, InputError
 from tersor.io import dense_tensors
 from tersor.storage import container
-from tersor.storage.archive import Kept, Plain
+from tersor.storage.archive import Plain, Reason
 from tersor.storage.checkpoint import Source, open_checkpoint
 from tersor.storage.summary import summarize
 
@@ -149,11 +149,11 @@ def test_what_is_kept():
         n: e.content.reason for n, e in archive.entries.items() if isinstance(e.content, Plain)
     }
     assert reasons == {
-        "conv.weight": Kept.LEFT_DENSE,
-        "conv.bias": Kept.VECTOR,
-        "norm.num_batches_tracked": Kept.NOT_FLOAT,
-        "empty": Kept.EMPTY,
-        "head.scale": Kept.VECTOR,
+        "conv.weight": Reason.LEFT_DENSE,
+        "conv.bias": Reason.VECTOR,
+        "norm.num_batches_tracked": Reason.NOT_FLOAT,
+        "empty": Reason.EMPTY,
+        "head.scale": Reason.VECTOR,
     }
     dense = dense_tensors(archive)
     assert list(dense) == list(state)

@@ -23,12 +23,12 @@ class Solver:
         self.weights = [Weight(str(i), n) for i, n in enumerate(numbers)]
         self.noise, self.asked = noise, []
 
-    def __call__(self, weights, step, what):
+    def __call__(self, weights, step_size, what):
         for weight in weights:
             self.asked.append(weight.name)
-            exact = weight.numel * math.log1p(4.5 / step**2) / 11
-            wobble = 1 + self.noise * math.sin(1e4 * step * (1 + int(weight.name)))
-            yield weight, Version(int(exact * wobble), weight.numel * step**2, step)
+            exact = weight.numel * math.log1p(4.5 / step_size**2) / 11
+            wobble = 1 + self.noise * math.sin(1e4 * step_size * (1 + int(weight.name)))
+            yield weight, Version(int(exact * wobble), weight.numel * step_size**2, step_size)
 
     def filling(self):
         models = {w.name: SizeModel(np.ones(1), w.numel) for w in self.weights}
@@ -65,9 +65,9 @@ def test_budgets_too_small_for_any_weight_leave_zeros(spare):
 
 def test_weights_that_cannot_use_the_budget_end_the_search():
     class Limited(Solver):
-        def __call__(self, weights, step, what):
-            for weight, version in super().__call__(weights, step, what):
-                yield weight, Version(min(version.nbytes, 500), 1.0, step)
+        def __call__(self, weights, step_size, what):
+            for weight, version in super().__call__(weights, step_size, what):
+                yield weight, Version(min(version.nbytes, 500), 1.0, step_size)
 
     solver = Limited([5000] * 10)
     best = solver.filling().within(20_000, 1.0)
@@ -77,11 +77,11 @@ def test_weights_that_cannot_use_the_budget_end_the_search():
 
 def test_passes_far_from_the_budget_do_not_count_once_one_is_close():
     class Surprising(Solver):
-        def __call__(self, weights, step, what):
+        def __call__(self, weights, step_size, what):
             first = what == "pass 1"  # far above the budget; the second is a little below
-            for weight, version in super().__call__(weights, step, what):
+            for weight, version in super().__call__(weights, step_size, what):
                 nbytes = version.nbytes * (150 if first else 147) // 100
-                yield weight, Version(nbytes, version.error, step)
+                yield weight, Version(nbytes, version.error, step_size)
 
     solver = Surprising([2000 + 10 * i for i in range(20)])
     best = solver.filling().within(10_000, 1.0)
@@ -95,9 +95,9 @@ def test_each_weight_is_factored_about_once(bias):
     """The first pass finds out by how much the models are off, and a few weights fill the rest."""
 
     class Biased(Solver):
-        def __call__(self, weights, step, what):
-            for weight, version in super().__call__(weights, step, what):
-                yield weight, Version(int(bias * version.nbytes), version.error, step)
+        def __call__(self, weights, step_size, what):
+            for weight, version in super().__call__(weights, step_size, what):
+                yield weight, Version(int(bias * version.nbytes), version.error, step_size)
 
     solver = Biased([3000 + 37 * i for i in range(60)][::-1], 0.01)
     target = sum(w.numel for w in solver.weights) // 4

@@ -37,7 +37,7 @@ def test_many_groups_fill_the_budget():
 
 
 def test_of_many_groups_only_those_in_doubt_are_searched():
-    """The result is no worse than one price of a byte for all, and fills the budget."""
+    """The result is no worse than one λ of a byte for all, and fills the budget."""
     generator = random.Random(0)
     options = []
     for _ in range(3000):
@@ -52,11 +52,11 @@ def test_of_many_groups_only_those_in_doubt_are_searched():
     assert 0.999 * budget < taken <= budget
     slope = 1e-5
 
-    def bound(price):  # of Lagrange: no choice that fits has less error
-        return sum(min(e + price * s for s, e in g) for g in options) - price * budget
+    def bound(lagrangian):  # of Lagrange: no choice that fits has less error
+        return sum(min(e + lagrangian * s for s, e in g) for g in options) - lagrangian * budget
 
     low, high = slope, 1.0
-    for _ in range(200):  # the bound is concave in the price
+    for _ in range(200):  # the bound is concave in λ
         a, b = low + (high - low) / 3, high - (high - low) / 3
         low, high = (a, high) if bound(a) < bound(b) else (low, b)
     assert error <= bound(low) * (1 + 2e-4)

@@ -19,17 +19,19 @@ def test_any_name_of_a_tied_weight_counts():
     assert Overrides(["decoder.*"]).resolve(NAMES).keep == {"embed.weight"}
 
 
-def test_only_matrices_that_are_not_kept_are_fast():
+def test_only_matrices_that_are_not_kept_are_looked_up():
     matrices = {"head.0.weight", "embed.weight"}
-    assert Overrides(fast=["*"]).resolve(NAMES, matrices).fast == matrices
-    assert Overrides(["head*"], fast=["*"]).resolve(NAMES, matrices).fast == {"embed.weight"}
-    assert Overrides((), {"*": 2}, ["decoder.*"]).resolve(NAMES, matrices).fast == {"embed.weight"}
+    assert Overrides(lookup=["*"]).resolve(NAMES, matrices).lookup == matrices
+    assert Overrides(["head*"], lookup=["*"]).resolve(NAMES, matrices).lookup == {"embed.weight"}
+    assert Overrides((), {"*": 2}, ["decoder.*"]).resolve(NAMES, matrices).lookup == {
+        "embed.weight"
+    }
     with pytest.raises(
-        InputError, match=r"'conv\*'.*fast matches no matrix, but conv1.weight, conv"
+        InputError, match=r"'conv\*'.*look-up kernels matches no matrix, but conv1.weight, conv"
     ):
-        Overrides(fast=["*", "conv*"]).resolve(NAMES, matrices)
+        Overrides(lookup=["*", "conv*"]).resolve(NAMES, matrices)
     with pytest.raises(InputError, match=r"'hed.\*' matches none of the 4 weights"):
-        Overrides(fast=["hed.*"]).resolve(NAMES, matrices)
+        Overrides(lookup=["hed.*"]).resolve(NAMES, matrices)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_bits_that_are_no_positive_number(bits):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"keep": "head.*"}, {"keep": [3]}, {"bits": ["a=4"]}, {"fast": "*"}]
+    "wrong", [{"keep": "head.*"}, {"keep": [3]}, {"bits": ["a=4"]}, {"lookup": "*"}]
 )
 def test_patterns_of_wrong_types(wrong):
     with pytest.raises(InputError, match=r"must be a (list|dict) of patterns"):

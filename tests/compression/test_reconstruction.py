@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tersor
-from tersor.errors import InputError
+from tersor.errors import BudgetError, InputError
 from tersor.nn import FactoredWeight, state
 
 
@@ -30,7 +30,7 @@ def samples(kind: str) -> Tensor:
     """Inputs with a structure, as images and features have it."""
     if kind == "linear":
         return torch.randn(600, 8) @ torch.randn(8, 40) + 0.1 * torch.randn(600, 40)
-    return nn.functional.avg_pool2d(torch.randn(200, 3, 18, 18), 3, stride=1)
+    return nn.functional.avg_pool2d(torch.randn(200, 3, 12, 12), 3, stride=1)
 
 
 def pair(kind: str, ratio: float) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -66,12 +66,12 @@ def test_outputs_come_closer_in_no_more_bytes(kind, ratio, tmp_path):
         assert torch.equal(back(inputs), model(inputs))
 
 
-def test_signs_stay_signs(tmp_path):
+def test_binary_latents_stay_binary(tmp_path):
     torch.manual_seed(0)
     dense, inputs = linear().eval(), samples("linear")
     model = copy.deepcopy(dense)
     calibration = tersor.calibrate(model, [inputs])
-    tersor.compress(model, target_size="4kB", calibration=calibration, fast=["*"])
+    tersor.compress(model, target_size="4kB", calibration=calibration, lookup=["*"])
     old, before = state(model), error(model, dense, inputs)
     tersor.reconstruct(model, dense, [inputs], target_size="4kB")
     new = state(model)
@@ -81,18 +81,18 @@ def test_signs_stay_signs(tmp_path):
     assert tersor.save(model, tmp_path / "model.tersor").nbytes <= 4000
 
 
-def test_signs_that_training_moved_stay_signs():
+def test_binary_latents_that_training_moved_stay_binary():
     torch.manual_seed(0)
     dense, inputs = linear().eval(), samples("linear")
     model = copy.deepcopy(dense)
-    tersor.compress(model, target_size="4kB", fast=["*"])
+    tersor.compress(model, target_size="4kB", lookup=["*"])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("latent"):
                 parameter += 0.01 * torch.randn(parameter.shape)
     tersor.reconstruct(model, dense, [inputs], target_size="4kB")
     new = state(model)
-    assert all(new[n].signs for n in ("0.weight", "2.weight", "4.weight"))
+    assert all(new[n].binary for n in ("0.weight", "2.weight", "4.weight"))
 
 
 @pytest.mark.slow
@@ -116,6 +116,20 @@ def test_weights_that_are_used_twice_stay():
     new = state(model)
     assert new["0.weight"] is old["0.weight"] and new["4.weight"] is not old["4.weight"]
     assert isinstance(new["4.weight"], FactoredWeight)
+
+
+def test_very_long_rows_stay():
+    """Their moments would take hours: those of 8,192 inputs, 20 times the rest of the model."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(4100, 16), nn.ReLU(), nn.Linear(16, 64)).eval()
+    model, x = copy.deepcopy(dense), torch.randn(50, 4100)
+    tersor.compress(model, ratio=8)
+    long, short = (state(model)[name] for name in ("0.weight", "2.weight"))
+    before = [long.to_factors(), short.to_factors()]
+    tersor.reconstruct(model, dense, [x])
+    after = [state(model)[name].to_factors() for name in ("0.weight", "2.weight")]
+    assert torch.equal(before[0].recompose(), after[0].recompose())
+    assert not torch.equal(before[1].recompose(), after[1].recompose())
 
 
 def test_models_that_do_not_go_together_are_refused():
@@ -157,3 +171,35 @@ def test_a_single_sample_is_too_little_but_no_failure():
     dense, model, inputs = pair("linear", 8)
     tersor.reconstruct(model, dense, [inputs[:1]])
     assert error(model, dense, inputs) < 0.2
+
+
+def test_budgets_that_are_too_small_are_refused():
+    dense, model, inputs = pair("linear", 8)
+    with pytest.raises(BudgetError, match="100 bytes are too few for the reconstructed model"):
+        tersor.reconstruct(model, dense, [inputs], target_size=100)
+
+
+class Forked(nn.Module):
+    """Of the same weights as another, it may run other layers, or the same for other inputs."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.second = nn.Linear(40, 40), nn.Linear(40, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "both":
+            return self.second(self.first(x))
+        return self.second(self.first(x)[: len(x) // 2] if self.way == "half" else x)
+
+
+@pytest.mark.parametrize(
+    "way, message", [("second", "do not run the same layers"), ("half", "gets inputs of shape")]
+)
+def test_models_that_run_differently_are_refused(way, message):
+    torch.manual_seed(0)
+    model, reference = Forked("both").eval(), Forked(way).eval()
+    reference.load_state_dict(model.state_dict())
+    tersor.compress(model, ratio=8)
+    with pytest.raises(InputError, match=message):
+        tersor.reconstruct(model, reference, [samples("linear")])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +37,40 @@ COMMAND = (
     "out.tersor",
     "--bits",
     "3*=3",
-    "--fast",
+    "--lookup",
     "4*",
     "--ratio",
 )
+
+
+LAYERS = 6
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw = generator(3)
-    state = {f"{i}.weight": torch.randn(80, 60 + i, generator=draw) for i in range(12)}
+    state = {f"{i}.weight": torch.randn(80, 60 + i, generator=draw) for i in range(LAYERS)}
     save_file(state, "model.safetensors")
     return tmp_path
+
+
+@cache
+def finished():
+    """The file of a run that nothing stopped; in a folder with the model."""
+    run(*COMMAND, 8)
+    output = Path("out.tersor")
+    content = output.read_bytes()
+    output.unlink()
+    return content
+
+
+@cache
+def partial(after):
+    """The journal of a run that was stopped after so many versions."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, after, *COMMAND, 8)
+    return Path("out.tersor.partial").read_bytes()
 
 
 def run(*arguments):
@@ -87,9 +109,7 @@ def kill(arguments, size):
 
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_identical_file(folder):
-    run(*COMMAND, 8)
-    expected, draw, kills = Path("out.tersor").read_bytes(), random.Random(5), 0
-    Path("out.tersor").unlink()
+    expected, draw, kills = finished(), random.Random(5), 0
     size = 0
     for _ in range(4):
         size += draw.randrange(1, 12_000)
@@ -102,9 +122,9 @@ def test_killed_and_resumed_gives_the_identical_file(folder):
 
 
 def test_what_is_done_is_not_done_again(folder, monkeypatch):
-    message = interrupt(monkeypatch, 9, *COMMAND, 8)
+    message = interrupt(monkeypatch, LAYERS - 1, *COMMAND, 8)
     assert "what is done is in out.tersor.partial: to go on, run the same command" in message
-    message = interrupt(monkeypatch, 3, *COMMAND, 8)
+    message = interrupt(monkeypatch, 2, *COMMAND, 8)
     assert "note: continuing an interrupted run: " in message
     assert "results are there already" in run(*COMMAND, 8)
     assert not Path("out.tersor.partial").exists()
@@ -113,12 +133,12 @@ def test_what_is_done_is_not_done_again(folder, monkeypatch):
 
 @pytest.mark.parametrize("change", ["the input", "the options", "the calibration", "the version"])
 def test_a_change_starts_anew_and_says_so(folder, monkeypatch, change):
-    interrupt(monkeypatch, 9, *COMMAND, 8)
+    Path("out.tersor.partial").write_bytes(partial(LAYERS - 1))
     ratio = 9 if change == "the options" else 8
     if change == "the input":  # of the same size, name and date
         date = Path("model.safetensors").stat().st_mtime_ns
         state = load_file("model.safetensors")
-        state["11.weight"][5, 5] += 1
+        state["5.weight"][5, 5] += 1
         save_file(state, "model.safetensors")
         os.utime("model.safetensors", ns=(date, date))
     if change == "the version":
@@ -173,11 +193,10 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("forgery", [*FORGERIES, b"", b"{", b"[]", b"[1, 2, 3]\n", b"\xff\n"])
-def test_results_that_do_not_hold_are_made_anew(folder, monkeypatch, forgery):
+def test_results_that_do_not_hold_are_made_anew(folder, forgery):
     """Whatever is in the file under a right digest."""
-    run(*COMMAND, 8)
-    expected = Path("out.tersor").read_bytes()
-    interrupt(monkeypatch, 14, *COMMAND, 8)
+    expected = finished()
+    Path("out.tersor.partial").write_bytes(partial(LAYERS + 2))
     forge("out.tersor.partial", forgery)
     assert "continuing an interrupted run" in run(*COMMAND, 8)
     assert Path("out.tersor").read_bytes() == expected
@@ -215,9 +234,7 @@ def test_empty_tensors_of_numpy(folder):
 @pytest.mark.slow
 def test_two_containers_at_once(folder):
     """Each with the name of the other's output, and with one of its own: all are whole."""
-    run(*COMMAND, 8)
-    expected = Path("out.tersor").read_bytes()
-    Path("out.tersor").unlink()
+    expected = finished()
     outputs = ["out.tersor", "out.tersor", "a_long_name_of_more_than_forty_characters_1.tersor"]
     commands = [[name if a == "out.tersor" else a for a in (*COMMAND, "8")] for name in outputs]
     processes = [

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.compression.sizes import SizeModel, SizeOfSigns, step_of_size
+from tersor.compression.sizes import SizeModel, SizeOfBinary, step_size_for
 
 
 def test_a_halved_step_costs_a_bit_at_high_rates():
@@ -27,7 +27,7 @@ def test_what_was_measured_is_given_back(measured):
 @given(st.floats(1.0, 5e4), st.floats(1e-3, 1e3))
 def test_the_step_of_a_size_is_found(total, around):
     models = [SizeModel(np.array([4.0, 1.0]), 3000), SizeModel(np.array([0.01]), 10_000)]
-    step = step_of_size([m.bytes for m in models], total, around)
+    step = step_size_for([m.bytes for m in models], total, around)
     assert sum(m.bytes(step) for m in models) == pytest.approx(total, rel=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_errors_that_were_measured_are_given_back():
 
 
 def test_signs_take_a_bit_each_whatever_was_measured():
-    model = SizeOfSigns((100, 50), 1.0)
+    model = SizeOfBinary((100, 50), 1.0)
     sizes = [model.bytes(step) for step in np.geomspace(0.01, 100, 200)]
     assert sizes == sorted(sizes, reverse=True)
     # tiles of 2 to 17 elements, 16 signs each, and codebooks of 16 columns

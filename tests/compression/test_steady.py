@@ -47,6 +47,6 @@ def test_bytes_fall_steadily_as_the_step_grows() -> None:
     """No row of many equal ones drops out alone, and no jump separates neighbouring steps."""
     weight = gaussian(256, 1)
     steps = [1.0 * 1.03**i for i in range(18)]
-    sizes = [factorize_weight(weight, 1, step).nbytes for step in steps]
+    sizes = [factorize_weight(weight, 1, step_size).nbytes for step_size in steps]
     for finer, coarser in itertools.pairwise(sizes):
         assert 0.7 * finer < coarser < 1.01 * finer

@@ -226,7 +226,7 @@ def test_trained_models_are_what_is_saved(saved: Saved, tmp_path: Path):
     assert any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
     optimizer.step()
     if is_compressed(model):
-        tersor.project(model, price=1e-9)
+        tersor.project(model, lagrangian=1e-9)
     tersor.save(model, tmp_path / "model.tersor", lossless=True)
     back = tersor.load(tmp_path / "model.tersor", build(saved.case, 1))
     assert torch.equal(call(back, saved.case), call(model, saved.case))

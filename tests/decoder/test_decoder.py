@@ -21,7 +21,7 @@ from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.io import dense_tensors
 from tersor.storage import container, header
-from tersor.storage.archive import Archive, Entry, Kept, Plain
+from tersor.storage.archive import Archive, Entry, Plain, Reason
 from tersor.storage.cursor import Writer
 from tersor.storage.opened import OpenFile, open_file
 
@@ -91,19 +91,19 @@ def test_all_rounded_numbers():
     """Infinities, subnormal numbers and every NaN included."""
     values = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
     entries = {
-        str(dtype): Entry((2**16,), dtype, Plain(values, Kept.SMALL))
+        str(dtype): Entry((2**16,), dtype, Plain(values, Reason.SMALL))
         for dtype in (torch.float32, torch.float64)
     }
     check(Archive(entries, 1))
 
 
-def test_large_groups_of_kept_tensors():
+def test_large_groups_of_unfactored_tensors():
     """Some that fill a group, exceed one, or share one with those of other sizes."""
     draw = torch.Generator().manual_seed(0)
     sizes = {"a": 2**18, "b": 1, "c": 2**18 + 1, "d": 3, "e": 2**17, "f": 2**17, "g": 0, "h": 7}
-    entries = {n: plain(torch.randn(s, generator=draw), Kept.SMALL) for n, s in sizes.items()}
-    entries["bytes"] = plain(torch.arange(200, dtype=torch.uint8), Kept.NOT_FLOAT)
-    entries["rounded"] = plain(torch.arange(9.0).double(), Kept.SMALL, rounded=True)
+    entries = {n: plain(torch.randn(s, generator=draw), Reason.SMALL) for n, s in sizes.items()}
+    entries["bytes"] = plain(torch.arange(200, dtype=torch.uint8), Reason.NOT_FLOAT)
+    entries["rounded"] = plain(torch.arange(9.0).double(), Reason.SMALL, rounded=True)
     check(Archive(entries, 1))
 
 
@@ -133,7 +133,7 @@ def test_files_without_anything(compiler):
     check(Archive({}, 0), program)
     weight = records.zero((4, 4), torch.float32, 0.0)
     check(Archive({"zeros": Entry((4, 4), torch.float32, weight)}, 0), program)
-    check(Archive({"": plain(torch.zeros(0), Kept.EMPTY)}, 0), program)
+    check(Archive({"": plain(torch.zeros(0), Reason.EMPTY)}, 0), program)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -173,7 +173,7 @@ def test_arrays_that_are_too_small_are_refused(path):
 def test_what_a_section_cannot_hold_is_refused_at_once(tmp_path, elements):
     """One byte gives 1032 at most: claims of up to twice as many once passed until decoding."""
     values = torch.zeros(elements, dtype=torch.int16)
-    short = with_section({"w": plain(values, Kept.NOT_FLOAT)}, b"\0")
+    short = with_section({"w": plain(values, Reason.NOT_FLOAT)}, b"\0")
     with pytest.raises(FileFormatError, match=f"1 bytes cannot hold {2 * elements}"):
         OpenFile(short)
     path = tmp_path / "short.tersor"
@@ -183,7 +183,7 @@ def test_what_a_section_cannot_hold_is_refused_at_once(tmp_path, elements):
 
 
 def with_section(entries, section):
-    """A file of kept tensors with another section than theirs, and checksums that fit."""
+    """A file of unfactored tensors with another section than theirs, and checksums that fit."""
     out = Writer()
     out.integer(1)
     header.write(out, entries)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tersor.coding import entropy, records
 from tersor.factorization.calibrated import Metric, solve_calibrated
 from tersor.factorization.rate_aware import Coder
-from tersor.factorization.weights import factorize_signs, factorize_weight
+from tersor.factorization.weights import factorize_binary, factorize_weight
 from tersor.tiling import Tiling, coding_order, natural_order
 
 
@@ -130,7 +130,7 @@ def test_a_step_too_coarse_leaves_nothing():
 def test_outputs_are_closer_with_signs_too(tile: int, inputs: int):
     weight = torch.randn(96, inputs, generator=torch.Generator().manual_seed(2))
     moments = correlated(inputs)
-    plain, better = factorize_signs(weight, tile), factorize_signs(weight, tile, moments=moments)
+    plain, better = factorize_binary(weight, tile), factorize_binary(weight, tile, moments=moments)
     assert better.quantized and (better.latent.abs() == 1).all()
     assert better.latent.shape == plain.latent.shape
     errors = [output_error(weight, f.recompose(), moments) for f in (plain, better)]
@@ -138,4 +138,4 @@ def test_outputs_are_closer_with_signs_too(tile: int, inputs: int):
 
 
 def test_zero_weights_need_no_signs():
-    assert factorize_signs(torch.zeros(9, 16), 4, moments=correlated(16)).rank == 0
+    assert factorize_binary(torch.zeros(9, 16), 4, moments=correlated(16)).rank == 0

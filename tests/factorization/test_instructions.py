@@ -30,7 +30,7 @@ def made(weight: Tensor, tile: int, states: int, moments: Tensor | None) -> tupl
 def test_same_factors_everywhere(tile: int, states: int, calibrated: bool) -> None:
     generator = torch.Generator().manual_seed(5)
     weight = torch.randn(130, 96, generator=generator)
-    weight[3, 5] = 40.0  # an index that is not in the table of prices
+    weight[3, 5] = 40.0  # an index that is not in the table of costs
     inputs = torch.randn(300, 96, generator=generator)
     moments = inputs.T @ inputs / 300 if calibrated else None
     results = []

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import initialize, methods
+from tersor.factorization.additive import additive_bits, quantize_within
 from tersor.factorization.decompose import Method, Solution, decompose, power_of_two
 from tersor.factorization.projections import grid, integers, keep_largest, short_rows
 from tersor.factorization.solve import Quadratic
@@ -36,13 +37,13 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "binary": lambda largest: methods.binary(),
     "rate_aware": lambda largest: methods.rate_aware(0.3 * largest),
     "few_integers": lambda largest: methods.few_integers(2, 3),
-    "sign_sums": lambda largest: methods.sign_sums(3),
+    "binary_sums": lambda largest: methods.binary_sums(3),
     "projected_gradient": lambda largest: methods.projected_gradient(integers(2), 3),
     "a projection of one's own": lambda largest: methods.projected_gradient(
         lambda y: y.clamp_min(0), 3, project_codebook=short_rows()
     ),
 }
-ROUNDED = ("rate_aware", "few_integers", "sign_sums")
+ROUNDED = ("rate_aware", "few_integers", "binary_sums")
 INTEGER = ("scalar", "ternary", "binary", *ROUNDED)
 MONOTONE = [name for name in METHODS if name not in ROUNDED]  # codebooks are rounded
 EXACT = ("weight_svd", "vector_quantization", "dictionary_learning")
@@ -138,7 +139,7 @@ def test_constant(name: str, value: float) -> None:
     weight = torch.full((6, 4), value)
     solution = run(name, weight, 2)
     tolerance = 0.2 if name in ("scalar", "rate_aware") else 1e-6  # the step is 0.3
-    if name in ("few_integers", "sign_sums"):
+    if name in ("few_integers", "binary_sums"):
         tolerance = 0.1  # codebooks are integers of 8 bits, of several columns
     if name == "a projection of one's own" and value < 0:
         tolerance = 2.0  # not in the span of a few nonnegative steps
@@ -188,7 +189,7 @@ def test_bad_weights_are_refused(weight: Tensor, tile: int, message: str) -> Non
     with pytest.raises(InputError, match=message):
         decompose(weight, methods.binary(), tile=tile)
     with pytest.raises(InputError, match=message):
-        methods.quantize_within(weight, 1000, tile=tile)
+        quantize_within(weight, 1000, tile=tile)
 
 
 TOO_MUCH = [
@@ -197,8 +198,8 @@ TOO_MUCH = [
     (methods.additive_vector_quantization(11, 2), "columns 11 is too large .* use at most 10"),
     (methods.dictionary_learning(11, 2), "columns 11 is too large .* use at most 10"),
     (methods.projected_gradient(integers(), 11), "columns 11 is too large .* use at most 10"),
-    (methods.scalar(1e-6), "step 1e-06 is too small: .* use a step of"),
-    (methods.rate_aware(1e-6), "step 1e-06 is too small: .* use a step of"),
+    (methods.scalar(1e-6), "step size 1e-06 is too small: .* use a step size of"),
+    (methods.rate_aware(1e-6), "step size 1e-06 is too small: .* use a step size of"),
 ]
 
 
@@ -211,9 +212,9 @@ def test_methods_that_ask_too_much_are_refused(method: Method, message: str) -> 
 @pytest.mark.parametrize("make", [methods.scalar, methods.rate_aware])
 def test_the_step_that_the_message_names_is_enough(make: Callable[[float], Method]) -> None:
     weight = normal(6, 10, 3)
-    with pytest.raises(InputError, match="use a step of") as caught:
+    with pytest.raises(InputError, match="use a step size of") as caught:
         decompose(weight, make(1e-6), tile=3)
-    step = float(str(caught.value).split("use a step of ")[1].split()[0])
+    step = float(str(caught.value).split("use a step size of ")[1].split()[0])
     assert decompose(weight, make(step), tile=3).factors.quantized
 
 
@@ -224,8 +225,8 @@ NONSENSE: list[tuple[Callable[[], Method], str]] = [
     (lambda: methods.additive_vector_quantization(2, 3), "3 different ones need as many columns"),
     (lambda: methods.additive_vector_quantization(2, 0), "count must be at least 1"),
     (lambda: methods.dictionary_learning(2, 3), "3 nonzeros need as many columns, got 2"),
-    (lambda: methods.scalar(0.0), "step must be positive and finite, got 0"),
-    (lambda: methods.rate_aware(math.nan), "step must be positive and finite, got nan"),
+    (lambda: methods.scalar(0.0), "step_size must be positive and finite, got 0"),
+    (lambda: methods.rate_aware(math.nan), "step_size must be positive and finite, got nan"),
 ]
 
 
@@ -342,7 +343,7 @@ def within(weight: Tensor, tile: int, nbytes: int) -> tuple[float, float]:
     n = Tiling(tuple(weight.shape), tile).count
     columns = max(k for k in range(n + 1) if plain_bytes(k, tile, n) <= nbytes)
     plain = decompose(weight, methods.vector_quantization(columns), tile=tile)
-    return objective(methods.quantize_within(weight, nbytes, tile=tile)), objective(plain)
+    return objective(quantize_within(weight, nbytes, tile=tile)), objective(plain)
 
 
 def plain_bytes(columns: int, d: int, n: int) -> float:
@@ -382,14 +383,14 @@ def test_additive_columns_have_so_many_ones(seed: int, count: int) -> None:
 
 
 def test_additive_bits_count_subsets_and_the_codebook() -> None:
-    assert methods.additive_bits(4, 2, 3, 10) == math.ceil(10 * math.log2(6)) + 16 * 4 * 3
-    assert methods.additive_bits(1, 1, 3, 10) == 16 * 3
+    assert additive_bits(4, 2, 3, 10) == math.ceil(10 * math.log2(6)) + 16 * 4 * 3
+    assert additive_bits(1, 1, 3, 10) == 16 * 3
 
 
 def test_too_few_bytes_are_refused() -> None:
     with pytest.raises(BudgetError, match="a column of 4 elements takes 8"):
-        methods.quantize_within(normal(0, 10, 4), 7, tile=4)
-    assert methods.quantize_within(normal(0, 10, 4), 8, tile=4).factors.rank == 1
+        quantize_within(normal(0, 10, 4), 7, tile=4)
+    assert quantize_within(normal(0, 10, 4), 8, tile=4).factors.rank == 1
 
 
 # --- dictionary learning ------------------------------------------------------------------------

@@ -36,7 +36,7 @@ FINITE: dict[str, tuple[Projection, Tensor]] = {
         projections.few_integers(2, 2),
         all_columns([-2, -1, 0, 1, 2], lambda x: (x != 0).sum() <= 2),
     ),
-    "signs": (projections.signs(), all_columns([-1, 1])),
+    "binary": (projections.binary(), all_columns([-1, 1])),
 }
 
 CONVEX: dict[str, Projection] = {
@@ -102,7 +102,7 @@ def test_short_rows_keeps_rows_in_the_unit_ball() -> None:
 def test_halves_become_even_and_zero_is_positive() -> None:
     halves = torch.tensor([[-1.5, -0.5, 0.5, 1.5, 2.5]])
     assert projections.integers()(halves).tolist() == [[-2, 0, 0, 2, 2]]
-    assert projections.signs()(torch.tensor([[-0.0, 0.0]])).tolist() == [[1, 1]]
+    assert projections.binary()(torch.tensor([[-0.0, 0.0]])).tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize("name", [*CONVEX, *FINITE])

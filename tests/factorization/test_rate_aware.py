@@ -18,7 +18,7 @@ from tersor.coding.rate import LARGEST, TRELLISES, distortion_bound
 from tersor.factorization import rate_aware as ra
 from tersor.factorization import weights
 from tersor.factorization.rate_aware import (
-    PRICE,
+    LAGRANGIAN,
     Coder,
     codebook_exponent,
     solve_rate_aware,
@@ -49,7 +49,7 @@ def laplacian(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def objective(tiles: Tensor, codebook: Tensor, latent: Tensor, rows: int, states: int) -> float:
-    """Distortion + price * bits, coded anew."""
+    """Distortion + λ * bits, coded anew."""
     spent = Coder(rows, states).penalty(codebook, latent)
     return distortion(tiles, codebook, latent) + spent
 
@@ -220,14 +220,14 @@ def test_rounded_codebooks_are_multiples_of_a_power_of_two_of_8_bits(energy):
 @pytest.mark.parametrize("states", STATES)
 @pytest.mark.parametrize("spread", [0.5, 2.0, 8.0])
 def test_a_search_lowers_error_plus_price_times_bits(spread: float, states: int) -> None:
-    """Bits as coded afterwards: the prices are those of the latent before."""
+    """Bits as coded afterwards: the costs are those of the latent before."""
     tiles = laplacian(6, 3000) * spread
     codebook, latent = ra.start(tiles, Coder(100, states))
     coder = Coder(100, states)
     quadratic = Quadratic(codebook, tiles)
     improved = coder.update(quadratic, latent)
     before, after = (
-        distortion(tiles, codebook, z) + PRICE * float(coder.bits(z).sum())
+        distortion(tiles, codebook, z) + LAGRANGIAN * float(coder.bits(z).sum())
         for z in (latent, improved)
     )
     assert after < before

@@ -115,7 +115,7 @@ def test_exchanged_ones_are_locally_best(seed: int, count: int) -> None:
 def test_signs_of_up_to_eight_rows_are_the_best_of_all(seed: int, rows: int, columns: int) -> None:
     quadratic = Quadratic(normal(seed, 5, rows).float(), normal(seed + 1, 5, columns).float())
     start = normal(seed + 2, rows, columns).sign().float()
-    x = updates.exchange_signs(1, torch.Generator().manual_seed(seed))(quadratic, start)
+    x = updates.exchange_binary(1, torch.Generator().manual_seed(seed))(quadratic, start)
     every = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=rows))).T
     errors = ((quadratic.wanted[:, None] - (quadratic.basis @ every)[:, :, None]) ** 2).sum(dim=0)
     torch.testing.assert_close(quadratic.errors(x), errors.amin(dim=0), rtol=1e-4, atol=1e-5)
@@ -127,7 +127,7 @@ def test_exchanged_signs_are_never_worse(seed: int, rows: int) -> None:
     x = normal(seed + 2, rows, 7).sign().float()
     start, generator = x.clone(), torch.Generator().manual_seed(seed)
     for _ in range(3):
-        better = updates.exchange_signs(2, generator)(quadratic, x)
+        better = updates.exchange_binary(2, generator)(quadratic, x)
         assert (better.abs() == 1).all()
         assert (quadratic.errors(better) <= quadratic.errors(x) * (1 + 1e-5) + 1e-4).all()
         x = better
@@ -140,7 +140,7 @@ def test_signs_do_not_depend_on_the_number_of_threads() -> None:
     for threads in (1, 3):
         torch.set_num_threads(threads)
         draw = torch.Generator().manual_seed(2)
-        results.append(updates.exchange_signs(1, draw)(quadratic, torch.ones(16, 9000)))
+        results.append(updates.exchange_binary(1, draw)(quadratic, torch.ones(16, 9000)))
     torch.set_num_threads(before)
     assert torch.equal(*results)
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from tersor.factorization.rate_aware import PRICE
-from tersor.factorization.tiles import candidates, choose, is_stack, tile_of_signs
+from tersor.factorization.rate_aware import LAGRANGIAN
+from tersor.factorization.tiles import candidates, choose, is_stack, tile_of_binary
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_any_shape_gets_a_tile(shape):
 
 
 def test_signs_are_as_many_as_a_weight_has_bits():
-    level = math.log(2) * 2 / PRICE  # variance of a bit that costs what it saves, in steps
+    level = math.log(2) * 2 / LAGRANGIAN  # variance of a bit that costs what it saves, in steps
     for bits, tile in ((2, 8), (1, 16), (0.5, 32), (3.2, 5)):
-        assert tile_of_signs((400, 96), (4**bits - 1) / level) == tile
-    assert tile_of_signs((400, 96), 0.0) == 48  # two, as with 64
-    assert tile_of_signs((500, 20), 1e-30) == 20
-    assert tile_of_signs((4, 100), 1e-30) == 5  # else the codebook would outweigh them
-    assert tile_of_signs((400, 96), 1e30) == 1
+        assert tile_of_binary((400, 96), (4**bits - 1) / level) == tile
+    assert tile_of_binary((400, 96), 0.0) == 48  # two, as with 64
+    assert tile_of_binary((500, 20), 1e-30) == 20
+    assert tile_of_binary((4, 100), 1e-30) == 5  # else the codebook would outweigh them
+    assert tile_of_binary((400, 96), 1e30) == 1
 
 
 def test_tiles_of_stacked_matrices_are_segments_of_their_rows():

@@ -1,4 +1,4 @@
-"""The search for latents against searches in plain Python, at the same prices."""
+"""The search for latents against searches in plain Python, at the same costs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tersor import _native
 from tersor.coding.rate import LARGEST, TRELLISES, analyse, starting_level
 
 STATES = (1, *sorted(TRELLISES))
-PRICE = 0.3
+LAGRANGIAN = 0.3
 
 
-class Prices:
+class Costs:
     """Bits of an integer at a place, from the probabilities after the last one was coded."""
 
     def __init__(self, latent, outer, states):
@@ -53,13 +53,13 @@ class Prices:
         return total
 
 
-def search(codebook, tiles, latent, outer, states, *, price=PRICE, threads=1):
-    """The native search, at the prices of the latent."""
+def search(codebook, tiles, latent, outer, states, *, lagrangian=LAGRANGIAN, threads=1):
+    """The native search, at the costs of the latent."""
     target = (codebook.T @ tiles).astype(np.float32)
     gram = (codebook.T @ codebook).astype(np.float32)
     result = latent.astype(np.float32)
     analysis = analyse(torch.from_numpy(latent), outer, states)
-    _native.search(target, gram, result, analysis, 0, states, price, None, threads)
+    _native.search(target, gram, result, analysis, 0, states, lagrangian, None, threads)
     return result
 
 
@@ -74,21 +74,22 @@ def problem(rows, d, k, n, states, spread, seed=0):
     return codebook, tiles, np.asarray(np.abs(latent) * np.sign(codebook.T @ tiles), np.int16)
 
 
-def cost(codebook, tiles, latent, prices, price=PRICE):
+def cost(codebook, tiles, latent, costs, lagrangian=LAGRANGIAN):
     error = ((tiles.astype(np.float64) - codebook.astype(np.float64) @ latent) ** 2).sum()
-    return error + price * prices.of(latent)
+    return error + lagrangian * costs.of(latent)
 
 
-def cheapest(wanted, curvature, prices, trellis, price=PRICE, most=6):
+def cheapest(wanted, curvature, costs, trellis, lagrangian=LAGRANGIAN, most=6):
     """Least cost of one row over all paths, and over all magnitudes on them."""
     best = math.inf
     for path in trellis.paths(len(wanted)):
         total = 0.0
         for column, (grid, parity) in enumerate(path):
-            level, a = prices.levels[0][column], abs(float(wanted[column]))
+            level, a = costs.levels[0][column], abs(float(wanted[column]))
             indices = range(2 * most) if trellis.states == 1 else range(parity, 2 * most, 2)
             total += min(
-                curvature * (a - trellis.value(grid, i)) ** 2 + price * prices.bits(level, grid, i)
+                curvature * (a - trellis.value(grid, i)) ** 2
+                + lagrangian * costs.bits(level, grid, i)
                 for i in indices
             )
         best = min(best, total)
@@ -103,35 +104,35 @@ def cheapest(wanted, curvature, prices, trellis, price=PRICE, most=6):
     st.sampled_from([0.02, 0.3, 0.6]),
 )
 @settings(max_examples=12)
-def test_it_finds_the_cheapest_of_all_paths(states, seed, n, spread, price):
+def test_it_finds_the_cheapest_of_all_paths(states, seed, n, spread, lagrangian):
     rng = np.random.default_rng(seed)
     tiles = rng.laplace(0, spread, (1, n)).astype(np.float32)
     codebook = np.array([[rng.uniform(0.7, 1.5)]], np.float32)
     latent = onto_trellis(np.abs(tiles), states, seed)
-    prices = Prices(latent, n, states)
-    found = search(codebook, tiles, latent, n, states, price=price)
+    costs = Costs(latent, n, states)
+    found = search(codebook, tiles, latent, n, states, lagrangian=lagrangian)
     assert _native.reachable(found.astype(np.int16), n, states)
     curvature = float(codebook[0, 0]) ** 2
     wanted = tiles[0] / codebook[0, 0]
-    least = cheapest(wanted, curvature, prices, prices.model.trellis, price)
-    found_cost = cost(codebook, tiles, found, prices, price)
+    least = cheapest(wanted, curvature, costs, costs.model.trellis, lagrangian)
+    found_cost = cost(codebook, tiles, found, costs, lagrangian)
     assert found_cost == pytest.approx(least, rel=1e-3, abs=2e-3)
 
 
-def viterbi(wanted, curvature, levels, prices, trellis):
+def viterbi(wanted, curvature, levels, costs, trellis):
     """Least cost of a row of any length."""
-    costs = {0: 0.0}
+    totals = {0: 0.0}
     for a, level in zip(np.abs(wanted).tolist(), levels, strict=True):
         reached = {}
-        for state, total in costs.items():
+        for state, total in totals.items():
             grid, near = trellis.grid(state), int(a) // (1 if trellis.states == 1 else 2)
             for index in {0, 1, *range(max(near - 3, 0), near + 5)}:
                 gap = a - trellis.value(grid, index)
-                after = total + curvature * gap**2 + PRICE * prices.bits(level, grid, index)
+                after = total + curvature * gap**2 + LAGRANGIAN * costs.bits(level, grid, index)
                 successor = trellis.next(state, index)
                 reached[successor] = min(after, reached.get(successor, math.inf))
-        costs = reached
-    return min(costs.values())
+        totals = reached
+    return min(totals.values())
 
 
 @pytest.mark.parametrize("states", STATES)
@@ -140,10 +141,10 @@ def test_long_rows_are_as_cheap_as_by_a_plain_viterbi_algorithm(states, spread):
     rng = np.random.default_rng(states)
     tiles = rng.laplace(0, spread, (1, 200)).astype(np.float32)
     latent = onto_trellis(np.abs(tiles), states)
-    prices = Prices(latent, 20, states)
+    costs = Costs(latent, 20, states)
     found = search(np.ones((1, 1), np.float32), tiles, latent, 20, states)
-    least = viterbi(tiles[0], 1.0, prices.levels[0], prices, prices.model.trellis)
-    found_cost = cost(np.ones((1, 1), np.float32), tiles, found, prices)
+    least = viterbi(tiles[0], 1.0, costs.levels[0], costs, costs.model.trellis)
+    found_cost = cost(np.ones((1, 1), np.float32), tiles, found, costs)
     assert found_cost == pytest.approx(least, rel=2e-3)
 
 
@@ -153,10 +154,10 @@ def test_long_rows_are_as_cheap_as_by_a_plain_viterbi_algorithm(states, spread):
 def test_it_never_raises_the_cost_at_its_prices(states, seed, k, spread):
     outer, n = 6, 60
     codebook, tiles, latent = problem(outer, 4, k, n, states, spread, seed)
-    prices = Prices(latent, outer, states)
+    costs = Costs(latent, outer, states)
     found = search(codebook, tiles, latent, outer, states)
     assert _native.reachable(found.astype(np.int16), outer, states)
-    before, after = (cost(codebook, tiles, z, prices) for z in (latent, found))
+    before, after = (cost(codebook, tiles, z, costs) for z in (latent, found))
     assert after <= before * (1 + 1e-3) + 1e-2
 
 
@@ -199,7 +200,9 @@ def test_it_keeps_to_what_can_be_coded(states, value):
 
 def test_a_free_bit_means_the_nearest_integer():
     tiles = np.random.default_rng(0).normal(0, 5, (1, 500)).astype(np.float32)
-    found = search(np.ones((1, 1), np.float32), tiles, np.zeros((1, 500), np.int16), 5, 1, price=0)
+    found = search(
+        np.ones((1, 1), np.float32), tiles, np.zeros((1, 500), np.int16), 5, 1, lagrangian=0
+    )
     assert np.array_equal(found, np.rint(tiles))
 
 
@@ -210,7 +213,7 @@ def test_more_states_are_better():
     errors = []
     for states in STATES:
         start = onto_trellis(np.abs(tiles), states)
-        found = search(one, tiles, start, 100, states, price=0.0)
+        found = search(one, tiles, start, 100, states, lagrangian=0.0)
         errors.append(float(((tiles - found) ** 2).mean()))
     assert errors[0] == pytest.approx(1 / 12, rel=0.03)
     # Two grids of spacing 2: coarser than rounding to all integers, for half the rate.

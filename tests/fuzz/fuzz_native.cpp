@@ -1,33 +1,18 @@
 // What a fuzzer calls for each input: the coder of the native module on streams and matrices of any
-// content, and the searches for integers and signs on any numbers. Shapes are such that the module
+// content, and the searches for integers and binary latents on any numbers. Shapes are such that the module
 // lets them through. Memory errors are for the sanitizers to find; a stream that was decoded and a
 // matrix that was coded must come back.
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 
+#include "binary.hpp"
+#include "input.hpp"
 #include "search.hpp"
-#include "signs.hpp"
 #include "streams.hpp"
 
 using namespace tersor;
 
 namespace {
-
-struct Input {
-    const uint8_t* data;
-    size_t size;
-    int number(int least, int most) {
-        const int byte = size ? (--size, *data++) : 0;
-        return least + byte % (most - least + 1);
-    }
-    void fill(void* out, size_t bytes) {
-        const size_t some = bytes < size ? bytes : size;
-        if (bytes) std::memset(out, 0, bytes);
-        if (some) std::memcpy(out, data, some);
-        data += some, size -= some;
-    }
-};
 
 constexpr int kStates[] = {1, 4, 8, 16, 32, 64};
 
@@ -122,14 +107,14 @@ void search(Input& input) {
     demand_integers(z);
 }
 
-void signs(Input& input) {
+void binary(Input& input) {
     const int k = input.number(1, 17), n = input.number(1, 9), rounds = input.number(0, 2);
     std::vector<int32_t> orders(rounds * k);
     for (int round = 0; round < rounds; ++round)
         for (int i = 0; i < k; ++i) orders[round * k + i] = (i + round) % k;
     const std::vector<float> gram = floats(input, k * k), target = floats(input, k * n);
     std::vector<float> z(k * n, 1.0f);
-    search_signs(target.data(), gram.data(), z.data(), k, n, orders.data(), rounds, 1);
+    search_binary(target.data(), gram.data(), z.data(), k, n, orders.data(), rounds, 1);
     for (const float x : z) demand(std::fabs(x) == 1);
 }
 
@@ -138,7 +123,7 @@ void signs(Input& input) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Input input{data, size};
-    constexpr void (*kinds[])(Input&) = {decode, encode, search, signs};
+    constexpr void (*kinds[])(Input&) = {decode, encode, search, binary};
     try {
         kinds[input.number(0, 3)](input);
     } catch (const std::invalid_argument&) {  // which Python gets as a ValueError

@@ -46,7 +46,7 @@ private:
 
     void tweak(Tensor& t) {
         std::vector<uint64_t*> fields = {&t.dtype, &t.kind};
-        if (t.kept()) fields.push_back(&t.reason);
+        if (t.unfactored()) fields.push_back(&t.reason);
         else if (t.kind == TERSOR_ALIAS) fields.push_back(&t.target);
         else fields.insert(fields.end(), {&t.tile, &t.rank, &t.scale, &t.snr, &t.trellis, &t.codebook_start,
                                           &t.latent_start, &t.slice});

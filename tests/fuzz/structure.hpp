@@ -19,7 +19,7 @@ struct Tensor {
     uint64_t trellis = 0, codebook_start = 128, latent_start = 128, slice = 0;
     std::vector<uint64_t> lengths;
 
-    bool kept() const { return kind == TERSOR_EXACT || kind == TERSOR_ROUNDED; }
+    bool unfactored() const { return kind == TERSOR_EXACT || kind == TERSOR_ROUNDED; }
 };
 
 // The content of a group is inflated, if it could be.
@@ -46,7 +46,7 @@ inline std::vector<uint64_t> groups(const File& file, uint64_t& slices) {
     for (const Tensor& t : file.tensors) {
         const uint64_t rows = t.lengths.empty() ? 1 : t.lengths[0];
         if (t.kind == TERSOR_FACTORS) slices += t.slice ? std::min(rows / t.slice, MOST_SECTIONS) : 1;
-        if (!t.kept()) continue;
+        if (!t.unfactored()) continue;
         uint64_t left = t.kind == TERSOR_ROUNDED ? 2 : tersor_itemsize(static_cast<unsigned>(t.dtype));
         for (const uint64_t n : t.lengths) left = saturated(left, n);
         left = std::min(left, MOST_BYTES);
@@ -100,7 +100,7 @@ inline bool read_tensors(File& file, Fields& in) {
     for (Tensor& t : all) t.kind = in.byte();
     for (Tensor& t : all) t.lengths.resize(in.byte());
     for (Tensor& t : all) for (uint64_t& n : t.lengths) n = in.integer();
-    for (Tensor& t : all) if (t.kept()) t.reason = in.byte();
+    for (Tensor& t : all) if (t.unfactored()) t.reason = in.byte();
     for (Tensor& t : all) if (t.kind == TERSOR_ALIAS) t.target = in.integer();
     std::vector<Tensor*> factored;
     for (Tensor& t : all) if (t.kind == TERSOR_FACTORS) factored.push_back(&t);
@@ -181,7 +181,7 @@ inline void write_tensors(std::string& out, const File& file) {
     for (const Tensor& t : all) put(out, t.kind, 1);
     for (const Tensor& t : all) put(out, t.lengths.size(), 1);
     for (const Tensor& t : all) for (const uint64_t n : t.lengths) put_integer(out, n);
-    for (const Tensor& t : all) if (t.kept()) put(out, t.reason, 1);
+    for (const Tensor& t : all) if (t.unfactored()) put(out, t.reason, 1);
     for (const Tensor& t : all) if (t.kind == TERSOR_ALIAS) put_integer(out, t.target);
     std::vector<const Tensor*> factored;
     for (const Tensor& t : all) if (t.kind == TERSOR_FACTORS) factored.push_back(&t);

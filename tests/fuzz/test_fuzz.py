@@ -7,6 +7,7 @@ from pathlib import Path
 import c_decoder
 import fuzz_reader
 import inputs
+import kernel_sources
 import pytest
 from samples import small_archive, to_file_bytes
 
@@ -15,7 +16,7 @@ from tersor.storage import container, layout
 HERE = Path(__file__).parent
 CORPUS = sorted(inputs.CORPUS.iterdir())
 FILES = [*inputs.CORPUS.glob("*.file"), *(HERE.parent / "golden").glob("*.tersor")]
-NATIVE = sorted((HERE / "native").iterdir())
+NATIVE, KERNELS = (sorted((HERE / name).iterdir()) for name in ("native", "kernels"))
 CSRC = HERE.parents[1] / "csrc"
 
 
@@ -31,12 +32,13 @@ def test_the_c_decoder():
     assert done.returncode == 0, done.stderr
 
 
-def replayed(folder, harness, sources, times, files):
+def replayed(folder, harness, sources, times, files, objects=()):
     """Files and changes of them through a harness in C++, which sanitizers stop at an error."""
     c_decoder.require("c++", *c_decoder.SANITIZED)
-    flags = [*c_decoder.SANITIZED, f"-I{CSRC}", f"-I{c_decoder.SOURCES}", "-ffp-contract=off"]
+    includes = [f"-I{folder}" for folder in (CSRC, c_decoder.SOURCES, HERE)]
+    flags = [*c_decoder.SANITIZED, *includes, "-ffp-contract=off"]
     subprocess.run(["cc", *flags, "-c", HERE / "replay.c", *sources], check=True, cwd=folder)
-    objects, program = folder.glob("*.o"), folder / "replay"
+    objects, program = (*folder.glob("*.o"), *objects), folder / "replay"
     command = ["c++", "-std=c++17", *flags, "-pthread", harness, *objects, "-o", program]
     subprocess.run(command, check=True)
     done = subprocess.run([program, str(times), *files], capture_output=True, text=True)
@@ -46,6 +48,23 @@ def replayed(folder, harness, sources, times, files):
 @pytest.mark.slow
 def test_the_native_coder(tmp_path):
     replayed(tmp_path, HERE / "fuzz_native.cpp", [], 200, NATIVE)
+
+
+@pytest.mark.slow
+def test_the_kernels(tmp_path):
+    """Each buffer is memory of its exact size; the sizes and numbers are any."""
+    objects = []
+    for target, flags in kernel_sources.TARGETS.items():
+        (tmp_path / target).mkdir()
+        # GCC counts vectors, in which sums of damaged lists wrap. Clang, for `make fuzz`, does not.
+        flags = [*flags, "-Wno-psabi", "-fno-sanitize=signed-integer-overflow"]
+        c_decoder.require("c++", *c_decoder.SANITIZED, *flags)
+        options = ["-std=c++17", *c_decoder.SANITIZED, *flags, "-c"]
+        subprocess.run(
+            ["c++", *options, *kernel_sources.of(CSRC)], check=True, cwd=tmp_path / target
+        )
+        objects += (tmp_path / target).iterdir()
+    replayed(tmp_path, HERE / "fuzz_kernels.cpp", [], 100, KERNELS, objects)
 
 
 @pytest.mark.slow

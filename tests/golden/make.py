@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tersor.compression.driver import compress_source
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.storage import container, dtypes
-from tersor.storage.archive import Alias, Archive, Contents, Entry, Kept, Plain
+from tersor.storage.archive import Alias, Archive, Contents, Entry, Plain, Reason
 from tersor.storage.checkpoint import Source
 from tersor.storage.opened import open_file
 
@@ -50,7 +49,7 @@ def compressed() -> Archive:
         names, lambda n: state[n.replace("tied", "head")], size, {"tied.weight": "head.weight"}
     )
     said = {"name": "golden", "licence": "CC0-1.0", "source": "seed 0, größer als nichts"}
-    return compress_source(replace(source, metadata=said, hashed=True), ratio=4.8)
+    return compress_source(source, ratio=4.8, metadata=said, hashed=True)
 
 
 def lossless() -> Archive:
@@ -64,7 +63,7 @@ def lossless() -> Archive:
     state["zeros"] = torch.zeros(2**20 + 5, dtype=torch.uint8)
     state["wave"] = torch.randn(4, generator=draw, dtype=torch.complex64)
     source = Source(list(state), state.__getitem__, 2_000_000)
-    return compress_source(replace(source, metadata={"note": ""}), lossless=True)
+    return compress_source(source, lossless=True, metadata={"note": ""})
 
 
 def slices() -> Archive:
@@ -98,13 +97,13 @@ def every_kind() -> Archive:
     for number, dtype in enumerate(dtypes.NAMES):
         raw = torch.arange(16, dtype=torch.uint8) * 37 + number
         tensor = raw[:3] % 2 == 1 if dtype == torch.bool else raw.view(dtype)
-        values = Plain(tensor, list(Kept)[number % len(Kept)])
+        values = Plain(tensor, list(Reason)[number % len(Reason)])
         entries[f"type/{dtypes.NAMES[dtype]}"] = Entry(tuple(tensor.shape), dtype, values)
     entries["rounded"] = Entry(
-        (2, 2), torch.float64, Plain(torch.tensor([[1.5, -2], [0, 3e-5]]).bfloat16(), Kept.SMALL)
+        (2, 2), torch.float64, Plain(torch.tensor([[1.5, -2], [0, 3e-5]]).bfloat16(), Reason.SMALL)
     )
-    entries["empty"] = Entry((0, 3), torch.float32, Plain(torch.zeros(0, 3), Kept.EMPTY))
-    entries["number"] = Entry((), torch.int32, Plain(torch.tensor(-7).int(), Kept.NOT_FLOAT))
+    entries["empty"] = Entry((0, 3), torch.float32, Plain(torch.zeros(0, 3), Reason.EMPTY))
+    entries["number"] = Entry((), torch.int32, Plain(torch.tensor(-7).int(), Reason.NOT_FLOAT))
     for shape, tile, rank, dtype in (
         ((5, 7), 3, 2, torch.float32),
         ((4, 3, 3, 3), 9, 12, torch.float64),

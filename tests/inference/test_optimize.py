@@ -279,7 +279,7 @@ def test_convolutions_are_chosen_for_one_order_of_images(last, monkeypatch):
 
 
 def test_without_native_kernels(monkeypatch):
-    monkeypatch.setattr("tersor.kernels.product._kernels", None)
+    monkeypatch.setattr("tersor.kernels.cpu._kernels", None)
     assert kernels.instructions() == ""
     model = compressed()
     expected = model(TOKENS).detach()

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from tersor import kernels
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.kernels import convolution, direct, listed
-from tersor.kernels.convolution import DIRECT, LISTED, Place
+from tersor.kernels import convolution, direct
+from tersor.kernels.convolution import Place
+from tersor.kernels.direct import Direct
+from tersor.kernels.listed import Listed
 from tersor.nn import insert_factors
 from tersor.nn.convolution import (
     DepthwiseLastWeight,
@@ -48,13 +50,8 @@ def random_factors(shape, tile=1, rank=1, spread=1.0, seed=0):
     return Factors(codebook, latent.round().to(torch.int16), 0.01, shape)
 
 
-def lists(factors):
-    packed, layout = listed.pack(factors)
-    return LISTED, list(packed), layout
-
-
 def dense(weight, size=0):
-    return DIRECT, *direct.pack(weight, size)
+    return Direct.pack(weight, size)
 
 
 def expected(x, weight, place, bias=None, groups=1):
@@ -69,7 +66,8 @@ def relative_error(got, wanted):
 
 def limits(factors, x, place):
     """Most that each output of lists can be off: all that rounding can do."""
-    packed, layout = listed.pack(factors)
+    weight = Listed.pack(factors)
+    packed, layout = weight.tensors, weight.layout
     padded = F.pad(x.double(), place[4:6] + place[2:4])
     kernel = (layout.kernel_h, layout.kernel_w)
     windows = F.unfold(padded, kernel, place[6:], 0, place[:2])
@@ -102,12 +100,10 @@ def test_packing_is_exact(rows, channels, kernel, spread, seed):
     shape = (rows, channels, *kernel)
     tile = 1 + seed % torch.Size(shape[1:]).numel()
     factors = random_factors(shape, tile, max(1, tile - seed % 3), spread, seed)
-    packed, layout = listed.pack(factors)
-    listed.check(packed, layout)
-    assert torch.equal(listed.latent_of(packed, layout), factors.latent)
-    torch.testing.assert_close(
-        listed.recompose(packed, layout), factors.recompose(), rtol=1e-4, atol=1e-3
-    )
+    weight = Listed.pack(factors)
+    weight.check()
+    assert torch.equal(weight.latent(), factors.latent)
+    torch.testing.assert_close(weight.recompose(), factors.recompose(), rtol=1e-4, atol=1e-3)
 
 
 @settings(deadline=None, max_examples=100)
@@ -126,7 +122,7 @@ def test_output_is_that_of_the_dense_weight(rows, channels, kernel, place, size,
     if min(place.output(image, kernel)) < 1:
         return
     x, bias = torch.randn(batch, channels, *image), torch.randn(rows) if biased else None
-    got = convolution.conv2d(x, lists(factors), bias, place)
+    got = convolution.conv2d(x, Listed.pack(factors), bias, place)
     wanted = expected(x, factors.recompose(), place, bias)
     assert got.shape == wanted.shape
     if not kernels.instructions():
@@ -140,13 +136,13 @@ def test_output_is_that_of_the_dense_weight(rows, channels, kernel, place, size,
 def test_error_is_as_documented(tile, rank, spread):
     factors = random_factors((64, 32, 3, 3), tile, rank, spread)
     x = torch.randn(2, 32, 12, 12)
-    got = convolution.conv2d(x, lists(factors), None, PLAIN)
+    got = convolution.conv2d(x, Listed.pack(factors), None, PLAIN)
     assert relative_error(got, expected(x, factors.recompose(), PLAIN)) < 1e-3
 
 
 def test_two_and_four_parts_occur():
     found = {
-        listed.pack(random_factors((64, 64, 3, 3), 9, 9, spread))[1].parts
+        Listed.pack(random_factors((64, 64, 3, 3), 9, 9, spread)).layout.parts
         for spread in (0.3, 1.0, 4.0, 8.0)
     }
     assert found == {2, 4}
@@ -159,7 +155,7 @@ def test_extreme_inputs_of_the_lists(value, scale):
     factors = random_factors((16, 300, 1, 1))
     factors.latent[:] = value
     x = scale * torch.ones(1, 300, 5, 5)
-    got = convolution.conv2d(x, lists(factors), None, Place(1, 1, 0, 0, 0, 0, 1, 1))
+    got = convolution.conv2d(x, Listed.pack(factors), None, Place(1, 1, 0, 0, 0, 0, 1, 1))
     wanted = expected(x, factors.recompose(), Place(1, 1, 0, 0, 0, 0, 1, 1))
     assert relative_error(got, wanted) < 1e-3
 
@@ -219,7 +215,7 @@ def test_images_channels_last(rows, channels, kernel, place, size, depthwise):
     rows = channels if depthwise else rows
     weight, bias = torch.randn(rows, channels // groups, *kernel), torch.randn(rows)
     packed = dense(weight, direct.DEPTHWISE_LAST if depthwise else direct.LAST)
-    assert torch.equal(convolution.dense(packed), weight)
+    assert torch.equal(packed.recompose(), weight)
     got = convolution.conv2d(x, packed, bias, place)
     assert got.is_contiguous(memory_format=torch.channels_last)
     wanted = expected(x, weight, place, bias, groups)
@@ -386,16 +382,17 @@ def test_a_damaged_state_is_refused(part, damage):
 @pytest.mark.parametrize("name, form", taken())
 def test_operator_is_well_formed(name, form):
     module, _ = with_form(name, form)
-    way, packed, layout = module.weight_factors.packed
+    weight = module.weight_factors.packed
+    tensors, layout = list(weight.tensors), list(weight.layout)
     place = place_of(module)
     for grad in (True, False):
         x = image_of(module)
         x = (x if x.dim() == 4 else x[:, :, None]).requires_grad_(grad)
         bias = torch.randn(module.out_channels, requires_grad=grad)
         torch.library.opcheck(
-            torch.ops.tersor.conv2d.default, (x, packed, bias, [way, *layout], list(place))
+            torch.ops.tersor.conv2d.default, (x, tensors, bias, weight.name, layout, list(place))
         )
-    torch.library.opcheck(torch.ops.tersor.conv2d_weight.default, (packed, [way, *layout]))
+    torch.library.opcheck(torch.ops.tersor.conv2d_weight.default, (tensors, weight.name, layout))
 
 
 @pytest.mark.parametrize("name, form", taken())
@@ -477,7 +474,7 @@ def test_what_is_not_finite_is_not_hidden(name, form, value):
 
 
 def test_reference_runs_without_native_kernels(monkeypatch):
-    monkeypatch.setattr("tersor.kernels.product._kernels", None)
+    monkeypatch.setattr("tersor.kernels.cpu._kernels", None)
     for name, form in taken():
         module, weight = with_form(name, form)
         x = image_of(module)
@@ -485,17 +482,17 @@ def test_reference_runs_without_native_kernels(monkeypatch):
 
 
 def test_what_cannot_be_packed():
-    assert listed.packable(random_factors((4, 2, 3, 3)))
+    assert Listed.packable(random_factors((4, 2, 3, 3)))
     real = random_factors((4, 2, 3, 3))
-    assert not listed.packable(Factors(real.codebook.float(), real.latent.float(), 1.0, real.shape))
+    assert not Listed.packable(Factors(real.codebook.float(), real.latent.float(), 1.0, real.shape))
     real.latent[0, 0] = 65
-    assert not listed.packable(real)
-    assert not listed.packable(random_factors((4, 8)))
-    assert not listed.packable(random_factors((4, 2, 3, 3, 3)))
+    assert not Listed.packable(real)
+    assert not Listed.packable(random_factors((4, 8)))
+    assert not Listed.packable(random_factors((4, 2, 3, 3, 3)))
 
 
 def test_bad_input():
-    weight = lists(random_factors((4, 2, 3, 3)))
+    weight = Listed.pack(random_factors((4, 2, 3, 3)))
     for x in (
         torch.randn(2, 5, 5),
         torch.randn(1, 3, 5, 5),
@@ -507,14 +504,15 @@ def test_bad_input():
         convolution.conv2d(torch.randn(1, 2, 2, 2), weight, None, Place(1, 1, 0, 0, 0, 0, 1, 1))
     with pytest.raises(InputError, match="bias has shape"):
         convolution.conv2d(torch.randn(1, 2, 5, 5), weight, torch.ones(3), PLAIN)
-    with pytest.raises(InputError, match="'needs' has"):
-        short = listed.Packed(*weight[1])._replace(needs=torch.zeros(1))
-        convolution.conv2d(torch.randn(1, 2, 5, 5), (LISTED, list(short), weight[2]), None, PLAIN)
+    with pytest.raises(InputError, match="'needs' is"):
+        short = Listed(weight.tensors._replace(needs=torch.zeros(1)), weight.layout)
+        convolution.conv2d(torch.randn(1, 2, 5, 5), short, None, PLAIN)
     tiles = dense(torch.randn(4, 2, 3, 3), 2)
     with pytest.raises(InputError, match="stride 1"):
         convolution.conv2d(torch.randn(1, 2, 5, 5), tiles, None, PLAIN._replace(stride_h=2))
-    with pytest.raises(InputError, match="do not fit"):
-        convolution.conv2d(torch.randn(1, 2, 5, 5), (DIRECT, tiles[1][:1], tiles[2]), None, PLAIN)
+    with pytest.raises(InputError, match="are of no packed weight"):
+        short = Direct(tiles.tensors[:1], tiles.layout)
+        convolution.conv2d(torch.randn(1, 2, 5, 5), short, None, PLAIN)
     module, _ = with_form("plain", ListedWeight)
     with pytest.raises(RuntimeError):  # torch's own
         module(torch.randn(1, 5, 9, 9))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tersor import kernels
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.kernels import panels
+from tersor.kernels.panels import Panels
 from tersor.nn import insert_factors
 from tersor.nn.frozen import PanelWeight
 from tersor.nn.owner import attach, forget
@@ -47,13 +47,13 @@ def test_output_is_that_of_the_dense_matrix(rows, inputs, batch, threads, with_b
     draw = torch.Generator().manual_seed(rows)
     matrix, x = (torch.randn(n, inputs, generator=draw) for n in (rows, batch))
     bias = torch.randn(rows, generator=draw) if with_bias else None
-    packed, layout = panels.pack(matrix)
-    assert torch.equal(panels.matrix_of(packed, layout), matrix)
+    packed = Panels.pack(matrix)
+    assert torch.equal(packed.recompose(), matrix)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    got = kernels.linear(x, packed, bias, layout)
+    got = kernels.linear(x, packed, bias)
     torch.set_num_threads(1)
-    alone = kernels.linear(x, packed, bias, layout)
+    alone = kernels.linear(x, packed, bias)
     torch.set_num_threads(before)
     assert torch.equal(got, alone) or not kernels.instructions()
     wanted = F.linear(x.double(), matrix.double(), None if bias is None else bias.double())
@@ -92,11 +92,12 @@ def test_copies_and_states():
 
 
 def test_operator_is_well_formed():
-    packed, layout = panels.pack(torch.randn(20, 12))
+    packed = Panels.pack(torch.randn(20, 12))
     for grad in (True, False):
         x, bias = torch.randn(3, 12, requires_grad=grad), torch.randn(20, requires_grad=grad)
         torch.library.opcheck(
-            torch.ops.tersor.linear.default, (x, list(packed), bias, list(layout))
+            torch.ops.tersor.linear.default,
+            (x, list(packed.tensors), bias, packed.name, list(packed.layout)),
         )
 
 
@@ -124,6 +125,7 @@ def test_bad_input():
     module, _ = packed_linear()
     with pytest.raises(InputError, match="real numbers, 24 in the last axis"):
         module(torch.randn(3, 23))
-    packed, layout = panels.pack(torch.randn(20, 12))
+    packed = Panels.pack(torch.randn(20, 12))
     with pytest.raises(InputError, match="packed tensor 'panels' is"):
-        kernels.linear(torch.randn(3, 12), panels.Packed(packed.panels[:1]), None, layout)
+        short = Panels.of([packed.tensors.panels[:1]], packed.layout)
+        kernels.linear(torch.randn(3, 12), short, None)

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from tersor import kernels
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.kernels import integers
-from tersor.kernels.integers import MANY
-from tersor.kernels.product import recompose, reference
+from tersor.kernels.integers import Integers
+from tersor.kernels.product import reference
 
 FEW_ERROR, MANY_ERROR = 0.01, 0.001
+MANY = Integers.many
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,7 @@ def random_factors(rows, inputs, tile=1, rank=1, spread=1.0, seed=0):
 
 
 def packed_linear(factors, x, bias=None):
-    packed, layout = integers.pack(factors)
-    return kernels.linear(x, packed, bias, layout)
+    return kernels.linear(x, Integers.pack(factors), bias)
 
 
 def relative_error(got, expected):
@@ -74,29 +73,29 @@ def test_packing_is_exact(shape, outliers):
     factors = drawn(shape)
     for place, value in outliers:
         factors.latent.view(-1)[place % factors.latent.numel()] = value
-    packed, layout = integers.pack(factors)
-    integers.check(packed, layout)
-    latent = integers.latent_of(packed, layout)
+    matrix = Integers.pack(factors)
+    matrix.check()
+    latent = matrix.latent()
     pairs = [
         sorted(torch.cat([codebook, z.T]).T.tolist())
         for codebook, z in (
-            (packed.codebook[:, : factors.rank], latent),
+            (matrix.tensors.codebook[:, : factors.rank], latent),
             (factors.codebook, factors.latent),
         )
     ]
     assert pairs[0] == pairs[1]
-    assert torch.equal(recompose(packed, layout), factors.recompose())
+    assert torch.equal(matrix.recompose(), factors.recompose())
 
 
 @settings(deadline=None, max_examples=60)
 @given(shapes, st.integers(1, 4))
 def test_rows_are_bit_for_bit_those_of_the_dense_matrix(shape, threads):
     factors = drawn(shape)
-    packed, layout = integers.pack(factors)
+    matrix = Integers.pack(factors)
     index = torch.randint(0, factors.shape[0], (40,), generator=torch.Generator().manual_seed(2))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    got = kernels.rows(index, packed, layout)
+    got = kernels.rows(index, matrix)
     torch.set_num_threads(before)
     assert torch.equal(got, factors.recompose()[index])
 
@@ -110,7 +109,7 @@ def test_output_is_that_of_the_dense_matrix(shape, batch, with_bias):
     x = torch.randn(batch, inputs, generator=draw)
     bias = torch.randn(rows, generator=draw) if with_bias else None
     # Errors are those of the transformed input: relative to what the sums are made of.
-    _, layout = integers.pack(factors)
+    layout = Integers.pack(factors).layout
     latent = factors.latent.reshape(factors.rank, rows, -1).float()
     tiles = F.pad(x, (0, factors.tiling.padding)).reshape(batch, -1, layout.tile)
     u = tiles @ factors.codebook.float() * factors.scale
@@ -132,11 +131,13 @@ def test_error_is_as_documented(batch, limit, spread):
 
 
 def test_positions_of_all_widths_and_escapes_occur():
-    packed, layout = integers.pack(random_factors(64, 256, 16, 16, 3.0))
+    matrix = Integers.pack(random_factors(64, 256, 16, 16, 3.0))
+    packed, layout = matrix.tensors, matrix.layout
     assert layout.wide and layout.narrow and not layout.middle and len(packed.escapes)
     factors = random_factors(64, 256, 16, 16, 30.0)
     factors.latent[-4:] //= 9
-    packed, layout = integers.pack(factors)
+    matrix = Integers.pack(factors)
+    packed, layout = matrix.tensors, matrix.layout
     assert 0 < layout.top < layout.middle < layout.wide and layout.narrow and len(packed.escapes)
 
 
@@ -144,12 +145,12 @@ def test_positions_of_all_widths_and_escapes_occur():
 def test_wide_integers_are_multiplied_by_what_is_not_rounded(batch):
     factors, x = random_factors(100, 200, 16, 16, 20.0), torch.randn(batch, 200)
     got, expected = packed_linear(factors, x), F.linear(x, factors.recompose())
-    assert integers.pack(factors)[1].middle and relative_error(got, expected) < 1e-5
+    assert Integers.pack(factors).layout.middle and relative_error(got, expected) < 1e-5
 
 
 def test_integers_of_eight_bits_take_a_quarter_of_the_dense_weight():
-    packed, _ = integers.pack(random_factors(640, 640, 64, 64, 20.0))
-    assert sum(part.nbytes for part in packed) < 640 * 640
+    matrix = Integers.pack(random_factors(640, 640, 64, 64, 20.0))
+    assert sum(part.nbytes for part in matrix.tensors) < 640 * 640
 
 
 @pytest.mark.parametrize("largest", [8, 100, 4000])
@@ -166,11 +167,11 @@ def test_large_integers_are_escapes(largest):
 
 
 def test_what_cannot_be_packed():
-    assert integers.packable(random_factors(4, 8))
+    assert Integers.packable(random_factors(4, 8))
     real = random_factors(4, 8)
-    assert not integers.packable(Factors(real.codebook.float(), real.latent.float(), 1.0, (4, 8)))
+    assert not Integers.packable(Factors(real.codebook.float(), real.latent.float(), 1.0, (4, 8)))
     real.latent[0, 0] = 4001
-    assert not integers.packable(real)
+    assert not Integers.packable(real)
 
 
 def test_zeros():
@@ -210,15 +211,15 @@ def test_leading_axes(shape):
 
 def test_strides_and_misaligned_memory():
     factors = random_factors(24, 64, 8, 8)
-    packed, layout = integers.pack(factors)
+    matrix = Integers.pack(factors)
     storage = torch.randn(64 * 10 + 1)
     for x in (
         storage[1:].reshape(10, 64),
         storage[:-1].reshape(64, 10).T,
         storage[:64].expand(10, 64),
     ):
-        expected = kernels.linear(x.clone().contiguous(), packed, None, layout)
-        assert torch.equal(kernels.linear(x, packed, None, layout), expected)
+        expected = kernels.linear(x.clone().contiguous(), matrix, None)
+        assert torch.equal(kernels.linear(x, matrix, None), expected)
 
 
 @pytest.mark.parametrize("batch", [1, 6, 40, 250])
@@ -235,14 +236,14 @@ def test_same_result_for_any_number_of_threads(batch, spread):
 
 
 def test_several_threads_at_once():
-    packed, layout = integers.pack(random_factors(100, 128, 8, 8))
+    matrix = Integers.pack(random_factors(100, 128, 8, 8))
     inputs = [torch.randn(1 + 5 * i, 128) for i in range(6)]
-    expected = [kernels.linear(x, packed, None, layout) for x in inputs]
+    expected = [kernels.linear(x, matrix, None) for x in inputs]
     wrong = []
 
     def work(i):
         for _ in range(20):
-            if not torch.equal(kernels.linear(inputs[i], packed, None, layout), expected[i]):
+            if not torch.equal(kernels.linear(inputs[i], matrix, None), expected[i]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
@@ -256,40 +257,44 @@ def test_several_threads_at_once():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_fork_after_use():
-    packed, layout = integers.pack(random_factors(1030, 512))
+    matrix = Integers.pack(random_factors(1030, 512))
     x = torch.randn(16, 512)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    expected = kernels.linear(x, packed, None, layout)
+    expected = kernels.linear(x, matrix, None)
     child = os.fork()
     if child == 0:
-        os._exit(0 if torch.equal(kernels.linear(x, packed, None, layout), expected) else 1)
+        os._exit(0 if torch.equal(kernels.linear(x, matrix, None), expected) else 1)
     torch.set_num_threads(before)
     assert os.waitpid(child, 0)[1] == 0
 
 
 def test_operator_is_well_formed():
     factors = random_factors(24, 64, 8, 8)
-    packed, layout = integers.pack(factors)
+    matrix = Integers.pack(factors)
     for batch, grad in ((1, True), (9, True), (3, False)):
         x, bias = torch.randn(batch, 64, requires_grad=grad), torch.randn(24, requires_grad=grad)
         torch.library.opcheck(
-            torch.ops.tersor.linear.default, (x, list(packed), bias, list(layout))
+            torch.ops.tersor.linear.default,
+            (x, list(matrix.tensors), bias, matrix.name, list(matrix.layout)),
         )
 
 
 def test_rows_are_those_of_the_dense_matrix():
     factors = random_factors(50, 64, 8, 8, 3.0)
-    packed, layout = integers.pack(factors)
+    matrix = Integers.pack(factors)
     index = torch.tensor([49, 3, 3, 0, 17])
     torch.testing.assert_close(
-        kernels.rows(index, packed, layout), factors.recompose()[index], rtol=1e-4, atol=1e-4
+        kernels.rows(index, matrix), factors.recompose()[index], rtol=1e-4, atol=1e-4
     )
-    assert kernels.rows(index[:0], packed, layout).shape == (0, 64)
-    torch.library.opcheck(torch.ops.tersor.rows.default, (index, list(packed), list(layout)))
+    assert kernels.rows(index[:0], matrix).shape == (0, 64)
+    torch.library.opcheck(
+        torch.ops.tersor.rows.default,
+        (index, list(matrix.tensors), matrix.name, list(matrix.layout)),
+    )
     for wrong in (-1, 50, 60):
         with pytest.raises(IndexError):
-            kernels.rows(torch.tensor([0, wrong]), packed, layout)
+            kernels.rows(torch.tensor([0, wrong]), matrix)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -312,7 +317,7 @@ def test_gradients_are_those_of_the_dense_matrix():
 
 
 def test_reference_runs_without_native_kernels(monkeypatch):
-    monkeypatch.setattr("tersor.kernels.product._kernels", None)
+    monkeypatch.setattr("tersor.kernels.cpu._kernels", None)
     factors, x = random_factors(24, 64, 8, 8, 2.0), torch.randn(3, 64)
     assert kernels.instructions() == ""
     expected = F.linear(x, factors.recompose(), torch.ones(24))
@@ -320,10 +325,10 @@ def test_reference_runs_without_native_kernels(monkeypatch):
         packed_linear(factors, x, torch.ones(24)), expected, rtol=1e-4, atol=1e-4
     )
     index = torch.tensor([23, 0, 23])
-    got = kernels.rows(index, *integers.pack(factors))
+    got = kernels.rows(index, Integers.pack(factors))
     assert torch.equal(got, factors.recompose()[index])
     with pytest.raises(IndexError):
-        kernels.rows(index + 1, *integers.pack(factors))
+        kernels.rows(index + 1, Integers.pack(factors))
 
 
 def test_gpus_without_kernels_are_told(monkeypatch):
@@ -342,29 +347,27 @@ def test_gpus_without_kernels_are_told(monkeypatch):
 
 
 def test_a_matrix_elsewhere_is_refused():
-    packed, layout = integers.pack(random_factors(24, 64, 8, 8))
-    elsewhere = integers.Packed(*(part.to("meta") for part in packed))
+    matrix = Integers.pack(random_factors(24, 64, 8, 8))
+    elsewhere = Integers.of([part.to("meta") for part in matrix.tensors], matrix.layout)
     with pytest.raises(InputError, match="is on meta and the input on cpu; move one"):
-        kernels.known(elsewhere, layout)
+        kernels.known(elsewhere)
 
 
 def test_bad_input():
-    packed, layout = integers.pack(random_factors(24, 64, 8, 8))
+    matrix = Integers.pack(random_factors(24, 64, 8, 8))
     for x in (torch.randn(3, 63), torch.tensor(1.0), torch.ones(3, 64, dtype=torch.int64)):
         with pytest.raises(InputError, match="real numbers, 64 in the last axis"):
-            kernels.linear(x, packed, None, layout)
+            kernels.linear(x, matrix, None)
     with pytest.raises(InputError, match="bias has shape"):
-        kernels.linear(torch.randn(3, 64), packed, torch.ones(23), layout)
-    with pytest.raises(InputError, match="'codes' has"):
-        short = packed._replace(codes=packed.codes[:1])
-        kernels.linear(torch.randn(3, 64), short, None, layout)
+        kernels.linear(torch.randn(3, 64), matrix, torch.ones(23))
+    with pytest.raises(InputError, match="'codes' is"):
+        short = matrix.tensors._replace(codes=matrix.tensors.codes[:1])
+        kernels.linear(torch.randn(3, 64), Integers(short, matrix.layout), None)
 
 
 def test_reference_is_the_dense_product():
     factors, linear = random_factors(24, 64, 8, 8), nn.Linear(64, 24)
     linear.weight.data = factors.recompose()
-    packed, layout = integers.pack(factors)
+    matrix = Integers.pack(factors)
     x = torch.randn(3, 64)
-    torch.testing.assert_close(
-        reference(x, packed, linear.bias, layout), linear(x), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(reference(x, matrix, linear.bias), linear(x), rtol=1e-4, atol=1e-4)

@@ -184,31 +184,31 @@ CASES = {
         "section 0 is damaged",
     ),
     "wrong checksum": (craft(checksums=bytes(8)), "section 0 is damaged"),
-    "kept tensors cut": (
+    "unfactored tensors cut": (
         craft(sections=[SECTIONS[0], deflate(bytes(11))]),
         "12 bytes expected, 11 found",
     ),
-    "kept tensors longer": (
+    "unfactored tensors longer": (
         craft(sections=[SECTIONS[0], deflate(bytes(13))]),
         "group of 'wb' is damaged",
     ),
-    "kept tensors no deflate": (
+    "unfactored tensors no deflate": (
         craft(sections=[SECTIONS[0], b"\xff" * 9]),
         "group of 'wb' is damaged",
     ),
-    "kept tensors then more": (
+    "unfactored tensors then more": (
         craft(sections=[SECTIONS[0], deflate(bytes(12)) + b"more"]),
         "group of 'wb' is damaged",
     ),
-    "kept tensors larger than their section can be": (
+    "unfactored tensors larger than their section can be": (
         craft(lengths=[4, 3, 2**13, 4, 3]),
         r"group of 'wb' is damaged: \d+ bytes cannot hold 16392",
     ),
-    "kept tensors larger than a single byte can be": (
+    "unfactored tensors larger than a single byte can be": (
         craft(lengths=[4, 3, 516, 4, 3], sections=[SECTIONS[0], b"\0"]),
         "group of 'wb' is damaged: 1 bytes cannot hold 1040",
     ),
-    "kept tensors in more pieces than sections": (
+    "unfactored tensors in more pieces than sections": (
         craft(lengths=[4, 3, 2**30, 4, 3]),
         "header ends too early",
     ),

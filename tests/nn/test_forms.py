@@ -15,7 +15,7 @@ from tersor.errors import InputError
 from tersor.nn import insert_factors
 from tersor.nn.frozen import FrozenWeight
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 MODES = ["dense", "recompose", "factored", "auto"]
 
@@ -138,6 +138,7 @@ def test_output_stays(name, mode):
         close(output(model, inputs), expected, limit_of(mode))
 
 
+@slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -190,6 +191,7 @@ def test_copies(name, mode):
         assert torch.equal(output(each, inputs), expected)
 
 
+@slow
 @pytest.mark.parametrize("name", ["conv1d", "conv2d, strided", "conv2d, depthwise", "transformer",
                                   "attention", "tied", "embedding", "bilinear", "custom",
                                   "transposed 1d", "own forward"])  # fmt: skip
@@ -228,6 +230,7 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 
+@slow
 @pytest.mark.parametrize(
     "kind, options", CONVOLUTIONS, ids=lambda v: v.__name__ if isinstance(v, type) else None
 )

@@ -10,7 +10,11 @@ from torch import nn
 
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.kernels import convolution, integers, lookup, panels, product
+from tersor.kernels import convolution, cpu, product
+from tersor.kernels.integers import Integers
+from tersor.kernels.lookup import Lookup
+from tersor.kernels.packing import buffers as buffers_of
+from tersor.kernels.panels import Panels
 from tersor.nn import insert_factors
 from tersor.nn.convolution import FORMS, ListedWeight, place_of
 from tersor.nn.frozen import LookupWeight, PackedWeight, PanelWeight, RecomposedWeight
@@ -247,8 +251,7 @@ def test_indices_of_embeddings_are_integers():
             module(wrong)
     assert module(torch.empty(2, 0, dtype=torch.int32)).shape == (2, 0, 24)
     with pytest.raises(InputError, match="int64, one axis"):
-        torch.ops.tersor.rows(torch.tensor([1.7]), [*module.weight_factors.packed],
-                              [*module.weight_factors.layout])  # fmt: skip
+        product.rows(torch.tensor([1.7]), module.weight_factors.packed)
 
 
 @pytest.mark.parametrize("name", ["_len_torch_dispatch_stack", "_functorch.peek_interpreter_stack"])
@@ -258,14 +261,14 @@ def test_private_functions_of_torch_may_be_gone(name, monkeypatch):
     expected = module(x)
     holder, _, last = name.rpartition(".")
     monkeypatch.delattr(getattr(torch._C, holder) if holder else torch._C, last)
-    gone = product.private(name)
+    gone = cpu.private(name)
     assert gone()
     monkeypatch.undo()
-    assert not product.private(name)()
-    monkeypatch.setattr(product, "_modes", gone)
+    assert not cpu.private(name)()
+    monkeypatch.setattr(cpu, "_modes", gone)
     monkeypatch.setattr(product, "native", None)  # which the operator would call
     monkeypatch.setattr(product, "_native", product.reference)
-    assert not product.is_plain(x)
+    assert not cpu.is_plain(x)
     torch.testing.assert_close(module(x), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
     check(module, dense, x)
 
@@ -278,34 +281,34 @@ def test_forward_derivatives_are_those_of_torch(name, form):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-3)
 
 
-needs_kernels = pytest.mark.skipif(not product.instructions(), reason="no native kernels here")
+needs_kernels = pytest.mark.skipif(not cpu.instructions(), reason="no native kernels here")
 
 
 @needs_kernels
-@pytest.mark.parametrize("way", [integers, lookup, panels])
-def test_native_products_check_every_size(way):
+@pytest.mark.parametrize("kind", [Integers, Lookup, Panels])
+def test_native_products_check_every_size(kind):
     """Whatever number of bytes is told, of any buffer, or of the sizes: no kernel runs."""
     factors = factors_of(torch.empty(40, 24))
-    packed, layout = way.pack(factors.recompose() if way is panels else factors)
-    make = getattr(product.module(), way.KERNEL)
-    buffers = product.buffers(*packed)
+    matrix = kind.pack(factors.recompose() if kind is Panels else factors)
+    layout, make = matrix.layout, getattr(cpu.module(), kind.kernel)
+    buffers = buffers_of(*matrix.tensors)
     x, bias, y = torch.randn(3, 24), torch.randn(40), torch.zeros(3, 40)
-    numbers = [*product.buffers(x, bias, y), 3, 1]
-    matrix = make(way.MANY, *layout, *buffers)
+    numbers = [*buffers_of(x, bias, y), 3, 1]
+    matrix = make(kind.many, *layout, *buffers)
     matrix(*numbers)
     assert y.any()
     for at in range(1, len(buffers), 2):
         for wrong in (-1, buffers[at] + 1, buffers[at] // 2 if buffers[at] else 2, 2**62):
-            if at == len(buffers) - 1 and way is integers and wrong % 2 == 0 and wrong >= 0:
+            if at == len(buffers) - 1 and kind is Integers and wrong % 2 == 0 and wrong >= 0:
                 continue  # escapes may be of any number
             with pytest.raises(ValueError):
-                make(way.MANY, *layout, *buffers[:at], wrong, *buffers[at + 1 :])
+                make(kind.many, *layout, *buffers[:at], wrong, *buffers[at + 1 :])
     for at in range(len(layout)):
         for wrong in (-1, 2**31, 2**62):
-            if way is lookup and at == 4:
+            if kind is Lookup and at == 4:
                 continue  # true or not
             with pytest.raises(ValueError):
-                make(way.MANY, *layout[:at], wrong, *layout[at + 1 :], *buffers)
+                make(kind.many, *layout[:at], wrong, *layout[at + 1 :], *buffers)
     for at in (1, 3, 5, 6):
         for wrong in (-1, numbers[at] + 4, 0, 2**62):
             if at == 3 and not wrong:
@@ -326,7 +329,7 @@ def test_native_convolutions_check_every_size(form):
     shape = tuple(module(x).shape)
     plan = convolution.plan(x.shape, kept.packed, place_of(module), shape)
     y = torch.zeros(shape)
-    images = product.buffers(x, module.bias, y)
+    images = buffers_of(x, module.bias, y)
     window, sizes = plan.sizes[0], plan.sizes[1:]
     plan.kernel(*images, 1, window, *sizes)
     assert y.any()
@@ -339,7 +342,7 @@ def test_native_convolutions_check_every_size(form):
             with pytest.raises(ValueError):
                 plan.kernel(*images, 1, (*window[:at], wrong, *window[at + 1 :]), *sizes)
     for at, value in enumerate(sizes):
-        is_address = at >= len(sizes) - 2 * len(plan.kept if form is ListedWeight else [0]) and (
+        is_address = at >= len(sizes) - 2 * len(plan.tensors if form is ListedWeight else [0]) and (
             (len(sizes) - at) % 2 == 0
         )
         for wrong in () if is_address else (-2, value + 1000, 2**62):

@@ -142,7 +142,7 @@ def test_signs_that_are_nan_are_refused():
     holder = FactoredWeight(
         Factors(made.codebook, 2 * (made.latent > 0).short() - 1, 0.1, made.shape)
     )
-    assert holder.signs
+    assert holder.binary
     holder.latent.data[0, 0] = math.nan
     with pytest.raises(InputError, match="can be stored"):
         holder.to_factors()

@@ -1,9 +1,11 @@
+import json
 import re
 
 import torch
 from pages import HOSTILE, SECTIONS, Collector, curve_of, entry, every_kind, hostile_page, page_of
 from safetensors.torch import save_file
 
+from tersor.compression import curve_file
 from tersor.report import html
 from tersor.report.facts import gather
 from tersor.storage import container
@@ -63,7 +65,7 @@ def test_a_page_about_hundreds_of_layers_stays_small(tmp_path):
     page = page_of(tmp_path, entries)
     assert len(page.encode()) < 2_000_000
     assert page.count("<article>") == 300 and "200 small ones are in the table only" in page
-    unfolded = re.sub(r"<details>.*?</details>", "", page)
+    unfolded = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
     assert unfolded.count("<article>") == 6 and len(unfolded) < 200_000
 
 
@@ -74,3 +76,14 @@ def test_a_file_of_nothing(tmp_path):
 
 def test_the_same_file_gives_the_same_page(tmp_path):
     assert page_of(tmp_path, every_kind()) == page_of(tmp_path, every_kind())
+
+
+def test_a_curve_without_evaluation_is_one_of_the_error(tmp_path):
+    unknown = {"predicted_drop": None, "measured": None}
+    points = [{"bytes": 1000 * 2**i, "error": 0.1 / 4**i} | unknown for i in range(3)]
+    data = {"points": points, "metric": None, "dense": None, "dense_bytes": 90_000}
+    (tmp_path / "curve.json").write_text(json.dumps(data))
+    curve = curve_file.read(tmp_path / "curve.json")
+    text = Collector(page_of(tmp_path, every_kind(), curve=curve)).text
+    assert "Size and error" in text and "Squared error, share" in text and "0.025" in text
+    assert "Size and accuracy" not in text and "Predicted loss" not in text

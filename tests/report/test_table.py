@@ -10,7 +10,7 @@ from samples import plain, random_factors
 
 from tersor.coding import records
 from tersor.report import table
-from tersor.storage.archive import Alias, Archive, Entry, Kept
+from tersor.storage.archive import Alias, Archive, Entry, Reason
 from tersor.storage.summary import summarize
 
 LAYER = "model.encoder.layers.{}.self_attention_layer_norm"
@@ -30,7 +30,7 @@ def factored(snr=15.0, rank=3, shape=(60, 100)):
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_names_break_between_their_parts(width):
     name = "vision_model.encoder.layers.11.self_attention.out_projection.weight"
-    text = rendered({name: factored(), f"{name}_scale": plain(torch.ones(3), Kept.VECTOR)}, width)
+    text = rendered({name: factored(), f"{name}_scale": plain(torch.ones(3), Reason.VECTOR)}, width)
     parts = re.split(r"[._]", name)
     words = re.split(r"[._\s]+", text)
     assert all(words.count(part) >= parts.count(part) for part in parts)
@@ -48,9 +48,9 @@ def test_kept_tensors_are_folded_by_reason(width):
     for i in range(30):
         for j, kind in enumerate(("weight", "bias")):
             entries[f"{LAYER.format(i)}{'abcdef'[i % 6] * (i + 1)}.{kind}"] = plain(
-                torch.ones(8 + j), Kept.VECTOR, rounded=True
+                torch.ones(8 + j), Reason.VECTOR, rounded=True
             )
-    entries |= {f"steps{i}": plain(torch.tensor(i), Kept.NOT_FLOAT) for i in range(9)}
+    entries |= {f"steps{i}": plain(torch.tensor(i), Reason.NOT_FLOAT) for i in range(9)}
     entries |= {f"tied{i}": Entry((60, 100), torch.float32, Alias("vw"[i > 1])) for i in range(3)}
     text = rendered(entries, width)
     assert len(text.splitlines()) < 25
@@ -63,7 +63,7 @@ def test_kept_tensors_are_folded_by_reason(width):
 def test_what_has_no_noise_is_exact():
     """Also an all-zero tensor, of which files say 300 dB."""
     text = rendered({"zero": factored(float("inf"), rank=0), "w": factored(29.96)}, 80)
-    assert "exact" in text and "300" not in text.split("Kept")[0].split("bytes (")[0]
+    assert "exact" in text and "300" not in text.split("Unfactored")[0].split("bytes (")[0]
 
 
 def test_low_ratios_are_marked_and_warned_of():

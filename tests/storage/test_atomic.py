@@ -51,7 +51,7 @@ def test_a_full_disk_is_reported_for_the_target(earlier, monkeypatch):
         yield b"the first section"
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(container, "kept_sections", full)
+    monkeypatch.setattr(container, "unfactored_sections", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         container.write(earlier, small_archive())
     assert caught.value.filename == str(earlier)
@@ -102,7 +102,7 @@ def test_a_link_to_the_input_is_the_input(earlier):
 
 @pytest.mark.slow
 def test_killed_commands_leave_nothing_torn_and_go_on():
-    """A few of the moments of benchmarks/kills.py."""
+    """A few of the moments of benchmarks/robustness/kills.py."""
     pytest.importorskip("accelerate", reason="fine-tuning needs its extra")
     support = Path(__file__).parents[1] / "support"
     paths = {"PYTHONPATH": str(support), "OMP_NUM_THREADS": "1"}

@@ -260,3 +260,56 @@ def test_onnx_with_tensors_elsewhere(tmp_path, place):
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match="must be there, in the same folder"):
         open_checkpoint(folder / "model.onnx")
+
+
+def test_onnx_with_two_tensors_of_one_name(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    tensor = onnx.numpy_helper.from_array(np.zeros((2, 3), np.float32), "w")
+    graph = onnx.helper.make_graph([], "graph", [], [], [tensor, tensor])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="two initializers or constants of one name"):
+        open_checkpoint(tmp_path / "model.onnx")
+
+
+def test_onnx_with_nodes_and_texts(tmp_path):
+    """Only constants among the nodes are tensors, and a tensor of texts cannot be read."""
+    onnx = pytest.importorskip("onnx")
+    weight = torch.randn(8, 6, generator=generator())
+    texts = onnx.helper.make_tensor("texts", onnx.TensorProto.STRING, [2], [b"a", b"b"])
+    tensors = [onnx.numpy_helper.from_array(weight.numpy(), "w"), texts]
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "graph", [], [], tensors)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    source = open_checkpoint(tmp_path / "model.onnx")
+    assert set(source.names) == {"w", "texts"} and torch.equal(source.load("w"), weight)
+    with pytest.raises(InputError, match="initializer 'texts' cannot be read"):
+        source.load("texts")
+
+
+def test_gguf_of_a_type_that_the_package_cannot_read(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "test")
+    kind = gguf.GGMLQuantizationType.Q8_K
+    packed = np.zeros((2, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    writer.add_tensor("w", packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = open_checkpoint(tmp_path / "model.gguf")
+    with pytest.raises(InputError, match="tensor 'w' cannot be dequantized"):
+        source.load("w")
+
+
+@pytest.mark.parametrize("kind", ["gguf", "onnx"])
+def test_too_little_memory_is_not_taken_for_damage(tmp_path, monkeypatch, kind):
+    pytest.importorskip(kind)
+
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    reader = {"onnx": "onnx.load", "gguf": "numpy.memmap"}[kind]
+    monkeypatch.setattr(reader, no_memory)
+    (tmp_path / f"model.{kind}").write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(MemoryError):
+        open_checkpoint(tmp_path / f"model.{kind}")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tersor.errors import InputError
-from tersor.storage.archive import Kept
+from tersor.storage.archive import Reason
 from tersor.storage.classify import FEWEST_WEIGHTS, keep, reason_to_keep
 
 
@@ -18,20 +18,20 @@ def matrix(value=1.0, dtype=torch.float32):
         (matrix(), None),
         (matrix(dtype=torch.bfloat16), None),
         (torch.ones(2, 3, 4, 5, 6), None),
-        (torch.ones(FEWEST_WEIGHTS - 1, 1), Kept.SMALL),
-        (torch.ones(1000), Kept.VECTOR),
-        (torch.tensor(1.0), Kept.VECTOR),
-        (torch.zeros(0, 5), Kept.EMPTY),
-        (matrix(3).long(), Kept.NOT_FLOAT),
-        (matrix().bool(), Kept.NOT_FLOAT),
-        (matrix().to(torch.float8_e4m3fn), Kept.NOT_FLOAT),
-        (matrix().to(torch.complex64), Kept.NOT_FLOAT),
-        (matrix(1e300, torch.float64), Kept.RANGE),
-        (matrix(1e-300, torch.float64), Kept.RANGE),
-        (matrix(1e30), Kept.RANGE),
-        (matrix(60_000, torch.float16), Kept.RANGE),
+        (torch.ones(FEWEST_WEIGHTS - 1, 1), Reason.SMALL),
+        (torch.ones(1000), Reason.VECTOR),
+        (torch.tensor(1.0), Reason.VECTOR),
+        (torch.zeros(0, 5), Reason.EMPTY),
+        (matrix(3).long(), Reason.NOT_FLOAT),
+        (matrix().bool(), Reason.NOT_FLOAT),
+        (matrix().to(torch.float8_e4m3fn), Reason.NOT_FLOAT),
+        (matrix().to(torch.complex64), Reason.NOT_FLOAT),
+        (matrix(1e300, torch.float64), Reason.RANGE),
+        (matrix(1e-300, torch.float64), Reason.RANGE),
+        (matrix(1e30), Reason.RANGE),
+        (matrix(60_000, torch.float16), Reason.RANGE),
         (matrix(0.0), None),
-        (torch.full((300,), math.inf), Kept.VECTOR),
+        (torch.full((300,), math.inf), Reason.VECTOR),
     ],
 )
 def test_reasons(tensor, reason):
@@ -76,14 +76,14 @@ def test_what_no_file_can_hold_is_refused(make, message):
 @pytest.mark.parametrize(
     "name, dtype, reason, rounded",
     [
-        ("norm.weight", torch.float32, Kept.VECTOR, True),
-        ("norm.running_var", torch.float64, Kept.VECTOR, True),
-        ("lstm.bias_ih_l0", torch.float32, Kept.SMALL, True),
-        ("norm.weight", torch.float16, Kept.VECTOR, False),
-        ("norm.weight", torch.float32, Kept.LEFT_DENSE, False),
-        ("positions", torch.float32, Kept.VECTOR, False),
-        ("weights.mean", torch.float32, Kept.VECTOR, False),
-        ("norm.num_batches_tracked", torch.int64, Kept.NOT_FLOAT, False),
+        ("norm.weight", torch.float32, Reason.VECTOR, True),
+        ("norm.running_var", torch.float64, Reason.VECTOR, True),
+        ("lstm.bias_ih_l0", torch.float32, Reason.SMALL, True),
+        ("norm.weight", torch.float16, Reason.VECTOR, False),
+        ("norm.weight", torch.float32, Reason.LEFT_DENSE, False),
+        ("positions", torch.float32, Reason.VECTOR, False),
+        ("weights.mean", torch.float32, Reason.VECTOR, False),
+        ("norm.num_batches_tracked", torch.int64, Reason.NOT_FLOAT, False),
     ],
 )
 def test_what_is_harmless_is_rounded(name, dtype, reason, rounded):
@@ -95,5 +95,5 @@ def test_what_is_harmless_is_rounded(name, dtype, reason, rounded):
 @pytest.mark.parametrize("value", [math.inf, 1e300])
 def test_what_bfloat16_cannot_hold_is_exact(value):
     tensor = torch.tensor([value, 1.0], dtype=torch.float64)
-    entry = keep("norm.running_var", tensor, Kept.VECTOR)
+    entry = keep("norm.running_var", tensor, Reason.VECTOR)
     assert torch.equal(entry.content.values, tensor)

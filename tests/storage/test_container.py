@@ -7,8 +7,8 @@ from hypothesis import given
 from samples import archives, bits, from_file_bytes, plain, same, small_archive, to_file_bytes
 
 from tersor.io import dense_tensors
-from tersor.storage import container, kept
-from tersor.storage.archive import Alias, Archive, Kept, Plain
+from tersor.storage import container, unfactored
+from tersor.storage.archive import Alias, Archive, Plain, Reason
 from tersor.storage.opened import OpenFile, open_file
 
 
@@ -16,9 +16,11 @@ def decoded(data: bytes) -> dict[str, torch.Tensor]:
     return dense_tensors(OpenFile(data))
 
 
-@pytest.fixture(params=[8, 40, kept.GROUP_BYTES], ids=["one a group", "small groups", "usual"])
+@pytest.fixture(
+    params=[8, 40, unfactored.GROUP_BYTES], ids=["one a group", "small groups", "usual"]
+)
 def group_bytes(request, monkeypatch):
-    monkeypatch.setattr(kept, "GROUP_BYTES", request.param)
+    monkeypatch.setattr(unfactored, "GROUP_BYTES", request.param)
 
 
 def test_archives_come_back(group_bytes):
@@ -54,14 +56,14 @@ def test_overhead_is_small():
     names = [f"layer{i}.{j}.conv{k}.weight" for i in range(3) for j in range(3) for k in range(2)]
     entries |= {name: entries["layer.weight"] for name in names}
     entries |= {
-        f"layer{i}.{j}.bn{k}.{part}": plain(torch.randn(32), Kept.VECTOR, rounded=True)
+        f"layer{i}.{j}.bn{k}.{part}": plain(torch.randn(32), Reason.VECTOR, rounded=True)
         for i in range(3)
         for j in range(3)
         for k in range(2)
         for part in ("weight", "bias")
     }
     archive = Archive(entries, 1_000_000)
-    sections = list(container.kept_sections(archive))
+    sections = list(container.unfactored_sections(archive))
     coded = sum(entries[n].content.coded_bytes for n in [*names, "layer.weight"])
     assert container.size(archive) - sum(map(len, sections)) - coded < 0.02 * 54_000
 
@@ -69,7 +71,7 @@ def test_overhead_is_small():
 def test_large_tensors_pass_in_pieces(tmp_path):
     """Beside the tensor of 40 MB itself, which is torch's, a few pieces are in memory."""
     path = tmp_path / "large.tersor"
-    archive = Archive({"w": plain(torch.randn(10_000_000), Kept.LOSSLESS)}, 1)
+    archive = Archive({"w": plain(torch.randn(10_000_000), Reason.LOSSLESS)}, 1)
     seen = []
     for work in (
         lambda: container.write(path, archive, lambda *a: seen.append(a)),

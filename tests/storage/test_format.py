@@ -18,7 +18,7 @@ from samples import archives, plain, random_factors, small_archive, to_file_byte
 from tersor.coding import records
 from tersor.factorization.weights import factorize_weight
 from tersor.io import dense_tensors
-from tersor.storage.archive import Archive, Entry, Kept, Plain
+from tersor.storage.archive import Archive, Entry, Plain, Reason
 from tersor.storage.opened import OpenFile
 from tersor.storage.verify import verify
 
@@ -45,7 +45,7 @@ class Cursor:
 
 def contents(data):
     """Of a file, by name: the weights of factored tensors (rows of floats, exact), and the bytes of
-    kept ones, as stored."""
+    unfactored ones, as stored."""
     magic, version, deflated, size, checksum = struct.unpack_from("<8sBIII", data)
     assert (magic, version) == (b"\x93TERSOR\n", 1)
     body = data[21 + deflated :]
@@ -101,7 +101,7 @@ def contents(data):
     for pieces, size in zip(groups, sizes, strict=True):
         section, body = body[:size], body[size:]
         facts = [(stored[n][0], kinds[plain[n]] == 0, nbytes) for n, nbytes in pieces]
-        for (n, _), part in zip(pieces, specified.kept(section, facts), strict=True):
+        for (n, _), part in zip(pieces, specified.unfactored(section, facts), strict=True):
             weights.setdefault(names[plain[n]], bytearray()).extend(part)
     return weights
 
@@ -110,10 +110,12 @@ def factored_weights(data):
     return {n: w for n, w in contents(data).items() if not isinstance(w, bytearray)}
 
 
-def kept_bytes(archive):
-    """What `contents` should give of the kept tensors of an archive."""
-    kept = {n: e.content.values for n, e in archive.entries.items() if isinstance(e.content, Plain)}
-    raw = {n: v.reshape(-1).view(torch.uint8).numpy().tobytes() for n, v in kept.items()}
+def unfactored_bytes(archive):
+    """What `contents` should give of the unfactored tensors of an archive."""
+    unfactored = {
+        n: e.content.values for n, e in archive.entries.items() if isinstance(e.content, Plain)
+    }
+    raw = {n: v.reshape(-1).view(torch.uint8).numpy().tobytes() for n, v in unfactored.items()}
     return {n: b for n, b in raw.items() if b}
 
 
@@ -139,26 +141,28 @@ def single(value):
 def test_the_specification_is_enough_to_decode_a_file():
     archive = small_archive()
     expected = dense_tensors(archive)["layer.weight"].reshape(-1).tolist()
-    assert contents(to_file_bytes(archive)) == {"layer.weight": expected} | kept_bytes(archive)
+    assert contents(to_file_bytes(archive)) == {"layer.weight": expected} | unfactored_bytes(
+        archive
+    )
 
 
 @pytest.mark.slow
 @given(archives())
-def test_the_specification_is_enough_to_decode_any_kept_tensors(archive):
+def test_the_specification_is_enough_to_decode_any_unfactored_tensors(archive):
     found = {n: w for n, w in contents(to_file_bytes(archive)).items() if isinstance(w, bytearray)}
-    assert found == kept_bytes(archive)
+    assert found == unfactored_bytes(archive)
 
 
 def test_the_specification_is_enough_to_decode_pieces_of_tensors():
     """A matrix of two and a half groups, and smaller tensors around it."""
     entries = {
-        "bias": plain(torch.randn(5), Kept.VECTOR, rounded=True),
-        "weight": plain(torch.randn(640, 1024).half(), Kept.LOSSLESS),
-        "head": plain(torch.randn(70, 1000), Kept.LOSSLESS),
-        "wave": plain(torch.randn(99, dtype=torch.complex64), Kept.NOT_FLOAT),
+        "bias": plain(torch.randn(5), Reason.VECTOR, rounded=True),
+        "weight": plain(torch.randn(640, 1024).half(), Reason.LOSSLESS),
+        "head": plain(torch.randn(70, 1000), Reason.LOSSLESS),
+        "wave": plain(torch.randn(99, dtype=torch.complex64), Reason.NOT_FLOAT),
     }
     archive = Archive(entries, 1)
-    assert contents(to_file_bytes(archive)) == kept_bytes(archive)
+    assert contents(to_file_bytes(archive)) == unfactored_bytes(archive)
 
 
 @settings(max_examples=30)

@@ -8,9 +8,9 @@ from samples import archives, plain, random_factors
 
 from tersor.coding import records
 from tersor.coding.entropy import Coding
-from tersor.errors import InputError
+from tersor.errors import FileFormatError, InputError
 from tersor.storage import header
-from tersor.storage.archive import Entry, Kept
+from tersor.storage.archive import Entry, Reason
 from tersor.storage.cursor import Reader, Writer
 
 
@@ -30,7 +30,8 @@ def test_fields_come_back(archive):
 
 def test_alike_names_share_their_beginnings():
     entries = {
-        f"transformer.encoder.layer.{i}.bias": plain(torch.zeros(1), Kept.VECTOR) for i in range(9)
+        f"transformer.encoder.layer.{i}.bias": plain(torch.zeros(1), Reason.VECTOR)
+        for i in range(9)
     }
     alone = len(written(dict(list(entries.items())[:1])))
     assert len(written(entries)) <= alone + 8 * 13
@@ -48,7 +49,7 @@ def test_signal_to_noise_ratio_is_kept_to_a_hundredth(snr, kept):
 def test_names_that_are_not_unicode_are_refused():
     """Pickled checkpoints may hold them."""
     with pytest.raises(InputError, match=r"'a\\ud800' is not valid Unicode"):
-        written({"a\ud800": plain(torch.zeros(1), Kept.VECTOR)})
+        written({"a\ud800": plain(torch.zeros(1), Reason.VECTOR)})
 
 
 @pytest.mark.parametrize("states", [1, 4, 8, 16, 32, 64])
@@ -69,3 +70,13 @@ def test_factors_take_few_bytes():
     }
     one = dict(list(entries.items())[:1])
     assert len(written(entries)) - len(written(one)) == 3 + 5 + 2 + 4 + 2 + 4
+
+
+def test_tensors_of_more_elements_than_the_format_has_are_refused():
+    """Empty ones too: nonzero lengths alone count, as in strides."""
+    empty = plain(torch.zeros(0), Reason.EMPTY)
+    most, more = (1 << 24, 0, 1 << 24), (1 << 24, 0, (1 << 24) + 1)
+    (field,) = header.read(Reader(written({"w": replace(empty, shape=most)})))
+    assert field.shape == most
+    with pytest.raises(FileFormatError, match=r"a tensor of shape .* is too large"):
+        header.read(Reader(written({"w": replace(empty, shape=more)})))

@@ -13,7 +13,7 @@ from tersor.coding import records
 from tersor.errors import FileFormatError, InputError
 from tersor.io import dense_tensors
 from tersor.storage import label
-from tersor.storage.archive import Archive, Entry, Kept
+from tersor.storage.archive import Archive, Entry, Reason
 from tersor.storage.label import Label
 from tersor.storage.opened import OpenFile
 from tersor.storage.verify import verify
@@ -81,10 +81,10 @@ def test_files_of_equal_tensors_have_equal_hashes():
     """Whatever the order, and however they are stored."""
     archive = small_archive()
     tensors = dense_tensors(archive)
-    exact = Archive({n: plain(tensors[n], Kept.LOSSLESS) for n in reversed(tensors)}, 7)
+    exact = Archive({n: plain(tensors[n], Reason.LOSSLESS) for n in reversed(tensors)}, 7)
     hashes = [label.content_hash(OpenFile(to_file_bytes(a))) for a in (archive, exact)]
     assert hashes[0] == hashes[1] == label.content_hash(archive)
-    changed = {**exact.entries, "layer.bias": plain(torch.zeros(4), Kept.LOSSLESS)}
+    changed = {**exact.entries, "layer.bias": plain(torch.zeros(4), Reason.LOSSLESS)}
     assert label.content_hash(Archive(changed, 7)) != hashes[0]
     renamed = {f"{n}_": e for n, e in exact.entries.items()}
     assert label.content_hash(Archive(renamed, 7)) != hashes[0]

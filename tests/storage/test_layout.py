@@ -11,7 +11,7 @@ import tersor
 from tersor.coding import records
 from tersor.errors import FileFormatError, InputError
 from tersor.storage import container, memory
-from tersor.storage.archive import Archive, Entry, Kept, Plain
+from tersor.storage.archive import Archive, Entry, Plain, Reason
 from tersor.storage.opened import OpenFile, open_file
 
 
@@ -54,7 +54,7 @@ def test_other_files_are_refused(data, message):
 
 
 def test_more_than_the_limit_is_refused():
-    archive = Archive({"w": plain(torch.zeros(1000), Kept.VECTOR)}, 1)
+    archive = Archive({"w": plain(torch.zeros(1000), Reason.VECTOR)}, 1)
     data = to_file_bytes(archive)
     with pytest.raises(FileFormatError, match="decoding takes 4000 bytes; at most 3999"):
         OpenFile(data, max_bytes=3999)
@@ -87,7 +87,7 @@ def test_without_a_limit_the_memory_of_the_machine_is_one(monkeypatch, tmp_path)
 
 def many(count):
     """Empty tensors, which cost a file nearly nothing."""
-    entries = {f"{i:06}": plain(torch.empty(0), Kept.EMPTY) for i in range(count)}
+    entries = {f"{i:06}": plain(torch.empty(0), Reason.EMPTY) for i in range(count)}
     return to_file_bytes(Archive(entries, 1))
 
 
@@ -121,8 +121,8 @@ def test_factors_count_for_the_limit():
     [(2**31, "header ends too early: 8192 fields"), (2**18, "bytes cannot hold 1048576")],
 )
 def test_claims_cost_no_memory(elements, message):
-    """A kept tensor of 8 GB, or of 1 MiB, in a file of 100 bytes."""
-    honest = Plain(torch.zeros(3), Kept.VECTOR)
+    """An unfactored tensor of 8 GB, or of 1 MiB, in a file of 100 bytes."""
+    honest = Plain(torch.zeros(3), Reason.VECTOR)
     huge = Entry((elements,), torch.float32, honest)
     data = to_file_bytes(Archive({"w": huge}, 1))
     tracemalloc.start()

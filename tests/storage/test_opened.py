@@ -10,8 +10,8 @@ import tersor
 from tersor.coding import records
 from tersor.errors import FileFormatError, InputError
 from tersor.factors import Factors
-from tersor.storage import container, kept
-from tersor.storage.archive import Alias, Archive, Entry, Kept
+from tersor.storage import container, unfactored
+from tersor.storage.archive import Alias, Archive, Entry, Reason
 from tersor.storage.layout import Layout
 from tersor.storage.opened import OpenFile, open_file
 
@@ -63,7 +63,7 @@ def test_factors_of_a_name(path):
         for name in ("layer.weight", "tied.weight"):
             assert torch.equal(file.factors(name).codebook, random_factors((6, 10), 4, 3).codebook)
         with pytest.raises(
-            InputError, match=r"'layer.bias' is kept, .* factored are: layer\.weight"
+            InputError, match=r"'layer.bias' is not factored; factored are: layer\.weight"
         ):
             file.factors("layer.bias")
         with pytest.raises(InputError, match="'bias' is not in the file"):
@@ -80,7 +80,7 @@ def test_tensors_outlive_the_file(path):
 
 def test_damage_is_found_where_it_is(path):
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1  # in the section of the kept tensors
+    data[-1] ^= 1  # in the section of the unfactored tensors
     path.write_bytes(data)
     with tersor.open(path) as file:
         assert file["layer.weight"].shape == (6, 10)
@@ -90,24 +90,24 @@ def test_damage_is_found_where_it_is(path):
 
 
 def mixed_archive():
-    """Kept tensors in several groups, with factored ones and an alias between."""
+    """Unfactored tensors in several groups, with factored ones and an alias between."""
     factors = records.encode(random_factors((6, 10), 4, 3))
     draw = torch.Generator().manual_seed(0)
     entries = {
-        "a": plain(torch.randn(9, generator=draw), Kept.VECTOR),
+        "a": plain(torch.randn(9, generator=draw), Reason.VECTOR),
         "w": Entry((6, 10), torch.float32, factors),
-        "empty": plain(torch.zeros(0, 4), Kept.EMPTY),
-        "large": plain(torch.randn(50, generator=draw), Kept.LOSSLESS),
-        "b": plain(torch.randn(7, generator=draw), Kept.VECTOR, rounded=True),
+        "empty": plain(torch.zeros(0, 4), Reason.EMPTY),
+        "large": plain(torch.randn(50, generator=draw), Reason.LOSSLESS),
+        "b": plain(torch.randn(7, generator=draw), Reason.VECTOR, rounded=True),
         "v": Entry((6, 10), torch.float32, Alias("w")),
-        "c": plain(torch.arange(3), Kept.NOT_FLOAT),
+        "c": plain(torch.arange(3), Reason.NOT_FLOAT),
     }
     return Archive(entries, 1)
 
 
 @pytest.mark.parametrize("wanted", [["b"], ["large"], ["c", "a"], ["v", "empty"], ["w", "v", "b"]])
 def test_streams_give_what_is_wanted_once(wanted, monkeypatch, sections_read):
-    monkeypatch.setattr(kept, "GROUP_BYTES", 64)
+    monkeypatch.setattr(unfactored, "GROUP_BYTES", 64)
     archive = mixed_archive()
     found = list(OpenFile(to_file_bytes(archive)).stream(wanted))
     assert {n for n, _ in found} == {archive.original(n) for n in wanted}
@@ -128,8 +128,18 @@ def test_an_empty_file(tmp_path):
 def test_a_file_that_is_cut_off_while_it_is_open(tmp_path, left):
     """Which ends the process if it is mapped into memory."""
     path, whole = tmp_path / "model.tersor", torch.randn(50_000, generator=generator())
-    container.write(path, Archive({"a": plain(whole, Kept.VECTOR)}, 200_000))
+    container.write(path, Archive({"a": plain(whole, Reason.VECTOR)}, 200_000))
     with open_file(path) as file:
         os.truncate(path, left)
         with pytest.raises(FileFormatError, match=r"model.tersor: section 0 is damaged"):
             file["a"]
+
+
+def test_rows_of_a_tensor(path):
+    with tersor.open(path) as file:
+        for name in ("layer.weight", "layer.bias", "tied.weight"):
+            assert torch.equal(file.rows(name, 1, 3), file[name][1:3])
+        assert file.rows("layer.weight", 6, 6).shape == (0, 10)
+        for name, start, stop in [("layer.weight", 5, 7), ("layer.weight", 3, 2), ("absent", 0, 1)]:
+            with pytest.raises(InputError, match=f"no rows {start} to {stop} of '{name}'"):
+                file.rows(name, start, stop)

@@ -180,7 +180,7 @@ def test_trained_latents_stay_on_the_trellis_of_their_slices(small_slices, tmp_p
     with torch.no_grad():
         for weight in factored_weights(model).values():
             weight.latent.add_(0.3)
-    tersor.project(model, price=0.3)
+    tersor.project(model, lagrangian=0.3)
     bits = float(tersor.rate_loss(model).detach())
     tersor.save(model, tmp_path / "m.tersor")
     with tersor.open(tmp_path / "m.tersor") as file:

@@ -9,9 +9,9 @@ from samples import plain, random_factors, small_archive, to_file_bytes
 from tersor.coding import records
 from tersor.report import table
 from tersor.storage import container
-from tersor.storage.archive import Archive, Entry, Kept
+from tersor.storage.archive import Archive, Entry, Reason
 from tersor.storage.opened import OpenFile
-from tersor.storage.summary import kept_groups, summarize, summarize_file
+from tersor.storage.summary import summarize, summarize_file, unfactored_groups
 
 
 def rendered(archive, width=100):
@@ -37,8 +37,11 @@ def test_numbers_of_a_file():
 
 
 def test_only_exact_tensors_are_lossless():
-    exact = {"w": plain(torch.randn(9, 9), Kept.LOSSLESS), "n": plain(torch.ones(3), Kept.VECTOR)}
-    rounded = plain(torch.ones(3), Kept.VECTOR, rounded=True)
+    exact = {
+        "w": plain(torch.randn(9, 9), Reason.LOSSLESS),
+        "n": plain(torch.ones(3), Reason.VECTOR),
+    }
+    rounded = plain(torch.ones(3), Reason.VECTOR, rounded=True)
     assert summarize(Archive(exact, 9)).lossless
     assert "lossless" in table.total(summarize(Archive(exact, 9)))
     for archive in (Archive(exact | {"r": rounded}, 9), small_archive()):
@@ -62,7 +65,7 @@ def test_an_empty_file_has_a_summary():
 
 
 def test_every_reason_has_words():
-    assert len({kind.describe() for kind in Kept}) == len(Kept)
+    assert len({kind.describe() for kind in Reason}) == len(Reason)
 
 
 def test_the_table_tells_everything():
@@ -83,7 +86,7 @@ def test_the_table_tells_everything():
 def test_names_are_shown_as_they_are(name):
     """They come from files: not markup, and not what would steer the terminal."""
     entries = {
-        name: plain(torch.tensor(1.0), Kept.VECTOR),
+        name: plain(torch.tensor(1.0), Reason.VECTOR),
         "v": small_archive().entries["layer.bias"],
     }
     text = rendered(Archive(entries, 1))
@@ -92,19 +95,19 @@ def test_names_are_shown_as_they_are(name):
 
 
 def test_alike_tensors_share_a_row():
-    entries = {f"layer.{i}.bias": plain(torch.zeros(4), Kept.VECTOR) for i in range(12)}
+    entries = {f"layer.{i}.bias": plain(torch.zeros(4), Reason.VECTOR) for i in range(12)}
     text = rendered(Archive(entries, 1))
     assert "layer.*.bias" in text and "12" in text and "layer.3.bias" not in text
 
 
-def test_groups_of_kept_tensors():
+def test_groups_of_unfactored_tensors():
     entries = {
-        "a.0": plain(torch.zeros(4), Kept.VECTOR),
-        "b": plain(torch.zeros(2), Kept.VECTOR),
-        "a.17": plain(torch.zeros(4), Kept.VECTOR),
-        "a.2": plain(torch.zeros(4), Kept.LEFT_DENSE),
+        "a.0": plain(torch.zeros(4), Reason.VECTOR),
+        "b": plain(torch.zeros(2), Reason.VECTOR),
+        "a.17": plain(torch.zeros(4), Reason.VECTOR),
+        "a.2": plain(torch.zeros(4), Reason.LEFT_DENSE),
     }
-    groups = kept_groups(summarize(Archive(entries, 1)))
+    groups = unfactored_groups(summarize(Archive(entries, 1)))
     assert [(name, [t.name for t in members]) for name, members in groups] == [
         ("a.*", ["a.0", "a.17"]),
         ("b", ["b"]),

@@ -12,7 +12,7 @@ from tersor.compression import curve_file
 from tersor.report import html
 from tersor.report.facts import gather
 from tersor.storage import container
-from tersor.storage.archive import Alias, Archive, Entry, Kept
+from tersor.storage.archive import Alias, Archive, Entry, Reason
 
 HOSTILE = (
     "<script>hacked = 1</script>",
@@ -30,7 +30,7 @@ SECTIONS = [
     "Bits per weight, layer by layer",
     "Layers",
     "Inside the layers",
-    "Kept tensors",
+    "Unfactored tensors",
 ]
 
 
@@ -60,7 +60,7 @@ class Collector(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.attributes, self.text = [], [], ""
-        self.feed(text)
+        self.feed(str(text))
         self.close()
 
     def handle_starttag(self, tag, attrs):
@@ -72,15 +72,15 @@ class Collector(HTMLParser):
 
 
 def every_kind():
-    """A layer of every kind, and kept tensors."""
+    """A layer of every kind, and unfactored tensors."""
     return {
         "conv.weight": entry((32, 16, 3, 3), 9, 6),
         "wide.weight": entry((8, 12, 3, 3), 27, 40, math.nan),
         "embed.weight": entry((300, 64), 64, 20),
         "plain.weight": entry((64, 64), 1, 1, math.inf),
         "zero.weight": entry((64, 64), 8, 0, 0.0),
-        "conv.bias": plain(torch.zeros(32), Kept.VECTOR, rounded=True),
-        "steps": plain(torch.tensor(3), Kept.NOT_FLOAT),
+        "conv.bias": plain(torch.zeros(32), Reason.VECTOR, rounded=True),
+        "steps": plain(torch.tensor(3), Reason.NOT_FLOAT),
         "tied.weight": Entry((300, 64), torch.float32, Alias("embed.weight")),
     }
 
@@ -88,7 +88,7 @@ def every_kind():
 def hostile_page(folder):
     names = iter(HOSTILE)
     entries = {next(names): entry((32, 16, 3, 3), 9, 6)}
-    entries[next(names)] = plain(torch.zeros(3), Kept.VECTOR)
+    entries[next(names)] = plain(torch.zeros(3), Reason.VECTOR)
     entries["tied"] = Entry((32, 16, 3, 3), torch.float32, Alias(HOSTILE[0]))
     entries |= {name: entry((16, 16), 4, 2) for name in names}
     curve = curve_of(folder, '<script>hacked="\ud800"</script>')

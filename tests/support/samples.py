@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tersor.coding import records
 from tersor.factors import Factors
 from tersor.storage import container, dtypes
-from tersor.storage.archive import Alias, Archive, Entry, Kept, Plain
+from tersor.storage.archive import Alias, Archive, Entry, Plain, Reason
 from tersor.storage.checkpoint import Source
 from tersor.storage.header import Field
 from tersor.storage.opened import OpenFile
@@ -25,7 +25,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def small_state(seed: int = 0) -> dict[str, Tensor]:
-    """Tensors of a small convolutional network, with one of every kind that is kept."""
+    """Tensors of a small convolutional network, with one of every kind that is not factored."""
     draw = generator(seed)
     return {
         "conv.weight": torch.randn(8, 6, 3, 3, generator=draw) * 0.1,
@@ -94,7 +94,7 @@ def from_file_bytes(data: bytes) -> Archive:
     def entry(field: Field) -> Entry:
         if isinstance(field.detail, str):
             return Entry(field.shape, field.dtype, Alias(field.detail))
-        if isinstance(field.detail, Kept):
+        if isinstance(field.detail, Reason):
             values = file[field.name].to(field.stored_dtype)
             return Entry(field.shape, field.dtype, Plain(values, field.detail))
         content = replace(field.detail, streams=tuple(streams[field.name]))
@@ -120,15 +120,15 @@ def small_archive() -> Archive:
     return Archive(
         {
             "layer.weight": Entry((6, 10), torch.float32, records.encode(weight, 12.5)),
-            "layer.bias": plain(torch.arange(4.0), Kept.VECTOR, rounded=True),
-            "layer.steps": plain(torch.tensor([3, -1]), Kept.NOT_FLOAT),
+            "layer.bias": plain(torch.arange(4.0), Reason.VECTOR, rounded=True),
+            "layer.steps": plain(torch.tensor([3, -1]), Reason.NOT_FLOAT),
             "tied.weight": Entry((6, 10), torch.float32, Alias("layer.weight")),
         },
         source_bytes=600,
     )
 
 
-def plain(tensor: Tensor, reason: Kept, *, rounded: bool = False) -> Entry:
+def plain(tensor: Tensor, reason: Reason, *, rounded: bool = False) -> Entry:
     values = tensor.bfloat16() if rounded else tensor
     return Entry(tuple(tensor.shape), tensor.dtype, Plain(values, reason))
 
@@ -174,7 +174,7 @@ def archives(draw: st.DrawFn) -> Archive:
         else:
             tensor = draw(tensors())
             rounded = kind == "rounded" and tensor.dtype in (torch.float32, torch.float64)
-            entries[name] = plain(tensor, draw(st.sampled_from(list(Kept))), rounded=rounded)
+            entries[name] = plain(tensor, draw(st.sampled_from(list(Reason))), rounded=rounded)
     key, text = st.text("aé=\0", min_size=1, max_size=3), st.text(max_size=9)
     metadata = draw(st.dictionaries(key, text, max_size=3))
     return Archive(entries, draw(st.integers(0, 2**40)), metadata, draw(st.booleans()))

@@ -92,7 +92,7 @@ def groups(tensors: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
         yield pieces
 
 
-def kept(section: bytes, pieces: list[tuple[int, bool, int]]) -> list[bytes]:
+def unfactored(section: bytes, pieces: list[tuple[int, bool, int]]) -> list[bytes]:
     """Elements as they lie in memory, of pieces (data type as stored, exact or not, bytes)."""
     inflater = zlib.decompressobj(-15)
     data = inflater.decompress(section)

@@ -46,7 +46,7 @@ def test_latents_that_count_more_are_kept_rather():
         moment = optimizer.state[weight.latent]["exp_avg_sq"]
         moment.view(-1)[::2], moment.view(-1)[1::2] = 1e-9, 1.0
         optimizer.state[weight.latent]["step"].fill_(1e6)
-    tersor.project(model, price=3.0, optimizer=optimizer)
+    tersor.project(model, lagrangian=3.0, optimizer=optimizer)
     kept = [torch.stack([w.stored_latent.view(-1)[i::2].bool().float().mean() for i in (0, 1)])
             for w in latents.values()]  # fmt: skip
     assert all(few < many for few, many in kept) and kept[0][0] < 0.8 * kept[0][1]
@@ -72,3 +72,12 @@ def test_a_latent_without_gradients_counts_as_usual():
     optimizer.step()
     assert set(curvature(model, optimizer)) == set(others) and first not in others
     tersor.project(model, optimizer=optimizer)
+
+
+def test_gradients_of_zero_let_all_errors_count_the_same():
+    model = compressed(dense())
+    optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
+    for weight in trained_latents(model).values():
+        weight.latent.grad = torch.zeros_like(weight.latent)
+    optimizer.step()
+    assert curvature(model, optimizer) == {}

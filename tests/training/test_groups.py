@@ -28,7 +28,7 @@ def test_factors_and_vectors_do_not_decay():
     tersor.compress(model, ratio=4)
     groups = tersor.parameter_groups(model, lr=1e-3, weight_decay=0.1)
     decayed = [p for g in groups if g["weight_decay"] for p in g["params"]]
-    assert [p.shape for p in decayed] == [(2, 64)]  # few weights: kept dense
+    assert [p.shape for p in decayed] == [(2, 64)]  # few weights: left dense
 
 
 def test_a_larger_codebook_moves_faster():

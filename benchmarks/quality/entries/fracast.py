@@ -7,12 +7,12 @@ import json
 from functools import cache
 
 import numpy as np
-import store
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from entries import Entry, Figures
+from benchmarks.lib.zoo import store
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE, DATA = "fracast==0.1.0", "statsmodels==0.15.0"
 SERIES = {

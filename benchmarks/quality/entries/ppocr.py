@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import graph
-import store
-import text
 import torch
 from torch import Tensor, nn
 
-from entries import Entry, Figures, craft
+from benchmarks.lib.zoo import graph, store, text
+from benchmarks.quality.entries import Entry, Figures, craft
 
 PACKAGE = "rapidocr-onnxruntime==1.4.4"
 FILE = "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"

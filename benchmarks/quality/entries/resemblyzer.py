@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import speech
-import store
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from entries import Entry, Figures
+from benchmarks.lib.zoo import speech, store
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE = "resemblyzer==0.1.4"
 FRAMES = 160

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
-import speech
-import store
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from entries import Entry, Figures
+from benchmarks.lib.zoo import speech, store
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE = "silero-vad==6.2.3"
 CHUNK, CONTEXT = 512, 64

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import sentences
-import store
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from entries import Entry, Figures
+from benchmarks.lib.zoo import sentences, store
+from benchmarks.quality.entries import Entry, Figures
 
 PACKAGE = "wordllama==0.4.0.post1"
 

@@ -19,22 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from tersor.calibration.importance import importances
-from tersor.calibration.inputs import callers, inputs_of, is_observable
-from tersor.calibration.moments import Convolution, Moment
+from tersor.calibration.inputs import callers, groups_of, inputs_of, reason_to_skip
+from tersor.calibration.moments import Moment
 from tersor.calibration.samples import NEEDED, batches_of, call, check_loader
 from tersor.errors import InputError, explained
 from tersor.nn.checks import check_model
 from tersor.nn.observe import Look, observing
-from tersor.nn.owner import FactoredOwner
 from tersor.nn.sites import Site, Weight, find_sites
 from tersor.progress import shown
 from tersor.storage.classify import reason_to_keep
-
-_MOST_INPUTS = 4096
-"""Longest row whose second moments are kept. At this length they take 64 MB."""
-
-_MOST_GROUPED = 2**22
-"""Most elements of moments that are kept for each group of a convolution separately."""
+from tersor.text import some
 
 _DAMPING = 0.01
 """Ridge as a share of the mean diagonal, as in GPTQ."""
@@ -90,6 +84,13 @@ class Calibration:
     unseen
         Reason, by name, why the batches say nothing about a weight, or why the output does not
         depend on it.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(32, 64)
+    >>> found = tersor.calibrate(model, [torch.randn(100, 32)])
+    >>> found.samples, found.rows, found.metric("weight").shape
+    (100, {'weight': 100}, torch.Size([32, 32]))
     """
 
     moments: Mapping[str, Tensor]
@@ -104,6 +105,16 @@ class Calibration:
 
         The matrix is the regularized moments, for groups their mean, scaled to a mean of 1 on the
         diagonal. It is the identity for a weight without moments.
+
+        Parameters
+        ----------
+        name
+            Name of a weight.
+
+        Returns
+        -------
+        Tensor or None
+            Matrix (m, m), float32, positive definite; None if the weight has no moments.
         """
         if name not in self.moments:
             return None
@@ -118,6 +129,21 @@ class Calibration:
         input vectors falls. This share is 100 % if there are at most twice as many vectors as
         inputs. Inputs that were always zero have the ridge only. If all inputs were zero, the
         result is a multiple of the identity.
+
+        Parameters
+        ----------
+        name
+            Name of a weight with moments.
+
+        Returns
+        -------
+        Tensor
+            Float32, (m, m), or (groups, m, m) for a grouped convolution.
+
+        Raises
+        ------
+        KeyError
+            If the weight has no moments.
 
         References
         ----------
@@ -300,21 +326,16 @@ def _warn_of_unseen(unseen: Mapping[str, str]) -> None:
     unused = [repr(name) for name, why in unseen.items() if why == _UNUSED]
     if unknown:
         warnings.warn(
-            f"calibration says nothing about {_some(unknown)}: compressed as without it. Give "
+            f"calibration says nothing about {some(unknown)}: compressed as without it. Give "
             "batches that reach all weights, with all arguments that the model takes",
             stacklevel=3,
         )
     if unused:
         warnings.warn(
-            f"what the model returns does not depend on {_some(unused)}: few bytes go there. "
+            f"what the model returns does not depend on {some(unused)}: few bytes go there. "
             "Give batches, and a function 'output', for which it does, or keep these weights",
             stacklevel=3,
         )
-
-
-def _some(words: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
 
 
 def _checked(name: str, mean: Tensor) -> Tensor:
@@ -331,11 +352,11 @@ def _prepare(
     filled: dict[tuple[nn.Module, str], str] = {}
     skipped: dict[str, str] = {}
     for name, sites in _factored_weights(model).items():
-        reason = _reason_to_skip(sites)
+        reason = reason_to_skip(sites)
         if reason is not None:
             skipped[name] = reason
             continue
-        moments[name] = Moment(_groups(sites), math.prod(sites[0].weight.shape[1:]))
+        moments[name] = Moment(groups_of(sites), math.prod(sites[0].weight.shape[1:]))
         filled |= {(site.module, site.attribute): name for site in sites}
 
     def look(module: nn.Module) -> Look:
@@ -357,28 +378,6 @@ def _factored_weights(model: nn.Module) -> dict[str, list[Site]]:
         for name, sites in found.items()
         if reason_to_keep(name, getattr(sites[0].module, sites[0].attribute)) is None
     }
-
-
-def _reason_to_skip(sites: list[Site]) -> str | None:
-    for module, attribute, weight in sites:
-        dense = module.dense_class if isinstance(module, FactoredOwner) else type(module)
-        kind = dense.__name__
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            return f"used by the {kind}, whose inputs are no vectors"
-        if not is_observable(module, attribute):
-            return f"used by the {kind}, whose inputs are not measured"
-        if (length := math.prod(weight.shape[1:])) > _MOST_INPUTS:
-            return f"its rows have {length} inputs, more than {_MOST_INPUTS}"
-    return None
-
-
-def _groups(sites: list[Site]) -> int:
-    """Groups with moments of their own: all, or one that takes in the vectors of all."""
-    modules = [site.module for site in sites]
-    groups = {module.groups if isinstance(module, Convolution) else 1 for module in modules}
-    inputs = math.prod(sites[0].weight.shape[1:])
-    largest = max(groups)
-    return largest if len(groups) == 1 and largest * inputs**2 <= _MOST_GROUPED else 1
 
 
 def _look(

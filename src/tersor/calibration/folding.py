@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tersor.calibration.normalization import normalizations, statistics_folded
 from tersor.calibration.samples import call_whole, logits
 from tersor.errors import InputError, explained
+from tersor.nn.observe import removing
 
 _CLOSE = 1e-3
 """Largest difference of the outputs that counts as rounding, relative to their maximum."""
@@ -50,7 +51,11 @@ def fold_normalization(model: nn.Module, *inputs: Any) -> list[str]:
 
     Examples
     --------
-    >>> tersor.fold_normalization(model, images)  # before tersor.save, or training with it
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
+    >>> tersor.fold_normalization(model, torch.randn(4, 3, 8, 8))
+    ['1']
+    >>> float(model[1].running_mean.abs().max())
+    0.0
     """
     modes = {module: module.training for module in model.modules()}
     saved = {name: value.clone() for name, value in model.state_dict().items()}
@@ -114,8 +119,5 @@ def _sources(
     biased = [m for m in model.modules() if isinstance(getattr(m, "bias", None), nn.Parameter)]
     hooks = [m.register_forward_hook(note) for m in biased if not isinstance(m, _BatchNorm)]
     hooks += [layer.register_forward_pre_hook(look) for layer in layers]
-    try:
+    with removing(hooks):
         return logits(call_whole(model, inputs)), found
-    finally:
-        for hook in hooks:
-            hook.remove()

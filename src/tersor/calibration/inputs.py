@@ -8,6 +8,7 @@ between the steps.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from tersor.calibration.moments import Layer
+from tersor.calibration.moments import Convolution, Layer
 from tersor.nn.observe import first_input
+from tersor.nn.owner import FactoredOwner
+from tersor.nn.sites import Site
 
 Input = tuple[nn.Module, str, Tensor]
 """A module, the name of its weight, and what that is multiplied by: vectors along the last axis, or
@@ -27,15 +30,45 @@ _BLOCK = 2**22
 """Elements of products of two inputs that are made at once: 16 MB."""
 
 
+MOST_INPUTS = 4096
+"""Longest row whose second moments are kept. At this length they take 64 MB."""
+
+_MOST_GROUPED = 2**22
+"""Most elements of moments that are kept for each group of a convolution separately."""
+
+
 def is_observable(module: nn.Module, attribute: str) -> bool:
-    """Whether it is known what a weight of a module is multiplied by."""
+    """Return whether it is known what a weight of a module is multiplied by."""
     if isinstance(module, Layer):
         return attribute == "weight"
     return type(module).forward in _READERS and "weight" in attribute
 
 
+def reason_to_skip(sites: Sequence[Site]) -> str | None:
+    """Return why a weight gets no moments, given all its uses; None if it gets them."""
+    for module, attribute, weight in sites:
+        dense = module.dense_class if isinstance(module, FactoredOwner) else type(module)
+        kind = dense.__name__
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            return f"used by the {kind}, whose inputs are no vectors"
+        if not is_observable(module, attribute):
+            return f"used by the {kind}, whose inputs are not measured"
+        if (length := math.prod(weight.shape[1:])) > MOST_INPUTS:
+            return f"its rows have {length} inputs, more than {MOST_INPUTS}"
+    return None
+
+
+def groups_of(sites: Sequence[Site]) -> int:
+    """Return the number of groups with moments of their own; 1 if they share them."""
+    modules = [site.module for site in sites]
+    groups = {module.groups if isinstance(module, Convolution) else 1 for module in modules}
+    inputs = math.prod(sites[0].weight.shape[1:])
+    largest = max(groups)
+    return largest if len(groups) == 1 and largest * inputs**2 <= _MOST_GROUPED else 1
+
+
 def callers(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Modules that use the weight of another one without calling that, by the other one."""
+    """Return the modules that use the weight of another one without calling it, by that one."""
     return {
         module.out_proj: module
         for module in model.modules()

@@ -43,6 +43,14 @@ def match_normalization(model: nn.Module, reference: nn.Module, loader: Iterable
     ------
     InputError
         If the models have different normalisation layers, or cannot be called with the batches.
+
+    Examples
+    --------
+    >>> from copy import deepcopy
+    >>> dense = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.BatchNorm2d(32)).eval()
+    >>> model = deepcopy(dense)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> tersor.match_normalization(model, dense, [torch.randn(64, 3, 8, 8)])
     """
     dense, layers = normalizations(reference), normalizations(model)
     if layers.keys() != dense.keys():

@@ -47,10 +47,14 @@ def output_error(model: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> 
 
     Examples
     --------
-    >>> used, held = tersor.held_out(batches)
-    >>> tersor.compress(model, ratio=20, calibration=tersor.calibrate(model, used))
+    >>> from copy import deepcopy
+    >>> dense = torch.nn.Linear(64, 64)
+    >>> model = deepcopy(dense)
+    >>> used, held = tersor.held_out([torch.randn(32, 64) for _ in range(16)])
+    >>> report = tersor.compress(model, ratio=5, calibration=tersor.calibrate(model, used))
     >>> error = tersor.output_error(model, dense, held)
-    >>> print(f"outputs differ by {100 * error**0.5:.1f} %")
+    >>> print(f"outputs differ by {100 * error**0.5:.0f} %")
+    outputs differ by ... %
     """
     errors: list[float] = []
     with torch.no_grad(), observing(model, {}), observing(dense, {}):
@@ -85,6 +89,12 @@ def held_out(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         fewer than eight, the last samples of the last batch are held out, about an eighth of all
         samples. If the last batch cannot be split, because its tensors differ in length or hold one
         sample only, the whole batch is held out, unless it is the only one.
+
+    Examples
+    --------
+    >>> used, held = tersor.held_out([torch.randn(32, 64) for _ in range(16)])
+    >>> len(used), len(held)
+    (14, 2)
     """
     used, held = list(batches), list(batches[_EVERY - 1 :: _EVERY])
     if held:

@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from tersor.compression.effort import Effort
 from tersor.errors import TersorError
 from tersor.text import printable_lines
 
@@ -70,14 +71,21 @@ Architecture = Annotated[
     typer.Option(
         "--model",
         metavar="MODULE:CALLABLE",
-        help="For --calibrate and --eval: returns the nn.Module that MODEL holds the weights of.",
+        help="For --data and --eval: returns the nn.Module that MODEL holds the weights of.",
     ),
 ]
-Calibrate = Annotated[
+Data = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         metavar="MODULE:CALLABLE",
         help="Returns batches of typical inputs (tensors, tuples or dicts), no labels needed.",
+    ),
+]
+EffortOption = Annotated[
+    Effort,
+    typer.Option(
+        help="With --data: calibrate only (fast), reconstruct layers too (balanced), or that as "
+        "long as it helps (best)."
     ),
 ]
 Evaluate = Annotated[
@@ -103,12 +111,12 @@ Bits = Annotated[
         help="Bits per weight, at most, of those that match: 'conv1*=4'. Repeatable.",
     ),
 ]
-Fast = Annotated[
+Lookup = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         metavar="PATTERN",
-        help="Make matrices whose names match, such as 'encoder.*', sums of signs, which "
-        "compute faster than others but are less accurate. Repeatable.",
+        help="Make matrices whose names match, such as 'encoder.*', binary, for look-up "
+        "kernels: they compute faster than others but are less accurate. Repeatable.",
     ),
 ]
 

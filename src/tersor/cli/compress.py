@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from tersor.cli.app import (
     Architecture,
     Bits,
-    Calibrate,
     Checkpoint,
+    Data,
+    EffortOption,
     Evaluate,
-    Fast,
     Keep,
     Key,
+    Lookup,
     Prefix,
     app,
     reporting_errors,
     say,
 )
 from tersor.cli.work import (
-    batches_of,
+    Prepared,
     calibration_of,
-    dense_of,
     error_of,
-    measure_of,
-    mending,
-    module_of,
     opened,
     overrides_of,
+    prepared,
     quality_of,
     resuming,
     show,
 )
+
+if TYPE_CHECKING:  # slow imports are done where they are used
+    from tersor.calibration.calibrate import Calibration
+    from tersor.storage.archive import Archive
+    from tersor.storage.checkpoint import Source
 
 
 @app.command(
@@ -49,7 +53,7 @@ from tersor.cli.work import (
     "- `tersor compress model.pt -o model.tersor --max-drop 0.5 --model net:make "
     "--eval net:accuracy`\n"
     "- `tersor compress model.pt -o model.tersor --ratio 20 --model net:make "
-    "--calibrate data:batches`"
+    "--data data:batches`"
 )
 def compress(
     model: Checkpoint,
@@ -82,7 +86,7 @@ def compress(
     prefix: Prefix = None,
     keep: Keep = None,
     bits: Bits = None,
-    fast: Fast = None,
+    lookup: Lookup = None,
     metadata: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -95,48 +99,42 @@ def compress(
         typer.Option("--content-hash", help="Store a SHA-256 of the tensors, for `tersor verify`."),
     ] = False,
     architecture: Architecture = None,
-    calibrate: Calibrate = None,
+    data: Data = None,
+    effort: EffortOption = "balanced",
     evaluate: Evaluate = None,
 ) -> None:
     """Compress a checkpoint into a file of at most the asked size. Needs no model code.
 
     Give exactly one of --ratio, --target-size, --bits-per-weight, --max-drop and --lossless. With
-    --model and --calibrate, which are looked up from the current folder on, the model is run to see
+    --model and --data, which are looked up from the current folder on, the model is run to see
     which weights matter, and layers make up for the errors of those before them. --max-drop needs
     --model and --eval.
     """
     with reporting_errors():
         from tersor.compression.driver import check_lossless, compress_source
-        from tersor.compression.prediction import unseen
         from tersor.progress import shown
-        from tersor.storage import container, summary
         from tersor.storage.atomic import check_writable
         from tersor.storage.label import OUTPUT_ERROR, output_error_text, parse_metadata
-        from tersor.text import printable
 
         check_writable(output, model)
-        overrides = overrides_of(keep, bits, fast)
+        overrides = overrides_of(keep, bits, lookup)
         if lossless:
             budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
-            check_lossless(budgets, calibrate or architecture, overrides)
+            check_lossless(budgets, data or architecture, overrides)
         said = parse_metadata(metadata or [])
-        source = replace(
-            opened(model, [output], key, prefix, exact=lossless), metadata=said, hashed=content_hash
-        )
-        module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
-        batches, held = batches_of(calibrate)
-        if held:  # reserves the bytes, because the error is measured only at the end
-            source = replace(source, metadata=said | {OUTPUT_ERROR: output_error_text(0.0)})
-        dense = dense_of(module, evaluate)
-        mend = mending(dense, batches)
-        quality = quality_of(measure_of(source, module, evaluate), max_drop, mend)
-        calibration = calibration_of(source, module, batches)
-        options = [ratio, target_size, bits_per_weight, max_drop, keep, bits, fast]
-        keeping = resuming(output, source, calibration, options)
+        source = opened(model, [output], key, prefix, exact=lossless)
+        given = prepared(source, architecture, data, effort, evaluate)
+        # This reserves the bytes, because the error is measured only at the end.
+        measures = given.post_training is not None and given.post_training.held
+        reserved = {OUTPUT_ERROR: output_error_text(0.0)} if measures else {}
+        quality = quality_of(given.measure, max_drop, given.mend)
+        calibration = calibration_of(given)
+        options = [ratio, target_size, bits_per_weight, max_drop, keep, bits, lookup]
+        keeping = resuming(output, given.source, calibration, options)
         with nullcontext() if lossless else keeping as journal:
             with shown("compressing") as progress:
                 archive = compress_source(
-                    source,
+                    given.source,
                     ratio=ratio,
                     target_size=target_size,
                     bits_per_weight=bits_per_weight,
@@ -144,21 +142,46 @@ def compress(
                     lossless=lossless,
                     calibration=calibration,
                     overrides=overrides,
+                    metadata=said | reserved,
+                    hashed=content_hash,
                     journal=journal,
                     progress=progress,
                 )
             if quality is None:  # otherwise it is already the archive that was measured
-                archive = mend(archive)
-            if held:
-                error = error_of(archive, dense, held)
-                measured = {} if error is None else {OUTPUT_ERROR: output_error_text(error**0.5)}
-                archive = replace(archive, metadata=said | measured)
-            with shown("writing") as progress:
-                written = container.write(output, archive, progress)
-        report = summary.summarize(archive, written)
-        if calibration is not None:
-            report = replace(report, warnings=report.warnings + unseen(calibration))
-        show(report)
-        if source.ignored:
-            say(f"left out: {', '.join(map(printable, source.ignored))}")
+                archive = given.mend(archive)
+            archive = _with_error(archive, given, said)
+            written = _write(output, archive)
+        _tell(archive, written, source, calibration)
         say(f"wrote {output}")
+
+
+def _with_error(archive: Archive, given: Prepared, said: Mapping[str, str]) -> Archive:
+    """Return the archive with the error of its output on held-out batches, if there are any."""
+    from tersor.compression.post_training import labelled
+
+    if given.post_training is None or not given.post_training.held:
+        return archive
+    error, archive = error_of(archive, given.post_training), replace(archive, metadata=said)
+    return archive if error is None else labelled(archive, error)
+
+
+def _write(output: Path, archive: Archive) -> int:
+    from tersor.progress import shown
+    from tersor.storage import container
+
+    with shown("writing") as progress:
+        return container.write(output, archive, progress)
+
+
+def _tell(archive: Archive, nbytes: int, source: Source, calibration: Calibration | None) -> None:
+    """Print the summary of the file, and what was left out of it."""
+    from tersor.compression.prediction import unseen
+    from tersor.storage.summary import summarize
+    from tersor.text import printable
+
+    report = summarize(archive, nbytes)
+    if calibration is not None:
+        report = replace(report, warnings=report.warnings + unseen(calibration))
+    show(report)
+    if source.ignored:
+        say(f"left out: {', '.join(map(printable, source.ignored))}")

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from tersor.cli.app import (
     Architecture,
     Bits,
-    Calibrate,
     Checkpoint,
+    Data,
+    EffortOption,
     Evaluate,
-    Fast,
     Keep,
     Key,
+    Lookup,
     Prefix,
     app,
     console,
     reporting_errors,
     say,
 )
-from tersor.cli.work import (
-    batches_of,
-    calibration_of,
-    dense_of,
-    measure_of,
-    mending,
-    module_of,
-    opened,
-    overrides_of,
-    resuming,
-)
+from tersor.cli.work import calibration_of, opened, overrides_of, prepared, resuming
+
+if TYPE_CHECKING:  # slow imports are done where they are used
+    from tersor.compression.curve_file import Curve
 
 
 @app.command(
@@ -56,9 +50,10 @@ def curve(
     prefix: Prefix = None,
     keep: Keep = None,
     bits: Bits = None,
-    fast: Fast = None,
+    lookup: Lookup = None,
     architecture: Architecture = None,
-    calibrate: Calibrate = None,
+    data: Data = None,
+    effort: EffortOption = "balanced",
     evaluate: Evaluate = None,
 ) -> None:
     """Show quality against size, 4 to 40 times smaller, before the work.
@@ -67,7 +62,6 @@ def curve(
     of the dense model and at four of the sizes, and predicted at the others.
     """
     with reporting_errors():
-        from tersor.compression import curve_file
         from tersor.compression.compressor import Compressor
         from tersor.compression.curve import trace
         from tersor.progress import shown
@@ -79,14 +73,12 @@ def curve(
             check_writable(path, model)
         if plot is not None:
             curve_picture.check_picture(plot)
-        overrides = overrides_of(keep, bits, fast)
+        overrides = overrides_of(keep, bits, lookup)
         source = opened(model, outputs, key, prefix)
-        module = module_of(source, architecture, {"--calibrate": calibrate, "--eval": evaluate})
-        batches, _ = batches_of(calibrate)
-        mend = mending(dense_of(module, evaluate), batches)
-        calibration = calibration_of(source, module, batches)
-        measure = measure_of(source, module, evaluate)
-        beside, options = output or plot, [points, keep, bits, fast]
+        given = prepared(source, architecture, data, effort, evaluate)
+        source, calibration = given.source, calibration_of(given)
+        measure, mend = given.measure, given.mend
+        beside, options = output or plot, [points, keep, bits, lookup]
         with (
             resuming(beside, source, calibration, options) if beside else nullcontext() as journal,
             shown("tracing") as progress,
@@ -105,10 +97,17 @@ def curve(
                 measure=measure and (lambda archive: measure(archive and mend(archive))),
                 metric=evaluate and evaluate.rpartition(":")[2],
             )
-            if output is not None:
-                curve_file.write(output, found)
-            if plot is not None:
-                curve_picture.draw(plot, found)
+            _write(found, output, plot)
         console.print(curve_picture.render(found))
         for path in outputs:
             say(f"wrote {path}")
+
+
+def _write(found: Curve, output: Path | None, plot: Path | None) -> None:
+    from tersor.compression import curve_file
+    from tersor.report import curve_picture
+
+    if output is not None:
+        curve_file.write(output, found)
+    if plot is not None:
+        curve_picture.draw(plot, found)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 from tersor.calibration import samples
-from tersor.calibration.calibrate import Calibration, calibrate
+from tersor.calibration.calibrate import Calibration
 from tersor.compression.quality import Measure, evaluated
-from tersor.compression.reconstruction import reconstruct
 from tersor.errors import InputError, explained
-from tersor.io import archive_of, check_match
-from tersor.nn.fill import fill
 from tersor.nn.load import load_weights, tensors_of
-from tersor.storage.archive import Alias, Archive, Entry
+from tersor.storage.archive import Archive
 from tersor.storage.checkpoint import Source, shared
 from tersor.storage.classify import reason_to_keep
 
@@ -35,69 +33,56 @@ def batches_of(reference: str) -> list[Any]:
     InputError
         If it cannot be imported, raises, or returns something other than batches.
     """
-    batches = call("--calibrate", reference)
+    batches = call("--data", reference)
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
         raise InputError(
-            f"--calibrate {reference} returned a {type(batches).__name__}; an iterable of batches "
+            f"--data {reference} returned a {type(batches).__name__}; an iterable of batches "
             "is needed, such as a list or a DataLoader"
         )
     return list(samples.batches_of(batches))
 
 
-def calibrate_source(source: Source, model: nn.Module, batches: list[Any]) -> Calibration:
-    """Return the calibration of a checkpoint's model, with the names of the checkpoint.
+def for_checkpoint(calibration: Calibration, model: nn.Module, source: Source) -> Calibration:
+    """Return a calibration with the names of the checkpoint, also those of tied weights.
 
     Parameters
     ----------
-    source
-        Tensors of the checkpoint.
+    calibration
+        Calibration of the model.
     model
         Model with the weights of the checkpoint.
-    batches
-        Batches to call the model with.
+    source
+        Tensors of the checkpoint.
     """
-    return _for_checkpoint(calibrate(model, batches), model, source)
+    known = tensors_of(model)
+    tied = shared(known)
+
+    def rename(values: Mapping[str, Value]) -> dict[str, Value]:
+        return {n: values[tied.get(n, n)] for n in source.names if tied.get(n, n) in values}
+
+    unknown = [
+        n for n in source.names if n not in known and reason_to_keep(n, source.load(n)) is None
+    ]
+    return replace(
+        calibration,
+        moments=rename(calibration.moments),
+        rows=rename(calibration.rows),
+        importance=rename(calibration.importance),
+        unseen=rename(calibration.unseen),
+        skipped=rename(calibration.skipped)
+        | dict.fromkeys(unknown, "the model has no such weight"),
+    )
 
 
-def reconstructed(archive: Archive, model: nn.Module, batches: list[Any]) -> Archive:
-    """Return an archive in which layers compensate for the errors of the other layers.
+def with_tensors_of(model: nn.Module, source: Source) -> Source:
+    """Return a source with the tensors of a model in the place of those of its checkpoint."""
+    known = tensors_of(model)
 
-    Parameters
-    ----------
-    archive
-        Compressed model.
-    model
-        Dense model.
-    batches
-        Batches that both models are called with.
+    def load(name: str) -> Tensor:
+        tensor = source.load(name)
+        return known[name].detach().cpu().to(tensor.dtype) if name in known else tensor
 
-    Returns
-    -------
-    Archive
-        A new archive with the same names.
-    """
-    changed = compressed(archive, model)
-    reconstruct(changed, model, batches)
-    found = archive_of(changed).entries
-    entries = {
-        name: replace(entry, content=_content(found, name)) if name in found else entry
-        for name, entry in archive.entries.items()
-        if not isinstance(entry.content, Alias)
-    }
-    return replace(archive, entries={**archive.entries, **entries})
-
-
-def compressed(archive: Archive, model: nn.Module) -> nn.Module:
-    """Return a copy of a dense model that holds the tensors of an archive."""
-    made = copy.deepcopy(model)
-    check_match(archive, made, strict=False)
-    fill(made, archive, strict=False)
-    return made
-
-
-def _content(entries: Mapping[str, Entry], name: str) -> Any:
-    content = entries[name].content
-    return entries[content.target].content if isinstance(content, Alias) else content
+    return replace(source, load=load)
 
 
 def model_of(source: Source, reference: str) -> nn.Module:
@@ -178,8 +163,29 @@ def call(option: str, reference: str) -> Any:
         return target()
 
 
+def _imported(path: Path) -> ModuleType:
+    """Return the module of a file, which may import its neighbours."""
+    name = str(path.resolve())  # not the stem, which may be that of another module
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # as for each file that ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
 def find(option: str, reference: str, arguments: str) -> Callable[..., Any]:
     """Return the ``module:callable`` of an option, imported from the current folder first.
+
+    The module may be the path of a file, as in ``folder/net.py:make``.
 
     Parameters
     ----------
@@ -196,20 +202,19 @@ def find(option: str, reference: str, arguments: str) -> Callable[..., Any]:
     InputError
         If it cannot be imported, or cannot be called.
     """
-    module, _, name = reference.partition(":")
+    module, _, name = reference.rpartition(":")
     if not module or not name:
         raise InputError(
-            f"{option} {reference!r} is not of the form module:callable, such as net:make for the "
-            "function make in net.py"
+            f"{option} {reference!r} is not of the form module:callable, such as net.py:make or "
+            "net:make for the function make in net.py"
         )
     folder = str(Path.cwd())
     if folder not in sys.path:  # it stays in the path: the callable may import more modules later
         sys.path.insert(0, folder)
-    with explained(
-        f"{option} {reference}: the import of {module!r}",
-        f"a module in {folder} or an installed one is needed, without .py",
-    ):
-        target: Any = importlib.import_module(module)
+    needed = f"a file, or a module in {folder} or an installed one is needed"
+    with explained(f"{option} {reference}: the import of {module!r}", needed):
+        is_path = module.endswith(".py")
+        target: Any = _imported(Path(module)) if is_path else importlib.import_module(module)
     for part in name.split("."):
         if not hasattr(target, part):
             raise InputError(f"{option} {reference}: there is no {part!r} in {target!r}")
@@ -220,25 +225,3 @@ def find(option: str, reference: str, arguments: str) -> Callable[..., Any]:
             f"which is called {arguments}"
         )
     return cast(Callable[..., Any], target)
-
-
-def _for_checkpoint(calibration: Calibration, model: nn.Module, source: Source) -> Calibration:
-    """Return a calibration with the names of the checkpoint, also those of tied weights."""
-    known = tensors_of(model)
-    tied = shared(known)
-
-    def rename(values: Mapping[str, Value]) -> dict[str, Value]:
-        return {n: values[tied.get(n, n)] for n in source.names if tied.get(n, n) in values}
-
-    unknown = [
-        n for n in source.names if n not in known and reason_to_keep(n, source.load(n)) is None
-    ]
-    return replace(
-        calibration,
-        moments=rename(calibration.moments),
-        rows=rename(calibration.rows),
-        importance=rename(calibration.importance),
-        unseen=rename(calibration.unseen),
-        skipped=rename(calibration.skipped)
-        | dict.fromkeys(unknown, "the model has no such weight"),
-    )

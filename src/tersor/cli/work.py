@@ -6,9 +6,10 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from tersor.cli.app import console, errors, say
 from tersor.errors import BudgetError, TersorError
@@ -17,12 +18,18 @@ if TYPE_CHECKING:  # slow imports are done where they are used
     from torch import nn
 
     from tersor.calibration.calibrate import Calibration
+    from tersor.compression.effort import Effort
     from tersor.compression.overrides import Overrides
+    from tersor.compression.post_training import PostTraining
     from tersor.compression.quality import Measure, Quality
     from tersor.storage.archive import Archive
     from tersor.storage.checkpoint import Source
     from tersor.storage.journal import Journal
     from tersor.storage.summary import Report
+
+
+Mend = Callable[["Archive"], "Archive"]
+"""Function that lets the layers of a compressed model compensate for each other's errors."""
 
 
 def opened(
@@ -93,49 +100,85 @@ def module_of(
     return model_of(source, architecture)
 
 
+class Prepared(NamedTuple):
+    """What the options --model, --data, --effort and --eval give, before the work."""
+
+    source: Source
+    """Tensors of the checkpoint, with normalisation folded if there are data."""
+    post_training: PostTraining | None
+    mend: Mend
+    measure: Measure | None
+
+
+def prepared(
+    source: Source, architecture: str | None, data: str | None, effort: Effort, evaluate: str | None
+) -> Prepared:
+    """Return what the options --model, --data, --effort and --eval give."""
+    module = module_of(source, architecture, {"--data": data, "--eval": evaluate})
+    source, post_training = with_data(source, module, data, effort, evaluate)
+    measure = measure_of(source, module, evaluate)
+    return Prepared(source, post_training, mending(post_training), measure)
+
+
 def overrides_of(
-    keep: Sequence[str] | None, bits: Sequence[str] | None, fast: Sequence[str] | None
+    keep: Sequence[str] | None, bits: Sequence[str] | None, lookup: Sequence[str] | None
 ) -> Overrides:
-    """Return the overrides that the options --keep, --bits and --fast request."""
+    """Return the overrides that the options --keep, --bits and --lookup request."""
     from tersor.compression.overrides import Overrides, parse_bits
 
-    return Overrides(keep or (), parse_bits(bits or ()), fast or ())
-
-
-def batches_of(loader: str | None) -> tuple[list[Any] | None, list[Any]]:
-    """Return the batches to calibrate with, and those held out to measure the error of the output.
-
-    The batches come from --calibrate. Without this option the first ones are None.
-    """
-    if loader is None:
-        return None, []
-    from tersor.calibration.output_error import held_out
-    from tersor.cli import user_code
-
-    return held_out(user_code.batches_of(loader))
+    return Overrides(keep or (), parse_bits(bits or ()), lookup or ())
 
 
 @contextmanager
 def _noted() -> Iterator[None]:
     """Print warnings as notes to standard error."""
     with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: say(f"note: {message}", errors)
         yield
 
 
-def calibration_of(
-    source: Source, module: nn.Module | None, batches: list[Any] | None
-) -> Calibration | None:
-    """Return the calibration on the batches of --calibrate; None without this option.
+def with_data(
+    source: Source,
+    module: nn.Module | None,
+    loader: str | None,
+    effort: Effort,
+    evaluate: str | None = None,
+) -> tuple[Source, PostTraining | None]:
+    """Return the source with the tensors of the folded model, and what --data requests.
+
+    Parameters
+    ----------
+    source
+        Tensors of the checkpoint.
+    module
+        Model with these tensors.
+    loader, effort, evaluate
+        Values of --data, --effort and --eval. Evaluations load other weights into the module.
+    """
+    if module is None or loader is None:
+        return source, None
+    from tersor.cli import user_code
+    from tersor.compression.post_training import prepare
+
+    found = prepare(module, user_code.batches_of(loader), effort)
+    if found.dense is not module:
+        return user_code.with_tensors_of(found.dense, source), found
+    return source, replace(found, dense=copy.deepcopy(module)) if evaluate else found
+
+
+def calibration_of(given: Prepared) -> Calibration | None:
+    """Return the calibration with --data, by the names of the source; None without this option.
 
     Notes go to standard error.
     """
-    if module is None or batches is None:
+    if given.post_training is None:
         return None
-    from tersor.cli.user_code import calibrate_source
+    from tersor.cli.user_code import for_checkpoint
 
     with _noted():
-        calibration = calibrate_source(source, module, batches)
+        found = given.post_training.calibrate()
+        calibration = for_checkpoint(found, given.post_training.dense, given.source)
     for name, reason in calibration.skipped.items():
         if name not in calibration.unseen:  # a warning names those
             say(f"note: {name} is compressed without calibration: {reason}", errors)
@@ -155,52 +198,25 @@ def show(report: Report) -> None:
             say(f"warning: {text}", errors)
 
 
-Mend = Callable[["Archive"], "Archive"]
-"""Function that lets the layers of a compressed model compensate for each other's errors."""
-
-
-def dense_of(module: nn.Module | None, evaluate: str | None) -> nn.Module | None:
-    """Return the dense model.
-
-    It is a copy if there are evaluations, because these load other weights into the module.
-    """
-    return copy.deepcopy(module) if evaluate is not None else module
-
-
-def mending(dense: nn.Module | None, batches: list[Any] | None) -> Mend:
-    """Return a function that reconstructs an archive with the batches of --calibrate.
-
-    Without these batches the function returns the archive unchanged.
-    """
-    if dense is None or batches is None:
+def mending(post_training: PostTraining | None) -> Mend:
+    """Return a function that lets layers compensate, with --data, or returns its argument."""
+    if post_training is None:
         return lambda archive: archive
-    from tersor.cli.user_code import reconstructed
 
     def mend(archive: Archive) -> Archive:
-        try:
-            with _noted():
-                return reconstructed(archive, dense, batches)
-        except BudgetError as error:
-            say(f"note: layers are not reconstructed: {error}", errors)
-            return archive
+        with _noted():
+            return post_training.mend(archive)
 
     return mend
 
 
-def error_of(archive: Archive, dense: nn.Module | None, held: list[Any]) -> float | None:
-    """Return the error of the output on held-out batches; None if it cannot be measured.
-
-    See `tersor.calibration.output_error.output_error`.
-    """
-    if dense is None or not held:
-        return None
-    from tersor.calibration.output_error import output_error
-    from tersor.cli.user_code import compressed
+def error_of(archive: Archive, post_training: PostTraining) -> float | None:
+    """Return the error of the output on held-out batches; None if it cannot be measured."""
     from tersor.errors import InputError
 
     try:
         with _noted():
-            return output_error(compressed(archive, dense), dense, held)
+            return post_training.error_of(archive)
     except InputError as error:
         say(f"note: the error of the output is not known: {error}", errors)
         return None

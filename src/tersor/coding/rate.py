@@ -21,7 +21,7 @@ from tersor.tiling import Rows
 
 Floats = NDArray[np.float64]
 
-LARGEST = 4095
+LARGEST = _native.LARGEST
 """Largest magnitude of an integer that can be coded."""
 
 TRELLISES: tuple[int, ...] = (64, 32, 16, 8, 4)
@@ -54,7 +54,7 @@ def starting_level(integers: Tensor, states: int = 1) -> int:
 
 
 def analyse(integers: Tensor, outer: Rows, states: int = 1, expected: int = 0) -> _native.Analysis:
-    """Return the bits of each row of a matrix of integers, and prices for a search.
+    """Return the bits of each row of a matrix of integers, and costs for a search.
 
     Parameters
     ----------
@@ -66,13 +66,13 @@ def analyse(integers: Tensor, outer: Rows, states: int = 1, expected: int = 0) -
     states
         States of the trellis; 1 (default): no trellis.
     expected
-        If not 0 (default), prices are those that the coder begins with for so many states, else
+        If not 0 (default), costs are those that the coder begins with for so many states, else
         those that it has after the integers.
 
     Returns
     -------
     Analysis
-        Native object: its ``bits`` are the bits of each row, and searches take it as the price of
+        Native object: its ``bits`` are the bits of each row, and searches take it as the cost of
         each value of each element.
     """
     matrix = integers.to(torch.float32).contiguous().numpy()

@@ -129,7 +129,7 @@ def encode(
     if largest > LARGEST:
         raise InputError(
             f"integers up to {LARGEST} can be stored, a factor of the weight of shape "
-            f"{factors.shape} has {largest}; use a larger step"
+            f"{factors.shape} has {largest}; use a larger step size"
         )
     codebook, latent = (part.to(torch.int16) for part in parts)
     if slice_rows is None:

@@ -1,4 +1,4 @@
-"""Sort the tensors of a source into kept and factored ones, and assemble archives of them."""
+"""Sort the tensors of a source into unfactored and factored ones, and assemble archives of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tersor.compression.fill import Version
 from tersor.compression.overrides import Overrides, Resolved
 from tersor.progress import Progress, silent
 from tersor.storage import classify, container
-from tersor.storage.archive import Alias, Archive, Entry, Kept
+from tersor.storage.archive import Alias, Archive, Entry, Reason
 from tersor.storage.checkpoint import Source
 
 
@@ -44,7 +44,7 @@ def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry
         tensor = source.load(name)
         reason = classify.reason_to_keep(name, tensor)
         if reason is None and name in source.unchanged:
-            reason = Kept.LEFT_DENSE
+            reason = Reason.LEFT_DENSE
         shape, dtype = tuple(tensor.shape), tensor.dtype
         if name in source.aliases:
             entries[name] = Entry(shape, dtype, Alias(source.aliases[name]))
@@ -94,7 +94,7 @@ def override(entries: dict[str, Entry], source: Source, overrides: Overrides) ->
         names, {n for n in factored if len(entries[n].shape) == 2}
     )
     for name in resolved.keep:
-        entries[name] = classify.keep(name, source.load(name), Kept.LEFT_DENSE)
+        entries[name] = classify.keep(name, source.load(name), Reason.LEFT_DENSE)
     return resolved
 
 
@@ -105,25 +105,25 @@ class Assembler:
     ----------
     entries
         Entries of all tensors by name, which weights without a version retain.
-    source
-        Source that is compressed.
+    blank
+        Archive without entries, of which the others have everything else.
     measured
         Whether the file will contain the signal-to-noise ratios.
     """
 
-    def __init__(self, entries: Mapping[str, Entry], source: Source, measured: bool) -> None:
-        self._entries, self._source, self._measured = entries, source, measured
-        sections = container.kept_sections(self.archive({}))
+    def __init__(self, entries: Mapping[str, Entry], blank: Archive, measured: bool) -> None:
+        self._entries, self._blank, self._measured = entries, blank, measured
+        sections = container.unfactored_sections(self.archive({}))
         self._kept = [container.stamp(section) for section in sections]
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes of the sections of the tensors that are kept."""
+    def unfactored_bytes(self) -> int:
+        """Return the bytes of the sections of the unfactored tensors."""
         return sum(stamp.size for stamp in self._kept)
 
     def archive(self, versions: Mapping[str, Version[EncodedFactors]]) -> Archive:
         """Return the archive of all tensors with these versions of the weights."""
-        return self._source.archive(with_versions(self._entries, versions))
+        return replace(self._blank, entries=with_versions(self._entries, versions))
 
     def size(self, versions: Mapping[str, Version[EncodedFactors]]) -> int:
         """Return the bytes of the file with these versions of the weights."""

@@ -20,10 +20,10 @@ from tersor.coding import records
 from tersor.coding.records import EncodedFactors
 from tersor.compression.fill import Version
 from tersor.compression.resume import CHOICES, VERSIONS, recalled
-from tersor.compression.sizes import SizeModel, SizeOfSigns
+from tersor.compression.sizes import SizeModel, SizeOfBinary
 from tersor.errors import InputError
 from tersor.factorization import tiles
-from tersor.factorization.weights import factorize_signs, factorize_weight
+from tersor.factorization.weights import factorize_binary, factorize_weight
 from tersor.factors import Factors, decibels
 from tersor.progress import Progress
 from tersor.storage.checkpoint import Source
@@ -55,8 +55,8 @@ class Weight:
     scale
         Factor of the weight's step size. Its squared errors are divided by the square of it, so
         that at a common step size a byte reduces the error of any weight by about as much.
-    fast
-        Whether the weight becomes a sum of signs, for look-up kernels.
+    lookup
+        Whether the weight becomes a binary sum, for look-up kernels.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Weight:
     dtype: torch.dtype
     variance: float
     scale: float = 1.0
-    fast: bool = False
+    lookup: bool = False
 
     @property
     def numel(self) -> int:
@@ -105,60 +105,64 @@ class Attempts:
         self._source, self._calibration, self._progress = source, calibration, progress
         self._journal = journal
         self._chosen: dict[str, _Chosen] = {}
-        self._signs: dict[tuple[str, str, int], Version[EncodedFactors]] = {}
+        self._binary: dict[tuple[str, str, int], Version[EncodedFactors]] = {}
         self._phases = 0
 
-    def prepare(self, weights: Sequence[Weight], step: float) -> dict[str, SizeModel]:
+    def prepare(self, weights: Sequence[Weight], step_size: float) -> dict[str, SizeModel]:
         """Choose tile sizes that suit a step size, and return models of the bytes, by name."""
         models: dict[str, SizeModel] = {}
-        for weight, chosen in self._each(partial(self._choose, step), weights, "choosing tiles"):
+        for weight, chosen in self._each(
+            partial(self._choose, step_size), weights, "choosing tiles"
+        ):
             self._chosen[weight.name] = chosen
-            if weight.fast:
-                models[weight.name] = SizeOfSigns(weight.shape, weight.variance / weight.scale**2)
+            if weight.lookup:
+                models[weight.name] = SizeOfBinary(weight.shape, weight.variance / weight.scale**2)
                 continue
-            models[weight.name] = SizeModel(chosen.choice.spectrum * step**2, chosen.choice.tiles)
+            models[weight.name] = SizeModel(
+                chosen.choice.spectrum * step_size**2, chosen.choice.tiles
+            )
             if chosen.choice.nbytes is not None:
-                models[weight.name].learn(step, chosen.choice.nbytes, provisional=True)
+                models[weight.name].learn(step_size, chosen.choice.nbytes, provisional=True)
         return models
 
     def solve(
-        self, weights: Sequence[Weight], step: float, what: str
+        self, weights: Sequence[Weight], step_size: float, what: str
     ) -> Iterator[tuple[Weight, Version[EncodedFactors]]]:
         """Yield weights with their versions at a step size; ``what`` names the phase."""
-        return self._each(partial(self._recalled_version, step), weights, what)
+        return self._each(partial(self._recalled_version, step_size), weights, what)
 
     def nothing(self, weight: Weight) -> Version[EncodedFactors]:
         """Return the version of rank 0, which represents zeros."""
         zeros = records.zero(weight.shape, weight.dtype, 0)
         return Version(0, self._chosen[weight.name].energy / weight.scale**2, zeros)
 
-    def _choose(self, step: float, weight: Weight) -> _Chosen:
+    def _choose(self, step_size: float, weight: Weight) -> _Chosen:
         values, moments = as_float32(self._source.load(weight.name)), self._moments(weight)
-        if weight.fast:
-            spectrum = np.array([weight.variance / (step * weight.scale) ** 2])
+        if weight.lookup:
+            spectrum = np.array([weight.variance / (step_size * weight.scale) ** 2])
             return _Chosen(tiles.Choice(1, spectrum, weight.numel), energy(values, moments))
-        key, stack = ("tiles", weight.name, step), tiles.is_stack(weight.name, weight.shape)
-        given = values, step * weight.scale
+        key, stack = ("tiles", weight.name, step_size), tiles.is_stack(weight.name, weight.shape)
+        given = values, step_size * weight.scale
         make = partial(tiles.choose, *given, stack=stack)
         holds = partial(tiles.is_candidate, *given, stack=stack)
         return _Chosen(recalled(self._journal, CHOICES, key, make, holds), energy(values, moments))
 
-    def _tile(self, step: float, weight: Weight) -> int:
-        if weight.fast:
-            variance = weight.variance / (step * weight.scale) ** 2
-            return tiles.tile_of_signs(weight.shape, variance)
+    def _tile(self, step_size: float, weight: Weight) -> int:
+        if weight.lookup:
+            variance = weight.variance / (step_size * weight.scale) ** 2
+            return tiles.tile_of_binary(weight.shape, variance)
         return self._chosen[weight.name].choice.tile
 
-    def _recalled_version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
-        tile, make = self._tile(step, weight), partial(self._version, step, weight)
+    def _recalled_version(self, step_size: float, weight: Weight) -> Version[EncodedFactors]:
+        tile, make = self._tile(step_size, weight), partial(self._version, step_size, weight)
         recall = partial(recalled, self._journal, VERSIONS, make=make)
         holds = partial(self._is_version, weight, tile)
-        if not weight.fast:
-            return recall(("factors", weight.name, tile, step), holds=holds)
-        key = ("signs", weight.name, tile)  # the same at many steps
-        if key not in self._signs:
-            self._signs[key] = recall(key, holds=holds)
-        return self._signs[key]
+        if not weight.lookup:
+            return recall(("factors", weight.name, tile, step_size), holds=holds)
+        key = ("signs", weight.name, tile)  # the same at many step sizes
+        if key not in self._binary:
+            self._binary[key] = recall(key, holds=holds)
+        return self._binary[key]
 
     def _is_version(self, weight: Weight, tile: int, version: Version[EncodedFactors]) -> bool:
         """Return whether a recalled version has this tile size and its factors reproduce it."""
@@ -166,13 +170,13 @@ class Attempts:
         values = self._source.load(weight.name)
         return factors.tiling.size == tile and self._measured(weight, values, factors) == version
 
-    def _version(self, step: float, weight: Weight) -> Version[EncodedFactors]:
+    def _version(self, step_size: float, weight: Weight) -> Version[EncodedFactors]:
         values, moments = self._source.load(weight.name), self._moments(weight)
-        tile = self._tile(step, weight)
-        if weight.fast:
-            factors = factorize_signs(values, tile, moments=moments)
+        tile = self._tile(step_size, weight)
+        if weight.lookup:
+            factors = factorize_binary(values, tile, moments=moments)
         else:
-            factors = factorize_weight(values, tile, step * weight.scale, moments=moments)
+            factors = factorize_weight(values, tile, step_size * weight.scale, moments=moments)
         return self._measured(weight, values, factors)
 
     def _measured(

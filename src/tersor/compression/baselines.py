@@ -6,7 +6,7 @@
   the indices are entropy-coded. Each layer gets the number of columns that lowers the total squared
   error most per byte.
 
-Kept tensors and the header count as many bytes as in tersor's file.
+Unfactored tensors and the header count as many bytes as in tersor's file.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def scalar(source: Source, targets: Sequence[int]) -> list[Stored]:
     fixed = container.size(Archive(entries, source.nbytes))
     guess = 0.5 * math.sqrt(sum(float((t**2).mean()) for t in tensors.values()) / len(tensors))
 
-    def attempt(step: float) -> tuple[int, Stored]:
-        factors = {name: _rounded(tensor, step) for name, tensor in tensors.items()}
+    def attempt(step_size: float) -> tuple[int, Stored]:
+        factors = {name: _rounded(tensor, step_size) for name, tensor in tensors.items()}
         size = fixed + sum(records.encode(f).nbytes for f in factors.values())
         return size, (size, {name: f.recompose() for name, f in factors.items()})
 
     return [finest_fit(attempt, target, guess)[1] for target in targets]
 
 
-def _rounded(weight: Tensor, step: float) -> Factors:
-    latent = (weight / step).round().reshape(1, -1).to(torch.int16)
-    return Factors(torch.ones(1, 1, dtype=torch.int16), latent, step, tuple(weight.shape))
+def _rounded(weight: Tensor, step_size: float) -> Factors:
+    latent = (weight / step_size).round().reshape(1, -1).to(torch.int16)
+    return Factors(torch.ones(1, 1, dtype=torch.int16), latent, step_size, tuple(weight.shape))
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,18 @@ def vector_quantization(source: Source, targets: Sequence[int], *, seed: int = 0
 
 
 def _allocate(curves: dict[str, list[_Point]], fixed: int, target: int) -> Stored:
-    """Choose the points of least error plus price times bytes, with the price from bisection."""
+    """Choose the points of least error plus λ times bytes, with λ from bisection."""
     best = {name: points[0] for name, points in curves.items()}
     low, high = 1e-12, 1e6
     for _ in range(60):
-        price = math.sqrt(low * high)
-        chosen = {n: min(c, key=lambda p: p.error + price * p.nbytes) for n, c in curves.items()}
+        lagrangian = math.sqrt(low * high)
+        chosen = {
+            n: min(c, key=lambda p: p.error + lagrangian * p.nbytes) for n, c in curves.items()
+        }
         if fixed + sum(p.nbytes for p in chosen.values()) <= target:
-            high, best = price, chosen
+            high, best = lagrangian, chosen
         else:
-            low = price
+            low = lagrangian
     best = _spend(best, curves, target - fixed)
     return fixed + sum(p.nbytes for p in best.values()), {n: p.weight for n, p in best.items()}
 

@@ -13,8 +13,8 @@ from tersor.compression.assembly import Assembler, override, survey, with_versio
 from tersor.compression.attempts import Attempts, Weight
 from tersor.compression.fill import Filling, Version
 from tersor.compression.overrides import Overrides, Resolved
-from tersor.compression.search import finest_fit, guess_step
-from tersor.compression.sizes import SizeModel, step_of_size
+from tersor.compression.search import finest_fit, guess_step_size
+from tersor.compression.sizes import SizeModel, step_size_for
 from tersor.errors import BudgetError, InputError
 from tersor.progress import Progress, silent
 from tersor.storage.archive import Alias, Archive
@@ -37,6 +37,8 @@ class Compressor:
         Second moments of the inputs of weights, by the names of ``source``; by default none.
     overrides
         The user's decisions about single weights; by default none.
+    blank
+        Archive without entries, with the metadata of the file; by default there are none.
     measured
         Whether the file will contain the signal-to-noise ratios; by default it will.
     journal
@@ -57,15 +59,17 @@ class Compressor:
         *,
         calibration: Calibration | None = None,
         overrides: Overrides = NO_OVERRIDES,
+        blank: Archive | None = None,
         measured: bool = True,
         journal: Journal | None = None,
         progress: Progress = silent,
     ) -> None:
         self._source, self._calibration, self._journal = source, calibration, journal
         self._measured, self._progress = measured, progress
+        self._blank = Archive({}, source.nbytes) if blank is None else blank
         self._entries, found = survey(source, progress)
         resolved = override(self._entries, source, overrides)
-        weights = [replace(w, fast=w.name in resolved.fast) for w in scaled(found, calibration)]
+        weights = [replace(w, lookup=w.name in resolved.lookup) for w in scaled(found, calibration)]
         self._weights = [w for w in weights if w.name not in resolved.keep | resolved.bits.keys()]
         self._own = [(w, bytes_of(w, resolved)) for w in weights if w.name in resolved.bits]
 
@@ -105,15 +109,15 @@ class Compressor:
             own = sum(version.nbytes for version in self._own_versions.values())
             raise BudgetError(
                 f"{target} bytes are too few: the smallest possible file has {self.least} bytes, "
-                f"{assembler.kept_bytes} of them for tensors that are not factored"
+                f"{assembler.unfactored_bytes} of them for tensors that are not factored"
                 + (f", {own} for those whose bits are given" if self._own else "")
             )
         if not self._weights:
             return assembler.archive({})
-        attempts, models, step = self._prepared(target)
+        attempts, models, step_size = self._prepared(target)
         nothing = {w.name: attempts.nothing(w) for w in self._weights}
         filling = Filling(self._weights, models, attempts.solve, nothing, assembler.size)
-        return assembler.archive(filling.within(target, step))
+        return assembler.archive(filling.within(target, step_size))
 
     def predict(self, sizes: Sequence[int]) -> list[float]:
         """Return the expected squared error at each size, as a share of that of a file of zeros.
@@ -140,33 +144,33 @@ class Compressor:
             raise InputError("no weight is factored: every file has the same size and quality")
         attempts, models, around = self._prepared(round(math.sqrt(sizes[0] * sizes[-1])))
 
-        def step(size: int) -> float:
-            return step_of_size([m.bytes for m in models.values()], size - self.least, around)
+        def step_size(size: int) -> float:
+            return step_size_for([m.bytes for m in models.values()], size - self.least, around)
 
         for size in (sizes[len(sizes) // 4], sizes[-1 - len(sizes) // 4]):
-            chosen = step(size)
+            chosen = step_size(size)
             for weight, version in attempts.solve(self._weights, chosen, "predicting"):
                 models[weight.name].learn(chosen, version.nbytes, version.error)
         whole = sum(attempts.nothing(w).error for w in self._weights)
         errors = list[float]()
         for size in reversed(sizes):
-            chosen = step(size)
+            chosen = step_size(size)
             error = sum(m.error(chosen) for m in models.values()) / whole
             errors.append(max([error, *errors[-1:]]))  # learned corrections may bend it
         return errors[::-1]
 
     def _prepared(self, target: int) -> tuple[Attempts, dict[str, SizeModel], float]:
-        """Return attempts with tiles that suit a size, size models, and a step to start from."""
+        """Return attempts with tiles that suit a size, size models, and a first step size."""
         attempts = Attempts(self._source, self._calibration, self._progress, self._journal)
         known = [(w.numel, w.variance / w.scale**2) for w in self._weights]
-        step = guess_step(known, 8 * (target - self.least))
-        return attempts, attempts.prepare(self._weights, step), step
+        step_size = guess_step_size(known, 8 * (target - self.least))
+        return attempts, attempts.prepare(self._weights, step_size), step_size
 
     @cached_property
     def _assembler(self) -> Assembler:
         """Assembler of all tensors that are the same at all sizes."""
         entries = with_versions(self._entries, self._own_versions)
-        return Assembler(entries, self._source, self._measured)
+        return Assembler(entries, self._blank, self._measured)
 
     @cached_property
     def _own_versions(self) -> Versions:
@@ -175,11 +179,11 @@ class Compressor:
     def _own_version(self, weight: Weight, target: int) -> Version[EncodedFactors]:
         """Return the finest version of a weight of at most ``target`` bytes."""
         attempts = Attempts(self._source, self._calibration, self._not_counted, self._journal)
-        guess = guess_step([(weight.numel, weight.variance / weight.scale**2)], 8 * target)
+        guess = guess_step_size([(weight.numel, weight.variance / weight.scale**2)], 8 * target)
         attempts.prepare([weight], guess)
 
-        def attempt(step: float) -> tuple[int, Version[EncodedFactors]]:
-            [(_, version)] = attempts.solve([weight], step, "bits as given")
+        def attempt(step_size: float) -> tuple[int, Version[EncodedFactors]]:
+            [(_, version)] = attempts.solve([weight], step_size, "bits as given")
             return version.nbytes, version
 
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tersor.calibration.calibrate import Calibration
@@ -28,6 +28,8 @@ def compress_source(
     lossless: bool = False,
     calibration: Calibration | None = None,
     overrides: Overrides = NO_OVERRIDES,
+    metadata: Mapping[str, str] | None = None,
+    hashed: bool = False,
     measured: bool = True,
     journal: Journal | None = None,
     progress: Progress = silent,
@@ -50,6 +52,9 @@ def compress_source(
         By default there are none.
     overrides
         The user's decisions about single weights; by default none.
+    metadata, hashed
+        Metadata and content hash of the file, as in `tersor.storage.archive.Archive`; by default
+        none.
     measured
         Whether the file will contain the signal-to-noise ratios; by default it will. The file of a
         model does not.
@@ -74,9 +79,10 @@ def compress_source(
         contradict each other.
     """
     given = (ratio, target_size, bits_per_weight, quality)
+    blank = Archive({}, source.nbytes, metadata or {}, hashed)
     if lossless:
         check_lossless(given, calibration, overrides)
-        return keep_all(source, progress)
+        return replace(blank, entries=keep_all(source, progress).entries)
     if quality is not None and any(budget is not None for budget in given[:-1]):
         raise InputError(
             "a largest drop decides the size; leave out ratio, target size and bits per weight"
@@ -85,6 +91,7 @@ def compress_source(
         source,
         calibration=calibration,
         overrides=overrides,
+        blank=blank,
         measured=measured,
         journal=journal,
         progress=progress,
@@ -127,10 +134,10 @@ def check_lossless(
         )
     if calibration is not None:
         raise InputError("lossless changes no weight: calibration has no use; leave it out")
-    if overrides.keep or overrides.bits or overrides.fast:
+    if overrides.keep or overrides.bits or overrides.lookup:
         raise InputError(
             "lossless changes no weight: patterns of weights to keep, of their bits, or of those "
-            "that are to be fast, have no use; leave them out"
+            "for look-up kernels, have no use; leave them out"
         )
 
 
@@ -161,4 +168,4 @@ def keep_all(source: Source, progress: Progress = silent) -> Archive:
         if name in source.aliases:
             entry = replace(entry, content=Alias(source.aliases[name]))
         entries[name] = entry
-    return source.archive(entries)
+    return Archive(entries, source.nbytes)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tersor.compression.search import FILL, MAX_TRIALS, finest_fit, guess_step
+from tersor.compression.search import FILL, MAX_TRIALS, finest_fit, guess_step_size
 from tersor.errors import BudgetError, InputError
 from tersor.factorization import methods, tiles
 from tersor.factorization.decompose import Method, Solution, check, decompose
@@ -16,7 +16,7 @@ from tersor.factorization.projections import Projection
 from tersor.factorization.weights import factorize_weight
 from tersor.factors import Factors
 from tersor.storage import classify
-from tersor.storage.archive import Kept
+from tersor.storage.archive import Reason
 from tersor.tiling import Tiling, as_float32, is_tileable, window_size
 
 _SEGMENT = 32
@@ -162,16 +162,16 @@ def _within(
     size, errors = tile, list[float]()
     stack = tiles.is_stack("weight", tuple(weight.shape))
 
-    def attempt(step: float) -> tuple[int, tuple[int, int, Factors]]:
+    def attempt(step_size: float) -> tuple[int, tuple[int, int, Factors]]:
         nonlocal size
-        size = size or tiles.choose(as_float32(weight), step, stack=stack).tile
-        factors = factorize_weight(weight, size, step, moments=moments)
+        size = size or tiles.choose(as_float32(weight), step_size, stack=stack).tile
+        factors = factorize_weight(weight, size, step_size, moments=moments)
         errors.append(_error(weight, factors, moments))
         nbytes = factors.nbytes
         return nbytes, (nbytes, len(errors) - 1, factors)
 
     try:
-        guess = guess_step([(weight.numel(), variance)], 8 * target)
+        guess = guess_step_size([(weight.numel(), variance)], 8 * target)
         nbytes, place, factors = finest_fit(attempt, target, guess)[1]
     except BudgetError:
         return Solution(nothing, "iteration limit", (*errors, _error(weight, nothing, moments)))
@@ -221,7 +221,7 @@ def _check_tensor(weight: object) -> None:
 def _check_weight(weight: Tensor) -> None:
     """Raise an error if the default method cannot factor the weight."""
     _check_tensor(weight)
-    if classify.reason_to_keep("weight", weight) not in (None, Kept.SMALL):
+    if classify.reason_to_keep("weight", weight) not in (None, Reason.SMALL):
         raise InputError(
             "a weight of 16 floating-point bits or more with two axes or more and of moderate size "
             f"is needed, got {weight.dtype} {tuple(weight.shape)}"

@@ -9,10 +9,8 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from tersor.compression.knapsack import choose
-from tersor.compression.sizes import SizeModel, step_of_size
-
-FILL = 0.997
-"""Share of the budget at which the search stops."""
+from tersor.compression.search import FILL
+from tersor.compression.sizes import SizeModel, step_size_for
 
 MOST_PASSES = 12
 """Largest number of passes over all weights."""
@@ -106,13 +104,13 @@ class _Trusted:
             return math.sqrt(self.below * self.above)
         return min(max(expected, last / self.farthest), last * self.farthest)
 
-    def learn(self, step: float, taken: float, aim: float, *, slow: bool) -> None:
+    def learn(self, step_size: float, taken: float, aim: float, *, slow: bool) -> None:
         """Record the bytes at a step size, and whether they came only slowly closer to the aim."""
         self.slow = slow
         if taken > aim:
-            self.below = max(self.below, step)
+            self.below = max(self.below, step_size)
         else:
-            self.above = min(self.above, step)
+            self.above = min(self.above, step_size)
         known = taken > 0 and aim > 0
         self.farthest = max(taken / aim, aim / taken) ** _STIFFEST if known else math.inf
 
@@ -185,7 +183,7 @@ class Filling(Generic[W, Content]):
     passes: list[dict[str, Version[Content]]] = field(init=False, default_factory=list)
     _steps: dict[str, float] = field(init=False, default_factory=dict)
 
-    def within(self, target: int, step: float) -> Mapping[str, Version[Content]]:
+    def within(self, target: int, step_size: float) -> Mapping[str, Version[Content]]:
         """Return the best choice of versions found whose file has at most ``target`` bytes.
 
         Each pass makes one version of every weight, and the knapsack finds the best mix of all
@@ -199,7 +197,7 @@ class Filling(Generic[W, Content]):
         ----------
         target
             Bytes of the file, at most.
-        step
+        step_size
             Step size of about the right order, to start from.
 
         Returns
@@ -211,26 +209,27 @@ class Filling(Generic[W, Content]):
         aim, barren, gap, trusted = _AIM * budget, 0, math.inf, _Trusted()
         gap_left = math.inf
         for number in range(MOST_PASSES):
-            expected = step_of_size([m.bytes for m in self.models.values()], aim, step)
-            step = trusted.nearest(expected, step)
+            expected = step_size_for([m.bytes for m in self.models.values()], aim, step_size)
+            step_size = trusted.nearest(expected, step_size)
             latest: dict[str, Version[Content]] = {}
             self.passes.append(latest)
             near = gap < _CLOSE * budget
-            parts = [self._finishing(step, gap_left)] if near else self._parts(first=not number)
+            finishing = [self._finishing(step_size, gap_left)] if near else None
+            parts = finishing or self._parts(first=not number)
             doubt = _Doubt(self._versions, self.nothing, budget) if near else None
             for place, part in enumerate(parts):
                 if place:
-                    last, step = step, self._corrected(step, latest, aim)
-                    if place == 1 and abs(math.log(step / last)) > _FARTHEST:
+                    last, step_size = step_size, self._corrected(step_size, latest, aim)
+                    if place == 1 and abs(math.log(step_size / last)) > _FARTHEST:
                         latest.clear()  # what showed this is done again, at the end
                         parts[-1].extend(parts[0])
                     elif place > 1:
                         farthest = math.exp(_FARTHEST)
-                        step = min(max(step, last / farthest), last * farthest)
-                for weight, version in self.solve(part, step, f"pass {number + 1}"):
-                    self.models[weight.name].learn(step, version.nbytes)
+                        step_size = min(max(step_size, last / farthest), last * farthest)
+                for weight, version in self.solve(part, step_size, f"pass {number + 1}"):
+                    self.models[weight.name].learn(step_size, version.nbytes)
                     latest[weight.name] = version
-                    self._steps[weight.name] = step
+                    self._steps[weight.name] = step_size
                     if doubt and doubt.may_fill(weight.name):
                         best, full = self._best(target)
                         if full:
@@ -247,7 +246,7 @@ class Filling(Generic[W, Content]):
             if (full and gap < _CLOSE * budget) or barren == _BARREN:
                 break
             aim = _next_aim(budget, taken, len(self.weights))
-            trusted.learn(step, taken, aim, slow=gap > max(before / 2, _CLOSE * budget))
+            trusted.learn(step_size, taken, aim, slow=gap > max(before / 2, _CLOSE * budget))
         return best
 
     def _parts(self, *, first: bool) -> list[list[W]]:
@@ -271,7 +270,9 @@ class Filling(Generic[W, Content]):
             done += weight.numel
         return parts
 
-    def _corrected(self, step: float, latest: Mapping[str, Version[Content]], aim: float) -> float:
+    def _corrected(
+        self, step_size: float, latest: Mapping[str, Version[Content]], aim: float
+    ) -> float:
         """Return the step size at which all weights take what is aimed at.
 
         Weights that are done have taken what they took, unless few are: then they would have been
@@ -294,9 +295,9 @@ class Filling(Generic[W, Content]):
             model.bytes if model.said else partial(_scaled, model.bytes, ratio.get(model.tile, 1.0))
             for model in models
         ]
-        return step_of_size(sizes, left, step) if sizes and left > 0 else step
+        return step_size_for(sizes, left, step_size) if sizes and left > 0 else step_size
 
-    def _finishing(self, step: float, gap: float) -> list[W]:
+    def _finishing(self, step_size: float, gap: float) -> list[W]:
         """Return the weights in the order in which they finish a budget.
 
         First those whose last step size is farthest from the new one, on the side that brings them
@@ -305,7 +306,7 @@ class Filling(Generic[W, Content]):
         limit = _LARGE * sum(w.numel for w in self.weights)
 
         def nearness(weight: W) -> tuple[bool, float]:
-            far = math.log(self._steps[weight.name] / step) * math.copysign(1, gap)
+            far = math.log(self._steps[weight.name] / step_size) * math.copysign(1, gap)
             return weight.numel > limit and far < _FINISH, -far
 
         return sorted(self.weights, key=nearness)
@@ -340,8 +341,8 @@ class Filling(Generic[W, Content]):
         return [self.nothing[name], *(done[name] for done in self.passes if name in done)]
 
 
-def _scaled(size: Callable[[float], float], ratio: float, step: float) -> float:
-    return ratio * size(step)
+def _scaled(size: Callable[[float], float], ratio: float, step_size: float) -> float:
+    return ratio * size(step_size)
 
 
 def _next_aim(budget: int, taken: int, weights: int) -> float:

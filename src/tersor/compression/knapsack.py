@@ -22,7 +22,7 @@ def choose(options: Sequence[Options], budget: int) -> list[int] | None:
     """Choose one option of each group so that the total error is least and the bytes fit.
 
     This is the multiple-choice knapsack problem (Kellerer, Pferschy, Pisinger, *Knapsack Problems*,
-    2004, chapter 11). Of many groups, most get the option that one price of a byte for all chooses;
+    2004, chapter 11). Of many groups, most get the option that one λ of a byte for all chooses;
     only the `_CORE` groups that are nearest to another choice are left to `_exact`.
 
     Parameters
@@ -53,12 +53,12 @@ def choose(options: Sequence[Options], budget: int) -> list[int] | None:
 
 
 def _priced(options: Sequence[Options], budget: int) -> tuple[list[int], NDArray[np.float64]]:
-    """Return the choice at the lowest price of a byte at which it fits.
+    """Return the choice at the lowest λ of a byte at which it fits.
 
     Returns
     -------
     tuple
-        Index of the chosen option in each group; and how far the price is from one at which the
+        Index of the chosen option in each group; and how far λ is from one at which the
         choice would be another, as the absolute logarithm of their ratio.
     """
     steps: list[tuple[float, int, int, int]] = []  # error saved by a byte, group, option, bytes
@@ -76,18 +76,18 @@ def _priced(options: Sequence[Options], budget: int) -> tuple[list[int], NDArray
             best = max(range(len(finer)), key=gains.__getitem__)
             steps.append((gains[best], place, finer[best], group[finer[best]][0] - group[at][0]))
             at = finer[best]
-    steps.sort(key=lambda step: -step[0])
+    steps.sort(key=lambda step_size: -step_size[0])
     left = budget - sum(group[i][0] for group, i in zip(options, picked, strict=True))
-    price = 0.0
+    lagrangian = 0.0
     for gain, place, index, size in steps:
         if size > left:
-            price = gain
+            lagrangian = gain
             break
         left -= size
         picked[place] = index
     doubts = np.full(len(options), np.inf)
     for gain, place, _, _ in steps:
-        distance = abs(np.log(gain / price)) if price > 0 else np.inf
+        distance = abs(np.log(gain / lagrangian)) if lagrangian > 0 else np.inf
         doubts[place] = min(doubts[place], distance)
     return picked, doubts
 

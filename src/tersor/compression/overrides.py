@@ -28,8 +28,8 @@ class Overrides:
         Patterns of the weights that are stored exactly instead of factored.
     bits
         Largest bits per weight of the weights that a pattern matches.
-    fast
-        Patterns of the matrices that become sums of signs, for look-up kernels.
+    lookup
+        Patterns of the matrices that become binary sums, for look-up kernels.
 
     Raises
     ------
@@ -39,10 +39,10 @@ class Overrides:
 
     keep: Sequence[str] = ()
     bits: Mapping[str, float] = field(default_factory=dict)
-    fast: Sequence[str] = ()
+    lookup: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for option, patterns in (("keep", self.keep), ("fast", self.fast)):
+        for option, patterns in (("keep", self.keep), ("lookup", self.lookup)):
             if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
                 raise InputError(f"{option} must be a list of patterns of names, got {patterns!r}")
         if not isinstance(self.bits, Mapping) or not all(isinstance(p, str) for p in self.bits):
@@ -76,7 +76,7 @@ class Overrides:
         Raises
         ------
         InputError
-            If a pattern matches no weight, if a pattern of ``fast`` matches no matrix, or if
+            If a pattern matches no weight, if a pattern of ``lookup`` matches no matrix, or if
             patterns contradict each other.
         """
         keep = {name for pattern in self.keep for name in _matches(pattern, names)}
@@ -89,8 +89,8 @@ class Overrides:
                         f"{name!r} is {other} by one pattern, and given {number:g} bits by "
                         f"{pattern!r}; change one of them"
                     )
-        fast = {n for pattern in self.fast for n in _matrices(pattern, names, matrices)}
-        return Resolved(frozenset(keep), bits, frozenset(fast - keep))
+        lookup = {n for pattern in self.lookup for n in _matrices(pattern, names, matrices)}
+        return Resolved(frozenset(keep), bits, frozenset(lookup - keep))
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class Resolved:
         Names of the weights that are not factored.
     bits
         Bits per weight by name.
-    fast
-        Names of the matrices that become sums of signs.
+    lookup
+        Names of the matrices that become binary sums.
     """
 
     keep: frozenset[str]
     bits: Mapping[str, float]
-    fast: frozenset[str]
+    lookup: frozenset[str]
 
 
 def parse_bits(options: Iterable[str]) -> dict[str, float]:
@@ -167,6 +167,6 @@ def _matrices(
     if fitting := [name for name in found if name in matrices]:
         return fitting
     raise InputError(
-        f"the pattern {pattern!r} of weights that are to be fast matches no matrix, but "
-        f"{', '.join(found[:_SIMILAR])}; only weights of two axes, as of torch.nn.Linear, can be"
+        f"the pattern {pattern!r} of weights for look-up kernels matches no matrix, but "
+        f"{', '.join(found[:_SIMILAR])}; only weights of two axes, as of torch.nn.Linear, fit"
     )

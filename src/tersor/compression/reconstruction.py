@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.calibration.calibrate import ridge
+from tersor.calibration.inputs import MOST_INPUTS
 from tersor.calibration.moments import Joint, Layer, joint_moments, mean_vector
 from tersor.calibration.normalization import match_layer, moments_of, normalizations, replace_values
 from tersor.calibration.samples import calls_of
 from tersor.coding import records
 from tersor.compression.search import finest_fit
 from tersor.errors import BudgetError, InputError
-from tersor.factorization.weights import factorize_signs, factorize_weight
+from tersor.factorization.weights import factorize_binary, factorize_weight
 from tersor.factors import Factors
 from tersor.io import archive_of
 from tersor.nn import FactoredWeight, HeldWeight, insert_factors, state
@@ -57,7 +59,8 @@ def reconstruct(
     model runs them. The aim is not a weight close to the dense one. Given the layer's inputs in the
     *compressed* model, its outputs should be those of the dense layer in the dense model. Each
     layer thus corrects errors of earlier layers. Layers keep their shares of the bytes. Biases
-    correct the remaining error of the mean. Normalisation is matched in the same pass, so that
+    correct the remaining error of the mean. As in `calibrate`, weights with rows longer than 4096
+    are left as they are. Normalisation is matched in the same pass, so that
     `match_normalization` is not needed before or after. There is no back-propagation.
 
     Parameters
@@ -89,6 +92,18 @@ def reconstruct(
     bias. They have a ridge, which is chosen by cross-validation. Nagel et al., 2020, *Up or Down?
     Adaptive Rounding for Post-Training Quantization*, arXiv 2004.10568, section 3.3, also use the
     inputs of the compressed model, with another solver.
+
+    Examples
+    --------
+    >>> from copy import deepcopy
+    >>> layers = torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8)
+    >>> dense = torch.nn.Sequential(*layers)
+    >>> model, batches = deepcopy(dense), [torch.randn(200, 32)]
+    >>> report = tersor.compress(model, ratio=8)
+    >>> before = tersor.output_error(model, dense, batches)
+    >>> tersor.reconstruct(model, dense, batches)
+    >>> tersor.output_error(model, dense, batches) < before
+    True
     """
     _check(model, state(reference))
     calls = calls_of(loader)
@@ -123,7 +138,7 @@ def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], left: 
                 weight = as_float32(dense(weights[join_names(stop.name, "weight")]))
                 allowed = int(share * old[stop.name]) + spare
                 pair = layers[stop.name], cast(Layer, twin)
-                spare = allowed - _renew(model, stop, pair, weight, allowed)
+                spare = allowed - _renew(model, stop, pair, weight, max(0, allowed))
         except DivergedError:
             raise InputError(
                 "the two models do not run the same layers; give the dense model that was "
@@ -152,7 +167,8 @@ def _check(model: nn.Module, weights: Mapping[str, HeldWeight | Tensor]) -> None
 def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Layer]:
     """Return the linear layers and convolutions with a factored weight that is used once.
 
-    The module must also be called exactly once in a run of the model.
+    Moments of very long rows would take more time and memory than all others. The module must also
+    be called exactly once in a run of the model.
     """
     sites = find_sites(model)
     uses: dict[Weight, int] = {}
@@ -164,6 +180,7 @@ def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Lay
         if isinstance(site.weight, FactoredWeight)
         and isinstance(site.module, Layer)
         and site.attribute == "weight"
+        and math.prod(site.weight.shape[1:]) <= MOST_INPUTS
         and uses[site.weight] == 1
     }
     called: dict[nn.Module, int] = {}
@@ -271,13 +288,15 @@ def _factorize(
     wanted: Tensor, moments: Tensor, old: FactoredWeight, allowed: int
 ) -> Factors | None:
     """Return factors of at most ``allowed`` bytes with the old tile size, or None if not found."""
+    if allowed <= 0:  # layers before this one took its bytes
+        return None
     tile = old.codebook.shape[0]
-    if old.signs:
-        factors = factorize_signs(wanted, tile, moments=moments)
+    if old.binary:
+        factors = factorize_binary(wanted, tile, moments=moments)
         return factors if records.encode(factors).nbytes <= allowed else None
 
-    def attempt(step: float) -> tuple[int, Factors]:
-        factors = factorize_weight(wanted, tile, step, moments=moments)
+    def attempt(step_size: float) -> tuple[int, Factors]:
+        factors = factorize_weight(wanted, tile, step_size, moments=moments)
         return records.encode(factors).nbytes, factors
 
     try:

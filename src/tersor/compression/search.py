@@ -49,7 +49,7 @@ class Trial(NamedTuple):
     size: int
 
 
-def guess_step(weights: Iterable[tuple[int, float]], bits: float) -> float:
+def guess_step_size(weights: Iterable[tuple[int, float]], bits: float) -> float:
     """Return the step size at which independent Gaussian weights take a number of bits.
 
     Parameters
@@ -122,11 +122,11 @@ def finest_fit(
     best: tuple[float, T] | None = None
     position: float | None = math.log(guess)
     while position is not None and len(trials) < most:
-        step = math.exp(position)
-        size, made = attempt(step)
+        step_size = math.exp(position)
+        size, made = attempt(step_size)
         trials.append(Trial(position, size))
-        if size <= target and (best is None or step < best[0]):
-            best = (step, made)
+        if size <= target and (best is None or step_size < best[0]):
+            best = (step_size, made)
         position = _next_position(trials, target, least)
     if best is None:
         raise BudgetError(f"{target} bytes were not reached in {len(trials)} attempts")
@@ -172,7 +172,8 @@ def _beyond(outwards: list[Trial], target: int) -> float:
     """Return the next position beyond all trials, given the outermost trials, the last one last."""
     *_, last = outwards
     if len(outwards) == 1:
-        move = min(max(abs(math.log((target + 1) / (last.size + 1))), _SMALLEST_MOVE), 1.0)
+        distance = math.log((max(target, 0) + 1) / (last.size + 1))
+        move = min(max(abs(distance), _SMALLEST_MOVE), 1.0)
         return last.position + math.copysign(move, last.size - target)
     before = outwards[-2]
     gap = last.position - before.position

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tersor.factorization.rate_aware import PRICE
-from tersor.factorization.tiles import tile_of_signs
-from tersor.factorization.weights import SIGNS
+from tersor.factorization.rate_aware import LAGRANGIAN
+from tersor.factorization.tiles import tile_of_binary
+from tersor.factorization.weights import BINARY
 from tersor.tiling import Tiling
 
-_LEVEL = PRICE / (2 * math.log(2))
-"""Error that an axis keeps at the price of a bit, in units of the step size squared."""
+_LEVEL = LAGRANGIAN / (2 * math.log(2))
+"""Error that an axis keeps at λ, in units of the step size squared."""
 
 _FLOOR = 8.0
 """Bytes added to sizes before their ratio is taken, so that all sizes near 0 count as equal."""
@@ -46,16 +46,18 @@ class _Corrected:
     _points: dict[float, float] = field(default_factory=dict)
     _provisional: bool = True
 
-    def learn(self, step: float, measured: float, provisional: bool = False) -> None:
+    def learn(self, step_size: float, measured: float, provisional: bool = False) -> None:
         if self._provisional:
             self._points.clear()
         self._provisional = provisional
-        expected = self.formula(step)
-        self._points[math.log(step)] = math.log((measured + self.floor) / (expected + self.floor))
+        expected = self.formula(step_size)
+        self._points[math.log(step_size)] = math.log(
+            (measured + self.floor) / (expected + self.floor)
+        )
 
-    def __call__(self, step: float) -> float:
-        ratio = math.exp(_interpolate(math.log(step), sorted(self._points.items())))
-        return max(0.0, ratio * (self.formula(step) + self.floor) - self.floor)
+    def __call__(self, step_size: float) -> float:
+        ratio = math.exp(_interpolate(math.log(step_size), sorted(self._points.items())))
+        return max(0.0, ratio * (self.formula(step_size) + self.floor) - self.floor)
 
 
 def _interpolate(x: float, points: list[tuple[float, float]]) -> float:
@@ -103,7 +105,7 @@ class SizeModel:
 
     def learn(
         self,
-        step: float,
+        step_size: float,
         nbytes: float,
         error: float | None = None,
         *,
@@ -113,7 +115,7 @@ class SizeModel:
 
         Parameters
         ----------
-        step
+        step_size
             Step size of the measurement.
         nbytes
             Measured bytes.
@@ -123,30 +125,30 @@ class SizeModel:
             Whether the values are dropped when the next ones are recorded; by default not.
         """
         if not provisional:
-            self.said = self.bytes(step)
-        self._size.learn(step, nbytes, provisional)
+            self.said = self.bytes(step_size)
+        self._size.learn(step_size, nbytes, provisional)
         if error is not None:
-            self._distortion.learn(step, error, provisional)
+            self._distortion.learn(step_size, error, provisional)
 
-    def bytes(self, step: float) -> float:
+    def bytes(self, step_size: float) -> float:
         """Return the expected bytes at a step size."""
-        return self._size(step)
+        return self._size(step_size)
 
-    def error(self, step: float) -> float:
+    def error(self, step_size: float) -> float:
         """Return the expected squared error at a step size."""
-        return self._distortion(step)
+        return self._distortion(step_size)
 
-    def _bytes(self, step: float) -> float:
-        level = _LEVEL * step**2
+    def _bytes(self, step_size: float) -> float:
+        level = _LEVEL * step_size**2
         return self._tiles * float(np.log1p(self._spectrum / level).sum()) / _SIXTEEN
 
-    def _error(self, step: float) -> float:
-        level = _LEVEL * step**2
+    def _error(self, step_size: float) -> float:
+        level = _LEVEL * step_size**2
         return self._tiles * float((self._spectrum / (1 + self._spectrum / level)).sum())
 
 
-class SizeOfSigns(SizeModel):
-    """Bytes and error of sums of signs, whose bytes are known exactly.
+class SizeOfBinary(SizeModel):
+    """Bytes and error of binary sums, whose bytes are known exactly.
 
     Parameters
     ----------
@@ -162,28 +164,28 @@ class SizeOfSigns(SizeModel):
 
     def learn(
         self,
-        step: float,
+        step_size: float,
         nbytes: float,
         error: float | None = None,
         *,
         provisional: bool = False,
     ) -> None:
         """Record a measured error; the bytes need no measurement."""
-        self.said = self.bytes(step)
+        self.said = self.bytes(step_size)
         if error is not None:
-            self._distortion.learn(step, error, provisional)
+            self._distortion.learn(step_size, error, provisional)
 
-    def bytes(self, step: float) -> float:
+    def bytes(self, step_size: float) -> float:
         """Return the bytes at a step size: 1 bit per sign and 8 bits per codebook element."""
-        tile = tile_of_signs(self._shape, self._variance / step**2)
-        return SIGNS * (Tiling(self._shape, tile).count / 8 + tile)
+        tile = tile_of_binary(self._shape, self._variance / step_size**2)
+        return BINARY * (Tiling(self._shape, tile).count / 8 + tile)
 
 
 _STEEPEST = 0.7  # limit of the slope, so that sizes still fall as the step size grows
 _SIXTEEN = 16 * math.log(2)  # divisor that converts half of a natural logarithm to bytes
 
 
-def step_of_size(sizes: Iterable[Callable[[float], float]], total: float, around: float) -> float:
+def step_size_for(sizes: Iterable[Callable[[float], float]], total: float, around: float) -> float:
     """Return the step size at which the sizes of all weights add up to a total.
 
     Parameters

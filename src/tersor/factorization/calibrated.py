@@ -23,7 +23,7 @@ from tersor.coding.rate import LARGEST, analyse
 from tersor.factorization.initialize import principal_axes
 from tersor.factorization.rate_aware import (
     COLUMN_ELEMENT_BITS,
-    PRICE,
+    LAGRANGIAN,
     ROW_BITS,
     STATES,
     Coder,
@@ -33,14 +33,14 @@ from tersor.factorization.rate_aware import (
     spacing,
 )
 from tersor.factorization.solve import Result, Start
-from tersor.factorization.updates import best_signs
+from tersor.factorization.updates import best_binary
 from tersor.tiling import Tiling, coding_order, natural_order
 
 _SWEEPS = 2
-"""Number of searches through the rows of the latent at a position, at the same prices."""
+"""Number of searches through the rows of the latent at a position, at the same costs."""
 
 _DEALS = 8
-"""Number of searches through the signs of a position."""
+"""Number of searches through the binary latent of a position."""
 
 _REFIT_STEPS = 6
 """Number of conjugate-gradient steps that refit a codebook, from a start close to the minimum."""
@@ -109,7 +109,7 @@ def solve_calibrated(
     -------
     Result
         As `tersor.factorization.rate_aware.solve_rate_aware` returns, columns in coding order. The
-        objective is the cost of the error, in units of the mean diagonal of H, and the price of the
+        objective is the cost of the error, in units of the mean diagonal of H, and λ times the
         bits.
     """
     tiling, rows = Tiling(tuple(weight.shape), tile), weight.shape[0]
@@ -134,10 +134,10 @@ def solve_calibrated(
     return Result(codebook, coder.sliced(latent), tuple(history[1:]), "iteration limit")
 
 
-def solve_signs(
+def solve_binary(
     weight: Tensor, moments: Tensor, tile: int, start: Start, *, iterations: int = 4
 ) -> Start:
-    """Return a codebook and a latent of signs with at most the output error of the start.
+    """Return a codebook and a binary latent with at most the output error of the start.
 
     Parameters
     ----------
@@ -149,14 +149,14 @@ def solve_signs(
     tile
         Tile size d.
     start
-        Codebook (d, k) and signs (k, n) to start from, in natural order.
+        Codebook (d, k) and binary latent (k, n) to start from, in natural order.
     iterations
         Number of rounds, each an update of the latent and of the codebook; default 4.
 
     Returns
     -------
     tuple
-        Codebook (d, k) and signs (k, n), in natural order.
+        Codebook (d, k) and binary latent (k, n), in natural order.
     """
     tiling, rows = Tiling(tuple(weight.shape), tile), weight.shape[0]
     metric, tiles = Metric.of(moments, tile), coding_order(tiling.split(weight), rows)
@@ -164,7 +164,7 @@ def solve_signs(
     generator = torch.Generator().manual_seed(0)
 
     def search(_: int, gram: Tensor, target: Tensor, known: Tensor) -> Tensor:
-        return best_signs(gram, target, known, _DEALS, generator)
+        return best_binary(gram, target, known, _DEALS, generator)
 
     best, history = (codebook, latent), [_cost(tiles, codebook, latent, metric)]
     for _ in range(iterations):
@@ -189,7 +189,7 @@ class _Coder(Coder):
         return coding_order(natural_order(latent, sum(self.rows)), self.rows)
 
     def analyse(self, latent: Tensor) -> _native.Analysis:
-        """Return the bits of a latent, and the prices for the next search."""
+        """Return the bits of a latent, and the costs for the next search."""
         if self._last is None or self._last[0] is not latent:
             self._last = latent, analyse(self.sliced(latent), self.rows, self.states)
         return self._last[1]
@@ -215,7 +215,7 @@ def _sweep(
     """Return a latent, searched on the trellis position after position.
 
     Each position compensates for the errors of the positions before it. The latent that is given
-    says the prices; without one they are usual ones for magnitudes like those of plain rounding.
+    says the costs; without one they are usual ones for magnitudes like those of plain rounding.
     """
     (d, n), k, rows = tiles.shape, codebook.shape[1], sum(coder.rows)
     positions = n // rows
@@ -246,7 +246,7 @@ def _sweep(
                 first * positions + t * length,
                 states,
                 coder.states,
-                PRICE,
+                LAGRANGIAN,
                 _SWEEPS,
             )
             found.append(own)
@@ -322,9 +322,9 @@ def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> T
         if not norm > 0:
             break
         image = gradient(direction @ scaled)
-        step = norm / (direction * image).sum(dtype=torch.float64).clamp_min(1e-30)
-        x = x + step.float() * direction
-        residual = residual - step.float() * image
+        step_size = norm / (direction * image).sum(dtype=torch.float64).clamp_min(1e-30)
+        x = x + step_size.float() * direction
+        residual = residual - step_size.float() * image
         before, norm = norm, residual.square().sum(dtype=torch.float64)
         direction = residual + (norm / before).float() * direction
     return x * scale
@@ -339,6 +339,6 @@ def _drop(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder
     curvatures = torch.einsum("dr,det,er->rt", codebook, blocks, codebook)
     own = (curvatures * latent.reshape(len(latent), positions, -1).square().sum(dim=2)).sum(dim=1)
     error = 2 * (latent * slope).sum(dim=1) + own
-    saved = PRICE * (coder.bits(latent) + ROW_BITS + COLUMN_ELEMENT_BITS * d)
+    saved = LAGRANGIAN * (coder.bits(latent) + ROW_BITS + COLUMN_ELEMENT_BITS * d)
     keep = error > torch.from_numpy(saved).float()
     return latent if bool(keep.all()) else latent * keep[:, None]

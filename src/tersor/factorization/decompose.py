@@ -115,6 +115,13 @@ class Solution:
     history
         Objective at the start and after each iteration of the best run, in units of the squared
         weight. The padding of the tiles counts.
+
+    Examples
+    --------
+    >>> from tersor.factorization import methods
+    >>> solution = tersor.factorize(torch.randn(64, 64), method=methods.weight_svd(rank=4))
+    >>> solution.status, solution.factors.rank, solution.history[-1] <= solution.history[0]
+    ('converged', 4, True)
     """
 
     factors: Factors

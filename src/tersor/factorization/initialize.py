@@ -13,9 +13,9 @@ from tersor.factorization.projections import short_rows
 from tersor.factorization.solve import Quadratic, Start, gradient_step, least_squares, solve
 from tersor.factorization.updates import nearest_column, shrink, use_every_row
 
-_PRICE = 0.1
+_PENALTY = 0.1
 """Price of a unit of a latent's magnitude in `sparse_coding`, as a share of the mean norm of the
-tiles. Half and twice this price give results that are as good."""
+tiles. Half and twice this penalty give results that are as good."""
 
 
 def principal_components(tiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,13 +92,13 @@ def sparse_coding(tiles: Tensor, columns: int, generator: Generator) -> Start:
     1996): most starting codebooks lead to a good one.
     """
     codebook = short_rows()(spread_tiles(tiles, columns, generator).T).T
-    price = _PRICE * float(tiles.norm(dim=0).mean())
+    penalty = _PENALTY * float(tiles.norm(dim=0).mean())
     result = solve(
         tiles,
         (codebook, tiles.new_zeros(columns, tiles.shape[1])),
-        update_latent=shrink(price, steps=20),
+        update_latent=shrink(penalty, steps=20),
         update_codebook=gradient_step(short_rows(), steps=20),
-        penalty=lambda codebook, latent: 2 * price * float(latent.abs().sum(dtype=torch.float64)),
+        penalty=lambda codebook, latent: 2 * penalty * float(latent.abs().sum(dtype=torch.float64)),
         iterations=150,
         tolerance=1e-4,
     )

@@ -9,9 +9,9 @@ Method                                 Codebook C           Columns of the laten
 `dictionary_learning` (sparse PCA)     real                 a limited number of nonzeros
 `scalar`                               identity             integers
 `ternary`, `binary`                    identity             -1, 0, 1; -1, 1
-`rate_aware` (the default of tersor)   integers             integers, least error + price * bits
+`rate_aware` (the default of tersor)   integers             integers, least error + λ * bits
 `few_integers`                         integers             a few small integers
-`sign_sums`                            integers             -1, 1
+`binary_sums`                          integers             -1, 1
 `projected_gradient`                   real, or your set    your set
 =====================================  ===================  ====================================
 """
@@ -19,22 +19,21 @@ Method                                 Codebook C           Columns of the laten
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
 from tersor.coding.rate import LARGEST, TRELLISES
-from tersor.errors import BudgetError, InputError
-from tersor.factorization import initialize
-from tersor.factorization import rate_aware as priced
-from tersor.factorization.decompose import Method, Solution, check, decompose
-from tersor.factorization.projections import Projection, free, integers, signs
+from tersor.errors import InputError
+from tersor.factorization import initialize, projections
+from tersor.factorization import rate_aware as rate_distortion
+from tersor.factorization.decompose import Method
+from tersor.factorization.projections import Projection, free, integers
 from tersor.factorization.solve import Quadratic, Start, Update, fixed, gradient_step, least_squares
 from tersor.factorization.updates import (
+    exchange_binary,
     exchange_ones,
-    exchange_signs,
     means,
     nearest_column,
     orthonormal_rows,
@@ -43,17 +42,14 @@ from tersor.factorization.updates import (
     pursue_integers,
     use_every_row,
 )
-from tersor.tiling import Rows, Tiling
+from tersor.tiling import Rows
 
 LOOKUP_COLUMNS, LOOKUP_LARGEST = 16, 7
 """Number of columns of the codebook and largest magnitude of a nonzero that a byte of the look-up
 kernels can express."""
 
-_SIGN_ROUNDS = 4
-"""Rounds of a search for signs; 16 rounds gain 0.05 dB more, at 2 bits per weight."""
-
-_INDEX_COUNTS = (1, 2, 3, 4)
-_CODEBOOK_BITS = 16
+_BINARY_ROUNDS = 4
+"""Rounds of a search for binary latents; 16 rounds gain 0.05 dB more, at 2 bits per weight."""
 
 
 def _at_least_one(**numbers: int) -> None:
@@ -70,11 +66,12 @@ def _at_most(name: str, number: int, limit: int, tiles: Tensor) -> None:
         )
 
 
-def _check_step(step: float, largest: float) -> None:
+def _check_step_size(step_size: float, largest: float) -> None:
     if largest > LARGEST:
         raise InputError(
-            f"step {step:g} is too small: integers would reach {largest:.0f}, at most {LARGEST} "
-            f"can be coded; use a step of {1.001 * step * largest / LARGEST:g} or more"
+            f"step size {step_size:g} is too small: integers would reach {largest:.0f}, at most "
+            f"{LARGEST} can be coded; use a step size of {1.001 * step_size * largest / LARGEST:g} "
+            "or more"
         )
 
 
@@ -165,59 +162,6 @@ def additive_vector_quantization(columns: int, count: int, *, starts: int = 1) -
     return Method(start, update, iterations=100, tolerance=1e-5, starts=starts)
 
 
-def additive_bits(columns: int, count: int, d: int, n: int) -> int:
-    """Return the bits of n tiles of d elements, each the sum of ``count`` of ``columns`` columns.
-
-    Each tile takes ``log2`` of the number of its choices, each element of the codebook 16 bits.
-    """
-    return math.ceil(n * math.log2(math.comb(columns, count))) + _CODEBOOK_BITS * columns * d
-
-
-def quantize_within(
-    weight: Tensor, nbytes: int, *, tile: int, counts: Sequence[int] = _INDEX_COUNTS, seed: int = 0
-) -> Solution:
-    """Return the best additive vector quantization of a weight within a budget.
-
-    Each count of columns per tile gets the largest codebook that fits (`additive_bits`). If 1 is
-    among the counts the result is never worse than `vector_quantization` in as many bytes.
-
-    Parameters
-    ----------
-    weight, tile, seed
-        Weight, tile size and seed as for `decompose`.
-    nbytes
-        Budget in bytes.
-    counts
-        Numbers of columns per tile to try; default 1 to 4.
-
-    Raises
-    ------
-    BudgetError
-        If no codebook fits.
-    """
-    check(weight, tile)
-    n = Tiling(tuple(weight.shape), tile).count
-    methods = [
-        additive_vector_quantization(columns, count)
-        for count in counts
-        if (columns := _most_columns(count, tile, n, nbytes)) >= count
-    ]
-    if not methods:
-        raise BudgetError(
-            f"{nbytes} bytes are too few for a codebook: a column of {tile} elements takes "
-            f"{_CODEBOOK_BITS * tile // 8}"
-        )
-    solutions = [decompose(weight, method, tile=tile, seed=seed) for method in methods]
-    return min(solutions, key=lambda solution: min(solution.history))
-
-
-def _most_columns(count: int, d: int, n: int, nbytes: int) -> int:
-    """Return the number of columns of the largest codebook that fits; below ``count`` if none."""
-    possible = range(count, n + 1)
-    fitting = bisect_right(possible, 8 * nbytes, key=lambda k: additive_bits(k, count, d, n))
-    return count - 1 + fitting
-
-
 def dictionary_learning(
     columns: int, nonzeros: int, *, starts: int = 4, restarts: int = 12
 ) -> Method:
@@ -248,31 +192,31 @@ def dictionary_learning(
     return Method(start, update, tolerance=1e-4, starts=starts, restarts=restarts)
 
 
-def scalar(step: float) -> Method:
-    """Return the method that rounds weights to multiples of the step size ``step``."""
-    if not 0 < step < math.inf:
-        raise InputError(f"step must be positive and finite, got {step}")
+def scalar(step_size: float) -> Method:
+    """Return the method that rounds weights to multiples of the step size ``step_size``."""
+    if not 0 < step_size < math.inf:
+        raise InputError(f"step_size must be positive and finite, got {step_size}")
 
     def start(tiles: Tensor, generator: Generator) -> Start:
-        _check_step(step, float(tiles.abs().amax().round()))
+        _check_step_size(step_size, float(tiles.abs().amax().round()))
         return _identity(tiles), tiles.round()
 
     return Method(
-        start, project_target(integers()), fixed, unit=lambda weight: step, dtype=torch.float32
+        start, project_target(integers()), fixed, unit=lambda weight: step_size, dtype=torch.float32
     )
 
 
 def ternary() -> Method:
     """Return the method in which weights become -s, 0 or s, with the s of least squared error."""
-    return _with_identity(integers(1), ternary_step)
+    return _with_identity(integers(1), ternary_step_size)
 
 
 def binary() -> Method:
     """Return the method in which weights become -s or s, with the s of least squared error."""
-    return _with_identity(signs(), lambda weight: float(weight.abs().double().mean()))
+    return _with_identity(projections.binary(), lambda weight: float(weight.abs().double().mean()))
 
 
-def ternary_step(weight: Tensor) -> float:
+def ternary_step_size(weight: Tensor) -> float:
     """Return the step size of the best ternary weights.
 
     If the m largest magnitudes become nonzero, the best step size is their mean, and the squared
@@ -295,15 +239,17 @@ def _with_identity(project: Projection, unit: Callable[[Tensor], float]) -> Meth
     return Method(start, project_target(project), fixed, unit=unit, dtype=torch.float32)
 
 
-def rate_aware(step: float, *, rows: Rows | None = None, states: int = priced.STATES) -> Method:
-    """Return the method of least distortion + price * bits: see `tersor.factorization.rate_aware`.
+def rate_aware(
+    step_size: float, *, rows: Rows | None = None, states: int = rate_distortion.STATES
+) -> Method:
+    """Return the method of least distortion + λ * bits: see `tersor.factorization.rate_aware`.
 
     It factors as `tersor.factorization.weights.factorize_weight` does, but refuses a step size that
     is too small.
 
     Parameters
     ----------
-    step
+    step_size
         Step size, the spacing of the latent's grid, in units of the weight.
     rows
         Weight rows of each slice (`tersor.tiling.Tiling.slices`), whose magnitudes the entropy
@@ -311,24 +257,24 @@ def rate_aware(step: float, *, rows: Rows | None = None, states: int = priced.ST
     states
         States of the trellis: 4, 8, 16, 32 (default) or 64; 1: scalar quantization.
     """
-    if not 0 < step < math.inf:
-        raise InputError(f"step must be positive and finite, got {step}")
+    if not 0 < step_size < math.inf:
+        raise InputError(f"step_size must be positive and finite, got {step_size}")
     if states != 1 and states not in TRELLISES:
         raise InputError(f"a trellis has {sorted(TRELLISES)} states, or 1 for none; got {states}")
-    coder = priced.Coder(rows, states)
+    coder = rate_distortion.Coder(rows, states)
 
     def start(tiles: Tensor, generator: Generator) -> Start:
-        _check_step(step, 1 + float(tiles.norm(dim=0).amax()))
-        return priced.start(tiles, coder)
+        _check_step_size(step_size, 1 + float(tiles.norm(dim=0).amax()))
+        return rate_distortion.start(tiles, coder)
 
     return Method(
         start,
         coder.update,
-        priced.update_codebook,
+        rate_distortion.update_codebook,
         coder.penalty,
         iterations=10,
         tolerance=1e-3,
-        unit=lambda weight: step,
+        unit=lambda weight: step_size,
         dtype=torch.float32,
     )
 
@@ -364,7 +310,7 @@ def few_integers(nonzeros: int = 2, columns: int = 16) -> Method:
     return _with_integers(start, search)
 
 
-def sign_sums(columns: int = 16) -> Method:
+def binary_sums(columns: int = 16) -> Method:
     """Return the method in which each tile is the sum of all columns, each with a sign.
 
     The latent is binary, with ``columns / d`` bits per weight. `tersor.kernels.lookup` has fast
@@ -379,14 +325,14 @@ def sign_sums(columns: int = 16) -> Method:
     """
     _at_least_one(columns=columns)
     deals = torch.Generator()
-    search = exchange_signs(_SIGN_ROUNDS, deals)
+    search = exchange_binary(_BINARY_ROUNDS, deals)
 
     def start(tiles: Tensor, generator: Generator) -> Start:
         _at_most("columns", columns, tiles.shape[1], tiles)
         deals.manual_seed(0)
         codebook = initialize.directions(tiles, columns, columns**-0.5, generator)
         quadratic = Quadratic(codebook, tiles)
-        return codebook, search(quadratic, signs()(quadratic.target))
+        return codebook, search(quadratic, projections.binary()(quadratic.target))
 
     return _with_integers(start, search)
 
@@ -395,7 +341,7 @@ def _with_integers(start: Callable[[Tensor, Generator], Start], search: Update) 
     """Return the method of a search for integer latents, with a codebook of 8-bit integers."""
 
     def update_codebook(quadratic: Quadratic, transposed: Tensor) -> Tensor:
-        return priced.at_8_bits(least_squares(quadratic, transposed))
+        return rate_distortion.at_8_bits(least_squares(quadratic, transposed))
 
     return Method(
         start, search, update_codebook, iterations=30, tolerance=2e-4, dtype=torch.float32

@@ -84,15 +84,15 @@ def few_integers(count: int, largest: int) -> Projection:
     return project
 
 
-def signs() -> Projection:
+def binary() -> Projection:
     """Return the projection onto matrices of -1 and 1; zero becomes 1."""
     return lambda y: torch.where(y < 0, -torch.ones_like(y), torch.ones_like(y))
 
 
-def grid(step: float, largest: int) -> Projection:
-    """Return the projection onto multiples of ``step``, up to ``largest`` times it in magnitude."""
+def grid(step_size: float, largest: int) -> Projection:
+    """Return the projection onto multiples of ``step_size``, up to ``largest`` times it."""
     project = integers(largest)
-    return lambda y: project(y / step) * step
+    return lambda y: project(y / step_size) * step_size
 
 
 def short_rows() -> Projection:

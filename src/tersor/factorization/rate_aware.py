@@ -1,7 +1,8 @@
-"""Solve for factors of least distortion + price * bits, with bits counted as the coder spends them.
+"""Solve for factors of least distortion + λ * bits, with bits counted as the coder spends them.
 
 This is the default factorization. All lengths are in units of the step size, the spacing of the
-latent's grid. Thus the price of a bit is a constant, and the step size alone decides the trade-off.
+latent's grid. Thus λ, the price of a bit, is a constant, and the step size alone decides the
+trade-off.
 
 Latents are the path through a trellis with two interleaved grids: the even numbers, and the odd
 numbers with zero. The parities of the latents before decide from which grid the next one is taken
@@ -26,7 +27,7 @@ from tersor.factorization.products import blocks, inner
 from tersor.factorization.solve import Quadratic, Result, Start, least_squares, solve
 from tersor.tiling import Rows
 
-PRICE = 0.3
+LAGRANGIAN = 0.3
 """Price λ of a bit: the squared error, in units of the squared step size, that a bit is worth. This
 value is best at high rates with a trellis, for Gaussian sources. Rows of low rate get a finer grid,
 see `spacing`."""
@@ -36,15 +37,15 @@ STATES = 32
 
 _GAUSSIAN = (3.5, 5, 7, 10, 20, 60), (0.8, 0.6, 0.5, 0.43, 0.37, 0.3)
 _HEAVY = (4, 10), (0.25, 0.3)
-"""Variances of rows in units of the price of a bit, and the best price in units of their squared
-spacing. With Gaussian rows of 1 bit a search at a price of 0.3 to 0.5 comes close to a saddle point
+"""Variances of rows in units of the price of a bit, and the best λ in units of their squared
+spacing. With Gaussian rows of 1 bit a search at a λ of 0.3 to 0.5 comes close to a saddle point
 at which the error is 0.7 dB larger, and leaves it slowly."""
 
 _TAIL = 1.15
 """Least ratio of the mean square to the squared mean magnitude of heavy tails, in units of that of
 Gaussian numbers."""
 
-FINEST_SPACING = math.sqrt(PRICE / max(_GAUSSIAN[1]))
+FINEST_SPACING = math.sqrt(LAGRANGIAN / max(_GAUSSIAN[1]))
 """Smallest spacing of a row, in units of the step size."""
 
 CODEBOOK_LARGEST = 127
@@ -77,7 +78,7 @@ _FINEST = 24
 def spacing(variance: Tensor, *, heavy: bool) -> Tensor:
     """Return the grid spacing of each row, in units of the step size, from its variance.
 
-    In units of the squared spacing of the row, the best price of a bit is 0.3 for rows of 3 bits
+    In units of the squared spacing of the row, the best λ is 0.3 for rows of 3 bits
     and more. For rows of 1 bit and less it is 0.8 for Gaussian ones (32 states), but 0.25 where
     weights differ in scale or have heavy tails, since the few large ones then decide.
 
@@ -88,9 +89,9 @@ def spacing(variance: Tensor, *, heavy: bool) -> Tensor:
     heavy
         Whether the tails of the weights are heavy.
     """
-    logs = np.log((variance.double().clamp_min(1e-300) / PRICE).numpy())
+    logs = np.log((variance.double().clamp_min(1e-300) / LAGRANGIAN).numpy())
     ratios, prices = _HEAVY if heavy else _GAUSSIAN
-    return torch.from_numpy(np.sqrt(PRICE / np.interp(logs, np.log(ratios), prices)))
+    return torch.from_numpy(np.sqrt(LAGRANGIAN / np.interp(logs, np.log(ratios), prices)))
 
 
 def is_heavy(tiles: Tensor) -> bool:
@@ -111,18 +112,18 @@ class Coder:
         order, in runs of this length. None (default): all columns are one run.
     states
         States of the trellis, default 32; 1: no trellis.
-    price
+    lagrangian
         Squared error, in units of the squared step size, that a bit is worth; default 0.3.
     """
 
     rows: Rows | None = None
     states: int = STATES
-    price: float = PRICE
+    lagrangian: float = LAGRANGIAN
     _last: tuple[Tensor, _native.Analysis] | None = field(default=None, repr=False)
     _updates: int = field(default=0, repr=False)
 
     def analyse(self, latent: Tensor) -> _native.Analysis:
-        """Return the bits of a latent, and the prices for the next search."""
+        """Return the bits of a latent, and the costs for the next search."""
         if self._last is None or self._last[0] is not latent:
             self._last = latent, analyse(latent, self.rows or latent.shape[1], self.states)
         return self._last[1]
@@ -132,7 +133,7 @@ class Coder:
         return np.asarray(self.analyse(latent).bits)
 
     def start(self, quadratic: Quadratic) -> Tensor:
-        """Return a first latent, searched at usual prices for magnitudes of a rounded one."""
+        """Return a first latent, searched at usual λs for magnitudes of a rounded one."""
         self._updates = 0
         curvature = quadratic.gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
         rounded = torch.empty(len(curvature), quadratic.wanted.shape[1])
@@ -144,12 +145,12 @@ class Coder:
         return self.search(quadratic, rounded, analyse(indices, rows, expected=self.states))
 
     def update(self, quadratic: Quadratic, latent: Tensor) -> Tensor:
-        """Return the best latent at the prices of this one.
+        """Return the best latent at the costs of this one.
 
         Rows whose bits cost more than the error they avoid become zero; this decides the rank. In
-        the first updates, before codebook and prices suit each other, rows may cost more.
+        the first updates, before codebook and costs suit each other, rows may cost more.
         """
-        worth = self.price * (1.0 if self._updates >= _PATIENCE else _LENIENCE)
+        worth = self.lagrangian * (1.0 if self._updates >= _PATIENCE else _LENIENCE)
         self._updates += 1
         avoided = torch.zeros(len(latent), dtype=torch.float64)
         improved = self.search(quadratic, latent, self.analyse(latent), avoided=avoided)
@@ -168,7 +169,7 @@ class Coder:
         importance: Tensor | None = None,
         avoided: Tensor | None = None,
     ) -> Tensor:
-        """Return a latent that is searched, row by row, for the least distortion + price * bits.
+        """Return a latent that is searched, row by row, for the least distortion + λ * bits.
 
         Parameters
         ----------
@@ -197,7 +198,7 @@ class Coder:
                 analysis,
                 columns.start,
                 self.states,
-                self.price,
+                self.lagrangian,
                 None if importance is None else importance[:, columns].contiguous().numpy(),
                 torch.get_num_threads(),
             )
@@ -212,12 +213,12 @@ class Coder:
         return result
 
     def penalty(self, codebook: Tensor, latent: Tensor) -> float:
-        """Return the price times the bits of both factors, without unused rows and columns."""
+        """Return λ times the bits of both factors, without unused rows and columns."""
         live = latent.any(dim=1)
         if not bool(live.any()):
             return 0.0
         latent_bits = float(self.bits(latent)[live.numpy()].sum()) + ROW_BITS * int(live.sum())
-        return self.price * (latent_bits + codebook_bits(codebook[:, live]))
+        return self.lagrangian * (latent_bits + codebook_bits(codebook[:, live]))
 
 
 def codebook_exponent(codebook: Tensor) -> int:
@@ -232,7 +233,7 @@ def round_codebook(codebook: Tensor, energy: Tensor) -> Tensor:
 
     Rounding to multiples of q adds a squared error of ``q**2 / 12`` times the energy of the latent,
     for each of the d rows. Half of q costs one more bit for each of the d k elements. The sum of
-    the error and the price of the bits is least at ``q**2 = 6 price k / (ln 2 energy)``.
+    the error and λ times the bits is least at ``q**2 = 6 λ k / (ln 2 energy)``.
 
     Parameters
     ----------
@@ -247,10 +248,12 @@ def round_codebook(codebook: Tensor, energy: Tensor) -> Tensor:
     largest = float(codebook.abs().amax()) if codebook.numel() else 0.0
     if largest == 0:
         return codebook
-    exponent = 0.5 * math.log2(6 * PRICE * int(used.sum()) / (math.log(2) * float(energy.sum())))
+    exponent = 0.5 * math.log2(
+        6 * LAGRANGIAN * int(used.sum()) / (math.log(2) * float(energy.sum()))
+    )
     coarse_enough = math.ceil(math.log2(largest / CODEBOOK_LARGEST))
-    step = 2.0 ** max(round(exponent), coarse_enough, -_FINEST)
-    return (codebook / step).round() * step
+    step_size = 2.0 ** max(round(exponent), coarse_enough, -_FINEST)
+    return (codebook / step_size).round() * step_size
 
 
 def update_codebook(quadratic: Quadratic, transposed: Tensor) -> Tensor:
@@ -264,8 +267,8 @@ def at_8_bits(codebook: Tensor) -> Tensor:
     largest = float(codebook.abs().amax()) if codebook.numel() else 0.0
     if largest == 0:
         return codebook
-    step = 2.0 ** max(math.ceil(math.log2(largest / CODEBOOK_LARGEST)), -_FINEST)
-    return (codebook / step).round() * step
+    step_size = 2.0 ** max(math.ceil(math.log2(largest / CODEBOOK_LARGEST)), -_FINEST)
+    return (codebook / step_size).round() * step_size
 
 
 def codebook_bits(codebook: Tensor) -> float:
@@ -294,7 +297,7 @@ def solve_rate_aware(
     iterations: int | None = None,
     tolerance: float = 2e-4,
 ) -> Result:
-    """Return factors of tiles that minimise distortion + price * bits.
+    """Return factors of tiles that minimise distortion + λ * bits.
 
     Parameters
     ----------
@@ -306,7 +309,7 @@ def solve_rate_aware(
         States of the trellis: 4, 8, 16, 32 (default) or 64; 1: scalar quantization.
     iterations, tolerance
         Limits as in `tersor.factorization.solve.solve`. The default of the first is 4, or 6 at
-        rates below about 1.5 bits, at which prices take longer to settle. The default of the
+        rates below about 1.5 bits, at which costs take longer to settle. The default of the
         second, 2e-4, is so small that the number of iterations rarely changes with the step size:
         if it did, so would the bytes, up and down.
 
@@ -319,7 +322,7 @@ def solve_rate_aware(
     coder = Coder(rows, states)
     if iterations is None:
         variance = float(tiles.square().sum(dtype=torch.float64)) / max(1, tiles.numel())
-        iterations = 4 if variance > _HIGH_RATE * PRICE else 6
+        iterations = 4 if variance > _HIGH_RATE * LAGRANGIAN else 6
     return solve(
         tiles,
         start(tiles, coder),

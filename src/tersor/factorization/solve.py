@@ -125,8 +125,8 @@ def least_squares(quadratic: Quadratic, x: Tensor) -> Tensor:
     limit = values.abs().amax().clamp_min(torch.finfo(x.dtype).tiny) * len(gram)
     usable = values > limit * torch.finfo(x.dtype).eps
     inverse = torch.where(usable, 1 / torch.where(usable, values, 1.0), 0.0)
-    step: Tensor = vectors @ (inverse[:, None] * (vectors.T @ residual))
-    return x + step.to(x.dtype)
+    step_size: Tensor = vectors @ (inverse[:, None] * (vectors.T @ residual))
+    return x + step_size.to(x.dtype)
 
 
 def fixed(quadratic: Quadratic, x: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tersor.factorization.products import inner
-from tersor.factorization.rate_aware import PRICE, Coder, codebook_bits, solve_rate_aware
+from tersor.factorization.rate_aware import LAGRANGIAN, Coder, codebook_bits, solve_rate_aware
 from tersor.factorization.solve import distortion
-from tersor.factorization.weights import SIGNS
+from tersor.factorization.weights import BINARY
 from tersor.tiling import Tiling, coding_order, evenly_spaced_rows, window_size
 
 _SAMPLE, _TILES = 1 << 15, 4
@@ -27,7 +27,7 @@ _SEGMENTS = (8, 32, 128)
 """Lengths of input segments that are tried as tiles of matrices."""
 
 _MOST_SEGMENT = 64
-"""Largest tile of signs, which gives a quarter of a bit per weight."""
+"""Largest tile of binary latents, which gives a quarter of a bit per weight."""
 
 _LARGEST = 1024
 """Largest tile size d, since a codebook has up to d squared elements."""
@@ -96,33 +96,33 @@ class Choice:
     nbytes: float | None = None
 
 
-def choose(weight: Tensor, step: float, *, stack: bool = False) -> Choice:
-    """Return the tile size of least distortion + price * bits of a weight.
+def choose(weight: Tensor, step_size: float, *, stack: bool = False) -> Choice:
+    """Return the tile size of least distortion + λ * bits of a weight.
 
     Parameters
     ----------
     weight
         Weight of a floating-point type.
-    step
+    step_size
         Step size, the spacing of the latent's grid, in units of the weight.
     stack
         If True, the weight is a stack of matrices, and no tile contains elements of two rows of a
         matrix. Default False.
     """
     weight = weight.flatten(0, 1) if stack else weight
-    choices = [_untried(weight, step, size) for size in _sizes(weight, stack)]
+    choices = [_untried(weight, step_size, size) for size in _sizes(weight, stack)]
     single, others = choices[0], sorted(choices[1:], key=_estimate)[:_MOST_TRIED]
     likely = [c for c in others if _estimate(c) <= _DOUBT * _estimate(single)]
-    tried = [_tried(weight, step, choice) for choice in (single, *likely)]
+    tried = [_tried(weight, step_size, choice) for choice in (single, *likely)]
     return min(tried, key=lambda pair: pair[0] * (1 if pair[1] is tried[0][1] else _GAIN))[1]
 
 
-def is_candidate(weight: Tensor, step: float, choice: Choice, *, stack: bool = False) -> bool:
+def is_candidate(weight: Tensor, step_size: float, choice: Choice, *, stack: bool = False) -> bool:
     """Return whether a choice is one of those that `choose` compares, not only the best."""
     weight = weight.flatten(0, 1) if stack else weight
     if choice.tile not in _sizes(weight, stack):
         return False
-    untried = _untried(weight, step, choice.tile)
+    untried = _untried(weight, step_size, choice.tile)
     same = np.array_equal(untried.spectrum, choice.spectrum) and untried.tiles == choice.tiles
     return same and (choice.nbytes is None or 0 <= choice.nbytes < math.inf)
 
@@ -133,8 +133,8 @@ def _sizes(weight: Tensor, stack: bool) -> list[int]:
     return [size for size in sizes if weight.shape[1] % size == 0] if stack else sizes
 
 
-def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
-    """Return the tile size at which `SIGNS` signs give the bits of a weight at a step size.
+def tile_of_binary(shape: tuple[int, ...], variance: float) -> int:
+    """Return the tile size at which `BINARY` columns give the bits of a weight at a step size.
 
     Among the tile sizes with the same number of tiles in a row it is the smallest.
 
@@ -145,16 +145,16 @@ def tile_of_signs(shape: tuple[int, ...], variance: float) -> int:
     variance
         Variance of its elements, in units of the squared step size.
     """
-    bits = 0.5 * math.log2(1 + variance * 2 * math.log(2) / PRICE)
+    bits = 0.5 * math.log2(1 + variance * 2 * math.log(2) / LAGRANGIAN)
     row = math.prod(shape[1:])
     # The codebook takes at most half as many bits as the signs.
-    most = min(row, math.isqrt(math.prod(shape) // SIGNS), _MOST_SEGMENT)
-    tile = max(1, round(SIGNS / max(bits, SIGNS / most)))
+    most = min(row, math.isqrt(math.prod(shape) // BINARY), _MOST_SEGMENT)
+    tile = max(1, round(BINARY / max(bits, BINARY / most)))
     return math.ceil(row / math.ceil(row / tile))
 
 
-def _untried(weight: Tensor, step: float, size: int) -> Choice:
-    sample = evenly_spaced_rows(weight, _SPECTRUM_SAMPLE) / step
+def _untried(weight: Tensor, step_size: float, size: int) -> Choice:
+    sample = evenly_spaced_rows(weight, _SPECTRUM_SAMPLE) / step_size
     tiles = Tiling(tuple(sample.shape), size).split(sample)
     covariance = inner(tiles.T, tiles.T, torch.float64) / tiles.shape[1]
     spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0).numpy()
@@ -164,17 +164,17 @@ def _untried(weight: Tensor, step: float, size: int) -> Choice:
 def _estimate(choice: Choice) -> float:
     """Return the cost of a weight and its codebook, for Gaussian tiles at the rate bound.
 
-    At the price p of a bit, each axis with a variance above p / (2 ln 2) keeps an error of this
+    At the price p = λ of a bit, each axis with a variance above p / (2 ln 2) keeps an error of this
     size.
     """
-    level = PRICE / (2 * math.log(2))
+    level = LAGRANGIAN / (2 * math.log(2))
     bits = 0.5 * np.log2(np.maximum(choice.spectrum / level, 1))
-    cost = np.minimum(choice.spectrum, level) + PRICE * bits
+    cost = np.minimum(choice.spectrum, level) + LAGRANGIAN * bits
     axes = int((bits > 0).sum()) if choice.tile > 1 else 0
-    return choice.tiles * float(cost.sum()) + PRICE * _ELEMENT_BITS * choice.tile * axes
+    return choice.tiles * float(cost.sum()) + LAGRANGIAN * _ELEMENT_BITS * choice.tile * axes
 
 
-def _tried(weight: Tensor, step: float, choice: Choice) -> tuple[float, Choice]:
+def _tried(weight: Tensor, step_size: float, choice: Choice) -> tuple[float, Choice]:
     """Return the cost of a weight and its size, as found with a sample of it.
 
     Axes that are fitted to few tiles suit these better than others: the determinant of a sample's
@@ -182,7 +182,7 @@ def _tried(weight: Tensor, step: float, choice: Choice) -> tuple[float, Choice]:
     nats, whatever the number of tiles, which the whole weight does not save as often as it contains
     the sample.
     """
-    sample = evenly_spaced_rows(weight, max(_SAMPLE, _TILES * choice.tile**2)) / step
+    sample = evenly_spaced_rows(weight, max(_SAMPLE, _TILES * choice.tile**2)) / step_size
     rows, repeat = sample.shape[0], weight.shape[0] / sample.shape[0]
     tiles = coding_order(Tiling(tuple(sample.shape), choice.tile).split(sample), rows)
     result = solve_rate_aware(tiles, rows)
@@ -194,7 +194,7 @@ def _tried(weight: Tensor, step: float, choice: Choice) -> tuple[float, Choice]:
     bits += d * k * math.log2(repeat) / 2  # a codebook that more tiles use is rounded less
     bits += (repeat - 1) * k * (2 * d - k + 1) / (4 * math.log(2)) if d > 1 else 0
     error = repeat * distortion(tiles, result.codebook, result.latent)
-    return error + PRICE * bits, replace(choice, nbytes=bits / 8)
+    return error + LAGRANGIAN * bits, replace(choice, nbytes=bits / 8)
 
 
 def _bits_of_scale(sample: Tensor, choice: Choice) -> float:

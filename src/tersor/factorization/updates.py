@@ -92,15 +92,15 @@ def use_every_row(quadratic: Quadratic, x: Tensor) -> Tensor:
     return x
 
 
-def shrink(price: float, steps: int) -> Update:
-    """Return an update by proximal gradient descent on ``f(x) + price * sum(abs(x))``.
+def shrink(penalty: float, steps: int) -> Update:
+    """Return an update by proximal gradient descent on ``f(x) + penalty * sum(abs(x))``.
 
-    The set is all real matrices; the price makes most entries zero. The algorithm is ISTA
+    The set is all real matrices; the penalty makes most entries zero. The algorithm is ISTA
     (Daubechies et al., 2004).
 
     Parameters
     ----------
-    price
+    penalty
         Price of a unit of magnitude.
     steps
         Number of gradient steps of length 1/L.
@@ -110,7 +110,7 @@ def shrink(price: float, steps: int) -> Update:
         lipschitz = max(quadratic.lipschitz(), torch.finfo(x.dtype).tiny)
         for _ in range(steps):
             x = x - (quadratic.gram @ x - quadratic.target) / lipschitz
-            x = x.sign() * (x.abs() - price / lipschitz).clamp_min(0)
+            x = x.sign() * (x.abs() - penalty / lipschitz).clamp_min(0)
         return x
 
     return update
@@ -224,8 +224,8 @@ def pursue_integers(count: int, largest: int) -> Update:
     return update
 
 
-def exchange_signs(rounds: int, generator: Generator) -> Update:
-    """Return an update that searches for signs, of eight rows at a time.
+def exchange_binary(rounds: int, generator: Generator) -> Update:
+    """Return an update that searches for binary latents, of eight rows at a time.
 
     For each group of eight rows it takes the best of all 256 combinations, so that the error never
     rises. In each round the rows are grouped at random again: with the same groups in all rounds
@@ -240,18 +240,18 @@ def exchange_signs(rounds: int, generator: Generator) -> Update:
     """
 
     def update(quadratic: Quadratic, x: Tensor) -> Tensor:
-        return best_signs(quadratic.gram, quadratic.target, x, rounds, generator)
+        return best_binary(quadratic.gram, quadratic.target, x, rounds, generator)
 
     return update
 
 
-def best_signs(
+def best_binary(
     gram: Tensor, target: Tensor, x: Tensor, rounds: int, generator: Generator
 ) -> Tensor:
-    """Return signs (k, n) with a lower ``x.T G x - 2 target.T x`` than x: see `exchange_signs`."""
+    """Return a binary latent (k, n) of lower ``x.T G x - 2 target.T x``: see `exchange_binary`."""
     deals = [torch.randperm(len(x), generator=generator) for _ in range(rounds)]
     orders, x = torch.stack(deals).to(torch.int32), x.clone(memory_format=torch.contiguous_format)
-    _native.search_signs(
+    _native.search_binary(
         target.contiguous().numpy(),
         gram.contiguous().numpy(),
         x.numpy(),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tersor.coding.rate import LARGEST
-from tersor.factorization.calibrated import solve_calibrated, solve_signs
+from tersor.factorization.calibrated import solve_binary, solve_calibrated
 from tersor.factorization.decompose import decompose
-from tersor.factorization.methods import sign_sums
+from tersor.factorization.methods import binary_sums
 from tersor.factorization.rate_aware import (
     FINEST_SPACING,
     STATES,
@@ -20,22 +20,22 @@ from tersor.factorization.rate_aware import (
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
 from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
-_SMALLEST_STEP = 2.0**-110
+_SMALLEST_STEP_SIZE = 2.0**-110
 """Smallest step size. A scale is smaller by the 8 bits of the codebook, and must be a normal number
 of float32."""
 
 _FINER = 8.0
-"""Times that a step may be smaller than the smallest that the coder has integers for: with two
+"""Times that a step size may be smaller than the smallest that the coder has integers for: with two
 columns of the codebook in place of one."""
 
-SIGNS = 16
-"""Number of signs of a tile: two bytes of the look-up kernels."""
+BINARY = 16
+"""Number of columns of a binary latent's tile: two bytes of the look-up kernels."""
 
 
 def factorize_weight(
     weight: Tensor,
     tile: int,
-    step: float,
+    step_size: float,
     *,
     moments: Tensor | None = None,
     states: int = STATES,
@@ -48,10 +48,10 @@ def factorize_weight(
         Weight of a floating-point type, finite, with at least one axis.
     tile
         Tile size d.
-    step
+    step_size
         Step size, the spacing of the latent's grid, in units of the weight. If integers would be
         too large for the coder, the codebook has further columns, for multiples of a coarser grid.
-        If they would be too large for an exact product, the step is enlarged.
+        If they would be too large for an exact product, the step size is enlarged.
     moments
         Positive definite second moments of the inputs, (m, m), with m the length of a flattened
         row. If given, the error of the layer's output is minimised, else the error of the weight.
@@ -71,42 +71,43 @@ def factorize_weight(
     # magnitude first, since squares may overflow.
     norm = scale * float(tiling.split(values / scale).norm(dim=0).amax())
     least = norm / ((LARGEST - 1) * FINEST_SPACING)
-    if (step := max(step, least / _FINER, _SMALLEST_STEP)) < least:
-        unit = 2.0 ** math.ceil(math.log2(least / step))
-        parts = _in_two_parts(weight, tile, step, unit, moments)
-        return parts or factorize_weight(weight, tile, 1.5 * step, moments=moments, states=states)
+    if (step_size := max(step_size, least / _FINER, _SMALLEST_STEP_SIZE)) < least:
+        unit = 2.0 ** math.ceil(math.log2(least / step_size))
+        parts = _in_two_parts(weight, tile, step_size, unit, moments)
+        coarser = 1.5 * step_size
+        return parts or factorize_weight(weight, tile, coarser, moments=moments, states=states)
     while True:
-        step = float(torch.tensor(step, dtype=torch.float32))
+        step_size = float(torch.tensor(step_size, dtype=torch.float32))
         if moments is None:
-            tiles = coding_order(tiling.split(values / step), tiling.slices)
+            tiles = coding_order(tiling.split(values / step_size), tiling.slices)
             result = solve_rate_aware(tiles, tiling.slices, states=states)
             del tiles
         else:
-            result = solve_calibrated(values / step, moments, tile, states=states)
+            result = solve_calibrated(values / step_size, moments, tile, states=states)
         live = result.latent.any(dim=1)
         exponent = codebook_exponent(result.codebook)
         codebook, latent = result.codebook[:, live] * 2.0**-exponent, result.latent[live]
         del result
         if largest_sum(codebook, latent) <= EXACT_INTEGERS and _can_be_coded(latent):
             latent = natural_order(latent.to(torch.int16), tiling.slices)
-            return _factors(codebook, latent, step * 2.0**exponent, weight)
-        step *= 1.5
+            return _factors(codebook, latent, step_size * 2.0**exponent, weight)
+        step_size *= 1.5
 
 
 def _in_two_parts(
-    weight: Tensor, tile: int, step: float, unit: float, moments: Tensor | None
+    weight: Tensor, tile: int, step_size: float, unit: float, moments: Tensor | None
 ) -> Factors | None:
     """Return factors of two parts, multiples of ``unit`` steps and the rest.
 
     Integers of one part would be too large. None if the product would not be exact.
     """
     tiling, values = Tiling(tuple(weight.shape), tile), as_float32(weight)
-    step = float(torch.tensor(step, dtype=torch.float32))
-    multiples = (tiling.split(values) / (unit * step)).round()
-    rest = values - tiling.join(multiples) * (unit * step)
-    fine = factorize_weight(rest, tile, step, moments=moments)
-    scale = min(fine.scale, unit * step) if fine.rank else unit * step
-    column = unit * step / scale
+    step_size = float(torch.tensor(step_size, dtype=torch.float32))
+    multiples = (tiling.split(values) / (unit * step_size)).round()
+    rest = values - tiling.join(multiples) * (unit * step_size)
+    fine = factorize_weight(rest, tile, step_size, moments=moments)
+    scale = min(fine.scale, unit * step_size) if fine.rank else unit * step_size
+    column = unit * step_size / scale
     codebook = torch.cat([column * torch.eye(tile), fine.codebook * (fine.scale / scale)], dim=1)
     latent = torch.cat([multiples, fine.latent.float()])
     if column % 1 or column > LARGEST or largest_sum(codebook, latent) > EXACT_INTEGERS:
@@ -115,8 +116,8 @@ def _in_two_parts(
     return _factors(codebook[:, live], latent[live], scale, weight)
 
 
-def factorize_signs(weight: Tensor, tile: int, *, moments: Tensor | None = None) -> Factors:
-    """Return factors with a binary latent of 16 signs for each tile: 16 / tile bits per weight.
+def factorize_binary(weight: Tensor, tile: int, *, moments: Tensor | None = None) -> Factors:
+    """Return factors with a binary latent of 16 columns: 16 / tile bits per weight.
 
     Parameters
     ----------
@@ -127,11 +128,11 @@ def factorize_signs(weight: Tensor, tile: int, *, moments: Tensor | None = None)
     moments
         Second moments of the inputs, as in `factorize_weight`.
     """
-    factors = decompose(weight, sign_sums(SIGNS), tile=tile).factors
+    factors = decompose(weight, binary_sums(BINARY), tile=tile).factors
     if moments is None or not factors.rank:
         return factors
     start = factors.codebook.float(), factors.latent.float()
-    codebook, latent = solve_signs(as_float32(weight) / factors.scale, moments, tile, start)
+    codebook, latent = solve_binary(as_float32(weight) / factors.scale, moments, tile, start)
     exponent = codebook_exponent(codebook)
     return _factors(codebook * 2.0**-exponent, latent, factors.scale * 2.0**exponent, weight)
 

@@ -80,6 +80,14 @@ class Optimized:
         The form of each weight.
     absorbed
         Names of the batch normalisation layers that the convolutions before them have absorbed.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(64, 64)
+    >>> report = tersor.compress(model, ratio=8)
+    >>> print(tersor.optimize(model, "dense"))
+    weight: dense, 16.4 kB of 16.4 kB dense
+    in all 16.4 kB
     """
 
     choices: tuple[Choice, ...]
@@ -87,7 +95,7 @@ class Optimized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory of all weights that were held as factors before."""
+        """Return the bytes in memory of all weights that were held as factors before."""
         return sum(choice.nbytes for choice in self.choices)
 
     def __str__(self) -> str:
@@ -115,15 +123,16 @@ def optimize(
       The factors are gone, so that the model can no longer be saved as a small file.
     - "recompose": Small integers are multiplied out in each forward pass. This works in any module.
     - "factored": Matrices in `torch.nn.Linear` and `torch.nn.Embedding` are held as integers of 2,
-      4, 6 or 8 bits and never multiplied out. Matrices that were compressed with ``fast`` use
-      look-up kernels, which process several signs at a time ("look-up"). Embeddings compute only
-      the requested rows, exactly. Linear layers round their inputs (see `tersor.kernels.linear`).
-      The error is about 0.6 % of a layer's output for fewer than 8 vectors and 0.1 % for more. If
-      some integers take 6 or 8 bits, there is no error from 3 vectors on. By look-up, the error is
-      about 0.8 % for fewer than 5 vectors and 0.05 % for more. In convolutions of one or two
-      dimensions with one group, the integers become lists of the terms that each row adds up, with
-      an error of 0.1 %. Other weights are recomposed. On a GPU, linear layers compute in the type
-      of their inputs with Triton kernels, and convolutions are recomposed.
+      4, 6 or 8 bits and never multiplied out. Matrices that were compressed with ``lookup`` use
+      look-up kernels, which process several of their signs at a time ("look-up"). Embeddings
+      compute only the requested rows, exactly. Linear layers round their inputs (see
+      `tersor.kernels.linear`). The error is about 0.6 % of a layer's output for fewer than 8
+      vectors and 0.1 % for more. If some integers take 6 or 8 bits, there is no error from 3
+      vectors on. By look-up, the error is about 0.8 % for fewer than 5 vectors and 0.05 % for more.
+      In convolutions of one or two dimensions with one group, the integers become lists of the
+      terms that each row adds up, with an error of 0.1 %. Other weights are recomposed. On a GPU,
+      linear layers compute in the type of their inputs with Triton kernels, and convolutions are
+      recomposed.
 
     With "auto", weights may also be dense and prepared for special kernels. Weights of linear
     layers, and of convolutions of images in the channels-last format, are held only in the order in
@@ -168,6 +177,16 @@ def optimize(
         factors, or if it fails when it is called with the inputs.
     BudgetError
         If the weights do not fit into ``memory``. The model is then unchanged.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+    >>> report = tersor.compress(model, ratio=8)
+    >>> done = tersor.optimize(model, "factored")
+    >>> done.nbytes < 4 * 64 * 64
+    True
+    >>> model(torch.randn(1, 64)).shape
+    torch.Size([1, 64])
     """
     if mode not in get_args(Mode):
         raise InputError(f"unknown mode {mode!r}, choose one of {get_args(Mode)}")
@@ -217,7 +236,7 @@ def _own_forms(use: Use) -> list[type[FrozenWeight]]:
         return []
     factors = use.holder.to_factors()
     own: list[type[FrozenWeight]] = [
-        form for form in (LookupWeight, PackedWeight) if form.way.packable(factors)
+        form for form in (LookupWeight, PackedWeight) if form.packing.packable(factors)
     ]
     if use.holder.device.type != "cpu":  # there are no special kernels for convolutions on GPUs
         return own

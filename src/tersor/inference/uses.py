@@ -14,6 +14,7 @@ from tersor.calibration.samples import call_whole
 from tersor.errors import explained
 from tersor.nn.absorb import Pairs, find_pairs
 from tersor.nn.held import HeldWeight
+from tersor.nn.observe import removing
 from tersor.nn.sites import Site, find_sites
 from tersor.nn.weight import FactoredWeight
 
@@ -86,12 +87,8 @@ def learn_inputs(model: nn.Module, uses: Sequence[Use], inputs: Any) -> None:
             modules[module].input = arguments[0].detach()
 
     hooks = [module.register_forward_pre_hook(keep) for module in modules]
-    try:
-        with torch.inference_mode():
-            _called(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removing(hooks), torch.inference_mode():
+        _called(model, inputs)
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:

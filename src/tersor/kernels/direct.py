@@ -16,7 +16,8 @@ For images that lie channels last, in as many bytes as the dense weight, which t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from tersor.errors import InputError
 from tersor.kernels import panels
+from tersor.kernels.packing import Filters, Shape, buffers
 
 SIZES = (2, 4)
 """Sizes of the tiles of pixels of Winograd's algorithm."""
@@ -60,74 +62,110 @@ class Layout(NamedTuple):
     """Size of the tiles of pixels, or one of `DEPTHWISE`, `LAST` and `DEPTHWISE_LAST`."""
 
     @property
-    def is_last(self) -> bool:
-        """Whether images lie channels last."""
-        return self.size in (LAST, DEPTHWISE_LAST)
-
-    @property
     def inputs(self) -> int:
         """Number of inputs of a window."""
         return self.channels * self.kernel_h * self.kernel_w
 
 
-def pack(weight: Tensor, size: int) -> tuple[list[Tensor], Layout]:
-    """Return a dense weight packed for ``tersor::conv2d``: tensors and sizes.
+@dataclass(eq=False)
+class Direct(Filters):
+    """A dense weight of a convolution, packed in one of the four ways.
 
-    Parameters
-    ----------
-    weight
-        Weight, shape (rows, channels, 3, 3) for tiles; (rows, 1, height, width) for a depthwise
-        convolution.
-    size
-        One of `SIZES`, or `DEPTHWISE`, `LAST` or `DEPTHWISE_LAST`.
+    There is one tensor; with tiles it is the dense weight, and the transformed one is the second.
     """
-    rows, channels, height, width = weight.shape
-    real = weight.to(torch.float32).contiguous()
-    if size == LAST:
-        (matrix,), _ = panels.pack(real.permute(0, 2, 3, 1).flatten(1))
-        return [matrix], Layout(rows, channels, height, width, 1, size)
-    if size == DEPTHWISE_LAST:
-        return [real.flatten(1).T.contiguous()], Layout(rows, rows, height, width, rows, size)
-    if size == DEPTHWISE:
-        return [real], Layout(rows, rows, height, width, rows, 0)
-    g = torch.tensor(_TRANSFORMS[size], dtype=torch.float64)
-    tiles = torch.einsum("ai,bj,rcij->abrc", g, g, real.to(torch.float64)).flatten(0, 1)
-    tiles = F.pad(tiles, (0, 0, 0, -rows % _PANEL)).to(torch.float32)
-    packed = tiles.reshape(len(tiles), -1, _PANEL, channels).transpose(2, 3).contiguous()
-    return [real, packed], Layout(rows, channels, 3, 3, 1, size)
 
+    tensors: tuple[Tensor, ...]
+    layout: Layout
 
-def weight_of(packed: Sequence[Tensor], layout: Layout) -> Tensor:
-    """Return the dense weight that was packed, float32."""
-    rows, channels, *kernel, _, size = layout
-    if size == LAST:
-        matrix = panels.matrix_of(panels.Packed(*packed), panels.Layout(rows, layout.inputs))
-        return matrix.reshape(rows, *kernel, channels).permute(0, 3, 1, 2).contiguous()
-    if size == DEPTHWISE_LAST:
-        return packed[0].T.reshape(rows, 1, *kernel).contiguous()
-    return packed[0].to(torch.float32)
+    name: ClassVar[str] = "direct"
+    kernel: ClassVar[str] = "convolve_direct"
+    Layout = Layout
 
+    @classmethod
+    def pack(cls, weight: Tensor, size: int) -> Direct:
+        """Return a dense weight packed for ``tersor::conv2d``.
 
-def check(packed: Sequence[Tensor], layout: Layout, place: Sequence[int]) -> None:
-    """Raise an `InputError` for tensors, sizes or windows that the kernels do not support.
+        Parameters
+        ----------
+        weight
+            Weight, shape (rows, channels, 3, 3) for tiles; (rows, 1, height, width) for a depthwise
+            convolution.
+        size
+            One of `SIZES`, or `DEPTHWISE`, `LAST` or `DEPTHWISE_LAST`.
+        """
+        rows, channels, height, width = weight.shape
+        real = weight.to(torch.float32).contiguous()
+        if size == LAST:
+            matrix = panels.Panels.pack(real.permute(0, 2, 3, 1).flatten(1))
+            return cls(matrix.tensors, Layout(rows, channels, height, width, 1, size))
+        if size == DEPTHWISE_LAST:
+            columns = real.flatten(1).T.contiguous()
+            return cls((columns,), Layout(rows, rows, height, width, rows, size))
+        if size == DEPTHWISE:
+            return cls((real,), Layout(rows, rows, height, width, rows, size))
+        g = torch.tensor(_TRANSFORMS[size], dtype=torch.float64)
+        tiles = torch.einsum("ai,bj,rcij->abrc", g, g, real.to(torch.float64)).flatten(0, 1)
+        tiles = F.pad(tiles, (0, 0, 0, -rows % _PANEL)).to(torch.float32)
+        packed = tiles.reshape(len(tiles), -1, _PANEL, channels).transpose(2, 3).contiguous()
+        return cls((real, packed), Layout(rows, channels, 3, 3, 1, size))
 
-    The kernels do not check them.
-    """
-    rows, channels, *kernel, groups, size = layout
-    sizes = [rows * channels // groups * kernel[0] * kernel[1]]
-    if size == LAST:
-        panels.check(panels.Packed(*packed), panels.Layout(rows, layout.inputs))
-        sizes = [packed[0].numel()]
-        if groups != 1:
-            raise InputError(f"panels are for one group, not {layout}")
-    elif size in SIZES:
-        sizes.append((size + 2) ** 2 * -(-rows // _PANEL) * _PANEL * channels)
-        steps = (*place[:2], *place[6:])
-        if kernel != [3, 3] or groups != 1 or steps != (1, 1, 1, 1):
-            raise InputError(f"tiles are for 3 x 3 windows of stride 1, not {layout} at {place}")
-    elif size not in (DEPTHWISE, DEPTHWISE_LAST) or not rows == channels == groups:
-        raise InputError(f"not a depthwise convolution: {layout}")
-    if [t.numel() for t in packed] != sizes or not all(
-        t.dtype == torch.float32 and t.is_contiguous() for t in packed
-    ):
-        raise InputError(f"packed tensors do not fit {layout}; take both from `pack`")
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], sizes: Sequence[int]) -> Direct:
+        """Return the packed weight of tensors and sizes, not checked."""
+        return cls(tuple(tensors), Layout(*sizes))
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """Return rows, channels of all groups, height and width of the kernel, and groups."""
+        return self.layout[:5]
+
+    @property
+    def order(self) -> torch.memory_format:
+        """Return the memory format of the images that the kernels need."""
+        is_last = self.layout.size in (LAST, DEPTHWISE_LAST)
+        return torch.channels_last if is_last else torch.contiguous_format
+
+    def arguments(self) -> tuple[int, ...]:
+        """Return the numbers that the native kernel takes: sizes and the buffer of the weight."""
+        return (self.layout.rows, self.layout.size, *buffers(self.tensors[-1]))
+
+    def expected(self) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Return shapes and types, by the numbers of the tensors."""
+        rows, channels, height, width, groups, size = self.layout
+        shapes: dict[str, Shape]
+        if size in (DEPTHWISE, DEPTHWISE_LAST):
+            shape = (rows, 1, height, width) if size == DEPTHWISE else (height * width, rows)
+            fits, shapes = rows == channels == groups, {"weight": shape}
+        elif size == LAST:
+            panel = panels.Layout(rows, self.layout.inputs)
+            fits, shapes = groups == 1, {"weight": panels.shape_of(panel)}
+        else:
+            tiles = ((size + 2) ** 2, -(-rows // _PANEL), channels, _PANEL)
+            fits = size in SIZES and (height, width, groups) == (3, 3, 1)
+            shapes = {"weight": (rows, channels, height, width), "tiles": tiles}
+        if not fits or len(self.tensors) != len(shapes):
+            raise InputError(
+                f"{len(self.tensors)} tensors and {self.layout} are of no packed weight; take both "
+                "from `pack`"
+            )
+        return {name: (shape, torch.float32) for name, shape in shapes.items()}
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return dict(zip(("weight", "tiles"), self.tensors, strict=False))
+
+    def check_place(self, place: Sequence[int]) -> None:
+        """Raise an `InputError` for windows that the kernels do not support."""
+        if self.layout.size in SIZES and (*place[:2], *place[6:]) != (1, 1, 1, 1):
+            raise InputError(f"tiles are for windows of stride 1, not {self.layout} at {place}")
+
+    def recompose(self) -> Tensor:
+        """Return the dense weight that was packed, float32."""
+        rows, channels, *kernel, _, size = self.layout
+        if size == LAST:
+            layout = panels.Layout(rows, self.layout.inputs)
+            matrix = panels.Panels(panels.Tensors(*self.tensors), layout).recompose()
+            return matrix.reshape(rows, *kernel, channels).permute(0, 3, 1, 2).contiguous()
+        if size == DEPTHWISE_LAST:
+            return self.tensors[0].T.reshape(rows, 1, *kernel).contiguous()
+        return self.tensors[0].to(torch.float32)

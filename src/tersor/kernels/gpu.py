@@ -28,7 +28,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from triton import cdiv, next_power_of_2
 
-from tersor.kernels import integers, lookup, programs
+from tersor.kernels import programs
+from tersor.kernels.integers import Integers
+from tersor.kernels.lookup import Lookup
+from tersor.kernels.packing import Matrix
 
 ALONE = 2
 """Largest number of vectors that are multiplied by integers one by one, without tensor cores."""
@@ -47,13 +50,12 @@ _PROGRAMS = 512
 """Number of programs that keep a large GPU busy."""
 
 
-def linear(
-    x: Tensor, packed: integers.Packed | lookup.Packed, bias: Tensor | None, layout: Any
-) -> Tensor:
+def linear(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
     """Return ``x @ W.T + bias``, as `tersor.kernels.product.linear`, on a GPU.
 
     All tensors must be on this GPU and fit each other; this is not checked.
     """
+    layout = matrix.layout
     vectors = x.reshape(-1, layout.inputs).contiguous()
     if x.dtype not in _TYPES:
         vectors = vectors.to(torch.float32)
@@ -62,19 +64,13 @@ def linear(
         return x.new_empty((*x.shape[:-1], layout.rows))
     # Triton starts its programs on the current device.
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        if isinstance(packed, integers.Packed):
-            parts = _integers(vectors, packed, bias, layout)
-        elif len(vectors) <= FEW:
-            parts = _looked_up(vectors, packed, bias, layout)
-        else:
-            parts = _recomposed(vectors, packed, bias, layout)
+        parts = KERNELS[type(matrix)](vectors, matrix, bias)
     y = parts[0] if len(parts) == 1 else parts.sum(0)
     return y.to(x.dtype).reshape(*x.shape[:-1], layout.rows)
 
 
-def _integers(
-    x: Tensor, packed: integers.Packed, bias: Tensor | None, layout: integers.Layout
-) -> Tensor:
+def _integers(x: Tensor, matrix: Integers, bias: Tensor | None) -> Tensor:
+    packed, layout = matrix.tensors, matrix.layout
     batch, positions = len(x), layout.wide + layout.narrow
     (wide, _), (narrow, _), *_ = layout.sections
     words = [columns * bits // 32 for columns, bits in layout.sections]
@@ -97,48 +93,57 @@ def _integers(
     return parts
 
 
-def _looked_up(
-    x: Tensor, packed: lookup.Packed, bias: Tensor | None, layout: lookup.Layout
-) -> Tensor:
-    batch, signs = len(x), bool(layout.signs)
-    together, entries = next_power_of_2(batch), 64 * layout.pairs if signs else 16
+def _lookup(x: Tensor, matrix: Lookup, bias: Tensor | None) -> Tensor:
+    return (_looked_up if len(x) <= FEW else _recomposed)(x, matrix, bias)
+
+
+def _looked_up(x: Tensor, matrix: Lookup, bias: Tensor | None) -> Tensor:
+    packed, layout = matrix.tensors, matrix.layout
+    batch, binary = len(x), bool(layout.binary)
+    together, entries = next_power_of_2(batch), 64 * layout.pairs if binary else 16
     room = x.new_empty if together == batch else x.new_zeros
     tables = room((layout.tiles, entries, together), dtype=torch.float32)
     programs.make_tables[batch, cdiv(layout.tiles, 32), cdiv(entries, 32)](
         x, packed.codebook, tables, layout.inputs, layout.tile, layout.tiles, entries,
-        layout.columns, SIGNS=signs, VECTORS=together,
+        layout.columns, BINARY=binary, VECTORS=together,
         DEPTH=_depth(layout.tile), BLOCK_T=32, BLOCK_P=32,
     )  # fmt: skip
     number = layout.tiles * 2 * layout.pairs
     parts = _parts(x, layout.rows, together, number // 128)
     programs.look_up[_grid(parts, together)](
         packed.codes, tables, bias, parts, layout.rows, batch, number,
-        BYTES=2 * layout.pairs, SIGNS=signs, VECTORS=together,
+        BYTES=2 * layout.pairs, BINARY=binary, VECTORS=together,
     )  # fmt: skip
     return parts
 
 
-def _recomposed(
-    x: Tensor, packed: lookup.Packed, bias: Tensor | None, layout: lookup.Layout
-) -> Tensor:
-    depth, worth = min(64, next_power_of_2(layout.tile)), _worth(layout.signs, x.device)
+def _recomposed(x: Tensor, matrix: Lookup, bias: Tensor | None) -> Tensor:
+    packed, layout = matrix.tensors, matrix.layout
+    depth, worth = min(64, next_power_of_2(layout.tile)), _worth(layout.binary, x.device)
     tables = worth @ packed.codebook.T.reshape(-1, worth.shape[1], layout.tile)
     tables = F.pad(tables, (0, -layout.tile % depth)).to(x.dtype)
     vectors = _block(x)
     parts = _parts(x, layout.rows, vectors, layout.inputs // 256)
     programs.multiply_recomposed[_grid(parts, vectors)](
         packed.codes, tables, x, bias, parts, layout.rows, len(x), layout.inputs, layout.tiles,
-        TILE=layout.tile, BYTES=2 * layout.pairs, SIGNS=bool(layout.signs),
+        TILE=layout.tile, BYTES=2 * layout.pairs, BINARY=bool(layout.binary),
         DEPTH=depth, BLOCK_T=64 // depth, VECTORS=vectors,
     )  # fmt: skip
     return parts
 
 
+KERNELS: dict[type[Matrix], Callable[[Tensor, Any, Tensor | None], Tensor]] = {
+    Integers: _integers,
+    Lookup: _lookup,
+}
+"""Function for each packing that has kernels for GPUs: input, matrix and bias -> sums."""
+
+
 @cache
-def _worth(signs: int, device: torch.device) -> Tensor:
-    """Return the factor of each column for each byte: (256, 8) for signs, or (256, 16)."""
+def _worth(binary: int, device: torch.device) -> Tensor:
+    """Return the factor of each column for each byte: (256, 8) for binary latents, or (256, 16)."""
     codes = torch.arange(256, device=device)[:, None]
-    if signs:
+    if binary:
         return 1.0 - 2 * (codes >> torch.arange(8, device=device) & 1)
     values = (codes >> 4 & 7) * (1.0 - 2 * (codes >> 7))
     return values * ((codes & 15) == torch.arange(16, device=device))

@@ -4,14 +4,15 @@ With tiles along the input, the input is transformed tile by tile, by ``C.T``, a
 small integers of the latent. Each position of the tile has integers of 2, 4, 6 or 8 bits. The lower
 digits are in a section of 2 bits or in one of 4 bits. Higher digits are in one or two more sections
 of 2 bits each, whose digits count 16 and 64 times. The few integers that do not fit into their bits
-have escapes: differences to add. `latent_of` returns exactly the latent that was packed.
+have escapes: differences to add. `Integers.latent` returns exactly the latent that was packed.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +20,7 @@ from torch.nn import functional as F
 
 from tersor.errors import InputError
 from tersor.factors import Factors
-
-MANY = 8
-"""Least number of vectors for which tables of sums are faster than products of bytes, measured on
-matrices of 384 to 4096. The number is smaller where some integers take more than 4 bits, see
-``csrc/kernels/integers.hpp``."""
-
-KERNEL = "Integers"
+from tersor.kernels.packing import Matrix, Shape
 
 _GROUP, _LINE = 64, 16
 """The integers of a row in each section are padded to a multiple of the first number if none has
@@ -78,8 +73,8 @@ class Layout(NamedTuple):
         return tuple((_up(p * self.tiles, unit), bits) for p, bits in positions)
 
 
-class Packed(NamedTuple):
-    """Packed factors of a matrix: the tensors that ``tersor::linear`` takes.
+class Tensors(NamedTuple):
+    """The tensors of packed factors.
 
     Parameters
     ----------
@@ -108,131 +103,144 @@ class Packed(NamedTuple):
     escapes: Tensor
 
 
-def packable(factors: Factors) -> bool:
-    """Return whether factors can be packed: those of a matrix, with integers that are not huge."""
-    return (
-        factors.quantized
-        and len(factors.shape) == 2
-        and int(factors.latent.abs().max() if factors.latent.numel() else 0) <= _LARGEST
-    )
+@dataclass(eq=False)
+class Integers(Matrix):
+    """Factors of a matrix, with integers of 2 to 8 bits."""
 
+    tensors: Tensors
+    layout: Layout
 
-def pack(factors: Factors) -> tuple[Packed, Layout]:
-    """Return factors packed for the kernels, and the sizes.
+    name: ClassVar[str] = "integers"
+    kernel: ClassVar[str] = "Integers"
+    many: ClassVar[int] = 8
+    """Least number of vectors for which tables of sums are faster than products of bytes, measured
+    on matrices of 384 to 4096. The number is smaller where some integers take more than 4 bits, see
+    ``csrc/kernels/integers.hpp``."""
+    picks: ClassVar[bool] = True
+    Tensors = Tensors
+    Layout = Layout
 
-    Positions of more bits come first.
+    @classmethod
+    def packable(cls, factors: Factors) -> bool:
+        """Return whether factors can be packed: of a matrix, with integers that are not huge."""
+        return (
+            factors.quantized
+            and len(factors.shape) == 2
+            and int(factors.latent.abs().max() if factors.latent.numel() else 0) <= _LARGEST
+        )
 
-    Parameters
-    ----------
-    factors
-        Factors that are `packable`.
-    """
-    rows, rank, device = factors.shape[0], factors.rank, factors.latent.device
-    bits = _widths(factors.latent)
-    order = bits.argsort(descending=True, stable=True)
-    wide, middle, top = (int((bits >= least).sum()) for least in (4, 6, 8))
-    layout = Layout(rows, factors.shape[1], factors.tiling.size, _up(rank, 8), wide, rank - wide,
-                    middle, top)  # fmt: skip
-    ranges = torch.tensor([RANGES[b] for b in bits[order].tolist()], dtype=torch.int16)
-    least, most = ranges.reshape(-1, 2, 1).unbind(1)
-    latent = factors.latent[order]
-    fitting = latent.clamp(least.to(device), most.to(device))
-    codebook = F.pad(factors.codebook[:, order], (0, layout.padded_rank - rank)).contiguous()
-    scale = torch.tensor([factors.scale], dtype=torch.float32, device=device)
-    escapes = _escapes(_by_rows(latent - fitting, layout))
-    packed = Packed(codebook, scale, _codes(fitting, layout), _reach(fitting, layout), *escapes)
-    return packed, layout
+    @classmethod
+    def pack(cls, factors: Factors) -> Integers:
+        """Return factors packed for the kernels.
 
+        Positions of more bits come first.
 
-def check(packed: Packed, layout: Layout) -> None:
-    """Raise an `InputError` if tensors do not fit the layout, which kernels do not check."""
-    expected = _expected(layout)
-    for name, tensor in packed._asdict().items():
-        size, dtype = expected.get(name, (tensor.numel(), torch.int16))
-        if tensor.numel() != size or tensor.dtype != dtype or not tensor.is_contiguous():
+        Parameters
+        ----------
+        factors
+            Factors that are `packable`.
+        """
+        rows, rank, device = factors.shape[0], factors.rank, factors.latent.device
+        bits = _widths(factors.latent)
+        order = bits.argsort(descending=True, stable=True)
+        wide, middle, top = (int((bits >= least).sum()) for least in (4, 6, 8))
+        sizes = rows, factors.shape[1], factors.tiling.size, _up(rank, 8)
+        layout = Layout(*sizes, wide, rank - wide, middle, top)
+        ranges = torch.tensor([RANGES[b] for b in bits[order].tolist()], dtype=torch.int16)
+        least, most = ranges.reshape(-1, 2, 1).unbind(1)
+        latent = factors.latent[order]
+        fitting = latent.clamp(least.to(device), most.to(device))
+        codebook = F.pad(factors.codebook[:, order], (0, layout.padded_rank - rank)).contiguous()
+        scale = torch.tensor([factors.scale], dtype=torch.float32, device=device)
+        escapes = _escapes(_by_rows(latent - fitting, layout))
+        codes, reach = _codes(fitting, layout), _reach(fitting, layout)
+        return cls(Tensors(codebook, scale, codes, reach, *escapes), layout)
+
+    def expected(self) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Return shape and type of each tensor."""
+        return _expected(self.layout)
+
+    def verify(self) -> None:
+        """Raise an `InputError` if tensors do not fit the layout, or escapes are damaged.
+
+        Kernels write to the places that escapes say.
+        """
+        self.check()
+        layout = self.layout
+        starts, escapes = self.tensors.starts.cpu().long(), self.tensors.escapes.cpu().long()
+        counts = starts.diff()
+        fits = bool(starts[0] == 0 and starts[-1] == len(escapes) and (counts >= 0).all())
+        if fits:
+            last = F.pad((escapes & _GAP).cumsum(0), (1, 0))[starts].diff()
+            columns = (layout.wide + layout.narrow) * layout.tiles
+            fits = not ((counts > 0) & (last >= columns)).any()
+        if not fits:
             raise InputError(
-                f"packed tensor {name!r} has {tensor.numel()} elements of {tensor.dtype}, needed "
-                f"are {size} of {dtype}, contiguous; take it from `pack`, with its layout"
+                "packed tensors 'starts' and 'escapes' say places outside of the matrix, so they "
+                "are damaged, or of another matrix; load what was saved from this model, or "
+                "compress again"
             )
 
+    def unpack(self, index: Tensor) -> Tensor:
+        """Return the latent of some rows exactly, in packed order: int16, (index, rank, tiles).
 
-def verify(packed: Packed, layout: Layout) -> None:
-    """Raise an `InputError` if tensors do not fit the layout, or escapes are damaged.
-
-    Kernels write to the places that escapes say. This reads all escapes, so it is called when a
-    matrix is loaded, not for each product.
-    """
-    check(packed, layout)
-    starts, escapes = packed.starts.cpu().long(), packed.escapes.cpu().long()
-    counts = starts.diff()
-    fits = bool(starts[0] == 0 and starts[-1] == len(escapes) and (counts >= 0).all())
-    if fits:
-        last = F.pad((escapes & _GAP).cumsum(0), (1, 0))[starts].diff()
-        columns = (layout.wide + layout.narrow) * layout.tiles
-        fits = not ((counts > 0) & (last >= columns)).any()
-    if not fits:
-        raise InputError(
-            "packed tensors 'starts' and 'escapes' say places outside of the matrix, so they are "
-            "damaged, or of another matrix; load what was saved from this model, or compress again"
+        Parameters
+        ----------
+        index
+            Row numbers, int64, one axis.
+        """
+        layout = self.layout
+        codes = self.tensors.codes[index // _ROWS, :, index % _ROWS]
+        ends = list(accumulate(columns * bits // 32 for columns, bits in layout.sections))
+        low, narrow, middle, top = (
+            _digits(codes[:, start:end], bits)
+            for start, end, (_, bits) in zip([0, *ends], ends, layout.sections, strict=False)
         )
+        for digits, positions, worth in ((middle, layout.middle, 16), (top, layout.top, 64)):
+            columns = positions * layout.tiles
+            low[:, :columns] += worth * digits[:, :columns]
+        parts = low[:, : layout.wide * layout.tiles], narrow[:, : layout.narrow * layout.tiles]
+        row, column, difference = self._escapes_of(index)
+        integers = torch.cat(parts, dim=1).index_put((row, column), difference, accumulate=True)
+        return integers.reshape(len(index), layout.wide + layout.narrow, layout.tiles)
+
+    def _escapes_of(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return row in ``index``, column and difference of the escapes of some rows."""
+        starts, counts = self.tensors.starts[index], self.tensors.starts.diff()[index]
+        row = torch.repeat_interleave(torch.arange(len(index), device=index.device), counts)
+        # Gather the escapes of the wanted rows, one row after the other.
+        before = counts.cumsum(0) - counts
+        places = (starts - before)[row] + torch.arange(len(row), device=index.device)
+        escapes = self.tensors.escapes[places]
+        passed = F.pad((escapes & _GAP).long().cumsum(0), (1, 0))
+        return row, passed[1:] - passed[before][row], escapes >> 8
+
+    def rows_of(self, index: Tensor) -> Tensor:
+        """Return some rows of the matrix, float32, shape (len(index), inputs); read no others."""
+        latent = self.unpack(index).to(torch.float32)
+        codebook = self.tensors.codebook[:, : latent.shape[1]].to(torch.float32)
+        tiles = latent.transpose(1, 2) @ codebook.T
+        return tiles.flatten(1)[:, : self.layout.inputs] * self.tensors.scale
+
+    def latent(self) -> Tensor:
+        """Return the latent that was packed, in packed order: int16, (rank, rows * tiles)."""
+        rows, tiles = self.layout.rows, self.layout.tiles
+        latent = self.unpack(torch.arange(rows, device=self.tensors.codes.device)).transpose(0, 1)
+        return latent.reshape(latent.shape[0], rows * tiles)
 
 
 @cache
-def _expected(layout: Layout) -> dict[str, tuple[int, torch.dtype]]:
+def _expected(layout: Layout) -> dict[str, tuple[Shape, torch.dtype]]:
     row_bytes = sum(columns * bits // 8 for columns, bits in layout.sections)
+    groups = _up(layout.rows, _ROWS) // _ROWS
     return {
-        "codebook": (layout.tile * layout.padded_rank, torch.int16),
-        "scale": (1, torch.float32),
-        "codes": (_up(layout.rows, _ROWS) * row_bytes, torch.uint8),
-        "reach": (0 if layout.middle else row_bytes // 16, torch.float32),
-        "starts": (layout.rows + 1, torch.int32),
+        "codebook": ((layout.tile, layout.padded_rank), torch.int16),
+        "scale": ((1,), torch.float32),
+        "codes": ((groups, row_bytes // 4, _ROWS, 4), torch.uint8),
+        "reach": ((0 if layout.middle else row_bytes // 16,), torch.float32),
+        "starts": ((layout.rows + 1,), torch.int32),
+        "escapes": ((None,), torch.int16),
     }
-
-
-def unpack(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
-    """Return the latent of some rows exactly, in packed order: int16, (len(rows), rank, tiles).
-
-    Parameters
-    ----------
-    packed, layout
-        Packed matrix and its sizes.
-    rows
-        Row numbers, int64, one axis.
-    """
-    codes = packed.codes[rows // _ROWS, :, rows % _ROWS]
-    ends = list(accumulate(columns * bits // 32 for columns, bits in layout.sections))
-    low, narrow, middle, top = (
-        _digits(codes[:, start:end], bits)
-        for start, end, (_, bits) in zip([0, *ends], ends, layout.sections, strict=False)
-    )
-    for digits, positions, step in ((middle, layout.middle, 16), (top, layout.top, 64)):
-        low[:, : positions * layout.tiles] += step * digits[:, : positions * layout.tiles]
-    parts = low[:, : layout.wide * layout.tiles], narrow[:, : layout.narrow * layout.tiles]
-    integers = torch.cat(parts, dim=1)
-    starts, counts = packed.starts[rows], packed.starts[rows + 1] - packed.starts[rows]
-    row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
-    # Gather the escapes of the wanted rows, one row after the other.
-    before = counts.cumsum(0) - counts
-    escapes = packed.escapes[(starts - before)[row] + torch.arange(len(row), device=rows.device)]
-    passed = F.pad((escapes & _GAP).long().cumsum(0), (1, 0))
-    column = passed[1:] - passed[before][row]
-    integers = integers.index_put((row, column), escapes >> 8, accumulate=True)
-    return integers.reshape(len(rows), layout.wide + layout.narrow, layout.tiles)
-
-
-def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
-    """Return some rows of the matrix, float32, shape (len(rows), inputs), and read no others."""
-    latent = unpack(packed, layout, rows).to(torch.float32)
-    codebook = packed.codebook.reshape(layout.tile, layout.padded_rank)[:, : latent.shape[1]]
-    tiles = latent.transpose(1, 2) @ codebook.to(torch.float32).T
-    return tiles.flatten(1)[:, : layout.inputs] * packed.scale
-
-
-def latent_of(packed: Packed, layout: Layout) -> Tensor:
-    """Return the latent that was packed, positions in packed order: int16, (rank, rows * tiles)."""
-    rows = torch.arange(layout.rows, device=packed.codes.device)
-    latent = unpack(packed, layout, rows).transpose(0, 1)
-    return latent.reshape(latent.shape[0], layout.rows * layout.tiles)
 
 
 def _widths(latent: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ columns. The kernels process a block of columns at a time. A block has two table
 multiples, which are computed once for all rows. Each row has a list of the entries that it adds, in
 8 bits each; the list is short for a latent that is mostly zero or has few values. Sums are integers
 of 16 bits. Each of them covers only a part of the block, with so few columns that rounding costs at
-most `LOSS`. `latent_of` returns exactly the latent that was packed.
+most `LOSS`. `Listed.latent` returns exactly the latent that was packed.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from tersor.errors import InputError
 from tersor.factors import Factors
+from tersor.kernels.packing import Filters, Shape, buffers
 
 LOSS = 6e-4
 """Largest relative error of a sum of 16 bits, for independent inputs; a part of a block gets
@@ -64,8 +66,8 @@ class Layout(NamedTuple):
         return -(-self.inputs // self.tile) * self.rank
 
 
-class Packed(NamedTuple):
-    """Packed factors of a convolution: the tensors that ``tersor::conv2d`` takes.
+class Tensors(NamedTuple):
+    """The tensors of packed factors.
 
     Parameters
     ----------
@@ -99,50 +101,149 @@ class Packed(NamedTuple):
     codes: Tensor
 
 
-_TYPES = (torch.float32, torch.int32, torch.float32, torch.int16, torch.int32, torch.uint16,
-          torch.uint8)  # fmt: skip
+@dataclass(eq=False)
+class Listed(Filters):
+    """Factors of a convolution, as lists of multiples."""
 
+    tensors: Tensors
+    layout: Layout
 
-def packable(factors: Factors) -> bool:
-    """Return whether factors can be packed: integers of a convolution in one or two dimensions."""
-    return (
-        factors.quantized
-        and len(factors.shape) in (3, 4)
-        and factors.shape[0] < _ROWS
-        and factors.latent.numel() > 0
-        and int(factors.latent.abs().max()) <= _LARGEST
-    )
+    name: ClassVar[str] = "listed"
+    kernel: ClassVar[str] = "convolve_listed"
+    Tensors = Tensors
+    Layout = Layout
 
+    @classmethod
+    def packable(cls, factors: Factors) -> bool:
+        """Return whether factors can be packed: integers of a convolution in 1 or 2 dimensions."""
+        return (
+            factors.quantized
+            and len(factors.shape) in (3, 4)
+            and factors.shape[0] < _ROWS
+            and factors.latent.numel() > 0
+            and int(factors.latent.abs().max()) <= _LARGEST
+        )
 
-def pack(factors: Factors) -> tuple[Packed, Layout]:
-    """Return factors of a convolution packed for the kernels, and the sizes.
+    @classmethod
+    def pack(cls, factors: Factors) -> Listed:
+        """Return factors of a convolution packed for the kernels.
 
-    Parameters
-    ----------
-    factors
-        Factors that are `packable`.
-    """
-    rows, rank, tiling = factors.shape[0], factors.rank, factors.tiling
-    latent = factors.latent.cpu().reshape(rank, rows, tiling.tiles_per_row).permute(1, 2, 0)
-    latent = latent.reshape(rows, rank * tiling.tiles_per_row)
-    multiples, pairs = _entries(latent)
-    # Fewer parts need less padding of lists. With more parts there are fewer blocks, and so fewer
-    # conversions of sums to real numbers, each of which takes about as long as 8 quads.
-    found = [_pack_parts(latent, multiples, pairs, parts) for parts in (2, 4)]
-    parts = min((0, 1), key=lambda i: found[i]["codes"].numel() + 32 * found[i]["order"].numel())
-    tensors = found[parts]
-    codebook = (factors.codebook.to(torch.float32) * factors.scale).cpu().contiguous()
-    kernel = (1,) * (4 - len(factors.shape)) + factors.shape[2:]
-    sizes = (
-        rows,
-        factors.shape[1],
-        *kernel,
-        tiling.size,
-        rank,
-        len(tensors["order"]),
-        2 + 2 * parts,
-    )
-    return Packed(codebook, **tensors), Layout(*sizes)
+        Parameters
+        ----------
+        factors
+            Factors that are `packable`.
+        """
+        rows, rank, tiling = factors.shape[0], factors.rank, factors.tiling
+        latent = factors.latent.cpu().reshape(rank, rows, tiling.tiles_per_row).permute(1, 2, 0)
+        latent = latent.reshape(rows, rank * tiling.tiles_per_row)
+        multiples, pairs = _entries(latent)
+        # Fewer parts need less padding of lists. With more parts there are fewer blocks, and so
+        # fewer conversions of sums to real numbers, each of which takes about as long as 8 quads.
+        found = [_pack_parts(latent, multiples, pairs, parts) for parts in (2, 4)]
+        parts = min(
+            (0, 1), key=lambda i: found[i]["codes"].numel() + 32 * found[i]["order"].numel()
+        )
+        tensors = found[parts]
+        codebook = (factors.codebook.to(torch.float32) * factors.scale).cpu().contiguous()
+        kernel = (1,) * (4 - len(factors.shape)) + factors.shape[2:]
+        sizes = (
+            rows,
+            factors.shape[1],
+            *kernel,
+            tiling.size,
+            rank,
+            len(tensors["order"]),
+            2 + 2 * parts,
+        )
+        return cls(Tensors(codebook, **tensors), Layout(*sizes))
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """Return rows, channels, height and width of the kernel, and one group."""
+        rows, channels, height, width = self.layout[:4]
+        return rows, channels, height, width, 1
+
+    def arguments(self) -> tuple[int, ...]:
+        """Return the numbers that the native kernel takes: sizes and buffers of the tensors."""
+        return (self.layout.rows, *self.layout[4:], *buffers(*self.tensors))
+
+    def expected(self) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Return shape and type of each tensor."""
+        layout = self.layout
+        return {
+            "codebook": ((layout.tile, layout.rank), torch.float32),
+            "block": ((layout.blocks + 1, 8), torch.int32),
+            "needs": ((layout.blocks, 4), torch.float32),
+            "entries": ((None, 2), torch.int16),
+            "runs": ((None, 2), torch.int32),
+            "order": ((layout.blocks, layout.rows), torch.uint16),
+            "codes": ((None,), torch.uint8),
+        }
+
+    def verify(self) -> None:
+        """Raise an `InputError` if tensors do not fit the layout, or are damaged.
+
+        Kernels read and write at the places that these tensors say.
+        """
+        self.check()
+        if not self._leads_inside():
+            raise InputError(
+                "the packed tensors say places outside of the weight, so they are damaged, or of "
+                "another weight; load what was saved from this model, or compress again"
+            )
+
+    def _leads_inside(self) -> bool:
+        packed, layout = self.tensors, self.layout
+        block, entries, runs = (
+            part.cpu().long() for part in (packed.block, packed.entries, packed.runs)
+        )
+        tables = block[:, 4:6].flatten()
+        rise = (
+            (block[:, :4].flatten(), layout.columns),
+            (tables, len(entries)),
+            (block[:, 6], len(runs)),
+            (block[:, 7], packed.codes.numel()),
+        )
+        if not all(n[0] == 0 and n[-1] == most and (n.diff() >= 0).all() for n, most in rise):
+            return False
+        wide = block[:, 0].diff().repeat_interleave(2).repeat_interleave(tables[:-1].diff())
+        if (entries[:, 0] < 0).any() or (entries[:, 0] >= wide).any() or (runs < 0).any():
+            return False
+        rows, codes = (
+            F.pad(n.cumsum(0), (1, 0)) for n in (runs[:, 1], 4 * runs[:, 0] * runs[:, 1])
+        )
+        return bool(
+            (tables.diff() <= _TABLE).all()
+            and (rows[block[:, 6]].diff() == layout.rows).all()
+            and (codes[block[:, 6]].diff() == block[:, 7].diff()).all()
+            and (packed.order.cpu().to(torch.int32) < layout.rows).all()
+            and (packed.codes < _TABLE).all()
+        )
+
+    def latent(self) -> Tensor:
+        """Return the latent that was packed: int16, (rank, rows * tiles)."""
+        packed, layout = self.tensors, self.layout
+        block, runs = packed.block.long(), packed.runs.long()
+        numbers = torch.arange(layout.blocks, device=block.device)
+        of_run = torch.repeat_interleave(numbers, block[:, 6].diff())
+        quads = torch.repeat_interleave(runs[:, 0], runs[:, 1])
+        row = torch.repeat_interleave(packed.order.long().flatten(), quads)
+        b = torch.repeat_interleave(torch.repeat_interleave(of_run, runs[:, 1]), quads)
+        tables = block[b, 4:6].repeat_interleave(2, dim=1)
+        entry = packed.entries.long()[packed.codes.long().reshape(-1, 4) + tables]
+        column = (entry[:, :, 0] + block[b, :1]).flatten().clamp(max=layout.columns - 1)
+        latent = torch.zeros(layout.rows, layout.columns, dtype=torch.int16, device=block.device)
+        multiple = entry[:, :, 1].flatten().to(torch.int16)
+        latent.index_put_((row.repeat_interleave(4), column), multiple, accumulate=True)
+        tiled = latent.reshape(layout.rows, layout.columns // layout.rank, layout.rank)
+        return tiled.permute(2, 0, 1).reshape(layout.rank, -1)
+
+    def recompose(self) -> Tensor:
+        """Return the dense weight, float32, shape (rows, channels, kernel_h, kernel_w)."""
+        layout = self.layout
+        tiles = self.tensors.codebook @ self.latent().to(torch.float32)
+        rows = tiles.T.reshape(layout.rows, -1)[:, : layout.inputs]
+        return rows.reshape(layout.rows, layout.channels, layout.kernel_h, layout.kernel_w)
 
 
 def _pack_parts(
@@ -174,89 +275,6 @@ def _pack_parts(
         "order": torch.stack(orders).to(torch.int32).to(torch.uint16),
         "codes": torch.cat(codes),
     }
-
-
-def check(packed: Packed, layout: Layout) -> None:
-    """Raise an `InputError` if tensors do not fit the layout, which kernels do not check."""
-    sizes = {
-        "codebook": layout.tile * layout.rank,
-        "block": 8 * (layout.blocks + 1),
-        "needs": 4 * layout.blocks,
-        "order": layout.blocks * layout.rows,
-    }
-    for (name, tensor), dtype in zip(packed._asdict().items(), _TYPES, strict=True):
-        size = sizes.get(name, tensor.numel())
-        if tensor.numel() != size or tensor.dtype != dtype or not tensor.is_contiguous():
-            raise InputError(
-                f"packed tensor {name!r} has {tensor.numel()} elements of {tensor.dtype}, needed "
-                f"are {size} of {dtype}, contiguous; take it from `pack`, with its layout"
-            )
-
-
-def verify(packed: Packed, layout: Layout) -> None:
-    """Raise an `InputError` if tensors do not fit the layout, or are damaged.
-
-    Kernels read and write at the places that these tensors say. This reads all of them, so it is
-    called when a weight is loaded, not for each convolution.
-    """
-    check(packed, layout)
-    if not _leads_inside(packed, layout):
-        raise InputError(
-            "the packed tensors say places outside of the weight, so they are damaged, or of "
-            "another weight; load what was saved from this model, or compress again"
-        )
-
-
-def _leads_inside(packed: Packed, layout: Layout) -> bool:
-    block, entries, runs = (
-        part.cpu().long().reshape(-1, size)
-        for part, size in ((packed.block, 8), (packed.entries, 2), (packed.runs, 2))
-    )
-    tables = block[:, 4:6].flatten()
-    rise = (
-        (block[:, :4].flatten(), layout.columns),
-        (tables, len(entries)),
-        (block[:, 6], len(runs)),
-        (block[:, 7], packed.codes.numel()),
-    )
-    if not all(n[0] == 0 and n[-1] == most and (n.diff() >= 0).all() for n, most in rise):
-        return False
-    wide = block[:, 0].diff().repeat_interleave(2).repeat_interleave(tables[:-1].diff())
-    if (entries[:, 0] < 0).any() or (entries[:, 0] >= wide).any() or (runs < 0).any():
-        return False
-    rows, codes = (F.pad(n.cumsum(0), (1, 0)) for n in (runs[:, 1], 4 * runs[:, 0] * runs[:, 1]))
-    return bool(
-        (tables.diff() <= _TABLE).all()
-        and (rows[block[:, 6]].diff() == layout.rows).all()
-        and (codes[block[:, 6]].diff() == block[:, 7].diff()).all()
-        and (packed.order.cpu().to(torch.int32) < layout.rows).all()
-        and (packed.codes < _TABLE).all()
-    )
-
-
-def latent_of(packed: Packed, layout: Layout) -> Tensor:
-    """Return the latent that was packed: int16, (rank, rows * tiles)."""
-    block, runs = packed.block.long(), packed.runs.long()
-    numbers = torch.arange(layout.blocks, device=block.device)
-    of_run = torch.repeat_interleave(numbers, block[:, 6].diff())
-    quads = torch.repeat_interleave(runs[:, 0], runs[:, 1])
-    row = torch.repeat_interleave(packed.order.long().flatten(), quads)
-    b = torch.repeat_interleave(torch.repeat_interleave(of_run, runs[:, 1]), quads)
-    tables = block[b, 4:6].repeat_interleave(2, dim=1)
-    entry = packed.entries.long()[packed.codes.long().reshape(-1, 4) + tables]
-    column = (entry[:, :, 0] + block[b, :1]).flatten().clamp(max=layout.columns - 1)
-    latent = torch.zeros(layout.rows, layout.columns, dtype=torch.int16, device=block.device)
-    multiple = entry[:, :, 1].flatten().to(torch.int16)
-    latent.index_put_((row.repeat_interleave(4), column), multiple, accumulate=True)
-    tiled = latent.reshape(layout.rows, layout.columns // layout.rank, layout.rank)
-    return tiled.permute(2, 0, 1).reshape(layout.rank, -1)
-
-
-def recompose(packed: Packed, layout: Layout) -> Tensor:
-    """Return the dense weight, float32, shape (rows, channels, kernel_h, kernel_w)."""
-    tiles = packed.codebook @ latent_of(packed, layout).to(torch.float32)
-    rows = tiles.T.reshape(layout.rows, -1)[:, : layout.inputs]
-    return rows.reshape(layout.rows, layout.channels, layout.kernel_h, layout.kernel_w)
 
 
 def _entries(latent: Tensor) -> tuple[list[list[int]], Tensor]:

@@ -6,18 +6,14 @@ vectors. Here it is reordered once. Panels take as many bytes as the matrix.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tersor.errors import InputError
-
-MANY = 96
-"""Number of vectors that are multiplied at once, while a panel is in the cache."""
-
-KERNEL = "Panels"
+from tersor.kernels.packing import Matrix, Shape
 
 _PANEL = 16
 """Number of rows of a panel, which lie side by side."""
@@ -30,8 +26,8 @@ class Layout(NamedTuple):
     inputs: int
 
 
-class Packed(NamedTuple):
-    """A dense matrix in the form that ``tersor::linear`` takes.
+class Tensors(NamedTuple):
+    """The tensor of a packed dense matrix.
 
     Parameters
     ----------
@@ -43,34 +39,41 @@ class Packed(NamedTuple):
     panels: Tensor
 
 
-def pack(matrix: Tensor) -> tuple[Packed, Layout]:
-    """Return a matrix (rows, inputs) packed for the kernels, and its sizes."""
-    layout = Layout(*matrix.shape)
-    padded = F.pad(matrix.to(torch.float32), (0, 0, 0, -layout.rows % _PANEL))
-    panels = padded.reshape(-1, _PANEL, layout.inputs).transpose(1, 2).contiguous()
-    return Packed(panels), layout
+@dataclass(eq=False)
+class Panels(Matrix):
+    """A dense matrix in panels."""
+
+    tensors: Tensors
+    layout: Layout
+
+    name: ClassVar[str] = "panels"
+    kernel: ClassVar[str] = "Panels"
+    many: ClassVar[int] = 96
+    """Number of vectors that are multiplied at once, while a panel is in the cache."""
+    Tensors = Tensors
+    Layout = Layout
+
+    @classmethod
+    def pack(cls, matrix: Tensor) -> Panels:
+        """Return a matrix (rows, inputs) packed for the kernels."""
+        layout = Layout(*matrix.shape)
+        padded = F.pad(matrix.to(torch.float32), (0, 0, 0, -layout.rows % _PANEL))
+        panels = padded.reshape(-1, _PANEL, layout.inputs).transpose(1, 2).contiguous()
+        return cls(Tensors(panels), layout)
+
+    def expected(self) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Return shape and type of the tensor."""
+        return {"panels": (shape_of(self.layout), torch.float32)}
+
+    def rows_of(self, index: Tensor) -> Tensor:
+        """Return some rows of the matrix, float32, shape (len(index), inputs)."""
+        return self.tensors.panels[index // _PANEL, :, index % _PANEL]
+
+    def recompose(self) -> Tensor:
+        """Return the matrix that was packed, float32, shape (rows, inputs)."""
+        return self.tensors.panels.transpose(1, 2).flatten(0, 1)[: self.layout.rows]
 
 
-def check(packed: Packed, layout: Layout) -> None:
-    """Raise an `InputError` if the tensor does not fit the layout, which kernels do not check."""
-    (panels,) = packed
-    shape = (-(-layout.rows // _PANEL), layout.inputs, _PANEL)
-    if panels.shape != shape or panels.dtype != torch.float32 or not panels.is_contiguous():
-        raise InputError(
-            f"packed tensor 'panels' is {tuple(panels.shape)} of {panels.dtype}, needed is {shape} "
-            "of float32, contiguous; take it from `pack`, with its layout"
-        )
-
-
-verify = check
-"""The check of loaded tensors. No value of a panel can harm the kernels, so it is `check`."""
-
-
-def rows_of(packed: Packed, layout: Layout, rows: Tensor) -> Tensor:
-    """Return some rows of the matrix, float32, shape (len(rows), inputs)."""
-    return packed.panels[rows // _PANEL, :, rows % _PANEL]
-
-
-def matrix_of(packed: Packed, layout: Layout) -> Tensor:
-    """Return the matrix that was packed, float32, shape (rows, inputs)."""
-    return packed.panels.transpose(1, 2).flatten(0, 1)[: layout.rows]
+def shape_of(layout: Layout) -> tuple[int, int, int]:
+    """Return the shape of the panels of a matrix."""
+    return -(-layout.rows // _PANEL), layout.inputs, _PANEL

@@ -35,7 +35,7 @@ def for_vectors(configs, arguments, VECTORS, **others):
 @triton.jit
 def product_with_codebook(
     x, codebook, vector, t, p, inputs, tile, stride,
-    SIGNS: tl.constexpr, DEPTH: tl.constexpr,
+    BINARY: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Return tiles t of a vector times columns p of the codebook, or signed sums p of four."""
     acc = tl.zeros((t.shape[0], p.shape[0]), tl.float32)
@@ -45,7 +45,7 @@ def product_with_codebook(
         there = (i < tile)[None, :] & (at < inputs)
         real = tl.load(x + vector * inputs + at, there, 0).to(tl.float32)
         place, there = codebook + i[:, None] * stride, (i < tile)[:, None]
-        if SIGNS:
+        if BINARY:
             column = tl.zeros((DEPTH, p.shape[0]), tl.float32)
             for k in tl.static_range(4):
                 sign = (1 - 2 * (p >> k & 1)).to(tl.float32)
@@ -207,16 +207,16 @@ def multiply_integers(
 
 
 @triton.jit
-def place_of_byte(row, n, number, SIGNS: tl.constexpr):
-    """Return the place of byte n of a row: 32 rows lie side by side, by one byte (signs) or two."""
-    inside = n * 32 + row % 32 if SIGNS else n // 2 * 64 + row % 32 * 2 + n % 2
+def place_of_byte(row, n, number, BINARY: tl.constexpr):
+    """Return the place of byte n of a row: 32 rows are side by side, by a byte (binary) or two."""
+    inside = n * 32 + row % 32 if BINARY else n // 2 * 64 + row % 32 * 2 + n % 2
     return row // 32 * (number * 32) + inside
 
 
 @triton.jit
 def make_tables(
     x, codebook, tables, inputs, tile, tiles, entries, stride,
-    SIGNS: tl.constexpr, VECTORS: tl.constexpr,
+    BINARY: tl.constexpr, VECTORS: tl.constexpr,
     DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Store the numbers that all codes of 4 bits mean for each tile, all vectors side by side."""
@@ -224,7 +224,7 @@ def make_tables(
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
     some = tl.minimum(p, entries - 1)
-    acc = product_with_codebook(x, codebook, vector, t, some, inputs, tile, stride, SIGNS, DEPTH)
+    acc = product_with_codebook(x, codebook, vector, t, some, inputs, tile, stride, BINARY, DEPTH)
     place = (t[:, None] * entries + p[None, :]) * VECTORS + vector
     tl.store(tables + place, acc, (t < tiles)[:, None] & (p < entries)[None, :])
 
@@ -243,7 +243,7 @@ def make_tables(
 @triton.jit
 def look_up(
     codes, tables, bias, y, rows, batch, number,
-    BYTES: tl.constexpr, SIGNS: tl.constexpr, VECTORS: tl.constexpr,
+    BYTES: tl.constexpr, BINARY: tl.constexpr, VECTORS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Store the sums of the numbers that the codes of a row mean; a look-up serves all vectors."""
@@ -252,9 +252,9 @@ def look_up(
     for start in range(tl.program_id(2) * BLOCK_N, number, tl.num_programs(2) * BLOCK_N):
         n = (start + tl.arange(0, BLOCK_N))[:, None]
         there = (n < number) & (row < rows)[None, :]
-        code = tl.load(codes + place_of_byte(row[None, :], n, number, SIGNS), there, 0)
+        code = tl.load(codes + place_of_byte(row[None, :], n, number, BINARY), there, 0)
         code = code.to(tl.int32)
-        if SIGNS:
+        if BINARY:
             low, high = n * 32 + (code & 15), n * 32 + 16 + (code >> 4)
             acc += entry_of(tables, low, vector, there) + entry_of(tables, high, vector, there)
         else:
@@ -284,7 +284,7 @@ def entry_of(tables, entry, vector, there):
 @triton.jit
 def multiply_recomposed(
     codes, tables, x, bias, y, rows, batch, inputs, tiles,
-    TILE: tl.constexpr, BYTES: tl.constexpr, SIGNS: tl.constexpr,
+    TILE: tl.constexpr, BYTES: tl.constexpr, BINARY: tl.constexpr,
     DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, VECTORS: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Store W @ x, with tiles of W recomposed as sums of the table entries of their bytes."""
@@ -299,9 +299,9 @@ def multiply_recomposed(
         for first in tl.static_range(0, TILE, DEPTH):
             weight = tl.zeros((BLOCK_R, BLOCK_T, DEPTH), tl.float32)
             for m in tl.static_range(BYTES):
-                place = place_of_byte(row[:, None], t * BYTES + m, tiles * BYTES, SIGNS)
+                place = place_of_byte(row[:, None], t * BYTES + m, tiles * BYTES, BINARY)
                 entry = tl.load(codes + place, there, 0).to(tl.int32)
-                if SIGNS:
+                if BINARY:
                     entry += m * 256
                 i = first + tl.arange(0, DEPTH)
                 worth = tl.load(tables + entry[:, :, None] * padded + i[None, None, :])

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from tersor.nn.convolution import Convolution
+from tersor.nn.observe import removing
 from tersor.nn.owner import FORWARDS, FactoredOwner
 
 Pairs = dict[nn.Module, _BatchNorm]
@@ -122,12 +123,8 @@ def _moved(pairs: Pairs, call: Callable[[], Any]) -> Any:
 
 
 def _called(call: Callable[[], Any], hooks: list[Any]) -> Any:
-    try:
-        with torch.no_grad():
-            return call()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removing(hooks), torch.no_grad():
+        return call()
 
 
 def _same(a: Any, b: Any) -> bool:

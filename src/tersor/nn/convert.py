@@ -20,8 +20,8 @@ from tersor.nn.checks import (
     explain_unknown,
 )
 from tersor.nn.held import HeldWeight
-from tersor.nn.owner import attach, forget
-from tersor.nn.sites import Site, Weight, find_sites, join_names, weights_of
+from tersor.nn.owner import SUFFIX, attach, forget
+from tersor.nn.sites import BufferSite, Site, Weight, find_sites, find_tensors
 from tersor.nn.weight import FactoredWeight
 from tersor.storage import dtypes
 from tersor.storage.checkpoint import shared
@@ -146,20 +146,24 @@ def state(model: nn.Module) -> dict[str, HeldWeight | Tensor]:
     InputError
         If a module's extra state is an object that holds tensors.
     """
-    tensors = model.state_dict()
+    return survey(model)[0]
+
+
+def survey(
+    model: nn.Module,
+) -> tuple[dict[str, HeldWeight | Tensor], dict[str, Site | BufferSite]]:
+    """Return the `state` of a model, and all uses of its weights and buffers (`find_tensors`)."""
+    tensors, found = model.state_dict(), find_tensors(model)
     entries: dict[str, HeldWeight | Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, HeldWeight):
-            for part in module.state_dict():
-                del tensors[f"{path}.{part}"]
-            continue
-        for name, value in {**weights_of(module), **module._buffers}.items():
-            full = join_names(path, name)
-            if isinstance(value, HeldWeight):
-                entries[full] = value
-            elif isinstance(tensors.get(full), Tensor):
-                entries[full] = _own(value, tensors.pop(full))
-    return entries | only_tensors(tensors)
+    for name, site in found.items():
+        value = site.weight
+        if isinstance(value, HeldWeight):
+            entries[name] = value
+            for part in value.state_dict():
+                del tensors[f"{name}{SUFFIX}.{part}"]
+        elif isinstance(tensors.get(name), Tensor):
+            entries[name] = _own(value, tensors.pop(name))
+    return entries | only_tensors(tensors), found
 
 
 def _own(value: Tensor, given: Tensor) -> Tensor:

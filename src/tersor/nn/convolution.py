@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tersor.factors import Factors
-from tersor.kernels import convolution, direct, listed, product
-from tersor.kernels.convolution import DIRECT, LISTED, PLAIN, Place, Weight
-from tersor.nn.frozen import DenseWeight, FrozenWeight, dense, gone
+from tersor.kernels import convolution, cpu, direct
+from tersor.kernels.arguments import check_device, fits
+from tersor.kernels.convolution import Place
+from tersor.kernels.direct import Direct
+from tersor.kernels.listed import Listed
+from tersor.nn.frozen import DenseWeight, FrozenWeight, HoldsPacking, dense, gone
 
 Convolution = nn.Conv1d | nn.Conv2d
 
@@ -50,7 +53,7 @@ def is_plain(module: nn.Module) -> TypeGuard[Convolution]:
     return isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.padding_mode == "zeros"
 
 
-class PackedConvolution(FrozenWeight):
+class PackedConvolution(HoldsPacking):
     """Base of weights that compute the convolution themselves.
 
     Parameters
@@ -60,10 +63,6 @@ class PackedConvolution(FrozenWeight):
     dtype
         Data type of the weight.
     """
-
-    _names: tuple[str, ...]
-    _layout: tuple[int, ...]
-    _way: int
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
@@ -83,11 +82,6 @@ class PackedConvolution(FrozenWeight):
         """Return whether this form suits such a module and such factors."""
         return cls.suits(module)
 
-    @property
-    def packed(self) -> Weight:
-        """Return the kind of packing, the tensors and the layout, as the kernels take them."""
-        return self._way, [getattr(self, name) for name in self._names], self._layout
-
     def convolve(self, module: Convolution, x: Tensor) -> Tensor:
         """Return the result of `nn.Conv1d` or `nn.Conv2d` with this weight, by ``tersor::conv2d``.
 
@@ -99,21 +93,21 @@ class PackedConvolution(FrozenWeight):
             bias = module._parameters["bias"]  # faster than reading the attribute
         except KeyError:
             bias = module.bias
-        rows, settings = self._layout[0], (module.stride, module.padding, module.dilation)
+        rows, settings = self.layout.rows, (module.stride, module.padding, module.dilation)
         key = (module, x.shape, settings, module.padding_mode, module.groups)
-        is_plain = product.is_plain(x, bias, rows)
+        is_plain = cpu.is_plain(x, bias, rows)
         if is_plain:
             plan = self._planned(key)
             if plan is not None:
                 return convolution.run(x, bias, plan)
-        product.check_place(x.device, bias)  # with a bias elsewhere, torch reads arbitrary memory
-        if not self.suits(module) or not product.fits(bias, rows, x):
+        check_device(x.device, bias)  # with a bias elsewhere, torch reads arbitrary memory
+        if not self.suits(module) or not fits(bias, rows, x):
             return super().convolve(module, x)  # torch pads, or raises a clear error
         spatial = 1 if isinstance(module, nn.Conv1d) else 2
         place, alone = place_of(module), (1,) * (2 - spatial)
         size, kernel = alone + x.shape[-spatial:], alone + module.kernel_size
-        fits = x.dim() - spatial in (1, 2) and x.shape[-spatial - 1] == module.in_channels
-        if not fits or not x.is_floating_point() or min(place.output(size, kernel)) < 1:
+        is_image = x.dim() - spatial in (1, 2) and x.shape[-spatial - 1] == module.in_channels
+        if not is_image or not x.is_floating_point() or min(place.output(size, kernel)) < 1:
             return super().convolve(module, x)  # torch raises a clear error
         batch = x.shape[0] if x.dim() == spatial + 2 else 1
         shape = (batch, module.in_channels, *size)
@@ -129,7 +123,7 @@ class PackedConvolution(FrozenWeight):
 
     def _planned(self, key: tuple[Any, ...]) -> convolution.Plan | None:
         """Return the plan for such a call, or None if there is none or the tensors have moved."""
-        places = product.places(self._buffers.values())  # type: ignore[arg-type]
+        places = cpu.places(self._buffers.values())  # type: ignore[arg-type]
         if places != self._places:
             self._forget_plans()
             self._places = places
@@ -149,23 +143,13 @@ class ListedWeight(PackedConvolution):
     """
 
     mode = "factored"
-    _way, _names = LISTED, listed.Packed._fields
+    packing = Listed
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
-        packed, layout = listed.pack(factors)
-        self._layout = tuple(layout)
-        for name, part in packed._asdict().items():
-            self.register_buffer(name, part)
+        self._hold(Listed.pack(factors))
         self.register_buffer("exact_codebook", factors.codebook.clone())
         self.scale = factors.scale
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        given = (state_dict.get(prefix + name, getattr(self, name)) for name in self._names)
-        listed.verify(listed.Packed(*given), listed.Layout(*self._layout))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
@@ -175,7 +159,7 @@ class ListedWeight(PackedConvolution):
     @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
         """Return whether this form suits such a module and such factors."""
-        return cls.suits(module) and listed.packable(factors)
+        return cls.suits(module) and Listed.packable(factors)
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
@@ -183,8 +167,7 @@ class ListedWeight(PackedConvolution):
 
     def to_factors(self) -> Factors:
         """Return factors that recompose to exactly the result of `forward`."""
-        _, packed, layout = self.packed
-        latent = listed.latent_of(listed.Packed(*packed), listed.Layout(*layout))
+        latent = self.packed.latent()
         codebook = cast(Tensor, self.exact_codebook)
         return Factors(codebook, latent, self.scale, self.shape, self.dtype)
 
@@ -201,18 +184,14 @@ class DirectWeight(PackedConvolution, DenseWeight):
     """
 
     size = 0
-    _way = DIRECT
+    packing = Direct
 
     def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         DenseWeight.__init__(self, factors, dtype, gain)
         self._forget_plans()
         weight = self.weight
-        tensors, layout = direct.pack(
-            weight if weight.dim() == 4 else weight[:, :, None], self.size
-        )
-        self._layout, self._names = tuple(layout), tuple(f"part{i}" for i in range(len(tensors)))
-        for name, part in zip(self._names, tensors, strict=True):
-            self.register_buffer(name, part)
+        packed = Direct.pack(weight if weight.dim() == 4 else weight[:, :, None], self.size)
+        self._hold(packed, [f"part{i}" for i in range(len(packed.tensors))])
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``."""
@@ -267,15 +246,11 @@ class LastWeight(PackedConvolution):
     mode = "dense, packed"
     is_dense = True
     size = direct.LAST
-    _way = DIRECT
-    part: Tensor
-    _names = ("part",)
+    packing = Direct
 
     def __init__(self, factors: Factors, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         super().__init__(factors, dtype)
-        (part,), layout = direct.pack(dense(factors, gain), self.size)
-        self._layout = tuple(layout)
-        self.register_buffer("part", part)
+        self._hold(Direct.pack(dense(factors, gain), self.size), ["part"])
 
     @classmethod
     def suits(cls, module: nn.Module) -> bool:
@@ -284,7 +259,8 @@ class LastWeight(PackedConvolution):
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
-        return convolution.dense(self.packed).to(self.dtype)
+        weight: Tensor = self.packed.recompose()
+        return weight.to(self.dtype)
 
     def to_factors(self) -> Factors:
         """Raise an `InputError`, because the factors are deleted."""
@@ -295,13 +271,6 @@ class LastWeight(PackedConvolution):
         if x.dim() == 3:  # a single image has no memory format
             return self.convolve(module, x[None])[0]
         return super().convolve(module, x)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        part = state_dict.get(prefix + "part", self.part)
-        direct.check([part], direct.Layout(*self._layout), PLAIN)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class DepthwiseLastWeight(LastWeight):

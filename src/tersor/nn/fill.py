@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from tersor.errors import InputError, explained
 from tersor.factors import Factors
 from tersor.nn.checks import check_references, check_weight, holding_problem
-from tersor.nn.convert import replace_weight, state
+from tersor.nn.convert import replace_weight, state, survey
 from tersor.nn.held import HeldWeight
-from tersor.nn.sites import BufferSite, Site, find_tensors
+from tersor.nn.match import Values, aliases_of, check_match, distinct
+from tersor.nn.sites import BufferSite, Site
 from tersor.storage.archive import Contents, as_tensor
-from tersor.storage.checkpoint import shared
+from tersor.text import some
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def fill(
 ) -> None:
     """Put contents into a model, one tensor at a time.
 
-    The names and shapes must be known to fit. Weights that are factored in the contents become
+    Weights that are factored in the contents become
     factors in the model, except in modules that cannot hold factors.
 
     Parameters
@@ -43,13 +44,15 @@ def fill(
     Raises
     ------
     InputError
-        If a tensor would be left on the meta device; the model is then unchanged. Also if the model
-        does not hold the contents at the end, because its own code changes loaded tensors.
+        If names or shapes differ, or a tensor would be left on the meta device; the model is then
+        unchanged. Also if the model does not hold the contents at the end, because its own code
+        changes loaded tensors.
     """
-    entries = state(model)
+    entries, found = survey(model)
+    check_match(contents, entries, type(model).__name__, strict)
     groups = distinct(aliases_of(entries), [n for n in contents.shapes if n in entries])
-    check_values(model, groups)
-    places, others = _split(model, contents, groups)
+    check_values(found, groups)
+    places, others = _split(entries, found, contents, groups)
     replaced = [s.weight for of_one in others.values() for s in of_one]
     replaced = [w for w in replaced if _is_replaced(w, assign)]
     check_references(model, [*replaced, *(s.weight for held in places.values() for s in held)])
@@ -57,7 +60,7 @@ def fill(
     uses: dict[str, list[str]] = {}  # names in the model, by the name of the tensor in the contents
     for name in groups:
         uses.setdefault(contents.original(name), []).append(name)
-    del entries, replaced  # otherwise replaced weights would stay in memory
+    del entries, found, replaced  # otherwise replaced weights would stay in memory
     given: dict[str, Tensor] = {}
     filled: dict[str, HeldWeight | int] = {}
     for original, value in contents.stream(uses):
@@ -79,7 +82,10 @@ def fill(
 
 
 def _split(
-    model: nn.Module, contents: Contents, groups: Mapping[str, Sequence[str]]
+    entries: Values,
+    tensors: Mapping[str, Site | BufferSite],
+    contents: Contents,
+    groups: Mapping[str, Sequence[str]],
 ) -> tuple[dict[str, list[Site]], dict[str, list[Site | BufferSite]]]:
     """Return the sites of weights that become factors, and of other tensors, by their first names.
 
@@ -87,9 +93,8 @@ def _split(
     ``state_dict``.
     """
     sites: dict[int, list[Site | BufferSite]] = {}
-    for site in find_tensors(model).values():
+    for site in tensors.values():
         sites.setdefault(id(site.weight), []).append(site)
-    entries = state(model)
     factored: dict[str, list[Site]] = {}
     others: dict[str, list[Site | BufferSite]] = {}
     for name, more in groups.items():
@@ -127,13 +132,13 @@ def _put(sites: Sequence[Site | BufferSite], value: Tensor, assign: bool) -> Ten
     return value
 
 
-def check_values(model: nn.Module, names: Iterable[str]) -> None:
+def check_values(found: Mapping[str, Site | BufferSite], names: Iterable[str]) -> None:
     """Refuse a model with tensors on the meta device that would get no values.
 
     Parameters
     ----------
-    model
-        The model.
+    found
+        Uses of all tensors of the model, by name.
     names
         Names of the tensors that will get values.
 
@@ -142,7 +147,6 @@ def check_values(model: nn.Module, names: Iterable[str]) -> None:
     InputError
         If such a tensor is not among the names.
     """
-    found = find_tensors(model)
     given = {id(found[name].weight) for name in names if name in found}
     lost = [n for n, s in found.items() if _is_meta(s.weight) and id(s.weight) not in given]
     if lost:
@@ -201,42 +205,3 @@ def checksum(tensor: Tensor) -> int:
     values = tensor.detach().cpu().contiguous()
     start = zlib.crc32(repr((tuple(values.shape), values.dtype)).encode())
     return zlib.crc32(values.reshape(-1).view(torch.uint8).numpy().data, start)
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first ``most`` names as text, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def distinct(aliases: Mapping[str, str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the first name of each tensor of a model, with the other names that are tied to it."""
-    first: dict[str, str] = {}
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        leader = first.setdefault(aliases.get(name, name), name)
-        others = groups.setdefault(leader, [])
-        if name != leader:
-            others.append(name)
-    return groups
-
-
-def aliases_of(entries: Mapping[str, HeldWeight | Tensor]) -> dict[str, str]:
-    """Return the names of entries that are the same object or memory as an earlier one.
-
-    Parameters
-    ----------
-    entries
-        Weights and tensors by name.
-
-    Returns
-    -------
-    dict
-        For each such name, the name of the first such entry.
-    """
-    aliases = shared({name: t for name, t in entries.items() if isinstance(t, Tensor)})
-    first: dict[int, str] = {}
-    for name, value in entries.items():
-        if (original := first.setdefault(id(value), name)) != name:
-            aliases.setdefault(name, aliases.get(original, original))
-    return aliases

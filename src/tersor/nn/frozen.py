@@ -5,9 +5,8 @@ Each form holds only the tensors that it computes with. There are no parameters 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,8 +15,11 @@ from torch import Tensor, nn
 from tersor import kernels
 from tersor.errors import InputError
 from tersor.factors import Factors
-from tersor.kernels import integers, lookup, panels
-from tersor.kernels.product import Known, Layout, Packed
+from tersor.kernels.cpu import Known
+from tersor.kernels.integers import Integers
+from tersor.kernels.lookup import Lookup
+from tersor.kernels.packing import Packing
+from tersor.kernels.panels import Panels
 from tersor.nn.held import HeldWeight, moved
 from tersor.nn.weight import split_scale
 
@@ -181,24 +183,39 @@ class RecomposedWeight(FrozenWeight):
         return flat.index_add(0, self.places, self.beyond).reshape(self.latent.shape)
 
 
-class KernelWeight(FrozenWeight):
-    """A matrix, packed for the kernels that compute with it."""
+class HoldsPacking(FrozenWeight):
+    """Base of weights that hold a packing, whose tensors are buffers."""
 
-    way: ClassVar[ModuleType]
-    layout: Layout
+    packing: ClassVar[Any]
+    """Class of the packing."""
+    layout: Any
+    _names: tuple[str, ...]
 
-    def _hold(self, packed: Packed, layout: Layout) -> None:
-        for name, part in packed._asdict().items():
+    def _hold(self, packed: Packing, names: Sequence[str] | None = None) -> None:
+        """Hold packed tensors, as buffers of these names; by default by their own."""
+        self.layout = packed.layout
+        self._names = tuple(packed.named() if names is None else names)
+        for name, part in zip(self._names, packed.tensors, strict=True):
             self.register_buffer(name, part)
-        self.layout = layout
-        self._known: Known | None = None
-        self._places: list[int] = []
 
     @property
-    def packed(self) -> Packed:
-        """Return the tensors that the kernels take."""
-        kind = self.way.Packed
-        return cast(Packed, kind(*(getattr(self, name) for name in kind._fields)))
+    def packed(self) -> Any:
+        """Return the packed weight, as the kernels take it."""
+        return self.packing.of([getattr(self, name) for name in self._names], self.layout)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        given = [state_dict.get(prefix + name, getattr(self, name)) for name in self._names]
+        self.packing.of(given, self.layout).verify()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class KernelWeight(HoldsPacking):
+    """A matrix, packed for the kernels that compute with it."""
+
+    _known: Known | None = None
+    _places: list[int]
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return the result of `nn.Linear` with this weight, computed by ``tersor::linear``."""
@@ -206,27 +223,19 @@ class KernelWeight(FrozenWeight):
         if kernels.is_plain(x, bias, rows):
             return kernels.native(x, bias, self._prepared())
         if kernels.fits(bias, rows, x):
-            return kernels.linear(x, self.packed, bias, self.layout)
+            return kernels.linear(x, self.packed, bias)
         return super().linear(x, bias)  # torch broadcasts the bias, or raises a clear error
 
     def _prepared(self) -> Known:
         """Return the prepared matrix, and prepare it again if its tensors have moved in memory."""
         places = kernels.places(self._buffers.values())  # type: ignore[arg-type]
         if self._known is None or self._places != places:
-            self.way.verify(self.packed, self.layout)
-            self._known, self._places = kernels.known(self.packed, self.layout), places
+            self.packed.verify()
+            self._known, self._places = kernels.known(self.packed), places
         return self._known
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        names = self.way.Packed._fields
-        given = (state_dict.get(prefix + name, getattr(self, name)) for name in names)
-        self.way.verify(self.way.Packed(*given), self.layout)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None, "_places": []}
+        return {**self.__dict__, "_known": None}
 
 
 class PackedWeight(KernelWeight):
@@ -240,13 +249,13 @@ class PackedWeight(KernelWeight):
 
     mode = "factored"
     by_rows = True
-    way: ClassVar[ModuleType] = integers
+    packing: ClassVar[Any] = Integers
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
         # Packed on the CPU; the tensors are the same on a GPU.
         factors = replace(factors, codebook=factors.codebook.cpu(), latent=factors.latent.cpu())
-        self._hold(*self.way.pack(factors))
+        self._hold(self.packing.pack(factors))
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
@@ -254,7 +263,7 @@ class PackedWeight(KernelWeight):
 
     def to_factors(self) -> Factors:
         """Return factors that recompose to exactly the result of `forward`."""
-        latent = self.way.latent_of(self.packed, self.layout)
+        latent = self.packed.latent()
         codebook = cast(Tensor, self.codebook)[:, : latent.shape[0]]
         return Factors(codebook, latent, float(cast(Tensor, self.scale)), self.shape, self.dtype)
 
@@ -263,15 +272,15 @@ class PackedWeight(KernelWeight):
         if index.dtype not in (torch.int64, torch.int32):
             return super().embed(index)  # torch raises a clear error
         flat = index.reshape(-1).long()
-        if isinstance(self.layout, integers.Layout) and kernels.is_plain(flat):
+        if self.packing.picks and kernels.is_plain(flat):
             rows = kernels.native_rows(flat, self._prepared())
         else:
-            rows = kernels.rows(flat, self.packed, self.layout)
+            rows = kernels.rows(flat, self.packed)
         return rows.reshape(*index.shape, self.shape[1]).to(self.dtype)
 
 
 class LookupWeight(PackedWeight):
-    """Signs or other small integers of a matrix, packed for the look-up kernels.
+    """Binary latents or other small integers of a matrix, packed for the look-up kernels.
 
     Parameters
     ----------
@@ -280,7 +289,7 @@ class LookupWeight(PackedWeight):
     """
 
     mode = "look-up"
-    way: ClassVar[ModuleType] = lookup
+    packing = Lookup
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
@@ -290,7 +299,7 @@ class LookupWeight(PackedWeight):
     def to_factors(self) -> Factors:
         """Return factors that recompose to exactly the result of `forward`."""
         codebook = cast(Tensor, self.exact_codebook)
-        latent = self.way.latent_of(self.packed, self.layout)[: codebook.shape[1]]
+        latent = self.packed.latent()[: codebook.shape[1]]
         return Factors(codebook, latent, self.exact_scale, self.shape, self.dtype)
 
 
@@ -305,11 +314,11 @@ class PanelWeight(KernelWeight):
 
     mode = "dense, packed"
     is_dense = True
-    way: ClassVar[ModuleType] = panels
+    packing = Panels
 
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__(factors, dtype)
-        self._hold(*self.way.pack(factors.recompose()))
+        self._hold(self.packing.pack(factors.recompose()))
 
     @classmethod
     def takes(cls, module: nn.Module, factors: Factors) -> bool:
@@ -318,7 +327,7 @@ class PanelWeight(KernelWeight):
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``, made for each call."""
-        matrix: Tensor = self.way.matrix_of(self.packed, self.layout)
+        matrix: Tensor = self.packed.recompose()
         return matrix.to(self.dtype)
 
     def to_factors(self) -> Factors:

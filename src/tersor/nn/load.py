@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tersor.errors import InputError
-from tersor.nn.fill import some
 from tersor.storage.checkpoint import Source, shared
+from tersor.text import some
 
 
 def load_weights(model: nn.Module, source: Source) -> None:

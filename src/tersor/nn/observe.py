@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Look = Callable[..., object]
 """Function that is called with the arguments of a module."""
+
+
+@contextmanager
+def removing(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -42,11 +53,10 @@ def observing(
     try:
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        yield
+        with removing(handles):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(shortcut)
-        for handle in handles:
-            handle.remove()
         for module, training in modes.items():
             module.training = training
 

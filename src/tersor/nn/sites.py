@@ -30,27 +30,24 @@ class BufferSite(NamedTuple):
 
 def find_sites(model: nn.Module) -> dict[str, Site]:
     """Return all uses of all weights by their dense names; a tied weight has several."""
-    return {
-        join_names(path, name): Site(module, name, weight)
-        for path, module in model.named_modules(remove_duplicate=False)
-        if not isinstance(module, HeldWeight)
-        for name, weight in weights_of(module).items()
-    }
+    return {n: site for n, site in find_tensors(model).items() if isinstance(site, Site)}
 
 
 def find_tensors(model: nn.Module) -> dict[str, Site | BufferSite]:
-    """Return all uses of all weights and buffers by their dense names.
+    """Return all uses of all weights and buffers by their dense names, in the dense order.
 
     Buffers that are not persistent, and so in no file, are included.
     """
-    buffers = {
-        join_names(path, name): BufferSite(module, name, buffer)
-        for path, module in model.named_modules(remove_duplicate=False)
-        if not isinstance(module, HeldWeight)
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    }
-    return {**find_sites(model), **buffers}
+    found: dict[str, Site | BufferSite] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, HeldWeight):
+            continue
+        for name, weight in weights_of(module).items():
+            found[join_names(path, name)] = Site(module, name, weight)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                found[join_names(path, name)] = BufferSite(module, name, buffer)
+    return found
 
 
 def weights_of(module: nn.Module) -> dict[str, Weight]:

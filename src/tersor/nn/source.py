@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from tersor.nn.checks import holding_problem
 from tersor.nn.convert import state
-from tersor.nn.fill import aliases_of
 from tersor.nn.held import HeldWeight
+from tersor.nn.match import aliases_of
 from tersor.nn.sites import find_sites
 from tersor.storage import dtypes
 from tersor.storage.checkpoint import Source

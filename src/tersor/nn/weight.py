@@ -29,7 +29,7 @@ class FactoredWeight(HeldWeight):
     Integer factors are real numbers here and are rounded in each forward. The gradient passes
     straight through the rounding, so that the factors can be trained and the weight can always be
     stored exactly. When the latent is projected (`project_to`), the projection replaces the
-    rounding. A latent of only -1 and 1 (a binary latent, as for weights that are to be fast) stays
+    rounding. A latent of only -1 and 1 (a binary latent, as for weights for look-up kernels) stays
     binary: its signs are used in the forward (Courbariaux et al., 2015, arXiv 1511.00363).
 
     Parameters
@@ -60,7 +60,7 @@ class FactoredWeight(HeldWeight):
         Initial mean length of the codebook's columns, in units of the weight: about the step size.
     states
         Number of states of the trellis that the latent comes from; 1 if there is none.
-    signs
+    binary
         Whether the latent holds only -1 and 1, and stays so.
     """
 
@@ -101,23 +101,29 @@ class FactoredWeight(HeldWeight):
         self.unit = factors.scale * float(lengths.mean()) if factors.rank else factors.scale
         self.states = trellis(factors) if self.integer_latent else 1
         latent = factors.latent
-        self.signs = self.integer_latent and latent.numel() > 0 and bool((latent.abs() == 1).all())
+        self.binary = self.integer_latent and latent.numel() > 0 and bool((latent.abs() == 1).all())
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``."""
         codebook = round_through(self.codebook) if self.integer_codebook else self.codebook
         latent: Tensor = self.latent
-        if self.signs:
+        if self.binary:
             latent = through(latent, sign(latent))
         elif self.integer_latent:
             latent = round_through(latent) if self.coded is None else through(latent, self.coded)
         tiles = cast(Tensor, recompose(codebook, latent, self.scale, self.exponent))
         return self.tiling.join(tiles).to(self.dtype)
 
-    def to_factors(self) -> Factors:
+    def to_factors(self, latent: Tensor | None = None) -> Factors:
         """Return factors that recompose to exactly the result of `forward`, without zero rows.
 
         Rows of the latent that hold only zeros are left out.
+
+        Parameters
+        ----------
+        latent
+            Integers of shape (k, n), as if `project_to` had got them. By default those that the
+            forward uses.
 
         Raises
         ------
@@ -126,14 +132,14 @@ class FactoredWeight(HeldWeight):
         """
         scale = self.scale.detach().to(torch.float32) * power_of_two(self.exponent)
         codebook = stored(self.codebook, self.integer_codebook)
-        latent = self.stored_latent
+        latent = self.stored_latent if latent is None else latent.to(torch.int16)
         used = latent.any(dim=1)
         return Factors(codebook[:, used], latent[used], float(scale), self.shape, self.dtype)
 
     @property
     def stored_latent(self) -> Tensor:
         """Return the latent that the forward uses, (k, n), in the type that `Factors` stores."""
-        if self.signs:
+        if self.binary:
             return stored(sign(self.latent.detach()), True)
         if self.coded is None:
             return stored(self.latent, self.integer_latent)

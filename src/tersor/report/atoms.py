@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
 from torch import Tensor
 
-from tersor.report.markup import Markup, tag
+from tersor.report.markup import tag
 
 _SHADES = 16
 """Number of shades of grey. All cells of a shade are one path, which takes a fraction of the bytes

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from markupsafe import Markup
+
 from tersor.compression.curve_file import Curve, Point
 from tersor.report import words
-from tersor.report.markup import Markup, tag
+from tersor.report.markup import tag
 from tersor.report.svg import chart, round_numbers, text
 from tersor.units import format_size
 

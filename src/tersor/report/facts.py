@@ -100,7 +100,7 @@ class Facts:
         return {
             "Latents": factors - codebooks,
             "Codebooks": codebooks,
-            "Kept tensors": self.report.nbytes - factors - self.header_bytes,
+            "Unfactored tensors": self.report.nbytes - factors - self.header_bytes,
             "Header": self.header_bytes,
         }
 

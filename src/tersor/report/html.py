@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from pathlib import Path
 
-from tersor.compression.curve_file import Curve
-from tersor.report import sections
-from tersor.report.facts import Facts
-from tersor.report.markup import Markup, tag, void
-from tersor.report.tradeoff import tradeoff
-from tersor.report.words import name
-from tersor.storage.atomic import replacing
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-_HERE = Path(__file__).parent
+from tersor.compression.curve_file import Curve
+from tersor.report import sections, svg, words
+from tersor.report.facts import Facts
+from tersor.report.tradeoff import tradeoff
+from tersor.storage.atomic import replacing
+from tersor.version import __version__
+
+_FOLDER = Path(__file__).parent / "templates"
 
 
 def page(facts: Facts, curve: Curve | None = None) -> str:
@@ -33,9 +36,21 @@ def page(facts: Facts, curve: Curve | None = None) -> str:
     str
         The document.
     """
-    title = f"{name(facts.name)}: report"
-    document = tag("html", _head(title), tag("body", *_body(facts, curve)), lang="en")
-    return f"<!doctype html>\n{document}\n"
+    style, script = ((_FOLDER / file).read_text("utf-8") for file in ("page.css", "sort.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            facts=facts,
+            style=Markup(style),
+            script=Markup(script),
+            digest=Markup(digest),
+            version=__version__,
+            tradeoff=None if curve is None else tradeoff(curve, facts),
+            **sections.values(facts),
+        )
+    )
 
 
 def write(path: str | os.PathLike[str], facts: Facts, curve: Curve | None = None) -> int:
@@ -57,29 +72,26 @@ def write(path: str | os.PathLike[str], facts: Facts, curve: Curve | None = None
         return temporary.write_bytes(page(facts, curve).encode())
 
 
-def _head(title: str) -> Markup:
-    style, script = (Markup((_HERE / file).read_text("utf-8")) for file in ("page.css", "sort.js"))
-    # With this policy the browser loads nothing, and runs no other script.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return tag(
-        "head",
-        void("meta", charset="utf-8"),
-        void("meta", http_equiv="Content-Security-Policy", content=policy),
-        void("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        void("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", style),
-        tag("script", script, type="module"),
+def _environment() -> Environment:
+    """Return the templates, with what they use. All text that they are given is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-
-
-def _body(facts: Facts, curve: Curve | None) -> list[Markup]:
-    parts = [sections.heading(facts)]
-    if curve is not None:
-        parts.append(tradeoff(curve, facts))
-    parts.append(sections.division(facts))
-    if facts.layers:
-        parts += [sections.rates(facts), sections.layers(facts), sections.cards(facts)]
-    parts += [sections.kept(facts), sections.notes(facts)]
-    return [tag("main", *(part for part in parts if part))]
+    environment.filters |= {
+        "anchor": lambda title: re.sub(r"\W+", "-", title.lower()),
+        "breakable": words.breakable,
+        "decibels": words.decibels,
+        "name": words.name,
+        "shape": words.shape,
+    }
+    environment.globals |= {
+        "bar": svg.bar,
+        "histogram": svg.histogram,
+        "skyline": svg.skyline,
+    }
+    return environment

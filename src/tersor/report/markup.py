@@ -1,12 +1,8 @@
-"""Build HTML and SVG elements. Plain strings are text, and are escaped."""
+"""Build SVG elements. Plain strings are text, and are escaped."""
 
 from __future__ import annotations
 
-import html
-
-
-class Markup(str):
-    """Text that is markup, and is not escaped."""
+from markupsafe import Markup, escape
 
 
 def tag(name: str, /, *content: str, **attributes: object) -> Markup:
@@ -28,18 +24,8 @@ def tag(name: str, /, *content: str, **attributes: object) -> Markup:
         The element with its content.
     """
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{name}{written}>{join(*content)}</{name}>")
-
-
-def join(*content: str) -> Markup:
-    """Return elements and texts one after the other; the texts are escaped."""
-    return Markup("".join(c if isinstance(c, Markup) else html.escape(c) for c in content))
-
-
-def void(name: str, /, **attributes: object) -> Markup:
-    """Return an element that has no content and no end tag, such as ``meta``."""
-    return Markup(tag(name, **attributes).removesuffix(f"</{name}>"))
+    return Markup(f"<{name}{written}>{Markup('').join(content)}</{name}>")

@@ -1,19 +1,17 @@
-"""Build the sections of the page, in the order of the page."""
+"""Compute what the sections of the page show. The templates say how."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from tersor.report import svg
-from tersor.report.blocks import details, number, section, table
 from tersor.report.facts import Facts, Layer
 from tersor.report.layer_card import card
-from tersor.report.markup import Markup, join, tag
 from tersor.report.table import told
-from tersor.report.words import breakable, decibels, name, percent, shape, size
+from tersor.report.words import decibels, name, percent, size
 from tersor.storage.doubts import WEAK
-from tersor.storage.summary import kept_groups
-from tersor.version import __version__
+from tersor.storage.summary import TensorSummary, unfactored_groups
 
 _OPEN_CARDS = 6
 _MOST_CARDS = 300
@@ -22,32 +20,80 @@ _OPEN_ROWS = 40
 _PARTS = {
     "Latents": "sparse integers, entropy-coded",
     "Codebooks": "what they are multiplied by",
-    "Kept tensors": "not factored: exact, or at 16 bits",
+    "Unfactored tensors": "not factored: exact, or at 16 bits",
     "Header": "names, shapes, sizes, checksums, what the file says of itself",
 }
 
+_COLUMNS = {
+    "Tensor": "",
+    **dict.fromkeys(("Shape", "Tile", "Rank"), "number minor"),
+    **dict.fromkeys(("Bytes", "Bits/weight", "SNR, dB"), "number"),
+}
+"""CSS class of each column of the table of layers, by its title."""
 
-def heading(facts: Facts) -> Markup:
-    """Return the name of the file, with its most important figures."""
+
+class Part(NamedTuple):
+    """Part of the file: its share as a number, and bytes and share as texts."""
+
+    label: str
+    explanation: str
+    share: float
+    bytes: str
+    percent: str
+
+
+class Row(NamedTuple):
+    """Row of the table of layers.
+
+    Parameters
+    ----------
+    summary
+        Summary of the tensor.
+    share
+        Bytes as a share of those of the largest layer.
+    order
+        Number by which the signal-to-noise ratio is sorted.
+    is_low
+        Whether the signal-to-noise ratio is so low that the report warns of it.
+    """
+
+    summary: TensorSummary
+    share: float
+    order: float
+    is_low: bool
+
+
+def values(facts: Facts) -> dict[str, object]:
+    """Return what the template of the page uses, by name, besides the facts themselves."""
     report = facts.report
-    figures = [
+    unfactored = unfactored_groups(report)
+    ordered = sorted(facts.layers, key=lambda layer: -layer.summary.nbytes)
+    return {
+        "figures": _figures(facts),
+        "told": told(report),
+        "parts": _parts(facts),
+        "magnitudes": _magnitudes(facts),
+        "blocks": [_block(layer.summary) for layer in facts.layers],
+        "rows": _rows(facts.layers),
+        "columns": _COLUMNS,
+        "cards": [card(layer) for layer in ordered[:_MOST_CARDS]],
+        "legend": _legend(facts),
+        "unfactored": unfactored,
+        "unfactored_count": sum(len(members) for _, members in unfactored),
+        "open_cards": _OPEN_CARDS,
+        "open_rows": _OPEN_ROWS,
+    }
+
+
+def _figures(facts: Facts) -> list[tuple[str, str, str]]:
+    """Return label, value and note of the most important figures."""
+    report = facts.report
+    return [
         ("Size", size(report.nbytes), f"{report.nbytes:,} bytes"),
         ("Ratio", f"{report.ratio:.2f}×", f"smaller than {size(report.source_bytes)}"),
         ("Bits per weight", f"{report.bits_per_weight:.2f}", f"{report.weights:,} weights"),
         ("Signal to noise", *_distortion(facts)),
     ]
-    cells = [
-        tag("div", tag("dt", label), tag("dd", tag("b", value), " ", tag("span", note)))
-        for label, value, note in figures
-    ]
-    return tag(
-        "header",
-        tag("p", "Compressed model", class_="kind"),
-        tag("h1", name(facts.name)),
-        tag("dl", *cells, class_="figures"),
-        *(tag("p", line) for line in told(report)),
-        *(tag("p", f"Warning: {text}", class_="warning") for text in report.warnings),
-    )
 
 
 def _distortion(facts: Facts) -> tuple[str, str]:
@@ -61,96 +107,44 @@ def _distortion(facts: Facts) -> tuple[str, str]:
     return f"{worst}–{best}\xa0dB", "by layer, from the file"
 
 
-def division(facts: Facts) -> Markup:
-    """Return the section with the bytes of each part and the magnitudes of the latents."""
+def _parts(facts: Facts) -> list[Part]:
     total = facts.report.nbytes
-    rows = [
-        [
-            tag("th", label, tag("small", _PARTS[label]), svg.bar(nbytes / total), scope="row"),
-            number(f"{nbytes:,}"),
-            number(_share(nbytes / total)),
-        ]
+    return [
+        Part(label, _PARTS[label], nbytes / total, f"{nbytes:,}", _share(nbytes / total))
         for label, nbytes in facts.parts().items()
     ]
-    left = table("Parts of the file", {"Part": "", "Bytes": "number", "Share": "number"}, rows)
-    return section("Where the bytes are", "", tag("div", left, *_latents(facts), class_="columns"))
 
 
 def _share(share: float) -> str:
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
-def _latents(facts: Facts) -> list[Markup]:
+def _magnitudes(facts: Facts) -> str:
+    """Return the caption of the histogram of latents; empty if there are none."""
     counts = facts.latents()
-    total = sum(counts)
-    if not total:
-        return []
-    zeros = f"{percent(counts[0] / total)} of {total:,} latents are zero"
-    chart = svg.histogram(counts, f"Latents by magnitude: {zeros}")
-    caption = tag("figcaption", f"Latents by magnitude: {zeros}.")
-    return [tag("figure", caption, chart)]
+    if not (total := sum(counts)):
+        return ""
+    return f"Latents by magnitude: {percent(counts[0] / total)} of {total:,} latents are zero"
 
 
-def rates(facts: Facts) -> Markup:
-    """Return the section with the bits per weight of each layer."""
-    blocks = [
-        svg.Block(
-            t.numel,
-            t.bits_per_weight,
-            name(t.name).removesuffix(".weight"),
-            f"{name(t.name)}: {t.nbytes:,} bytes, {t.bits_per_weight:.2f} bits per weight",
-        )
-        for t in (layer.summary for layer in facts.layers)
-    ]
-    return section(
-        "Bits per weight, layer by layer",
-        "In the order of the file. Width is the number of weights, height bits per weight: "
-        "area is bytes.",
-        svg.skyline(blocks, "Bits per weight of each layer; the table below has the numbers"),
+def _block(t: TensorSummary) -> svg.Block:
+    return svg.Block(
+        t.numel,
+        t.bits_per_weight,
+        name(t.name).removesuffix(".weight"),
+        f"{name(t.name)}: {t.nbytes:,} bytes, {t.bits_per_weight:.2f} bits per weight",
     )
 
 
-def layers(facts: Facts) -> Markup:
-    """Return the section with a table of all factored tensors."""
-    most = max(layer.summary.nbytes for layer in facts.layers) or 1
-    rows = [_row(layer, most) for layer in facts.layers]
-    columns = {"Tensor": ""} | dict.fromkeys(("Shape", "Tile", "Rank"), "number minor")
-    columns |= dict.fromkeys(("Bytes", "Bits/weight", "SNR, dB"), "number")
-    caption = f"{len(rows)} tensors are stored as factors"
-    content = table(caption, columns, rows, class_="layers sortable")
-    few = len(rows) <= _OPEN_ROWS
-    return section("Layers", "", content if few else details(f"All {len(rows)} layers", content))
+def _rows(layers: tuple[Layer, ...]) -> list[Row]:
+    most = max((layer.summary.nbytes for layer in layers), default=0) or 1
+    return [_row(layer.summary, most) for layer in layers]
 
 
-def _row(layer: Layer, most: int) -> list[Markup]:
-    t = layer.summary
+def _row(t: TensorSummary, most: int) -> Row:
     order = -math.inf if t.snr is None else t.snr
-    low = "low" if t.snr is not None and t.snr < WEAK else ""
-    label = (breakable(t.name), svg.bar(t.nbytes / most))
-    return [
-        tag("th", *label, scope="row", data_value=name(t.name)),
-        number(shape(t), "minor", t.numel),
-        number(str(t.tile), "minor"),
-        number(str(t.rank), "minor"),
-        number(f"{t.nbytes:,}", value=t.nbytes),
-        number(f"{t.bits_per_weight:.2f}"),
-        number(decibels(t.snr), low, value=max(-1e9, min(order, 1e9))),
-    ]
-
-
-def cards(facts: Facts) -> Markup:
-    """Return the section with a card for each layer, the largest first.
-
-    The cards of smaller layers are folded. At most 300 layers have a card.
-    """
-    ordered = sorted(facts.layers, key=lambda layer: -layer.summary.nbytes)
-    first = [card(layer) for layer in ordered[:_OPEN_CARDS]]
-    others = [card(layer) for layer in ordered[_OPEN_CARDS:_MOST_CARDS]]
-    parts = [tag("div", *first, class_="cards")]
-    if others:
-        folded = tag("div", *others, class_="cards")
-        parts.append(details(f"{len(others)} smaller layers", folded))
-    return section("Inside the layers", _legend(facts), *parts)
+    is_low = t.snr is not None and t.snr < WEAK
+    return Row(t, t.nbytes / most, max(-1e9, min(order, 1e9)), is_low)
 
 
 def _legend(facts: Facts) -> str:
@@ -164,53 +158,3 @@ def _legend(facts: Facts) -> str:
     text += "Latents: their share in percent, by magnitude. The largest layers first"
     left = len(facts.layers) - _MOST_CARDS
     return text + (f"; {left} small ones are in the table only." if left > 0 else ".")
-
-
-def kept(facts: Facts) -> Markup:
-    """Return the section with the unfactored tensors.
-
-    Tensors whose names differ only in numbers share a row.
-    """
-    groups = kept_groups(facts.report)
-    if not groups:
-        return Markup()
-    rows = [
-        [
-            tag("th", breakable(pattern), scope="row"),
-            number(f"{len(members):,}"),
-            tag("td", members[0].dtype, class_="minor"),
-            number(f"{sum(t.nbytes for t in members):,}"),
-            tag("td", name(members[0].note)),
-        ]
-        for pattern, members in groups
-    ]
-    count = sum(len(members) for _, members in groups)
-    columns = {
-        "Tensors": "",
-        "Number": "number",
-        "Type": "minor",
-        "Bytes before": "number",
-        "How, and why": "",
-    }
-    content = table("Bytes are those before compression", columns, rows, class_="kept-tensors")
-    return section("Kept tensors", "", details(f"{count:,} tensors are not factored", content))
-
-
-def notes(facts: Facts) -> Markup:
-    """Return the footer, which says where the numbers come from."""
-    origin = (
-        "as measured when the file was made"
-        if facts.dense is None
-        else join("measured against ", tag("code", name(facts.dense)))
-    )
-    return tag(
-        "footer",
-        tag(
-            "p",
-            "1 kB is 1000 bytes. Bits per weight of the model count the whole file, those of a "
-            "layer its factors. Codebook and latents of a layer share one coded stream; their "
-            "division is within a few bytes. Signal-to-noise ratios of the weights: ",
-            origin,
-            f". Made by tersor {__version__}.",
-        ),
-    )

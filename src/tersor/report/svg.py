@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from tersor.report.facts import MAGNITUDES
-from tersor.report.markup import Markup, tag
+from tersor.report.markup import tag
 from tersor.report.words import percent
 
 WIDTH = 300

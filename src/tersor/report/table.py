@@ -12,7 +12,7 @@ from rich.text import Text
 from tersor.report.breaking import Name
 from tersor.report.words import decibels
 from tersor.storage import doubts, label
-from tersor.storage.summary import Report, TensorSummary, kept_groups
+from tersor.storage.summary import Report, TensorSummary, unfactored_groups
 from tersor.text import printable
 from tersor.units import format_size
 
@@ -38,7 +38,7 @@ def render(report: Report, chosen: Optimized | None = None) -> RenderableType:
     if report.factored:
         parts.append(_factored(report.factored))
     if len(report.factored) < len(report.tensors):
-        parts.append(_kept(report))
+        parts.append(_unfactored(report))
     parts += [Text(line) for line in told(report)]
     parts.append(Text(total(report)))
     parts += [Text(f"warning: {text}", style="yellow") for text in report.warnings]
@@ -90,8 +90,8 @@ def _ratio(tensor: TensorSummary) -> Text:
     return Text(f"{'! ' if low else ''}{ratio}", style="yellow" if low else "")
 
 
-def _kept(report: Report) -> Table:
-    table = Table(title="Kept (bytes before compression)", title_justify="left", box=None)
+def _unfactored(report: Report) -> Table:
+    table = Table(title="Unfactored (bytes before compression)", title_justify="left", box=None)
     table.add_column("how, and why")
     for column in ("tensors", "bytes"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -111,7 +111,7 @@ def _reasons(report: Report) -> dict[str, list[tuple[str, tuple[TensorSummary, .
     All tensors that are the same as another one have one reason if there are several groups of
     them.
     """
-    groups = kept_groups(report)
+    groups = unfactored_groups(report)
     ties = sum(members[0].note.startswith("same as") for _, members in groups)
     reasons: dict[str, list[tuple[str, tuple[TensorSummary, ...]]]] = {}
     for pattern, members in groups:

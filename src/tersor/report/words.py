@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from tersor.report.markup import Markup, join
+from markupsafe import Markup, escape
+
 from tersor.storage.header import hundredths
 from tersor.storage.summary import TensorSummary
 from tersor.text import printable
@@ -34,7 +35,7 @@ def size(nbytes: int) -> str:
 def breakable(text: str) -> Markup:
     """Return a name in which lines can be broken after dots and underscores."""
     parts = re.split(r"(?<=[._])", name(text))
-    return join(*(c for part in parts for c in (part, Markup("<wbr>"))))
+    return Markup("").join(escape(part) + Markup("<wbr>") for part in parts)
 
 
 def shape(tensor: TensorSummary) -> str:

@@ -16,8 +16,8 @@ from tersor.coding.records import EncodedFactors
 from tersor.factors import Factors
 
 
-class Kept(IntEnum):
-    """Why a tensor is kept unfactored; the file stores the value to inform people."""
+class Reason(IntEnum):
+    """Why a tensor is unfactored; the file stores the value to inform people."""
 
     VECTOR = 0
     SMALL = 1
@@ -29,26 +29,26 @@ class Kept(IntEnum):
     OTHER = 255
 
     @classmethod
-    def _missing_(cls, value: object) -> Kept:
+    def _missing_(cls, value: object) -> Reason:
         return cls.OTHER  # later releases may write further values
 
     def describe(self) -> str:
         """Return the reason in words."""
         return {
-            Kept.VECTOR: "not a matrix or kernel",
-            Kept.SMALL: "few weights",
-            Kept.NOT_FLOAT: "not floating-point of 16 bits or more",
-            Kept.EMPTY: "empty",
-            Kept.LEFT_DENSE: "left dense",
-            Kept.RANGE: "extreme in magnitude",
-            Kept.LOSSLESS: "lossless, as asked",
-            Kept.OTHER: "for another reason",
+            Reason.VECTOR: "not a matrix or kernel",
+            Reason.SMALL: "few weights",
+            Reason.NOT_FLOAT: "not floating-point of 16 bits or more",
+            Reason.EMPTY: "empty",
+            Reason.LEFT_DENSE: "left dense",
+            Reason.RANGE: "extreme in magnitude",
+            Reason.LOSSLESS: "lossless, as asked",
+            Reason.OTHER: "for another reason",
         }[self]
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A tensor that is kept unfactored, stored exactly or rounded to bfloat16.
+    """A tensor that is unfactored, stored exactly or rounded to bfloat16.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Plain:
     """
 
     values: Tensor
-    reason: Kept
+    reason: Reason
 
 
 @dataclass(frozen=True)

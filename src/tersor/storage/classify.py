@@ -7,16 +7,16 @@ from torch import Tensor
 
 from tersor.errors import InputError
 from tersor.storage import dtypes
-from tersor.storage.archive import Entry, Kept, Plain
+from tersor.storage.archive import Entry, Plain, Reason
 from tersor.tiling import is_tileable
 
 FEWEST_WEIGHTS = 256
-"""Tensors with fewer weights are kept unfactored: a codebook and a header entry would cost more
+"""Tensors with fewer weights stay unfactored: a codebook and a header entry would cost more
 bytes than factors save."""
 
 _SMALLEST = 2.0**-60
 """Lower bound of a tensor's largest magnitude; its inverse is the upper bound. Other tensors are
-kept unfactored, because squares of their weights would not fit float32."""
+unfactored, because squares of their weights would not fit float32."""
 
 _ROUNDABLE = ("weight", "bias", "running_mean", "running_var", "gamma", "beta")
 """Beginnings of the last part of the names of parameters and normalisation statistics. Rounding
@@ -24,7 +24,7 @@ these to bfloat16 changes them by at most 1/256. Other tensors, such as tables o
 tolerate that."""
 
 
-def reason_to_keep(name: str, tensor: Tensor) -> Kept | None:
+def reason_to_keep(name: str, tensor: Tensor) -> Reason | None:
     """Return the reason why a tensor is not factored, or None if it is factored.
 
     Parameters
@@ -36,7 +36,7 @@ def reason_to_keep(name: str, tensor: Tensor) -> Kept | None:
 
     Returns
     -------
-    Kept or None
+    Reason or None
         The reason, or None for a tensor that is to be factored.
 
     Raises
@@ -48,17 +48,17 @@ def reason_to_keep(name: str, tensor: Tensor) -> Kept | None:
     """
     dtypes.check(name, tensor)
     if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
-        return Kept.NOT_FLOAT
+        return Reason.NOT_FLOAT
     if tensor.numel() == 0:
-        return Kept.EMPTY
+        return Reason.EMPTY
     if not is_tileable(tuple(tensor.shape)):
         if bool(tensor.isnan().any()):
             check_finite(name, tensor)
-        return Kept.VECTOR
+        return Reason.VECTOR
     check_finite(name, tensor)
     if tensor.numel() < FEWEST_WEIGHTS:
-        return Kept.SMALL
-    return None if _is_moderate(tensor) else Kept.RANGE
+        return Reason.SMALL
+    return None if _is_moderate(tensor) else Reason.RANGE
 
 
 def _is_moderate(tensor: Tensor) -> bool:
@@ -102,10 +102,10 @@ def keep_exactly(name: str, tensor: Tensor) -> Entry:
     """
     dtypes.check(name, tensor)
     values = tensor.detach().cpu()
-    return Entry(tuple(tensor.shape), tensor.dtype, Plain(values, Kept.LOSSLESS))
+    return Entry(tuple(tensor.shape), tensor.dtype, Plain(values, Reason.LOSSLESS))
 
 
-def keep(name: str, tensor: Tensor, reason: Kept) -> Entry:
+def keep(name: str, tensor: Tensor, reason: Reason) -> Entry:
     """Return the entry of an unfactored tensor, rounded to bfloat16 where that is harmless.
 
     Parameters
@@ -122,9 +122,9 @@ def keep(name: str, tensor: Tensor, reason: Kept) -> Entry:
     return Entry(tuple(tensor.shape), tensor.dtype, Plain(values, reason))
 
 
-def _is_roundable(name: str, tensor: Tensor, reason: Kept) -> bool:
+def _is_roundable(name: str, tensor: Tensor, reason: Reason) -> bool:
     return (
-        reason in (Kept.VECTOR, Kept.SMALL)
+        reason in (Reason.VECTOR, Reason.SMALL)
         and tensor.dtype in (torch.float32, torch.float64)
         and (name.rpartition(".")[2].startswith(_ROUNDABLE))
         and bool((tensor.abs() < torch.finfo(torch.bfloat16).max).all())

@@ -2,8 +2,8 @@
 
 docs/format.md is the specification. In short: a magic number, the sizes and a checksum, then the
 compressed header, then the sections. There is one section for each slice of a factored tensor and
-one for each group of kept tensors. If it was asked for, the file ends with a label: metadata and a
-hash of the content. `tersor.storage.opened` reads such files.
+one for each group of unfactored tensors. If it was asked for, the file ends with a label: metadata
+and a hash of the content. `tersor.storage.opened` reads such files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from tersor.coding.records import EncodedFactors
-from tersor.storage import header, kept, label
+from tersor.storage import header, label, unfactored
 from tersor.storage.archive import Archive, Plain
 from tersor.storage.atomic import replacing
 from tersor.storage.cursor import Writer
@@ -49,14 +49,14 @@ def stamp(section: bytes) -> Stamp:
     return Stamp(len(section), zlib.crc32(section))
 
 
-def kept_sections(archive: Archive) -> Iterator[bytes]:
-    """Yield the sections of the kept tensors, one for each group.
+def unfactored_sections(archive: Archive) -> Iterator[bytes]:
+    """Yield the sections of the unfactored tensors, one for each group.
 
     Encoding large tensors takes long, so callers may keep the result.
     """
     entries = archive.entries.values()
     plain = [(e.content.values, header.kind(e)) for e in entries if isinstance(e.content, Plain)]
-    return kept.encode_all([(values, kind == header.EXACT) for values, kind in plain])
+    return unfactored.encode_all([(values, kind == header.EXACT) for values, kind in plain])
 
 
 def _factor_sections(archive: Archive) -> Iterator[bytes]:
@@ -93,25 +93,25 @@ def _tail(archive: Archive) -> bytes:
 
 def to_bytes(archive: Archive) -> Iterator[bytes]:
     """Yield the parts of the file in order: prefix and header, each section, the label."""
-    sections = [*_factor_sections(archive), *kept_sections(archive)]
+    sections = [*_factor_sections(archive), *unfactored_sections(archive)]
     yield _head(archive, list(map(stamp, sections)))
     yield from sections
     yield _tail(archive)
 
 
-def size(archive: Archive, kept: Iterable[Stamp] | None = None) -> int:
+def size(archive: Archive, unfactored: Iterable[Stamp] | None = None) -> int:
     """Return the exact size of the file in bytes.
 
     Parameters
     ----------
     archive
         What is to be written.
-    kept
-        Stamps of the `kept_sections` of the archive, if they are known already. By default the
-        sections are encoded to measure them.
+    unfactored
+        Stamps of the `unfactored_sections` of the archive, if they are known already. By default
+        the sections are encoded to measure them.
     """
     stamps = [stamp(section) for section in _factor_sections(archive)]
-    stamps += map(stamp, kept_sections(archive)) if kept is None else kept
+    stamps += map(stamp, unfactored_sections(archive)) if unfactored is None else unfactored
     return len(_head(archive, stamps)) + sum(s.size for s in stamps) + _tail_bytes(archive)
 
 
@@ -155,8 +155,8 @@ def write(
         temporary.open("wb") as file,
     ):
         stamps: list[Stamp] = []
-        for section in chain(_factor_sections(archive), kept_sections(archive)):
-            progress("writing", min(len(stamps) * kept.GROUP_BYTES / max(total, 1), 1.0))
+        for section in chain(_factor_sections(archive), unfactored_sections(archive)):
+            progress("writing", min(len(stamps) * unfactored.GROUP_BYTES / max(total, 1), 1.0))
             stamps.append(stamp(section))
             waiting.write(section)
         file.write(_head(archive, stamps))

@@ -85,7 +85,7 @@ def doubts(
     """
     lost = [t for t in tensors if t.tile is not None and t.rank == 0 and t.snr == 0]
     informed = calibrated or measured is not None
-    remedy = _REMEDY if informed else f"{_REMEDY}; or calibrate (--calibrate)"
+    remedy = _REMEDY if informed else f"{_REMEDY}; or compress with data (--data)"
     found = []
     if lost:
         why = "" if informed else ": without calibration, what is small beside others counts little"
@@ -99,7 +99,8 @@ def doubts(
     if not informed and statistics and error is not None and error >= UNMATCHED:
         found.append(
             "normalisation still has the dense model's statistics, which can make outputs differ "
-            "far more than predicted. Calibrate (--calibrate), or call tersor.match_normalization"
+            "far more than predicted. Compress with data (--data), or call "
+            "tersor.match_normalization"
         )
     return tuple(found)
 

@@ -18,7 +18,7 @@ from tersor.coding.rate import TRELLISES
 from tersor.coding.records import EncodedFactors, flaw
 from tersor.errors import FileFormatError, InputError
 from tersor.storage import dtypes
-from tersor.storage.archive import Alias, Entry, Kept, Plain
+from tersor.storage.archive import Alias, Entry, Plain, Reason
 from tersor.storage.cursor import Reader, Writer
 from tersor.tiling import Tiling
 
@@ -27,7 +27,8 @@ EXACT, ROUNDED, FACTORS, ALIAS = range(4)
 
 _LEAST_TENSOR = 6
 """Smallest number of bytes of a tensor in the header: two sizes for its name, its data type, its
-kind, its number of axes, and at least one byte for the reason why it is kept or for other details.
+kind, its number of axes, and at least one byte for the reason why it is unfactored or for other
+details.
 """
 
 _MAX_ELEMENTS = 1 << 48
@@ -50,24 +51,24 @@ class Field(NamedTuple):  # a NamedTuple is made faster and takes less memory th
     kind
         One of `EXACT`, `ROUNDED`, `FACTORS`, `ALIAS`.
     detail
-        For an exact or rounded tensor, the reason why it is kept; for a factored one, its factors
-        without their streams; for an alias, the name of the original tensor.
+        For an exact or rounded tensor, the reason why it is unfactored; for a factored one, its
+        factors without their streams; for an alias, the name of the original tensor.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     kind: int
-    detail: Kept | EncodedFactors | str
+    detail: Reason | EncodedFactors | str
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """Return the data type of the values in the file, for a kept tensor."""
+        """Return the data type of the values in the file, for an unfactored tensor."""
         return torch.bfloat16 if self.kind == ROUNDED else self.dtype
 
     @property
     def stored_bytes(self) -> int:
-        """Return the bytes of the values before compression, for a kept tensor."""
+        """Return the bytes of the values before compression, for an unfactored tensor."""
         return math.prod(self.shape) * self.stored_dtype.itemsize
 
     @property
@@ -104,7 +105,7 @@ def kind(entry: Entry) -> int:
 def field(name: str, entry: Entry) -> Field:
     """Return what the header holds for an entry."""
     content = entry.content
-    detail: Kept | EncodedFactors | str
+    detail: Reason | EncodedFactors | str
     if isinstance(content, EncodedFactors):
         detail = content
     else:
@@ -147,14 +148,14 @@ def read(reader: Reader) -> list[Field]:
     kinds = [_choose([EXACT, ROUNDED, FACTORS, ALIAS], b, "kind") for b in reader.raw(count)]
     shapes = _read_shapes(reader, count)
     reasons = reader.raw(sum(kind in (EXACT, ROUNDED) for kind in kinds))
-    known = {b: Kept(b) for b in set(reasons)}
+    known = {b: Reason(b) for b in set(reasons)}
     kept = iter([known[b] for b in reasons])
     aliases = iter(reader.integers(kinds.count(ALIAS)))
     weights = [(shapes[i], types[i]) for i in range(count) if kinds[i] == FACTORS]
     encoded = iter(_read_records(reader, weights))
     fields: list[Field] = []
     for name, shape, dtype, kind in zip(names, shapes, types, kinds, strict=True):
-        detail: Kept | EncodedFactors | str
+        detail: Reason | EncodedFactors | str
         if kind == ALIAS:
             detail = _alias_target(fields, next(aliases), shape, dtype)
         else:

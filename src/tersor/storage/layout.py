@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from tersor.errors import FileFormatError
-from tersor.storage import header, kept, label, memory
+from tersor.storage import header, label, memory, unfactored
 from tersor.storage.container import CHECKSUM, MAGIC, PREFIX, VERSION, Stamp, stamp
 from tersor.storage.cursor import Reader
 from tersor.storage.descriptors import FileBytes
@@ -19,7 +19,7 @@ from tersor.storage.planes import inflate
 Data = bytes | FileBytes
 """All bytes of a file, in memory or read from the disk when indexed."""
 
-KEPT = (EXACT, ROUNDED)
+UNFACTORED = (EXACT, ROUNDED)
 
 _MAX_BYTES = 1 << 36
 """Most bytes that a file may decode to if the caller gives no limit: 64 GiB."""
@@ -43,8 +43,8 @@ class Layout:
     fields
         One for each tensor.
     stamps
-        One for each section: first the slices of the factored tensors, then the groups of kept
-        tensors.
+        One for each section: first the slices of the factored tensors, then the groups of
+        unfactored tensors.
     header_bytes
         Bytes before the first section.
     nbytes
@@ -74,13 +74,13 @@ class Layout:
 
     @property
     def groups(self) -> range:
-        """Return the positions of the sections of groups of kept tensors."""
+        """Return the positions of the sections of groups of unfactored tensors."""
         return range(sum(f.slices for f in self.factored), len(self.stamps))
 
     @cached_property
     def plain(self) -> list[Field]:
-        """Return the kept tensors, whose groups follow the sections of the factored tensors."""
-        return [f for f in self.fields if f.kind in KEPT]
+        """Return the unfactored tensors, whose groups follow the sections of the factored ones."""
+        return [f for f in self.fields if f.kind in UNFACTORED]
 
     @cached_property
     def starts(self) -> list[int]:
@@ -196,12 +196,12 @@ def _parse(reader: Reader, header_bytes: int, data: Data, max_bytes: int | None)
     source_bytes = reader.integer()
     fields = header.read(reader)
     _check_memory(fields, max_bytes)
-    plain = [f for f in fields if f.kind in KEPT]
+    plain = [f for f in fields if f.kind in UNFACTORED]
     factored = sum(f.slices for f in fields)
-    groups = sum(1 for _ in kept.group(f.stored_bytes for f in plain))
+    groups = sum(1 for _ in unfactored.group(f.stored_bytes for f in plain))
     tail = reader.integer(limit=len(data) - header_bytes)
     stamps = _read_stamps(reader, factored + groups, len(data) - header_bytes - tail)
-    kept.check_claims(plain, [s.size for s in stamps[factored:]])
+    unfactored.check_claims(plain, [s.size for s in stamps[factored:]])
     told = _read_tail(data[len(data) - tail :]) if tail else Label()
     return Layout(source_bytes, fields, stamps, header_bytes, len(data), told)
 

@@ -19,7 +19,7 @@ from tersor.coding.records import EncodedFactors, Part
 from tersor.errors import FileFormatError, InputError
 from tersor.factors import Factors
 from tersor.parallel import ordered
-from tersor.storage import kept, layout
+from tersor.storage import layout, unfactored
 from tersor.storage.archive import Contents
 from tersor.storage.descriptors import FileBytes
 from tersor.storage.header import Field
@@ -29,7 +29,7 @@ from tersor.storage.layout import Data
 class OpenFile(Contents, Mapping[str, Tensor]):
     """A file as a mapping of names to dense tensors, each decoded when it is asked for.
 
-    The rest of the file is not read. A kept tensor may share a section of at most 1 MiB with
+    The rest of the file is not read. An unfactored tensor may share a section of at most 1 MiB with
     others. Close the file after use, or use it in a ``with`` statement.
 
     Parameters
@@ -49,6 +49,15 @@ class OpenFile(Contents, Mapping[str, Tensor]):
     FileFormatError
         If the data is not a valid tersor file or is damaged; the message says how. Damage in a
         section is found when a tensor in it is decoded.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(64, 10)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> report = tersor.save(model, "model.tersor")
+    >>> with tersor.open("model.tersor") as file:
+    ...     print(file.shapes, file.factors("weight").quantized, file.rows("weight", 2, 5).shape)
+    {'weight': (10, 64), 'bias': (10,)} True torch.Size([3, 64])
     """
 
     def __init__(self, data: Data, *, name: str = "", max_bytes: int | None = None) -> None:
@@ -71,8 +80,8 @@ class OpenFile(Contents, Mapping[str, Tensor]):
     def content_hash(self) -> str | None:
         """Return the SHA-256 of all dense tensors that the file states, as hexadecimal digits.
 
-        It covers names, types, shapes and values. It is None if the file has none. `tersor.verify`
-        compares it with the tensors.
+        It covers names, types, shapes and values. It is None if the file has none. ``tersor
+        verify`` compares it with the tensors.
         """
         return self.layout.label.content_hash.hex() or None
 
@@ -106,12 +115,44 @@ class OpenFile(Contents, Mapping[str, Tensor]):
             self._data.close()
 
     def original(self, name: str) -> str:
-        """Return the name of the tensor that this name is an alias of, or the name itself."""
+        """Return the name of the tensor that this name is an alias of, or the name itself.
+
+        Parameters
+        ----------
+        name
+            Name of a tensor.
+
+        Returns
+        -------
+        str
+            The name under which the tensor is stored.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        """
         detail = self._fields[name].detail
         return detail if isinstance(detail, str) else name
 
     def is_factored(self, name: str) -> bool:
-        """Return whether the tensor of that name is stored as factors."""
+        """Return whether the tensor of that name is stored as factors.
+
+        Parameters
+        ----------
+        name
+            Name of a tensor.
+
+        Returns
+        -------
+        bool
+            False if it is stored unfactored.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        """
         return self.original(name) in self.layout.streams
 
     def factors(self, name: str) -> Factors:
@@ -137,7 +178,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         value = self.value(name) if name in self and self.is_factored(name) else None
         if not isinstance(value, Factors):
             raise InputError(
-                f"{name!r} is {'kept, not factored' if name in self else 'not in the file'}; "
+                f"{name!r} is {'not factored' if name in self else 'not in the file'}; "
                 f"factored are: {', '.join(self.layout.streams) or 'none'}"
             )
         return value
@@ -189,7 +230,25 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         return weight[start - first * length : stop - first * length]
 
     def value(self, name: str) -> Factors | Tensor:
-        """Return the factors of that name if the tensor is factored, else the tensor."""
+        """Return the factors of that name if the tensor is factored, else the tensor.
+
+        Parameters
+        ----------
+        name
+            Name of a tensor.
+
+        Returns
+        -------
+        Factors or Tensor
+            The factors, or the dense tensor.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        FileFormatError
+            If one of its sections is damaged.
+        """
         return next(self.stream([name]))[1]
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Factors | Tensor]]:
@@ -219,7 +278,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
             parts = ordered(self._decode, jobs, lambda job: job[0].factor_bytes // job[0].slices)
             for f in factored:
                 yield f.name, _joined(f, list(islice(parts, f.slices)))
-            plain = kept.decode(self.layout.plain, wanted, self._kept_section)
+            plain = unfactored.decode(self.layout.plain, wanted, self._unfactored_section)
             yield from ((f.name, values.to(f.dtype)) for f, values in plain)
 
     def check_room(self) -> None:
@@ -254,7 +313,7 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         section = self.layout.section(self._data, self.layout.streams[field.name][position])
         return records.decode_slice(field.detail, field.shape, position, section)
 
-    def _kept_section(self, group: int) -> bytes:
+    def _unfactored_section(self, group: int) -> bytes:
         return self.layout.section(self._data, self.layout.groups[group])
 
     @contextmanager

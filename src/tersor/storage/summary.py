@@ -23,12 +23,21 @@ class TensorSummary:
     name, shape, dtype
         As in the checkpoint; the data type by its safetensors name.
     nbytes
-        Bytes of its sections; for kept tensors, bytes before compression; for aliases, 0.
+        Bytes of its sections; for unfactored tensors, bytes before compression; for aliases, 0.
     tile, rank, snr
         Tile size, rank and signal-to-noise ratio in dB of a factored tensor, else None. The ratio
         is also None if it was not measured, as after training.
     note
-        How and why a tensor is kept unfactored; empty for factored ones.
+        How and why a tensor is unfactored; empty for factored ones.
+
+    Examples
+    --------
+    >>> report = tersor.compress(torch.nn.Linear(64, 64), ratio=8)
+    >>> weight, bias = report.tensors
+    >>> weight.name, weight.shape, weight.dtype, weight.bits_per_weight < 4
+    ('weight', (64, 64), 'F32', True)
+    >>> bias.note
+    'at 16 bits: ...'
     """
 
     name: str
@@ -81,6 +90,12 @@ class Report:
         Whether ``predicted_error`` comes from calibration.
     warnings
         Sentences about what may have gone wrong and what to do.
+
+    Examples
+    --------
+    >>> report = tersor.compress(torch.nn.Linear(64, 64), ratio=8)
+    >>> report.ratio >= 8, report.weights, [tensor.name for tensor in report.factored]
+    (True, 4160, ['weight'])
     """
 
     tensors: tuple[TensorSummary, ...]
@@ -184,7 +199,7 @@ def _summarize(field: Field, section_bytes: int) -> TensorSummary:
     return TensorSummary(field.name, field.shape, dtype, field.stored_bytes, note=note)
 
 
-def kept_groups(report: Report) -> list[tuple[str, tuple[TensorSummary, ...]]]:
+def unfactored_groups(report: Report) -> list[tuple[str, tuple[TensorSummary, ...]]]:
     """Return the unfactored tensors, grouped where names differ only in numbers.
 
     Members of a group have the same type and note. A group of one tensor has its name; the name of

@@ -9,7 +9,7 @@ from functools import partial
 from tersor.coding import records
 from tersor.coding.records import EncodedFactors
 from tersor.errors import FileFormatError
-from tersor.storage import kept, label, layout
+from tersor.storage import label, layout, unfactored
 from tersor.storage.header import Field
 from tersor.storage.layout import Data, Layout
 from tersor.storage.opened import OpenFile
@@ -100,16 +100,16 @@ def _checks(found: Layout) -> Iterator[tuple[str, Sequence[int], Callable[[list[
     """Yield a name, the positions of sections that belong together, and their decoder."""
     for field in found.factored:
         yield field.name, found.streams[field.name], partial(_decode, field)
-    groups = kept.group(f.stored_bytes for f in found.plain)
+    groups = unfactored.group(f.stored_bytes for f in found.plain)
     for position, pieces in zip(found.groups, groups, strict=True):
         names = dict.fromkeys(found.plain[p.tensor].name for p in pieces)
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         yield f"{next(iter(names))}{others}", [position], partial(_inflate, found.plain, pieces)
 
 
-def _inflate(fields: list[Field], pieces: list[kept.Piece], sections: list[bytes]) -> None:
+def _inflate(fields: list[Field], pieces: list[unfactored.Piece], sections: list[bytes]) -> None:
     (section,) = sections
-    kept.check(fields, pieces, section)
+    unfactored.check(fields, pieces, section)
 
 
 def _decode(field: Field, sections: list[bytes]) -> None:

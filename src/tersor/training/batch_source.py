@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tersor.errors import InputError, explained
-from tersor.training.batches import NEEDED, Batch, check_loader
+from tersor.training.batches import NEEDED, Batch, batches_per_epoch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,7 +50,7 @@ class BatchSource:
         read: Callable[[Any], Batch],
     ) -> None:
         self.read = read
-        self.batches, self.seed = check_loader(loader), seed
+        self.batches, self.seed = batches_per_epoch(loader), seed
         self.device = accelerator.device
         self.process, self.processes = accelerator.process_index, accelerator.num_processes
         self.loader, self.part = loader, (self.process, self.processes)

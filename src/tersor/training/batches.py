@@ -140,7 +140,7 @@ def _share(value: Any, length: int, index: int, count: int) -> Any:
     return value[index * size : (index + 1) * size]
 
 
-def check_loader(loader: Iterable[Any]) -> int:
+def batches_per_epoch(loader: Iterable[Any]) -> int:
     """Return the number of batches of an epoch.
 
     Raises
@@ -153,7 +153,8 @@ def check_loader(loader: Iterable[Any]) -> int:
             f"the loader is a {type(loader).__name__}, which cannot be gone through once for each "
             "epoch; give a list of batches or a DataLoader"
         )
-    if isinstance(loader, Tensor) or not isinstance(loader, Sized):
+    samples.check_loader(loader)
+    if not isinstance(loader, Sized):
         raise InputError(
             f"the loader is a {type(loader).__name__} without a length; give a list of batches or "
             "a DataLoader, since the schedule depends on their number"

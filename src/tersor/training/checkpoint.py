@@ -35,8 +35,8 @@ class Progress:
         Number of complete epochs, and number of complete batches in the epoch after these.
     step
         Number of optimizer steps so far.
-    price
-        Price of a bit (λ), which is adjusted so that the file stays within its budget.
+    lagrangian
+        λ, which is adjusted so that the file stays within its budget.
     overhead_bytes
         Approximate bytes of the file besides the integers of the latents.
     losses
@@ -54,7 +54,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    price: float = 0.0
+    lagrangian: float = 0.0
     overhead_bytes: float = 0.0
     losses: float = 0.0
     best: float | None = None
@@ -122,6 +122,7 @@ def write(
     """
     content = {"version": _VERSION, "options": dict(options), "states": dict(states)}
     numbers = asdict(progress)
+    numbers["price"] = numbers.pop("lagrangian")  # its name in the file
     numbers["file"] = torch.from_numpy(np.frombuffer(progress.file, np.uint8).copy())
     with replacing(path) as temporary, temporary.open("wb") as file:
         _save(content | {"progress": numbers}, file)
@@ -168,7 +169,7 @@ def read(path: Path, options: Mapping[str, Any]) -> tuple[Progress, dict[str, An
         numbers, saved, states = content["progress"], content["options"], content["states"]
         assert content["version"] == _VERSION
         numbers["file"] = numbers["file"].numpy().tobytes()
-        progress = Progress(**numbers)
+        progress = Progress(lagrangian=numbers.pop("price"), **numbers)
     except Exception:  # torch raises errors of many types, depending on the damaged byte
         raise InputError(
             f"{path} is damaged, or no checkpoint of tersor.finetune; remove it or give another "

@@ -20,7 +20,7 @@ class Cost(NamedTuple):
     Parameters
     ----------
     analysis
-        Bits of each row, and the prices of single integers in the final state of the adaptive
+        Bits of each row, and the costs of single integers in the final state of the adaptive
         coder.
     states
         States of the trellis that the latent is encoded with; 1 if there is no trellis.

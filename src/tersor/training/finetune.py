@@ -28,9 +28,10 @@ from tersor.training.checkpoint import Progress, identity
 from tersor.training.groups import factored_weights
 from tersor.training.loop import Evaluate, Plan, Run
 from tersor.training.objective import Loss, Objective
-from tersor.training.projection import check_reachable, file_size
+from tersor.training.projection import check_reachable
 from tersor.training.rounding import digits_for
 from tersor.training.schedule import Schedule
+from tersor.training.sizes import file_size
 from tersor.units import parse_size
 
 if TYPE_CHECKING:
@@ -52,6 +53,15 @@ class Finetuned:
     history
         For each epoch ``epoch``, ``loss`` (the mean training loss), and ``nbytes`` and ``value`` of
         the file at its end.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> batches = [(torch.randn(16, 32), torch.randint(4, (16,))) for _ in range(2)]
+    >>> trained = tersor.finetune(model, batches, epochs=2)
+    >>> [epoch["epoch"] for epoch in trained.history], trained.value
+    ([1, 2], None)
     """
 
     nbytes: int
@@ -83,7 +93,7 @@ def finetune(
 
     The optimizer is AdamW with a warm-up and a cosine schedule. The latents are trained as real
     numbers. After each step they are projected onto the trellis, and gradients pass straight
-    through the projection. The price of a bit (λ) follows the budget; it acts in the projection and
+    through the projection. λ follows the budget; it acts in the projection and
     in the loss. Biases, normalisation parameters and small weights have 3 binary digits more than
     the budget has bits per weight (at most 8), and are trained in the same way. In the last 15 % of
     the steps the latents are frozen and all other parameters adapt to them. After each epoch, a
@@ -179,9 +189,15 @@ def finetune(
 
     Examples
     --------
-    >>> tersor.compress(model, ratio=20)
-    >>> tersor.finetune(model, loader, teacher=dense, epochs=10, target_size="54kB")
-    >>> tersor.save(model, "model.tersor")
+    >>> from copy import deepcopy
+    >>> layers = torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)
+    >>> dense = torch.nn.Sequential(*layers)
+    >>> model = deepcopy(dense)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> batches = [(torch.randn(16, 32), torch.randint(4, (16,))) for _ in range(4)]
+    >>> trained = tersor.finetune(model, batches, teacher=dense, epochs=2, target_size=1200)
+    >>> tersor.save(model, "model.tersor").nbytes == trained.nbytes <= 1200
+    True
     """
     _check(model, teacher)
     fixed = is_folded(model) if fixed_statistics is None else fixed_statistics

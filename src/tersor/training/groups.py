@@ -43,7 +43,7 @@ def trained_latents(model: nn.Module) -> dict[str, FactoredWeight]:
     same number of bits, so that they need no projection.
     """
     weights = factored_weights(model)
-    latents = {name: w.own_latent for name, w in weights.items() if not w.signs}
+    latents = {name: w.own_latent for name, w in weights.items() if not w.binary}
     return {n: weights[n] for n, own in latents.items() if own.requires_grad and own.numel()}
 
 
@@ -84,7 +84,12 @@ def parameter_groups(
 
     Examples
     --------
-    >>> optimizer = torch.optim.AdamW(tersor.parameter_groups(model, lr=1e-3))
+    >>> model = torch.nn.Linear(32, 16)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> groups = tersor.parameter_groups(model, lr=1e-3)
+    >>> optimizer = torch.optim.AdamW(groups)
+    >>> sorted({group["name"] for group in groups})
+    ['codebooks', 'latents', 'rest']
     """
     if not 0 < lr < math.inf:
         raise InputError(f"the learning rate must be a positive number, got {lr!r}")

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from tersor.calibration.normalization import normalizations
 from tersor.errors import InputError, TrainingError, explained
-from tersor.io import archive_of
 from tersor.progress import Progress as Show
 from tersor.storage import container
 from tersor.training import checkpoint, pressure
@@ -27,9 +26,10 @@ from tersor.training.curvature import curvature
 from tersor.training.groups import LATENTS, parameter_groups
 from tersor.training.objective import Objective
 from tersor.training.projection import fit
-from tersor.training.rounding import Rounding, rounded
+from tersor.training.rounding import Rounding
 from tersor.training.schedule import Schedule
 from tersor.training.sharding import Sharded, Whole
+from tersor.training.sizes import contents, rounded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -207,7 +207,9 @@ class Run:
         now, schedule = self.progress, self.plan.schedule
         candidate = copy.deepcopy(self.held.gather()).eval().cpu()  # searches run on the CPU
         counts = curvature(self.bare, self.optimizer)
-        found = fit(candidate, round(schedule.size(now.step)), now.price, counts, schedule.digits)
+        found = fit(
+            candidate, round(schedule.size(now.step)), now.lagrangian, counts, schedule.digits
+        )
         value = self._value(candidate.to(self.accelerator.device))
         now.overhead_bytes = pressure.overhead_bytes(candidate)
         now.epoch, loss = now.epoch + 1, now.losses / self.source.batches
@@ -217,7 +219,7 @@ class Run:
         )
         better = value is None or now.best is None or value > now.best
         if found.nbytes <= schedule.target_size and better:
-            now.best, now.file = value, b"".join(container.to_bytes(archive_of(candidate)))
+            now.best, now.file = value, b"".join(container.to_bytes(contents(candidate)))
 
     def _value(self, model: nn.Module) -> float | None:
         if self.evaluate is None:

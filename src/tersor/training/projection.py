@@ -1,4 +1,4 @@
-"""Project trained latents onto the trellis, at a price of a bit (λ) or within a budget."""
+"""Project trained latents onto the trellis, at a given λ or within a budget."""
 
 from __future__ import annotations
 
@@ -13,25 +13,33 @@ from torch import Tensor, nn
 from tersor import _native
 from tersor.compression.search import finest_fit
 from tersor.errors import BudgetError, InputError
-from tersor.factorization.rate_aware import PRICE, Coder
+from tersor.factorization.rate_aware import LAGRANGIAN, Coder
 from tersor.factorization.solve import Quadratic
-from tersor.io import archive_of
-from tersor.nn import FactoredWeight, state
+from tersor.nn import FactoredWeight
 from tersor.parallel import ordered
 from tersor.storage import container
 from tersor.tiling import Rows, coding_order, natural_order
 from tersor.training.costs import Cost, cost_of
 from tersor.training.curvature import Curvature, curvature
 from tersor.training.groups import factored_weights, trained_latents
-from tersor.training.rounding import DIGITS, round_kept
+from tersor.training.rounding import DIGITS
+from tersor.training.sizes import (
+    Latents,
+    contents,
+    file_size,
+    least_size,
+    round_unfactored,
+    rounded_size,
+    with_latents,
+)
 from tersor.units import parse_size
 
 _SWEEPS = 2
-"""Number of searches at one price if a budget is to be met. The second search uses the bits that
+"""Number of searches at one λ if a budget is to be met. The second search uses the bits that
 integers cost given the latent of the first."""
 
 _HIGH = 1e3
-"""Factor of a price at which nearly all latents become zero."""
+"""Factor of λ at which nearly all latents become zero."""
 
 
 _COARSER = 0.95, 40
@@ -44,13 +52,21 @@ class Projection:
 
     Parameters
     ----------
-    price
-        Price of a bit (λ) that was used: squared error in units of each weight's squared step size.
+    lagrangian
+        Lagrangian, λ, that was used: squared error in units of each weight's squared step size.
     nbytes
         Bytes of the file that `tersor.save` would write now.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> projection = tersor.project(model, lagrangian=0.3)
+    >>> projection.lagrangian, projection.nbytes == tersor.save(model, "model.tersor").nbytes
+    (0.3, True)
     """
 
-    price: float
+    lagrangian: float
     nbytes: int
 
 
@@ -58,18 +74,18 @@ def project(
     model: nn.Module,
     *,
     target_size: str | int | None = None,
-    price: float | None = None,
+    lagrangian: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Projection:
-    """Project the trained latents of a model onto the trellis, at a price or within a budget.
+    """Project the trained latents of a model onto the trellis, at a given λ or within a budget.
 
-    The model then computes with the integers of the least error + price · bits, which a Viterbi
+    The model then computes with the integers of the least error + λ · bits, which a Viterbi
     search finds, and its file holds the same integers. The latents themselves stay the real numbers
-    that an optimizer trains, and gradients reach them straight through. With a price, this function
-    can therefore be called after each step of the optimizer. Rows of latents that are not worth
-    their bits become zeros.
+    that an optimizer trains, and gradients reach them straight through. With a given λ, this
+    function can therefore be called after each step of the optimizer. Rows of latents that are not
+    worth their bits become zeros.
 
-    With a budget, the function finds the lowest price that fits. All other tensors then become as
+    With a budget, the function finds the lowest λ that fits. All other tensors then become as
     they are in the file: biases and normalisation parameters are rounded to 16 bits. The model that
     is loaded from the file computes exactly what this one does.
 
@@ -80,8 +96,8 @@ def project(
     target_size
         Largest size of the file in bytes: a number, or a text such as ``"54kB"`` (1 kB is 1000
         bytes).
-    price
-        Price of a bit (λ), in units of each weight's squared step size. With a budget, the price at
+    lagrangian
+        Price of a bit, λ, in units of each weight's squared step size. With a budget, λ at
         which the search begins. By default that of `tersor.compress`, 0.3.
     optimizer
         Adam or a similar optimizer that trains the latents. The error of each latent then counts
@@ -91,7 +107,7 @@ def project(
     Returns
     -------
     Projection
-        The price, for the next call, and the size of the file.
+        Lagrangian, λ, for the next call, and the size of the file.
 
     Raises
     ------
@@ -99,19 +115,28 @@ def project(
         If the budget cannot be reached; the message names the smallest size. The model is
         unchanged.
     InputError
-        If the model holds no quantized factors, they are NaN or infinite, the price is not a
+        If the model holds no quantized factors, they are NaN or infinite, λ is not a
         positive number, or the optimizer keeps no second moments.
 
     Examples
     --------
-    >>> price = tersor.project(model, target_size="54kB").price
-    >>> tersor.project(model, price=price, optimizer=optimizer)  # after each of its steps
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> optimizer = torch.optim.Adam(tersor.parameter_groups(model, lr=1e-3))
+    >>> lagrangian = tersor.project(model, target_size=900).lagrangian
+    >>> for _ in range(3):
+    ...     model(torch.randn(16, 32)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    ...     projection = tersor.project(model, lagrangian=lagrangian, optimizer=optimizer)
+    >>> tersor.project(model, target_size=900, lagrangian=lagrangian).nbytes <= 900
+    True
     """
-    if price is not None and not 0 < price < math.inf:
-        raise InputError(f"the price must be a positive number, got {price!r}")
+    if lagrangian is not None and not 0 < lagrangian < math.inf:
+        raise InputError(f"lagrangian (λ) must be a positive number, got {lagrangian!r}")
     if not factored_weights(model):
         raise InputError("the model holds no quantized factors; call tersor.compress first")
-    start = PRICE if price is None else price
+    start = LAGRANGIAN if lagrangian is None else lagrangian
     counts = {} if optimizer is None else curvature(model, optimizer)
     with torch.no_grad():
         if target_size is not None:
@@ -122,13 +147,13 @@ def project(
 
 @torch.no_grad()
 def fit(
-    model: nn.Module, target: int, price: float, counts: Curvature, digits: int = DIGITS
+    model: nn.Module, target: int, lagrangian: float, counts: Curvature, digits: int = DIGITS
 ) -> Projection:
     """Fit the integers that the model computes with into a budget; keep them if they fit already.
 
     The function projects these integers, not the real latents from which they come: for those,
     another path through the trellis would lead to another model. The importance of the errors
-    distinguishes integers that would otherwise all become zero at the same price.
+    distinguishes integers that would otherwise all become zero at the same λ.
 
     Parameters
     ----------
@@ -136,8 +161,8 @@ def fit(
         Model with factors, changed in place.
     target
         Largest size of the file in bytes.
-    price
-        Price of a bit (λ); the search begins at a tenth of it.
+    lagrangian
+        λ; the search begins at a tenth of it.
     counts
         Importance of the errors, see `tersor.training.curvature.curvature`.
     digits
@@ -146,20 +171,22 @@ def fit(
     Returns
     -------
     Projection
-        The given price, and the size of the file.
+        The given λ, and the size of the file.
 
     Raises
     ------
     BudgetError
         If the budget cannot be reached.
     """
-    if _rounded_size(model, digits) > target:
+    if rounded_size(model, digits) > target:
         for weight in trained_latents(model).values():
             weight.freeze_latent()
         _coarsen(model, target, digits)
-        return replace(_within(model, target, 0.1 * price, counts, digits), price=price)
-    round_kept(model, digits)
-    return Projection(price, file_size(model))
+        return replace(
+            _within(model, target, 0.1 * lagrangian, counts, digits), lagrangian=lagrangian
+        )
+    round_unfactored(model, digits)
+    return Projection(lagrangian, file_size(model))
 
 
 @torch.no_grad()
@@ -169,19 +196,15 @@ def latent_bits(model: nn.Module) -> float:
 
 
 @torch.no_grad()
-def search_latents(model: nn.Module, price: float, counts: Curvature) -> float:
-    """Project all trained latents at a price, and return the bits that they took before."""
+def search_latents(model: nn.Module, lagrangian: float, counts: Curvature) -> float:
+    """Project all trained latents at a given λ, and return the bits that they took before."""
     weights, bits = trained_latents(model), latent_bits(model)
     searches = (
-        _search(w, w.stored_latent, price, counts.get(n), cost_of(w)) for n, w in weights.items()
+        _search(w, w.stored_latent, lagrangian, counts.get(n), cost_of(w))
+        for n, w in weights.items()
     )
     compute_with(weights.values(), list(ordered(_found, searches, _nbytes)))
     return bits
-
-
-def file_size(model: nn.Module) -> int:
-    """Return the bytes of the file that `tersor.save` would write."""
-    return container.size(archive_of(model))
 
 
 class _Search(NamedTuple):
@@ -198,7 +221,7 @@ class _Search(NamedTuple):
     importance
         Importance of the errors, (k, n); None if all count the same.
     analysis
-        Bits and prices of ``latent``, if they are known.
+        Bits and costs of ``latent``, if they are known.
     """
 
     coder: Coder
@@ -213,7 +236,7 @@ class _Search(NamedTuple):
 def _search(
     weight: FactoredWeight,
     start: Tensor,
-    price: float,
+    lagrangian: float,
     counts: Tensor | None,
     cost: Cost | None = None,
 ) -> _Search:
@@ -227,7 +250,7 @@ def _search(
         raise InputError(f"a latent of the weight of shape {weight.shape} is NaN or infinite")
     scale = float(weight.scale.detach().double()) * 2.0 ** int(weight.exponent) / weight.unit
     return _Search(
-        Coder(rows, weight.states, price),
+        Coder(rows, weight.states, lagrangian),
         rows,
         weight.codebook.detach().round().float().cpu() * scale,
         wanted,
@@ -256,33 +279,27 @@ def _within(
 ) -> Projection:
     check_reachable(model, target, digits)
     named = trained_latents(model)
-    weights = named.values()
-    origins = [weight.stored_latent for weight in weights]
-    restore = _memory(model)
-    round_kept(model, digits)
-    kept = [container.stamp(section) for section in container.kept_sections(archive_of(model))]
+    origins = {weight: weight.stored_latent for weight in named.values()}
+    archive = contents(model, digits=digits)
+    unfactored = [container.stamp(section) for section in container.unfactored_sections(archive)]
 
-    def attempt(price: float) -> tuple[int, list[Tensor]]:
-        latents = [
-            _swept(weight, origin, price, counts.get(name))
-            for (name, weight), origin in zip(named.items(), origins, strict=True)
-        ]
-        compute_with(weights, latents)
-        return container.size(archive_of(model), kept), latents
+    def attempt(lagrangian: float) -> tuple[int, Latents]:
+        latents = {
+            weight: _swept(weight, origins[weight], lagrangian, counts.get(name))
+            for name, weight in named.items()
+        }
+        return container.size(with_latents(model, archive, latents), unfactored), latents
 
-    try:
-        price, latents = _lowest_price(attempt, target, start)
-    except BudgetError:
-        restore()
-        raise
-    compute_with(weights, latents)
-    return Projection(price, file_size(model))
+    lagrangian, latents = _lowest_lagrangian(attempt, target, start)
+    round_unfactored(model, digits)
+    compute_with(latents, latents.values())
+    return Projection(lagrangian, file_size(model))
 
 
-def _lowest_price(
-    attempt: Callable[[float], tuple[int, list[Tensor]]], target: int, start: float
-) -> tuple[float, list[Tensor]]:
-    """Return the lowest price found that fits the budget, and its latents."""
+def _lowest_lagrangian(
+    attempt: Callable[[float], tuple[int, Latents]], target: int, start: float
+) -> tuple[float, Latents]:
+    """Return the lowest λ found that fits the budget, and its latents."""
     try:
         return finest_fit(attempt, target, start)
     except BudgetError:  # sizes may jump, if a whole weight becomes zero at once
@@ -305,41 +322,6 @@ def check_reachable(model: nn.Module, target: int, digits: int) -> None:
         )
 
 
-def least_size(model: nn.Module, digits: int) -> int:
-    """Return the bytes of the file if all trained latents were zero."""
-    weights = trained_latents(model).values()
-    restore = _memory(model)
-    compute_with(weights, [torch.zeros_like(weight.latent) for weight in weights])
-    least = _rounded_size(model, digits)
-    restore()
-    return least
-
-
-def _rounded_size(model: nn.Module, digits: int) -> int:
-    """Return the bytes of the file if unfactored tensors were rounded. The model is unchanged."""
-    restore = _memory(model)
-    round_kept(model, digits)
-    nbytes = file_size(model)
-    restore()
-    return nbytes
-
-
-def _memory(model: nn.Module) -> Callable[[], None]:
-    """Return a function that restores all tensors that the model computes with now."""
-    weights = trained_latents(model).values()
-    coded = [weight.coded for weight in weights]
-    kept = [value for value in state(model).values() if isinstance(value, Tensor)]
-    copies = [value.detach().clone() for value in kept]
-
-    def restore() -> None:
-        compute_with(weights, coded)
-        with torch.no_grad():
-            for value, copy in zip(kept, copies, strict=True):
-                value.copy_(copy)
-
-    return restore
-
-
 def _coarsen(model: nn.Module, target: int, digits: int) -> None:
     """Give codebooks larger step sizes if a budget cannot be reached by the latents alone.
 
@@ -360,7 +342,9 @@ def compute_with(weights: Iterable[FactoredWeight], latents: Iterable[Tensor | N
         weight.project_to(latent)
 
 
-def _swept(weight: FactoredWeight, latent: Tensor, price: float, counts: Tensor | None) -> Tensor:
+def _swept(
+    weight: FactoredWeight, latent: Tensor, lagrangian: float, counts: Tensor | None
+) -> Tensor:
     for _ in range(_SWEEPS):
-        latent = _found(_search(weight, latent, price, counts))
+        latent = _found(_search(weight, latent, lagrangian, counts))
     return latent

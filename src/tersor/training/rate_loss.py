@@ -21,7 +21,7 @@ def rate_loss(model: nn.Module) -> Tensor:
 
     The value is the number of bits that the adaptive coder spends on the integers that the model
     computes with. It does not include the remainder of the file, its header and the unfactored
-    tensors, which does not depend on these integers. The gradient is the slope of the prices in the
+    tensors, which does not depend on these integers. The gradient is the slope of the costs in the
     final state of the coder, interpolated linearly and averaged over a cell of the grid. This is
     the gradient of the expected bits if uniform noise replaces the rounding (Ballé et al., 2017),
     which are a smooth function of the latents and codebooks.
@@ -47,7 +47,10 @@ def rate_loss(model: nn.Module) -> Tensor:
 
     Examples
     --------
-    >>> loss = criterion(model(x), y) + 1e-6 * tersor.rate_loss(model)
+    >>> model = torch.nn.Linear(32, 32)
+    >>> report = tersor.compress(model, ratio=4)
+    >>> loss = model(torch.randn(16, 32)).square().mean() + 1e-6 * tersor.rate_loss(model)
+    >>> loss.backward()
     """
     weights = factored_weights(model).values()
     if not weights:
@@ -61,10 +64,10 @@ def bits_of(weight: FactoredWeight) -> Tensor:
     latent: Tensor = weight.latent
     if not latent.numel():
         return latent.new_zeros(())
-    latent = latent.detach() if weight.signs else latent  # binary: always the same bits
-    coded, price = codebook.detach().round().cpu(), cost_of(weight)
+    latent = latent.detach() if weight.binary else latent  # binary: always the same bits
+    coded, cost = codebook.detach().round().cpu(), cost_of(weight)
     of_codebook = Cost(analyse(coded, codebook.shape[1]), 1)
-    return _rate(coding_order(latent, rows), price) + _rate(codebook, of_codebook)
+    return _rate(coding_order(latent, rows), cost) + _rate(codebook, of_codebook)
 
 
 def _rate(values: Tensor, cost: Cost) -> Tensor:
@@ -76,7 +79,7 @@ class Rate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, cost: Cost) -> Tensor:
-        """Return the bits, and save the slopes of the prices at the values."""
+        """Return the bits, and save the slopes of the costs at the values."""
         if ctx.needs_input_grad[0]:
             slopes = values.detach().to("cpu", torch.float32, copy=True).contiguous()
             _native.slopes(slopes.numpy(), cost.analysis, cost.states)

@@ -15,10 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tersor.io import archive_of
-from tersor.nn import state
 from tersor.nn.sharded import local
-from tersor.storage.archive import Archive, Plain
 from tersor.training.groups import factored_weights
 
 DIGITS = 8
@@ -45,32 +42,6 @@ def round_to(values: Tensor, digits: int) -> Tensor:
     """Return the values rounded to a number of binary digits each."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp((mantissa * 2**digits).round(), exponent - digits)
-
-
-def rounded(model: nn.Module) -> set[str]:
-    """Return the names of trained parameters that have fewer digits in the file."""
-    return _rounded(model, archive_of(model))
-
-
-@torch.no_grad()
-def round_kept(model: nn.Module, digits: int) -> None:
-    """Set unfactored tensors to their values in the file; round those that are trained."""
-    archive = archive_of(model)
-    fewer = _rounded(model, archive)
-    for name, value in state(model).items():
-        content = archive.entries[archive.original(name)].content
-        if isinstance(value, Tensor) and isinstance(content, Plain):
-            value.copy_(round_to(value, digits) if name in fewer else content.values)
-
-
-def _rounded(model: nn.Module, archive: Archive) -> set[str]:
-    names = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad and name in archive.entries:
-            content = archive.entries[archive.original(name)].content
-            if isinstance(content, Plain) and content.values.dtype != parameter.dtype:
-                names.add(name)
-    return names
 
 
 class Rounding:

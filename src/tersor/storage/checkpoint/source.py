@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tersor.storage.archive import Archive, Entry
 from tersor.storage.dtypes import is_dense
 
 
@@ -38,9 +37,6 @@ class Source:
         obvious.
     files
         Files that the tensors are read from; they must not be overwritten.
-    metadata, hashed
-        Metadata and content hash of the files that will be written, as in
-        `tersor.storage.archive.Archive`.
     """
 
     names: list[str]
@@ -51,12 +47,6 @@ class Source:
     unchanged: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    hashed: bool = False
-
-    def archive(self, entries: Mapping[str, Entry]) -> Archive:
-        """Return the archive to write for these entries of the tensors."""
-        return Archive(entries, self.nbytes, self.metadata, self.hashed)
 
 
 class Stored(NamedTuple):
