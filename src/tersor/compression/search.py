@@ -26,10 +26,6 @@ _JUMP_WIDTH, _JUMP = 0.0005, 0.9
 """The size jumps over the target if the logarithms of two step sizes differ by less than
 `_JUMP_WIDTH`, while the ratio of the sizes is below `_JUMP`."""
 
-_NARROW, _PROBE = 0.002, 0.0025
-"""Sizes that still differ much within a bracket of width `_NARROW` go up and down: other factors of
-about the same cost have other sizes. Finer steps, `_PROBE` apart, may then fit better."""
-
 _NARROWEST = 1e-4
 """Step sizes whose logarithms differ by less than this count as equal."""
 
@@ -158,9 +154,6 @@ def _between(over: Trial, under: Trial, trials: list[Trial], target: int) -> flo
     jumps = width < _JUMP_WIDTH and under.size < _JUMP * over.size
     if jumps or width < _NARROWEST:
         return None
-    if width < _NARROW and under.size < _ENOUGH * target:
-        probes = sum(-6 * _PROBE < t.position - over.position <= 0 for t in trials)
-        return over.position - probes * _PROBE
     if (trials[-1].size > target) == (trials[-2].size > target):
         return over.position + width / 2
     margin = 0.05 * width
