@@ -5,6 +5,7 @@ from __future__ import annotations
 CODER = ("csrc/*.?pp", "src/tersor/coding", "src/tersor/storage")
 SOLVER = (
     "csrc/*.?pp",
+    "csrc/solver",
     "src/tersor/coding",
     "src/tersor/factorization",
     "src/tersor/factors.py",

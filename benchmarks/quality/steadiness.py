@@ -3,24 +3,20 @@
 For each it reports the gap to the Gaussian bound at the bytes that were taken, 6.02 dB a bit, and
 the share of the budget that was used. Results are the same on every machine.
 
-    python benchmarks/quality/steadiness.py [--sizes 512 1024] [--seeds 10]
+    python -m benchmarks.quality.steadiness [--sizes 512 1024] [--seeds 10]
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-import record
 import torch
 
 import tersor
+from benchmarks.lib import parts, record
 from tersor.factors import signal_to_noise
 
 NAME = "steadiness"
@@ -53,7 +49,8 @@ def main() -> None:
     for row in by_rate:
         print(row)
     print(summary(rows))
-    record.write(NAME, rows, seeds=options.seeds, rates=by_rate, summary=summary(rows))
+    facts = {"seeds": options.seeds, "rates": by_rate, "summary": summary(rows)}
+    record.write(NAME, rows, measures=(*parts.SOLVER, "src/tersor/compression"), **facts)
 
 
 def measured(weight: torch.Tensor, rate: float, **facts: int) -> Row:

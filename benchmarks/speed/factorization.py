@@ -7,7 +7,7 @@ writing. The figure is CPU time (user and system), not wall time, as machines ar
 ``--against`` takes the folder of another checkout, whose native modules are built, and runs it in
 turn, at the same bytes.
 
-    python benchmarks/speed/solver.py [--bits 2 3] [--runs 3] [--against FOLDER] [--layers 4]
+    python -m benchmarks.speed.factorization [--bits 2 3] [--runs 3] [--against FOLDER] [--layers 4]
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-import record
 import torch
 from safetensors.torch import save_file
 from torch import Generator, Tensor
+
+from benchmarks.lib import parts, record
+from benchmarks.lib.places import ROOT
 
 SEED = 0
 HIDDEN, INNER, VOCABULARY = 512, 1376, 8192
@@ -39,7 +39,6 @@ MEASURE = """
 import json, math, resource, sys, time
 import torch
 torch.set_num_threads(1)
-from tersor.compression.assembly import survey
 from tersor.compression.driver import compress_source
 from tersor.storage.checkpoint import open_checkpoint
 path, bits = sys.argv[1], float(sys.argv[2])
@@ -71,7 +70,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--against", type=Path)
     options = parser.parse_args()
-    trees = {"this": Path(__file__).resolve().parents[2]}
+    trees = {"this": ROOT}
     if options.against:
         trees["other"] = options.against.resolve()
     rows: list[dict[str, Any]] = []
@@ -86,7 +85,8 @@ def main() -> None:
             for tree, results in found.items():
                 rows.append({"tree": tree, "asked": bits, **summary(results)})
                 print(rows[-1], flush=True)
-    record.write("solver", rows, seed=SEED, layers=options.layers, runs=options.runs, threads=1)
+    facts = {"layers": options.layers, "runs": options.runs, "threads": 1}
+    record.write("factorization", rows, measures=parts.MODELS, seed=SEED, **facts)
 
 
 def llama(layers: int) -> dict[str, Tensor]:

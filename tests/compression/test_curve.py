@@ -33,7 +33,8 @@ def test_the_error_is_predicted_from_two_passes():
     for point in curve.points[1:-1:2]:
         archive = compressor.within(point.nbytes)
         assert len(to_file_bytes(archive)) <= point.nbytes
-        assert point.error == pytest.approx(share_of_error(archive), rel=0.4)
+        # At this size other tiles may be chosen than where the passes were made.
+        assert point.error == pytest.approx(share_of_error(archive), rel=0.5)
         assert point.measured is point.predicted_drop is None
 
 

@@ -28,6 +28,7 @@ from tersor.factorization.rate_aware import (
     STATES,
     Coder,
     at_8_bits,
+    is_heavy,
     round_codebook,
     spacing,
 )
@@ -204,7 +205,7 @@ def _start(tiles: Tensor, metric: Metric) -> Tensor:
     axes = principal_axes(whitened)
     variance = (axes.T @ whitened).square().mean(dim=1)
     columns = torch.linalg.solve_triangular(triangle.T, axes.double(), upper=True)
-    codebook: Tensor = (columns * spacing(variance, tiles)).float()
+    codebook: Tensor = (columns * spacing(variance, heavy=is_heavy(tiles))).float()
     return codebook
 
 

@@ -42,7 +42,8 @@ spacing. With Gaussian rows of 1 bit a search at a λ of 0.3 to 0.5 comes close 
 at which the error is 0.7 dB larger, and leaves it slowly."""
 
 _TAIL = 1.15
-"""Largest `tail` of rows that count as Gaussian."""
+"""Least ratio of the mean square to the squared mean magnitude of heavy tails, in units of that of
+Gaussian numbers."""
 
 FINEST_SPACING = math.sqrt(LAGRANGIAN / max(_GAUSSIAN[1]))
 """Smallest spacing of a row, in units of the step size."""
@@ -56,8 +57,8 @@ ROW_BITS = 4
 COLUMN_ELEMENT_BITS = 6
 """Approximate bits of an element of a codebook."""
 
-_HIGH_RATE = 2.6
-"""Variance of a Gaussian weight of about 1 bit, in units of the price of a bit."""
+_HIGH_RATE = 6
+"""Variance of a Gaussian weight of about 1.5 bits, in units of the price of a bit."""
 
 _PATIENCE, _LENIENCE = 3, 0.6
 """In the first `_PATIENCE` updates the bits of a row count for `_LENIENCE` of their price in the
@@ -74,7 +75,7 @@ _FINEST = 24
 """Codebooks are multiples of 2**-24, or of a larger power of two."""
 
 
-def spacing(variance: Tensor, tiles: Tensor) -> Tensor:
+def spacing(variance: Tensor, *, heavy: bool) -> Tensor:
     """Return the grid spacing of each row, in units of the step size, from its variance.
 
     In units of the squared spacing of the row, the best λ is 0.3 for rows of 3 bits
@@ -85,19 +86,19 @@ def spacing(variance: Tensor, tiles: Tensor) -> Tensor:
     ----------
     variance
         Variance of each row in units of the squared step size.
-    tiles
-        Tiles whose axes the rows are, of which the tails are measured.
+    heavy
+        Whether the tails of the weights are heavy.
     """
     logs = np.log((variance.double().clamp_min(1e-300) / LAGRANGIAN).numpy())
-    ratios, prices = _HEAVY if tail(tiles) > _TAIL else _GAUSSIAN
+    ratios, prices = _HEAVY if heavy else _GAUSSIAN
     return torch.from_numpy(np.sqrt(LAGRANGIAN / np.interp(logs, np.log(ratios), prices)))
 
 
-def tail(tiles: Tensor) -> float:
-    """Return how heavy the tails are: mean square by squared mean magnitude, 1 if Gaussian."""
+def is_heavy(tiles: Tensor) -> bool:
+    """Return whether the tails are heavy, by the mean square and the mean magnitude."""
     magnitude = float(tiles.abs().sum(dtype=torch.float64)) / max(1, tiles.numel())
     square = float(tiles.square().sum(dtype=torch.float64)) / max(1, tiles.numel())
-    return square / magnitude**2 * 2 / math.pi if magnitude else 1.0
+    return square * 2 > _TAIL * math.pi * magnitude**2
 
 
 @dataclass
@@ -280,10 +281,10 @@ def start(tiles: Tensor, coder: Coder) -> Start:
     """Return the starting factors of tiles: scaled eigenvectors, and a first latent.
 
     The codebook consists of the eigenvectors of the tiles' covariance, each as long as the grid
-    spacing of its row, refitted to the latent.
+    spacing of its row, for heavy tails or not, refitted to the latent.
     """
     axes, variance = principal_components(tiles)
-    codebook = axes * spacing(variance, tiles).to(axes)
+    codebook = axes * spacing(variance, heavy=is_heavy(tiles)).to(axes)
     latent = coder.start(Quadratic(codebook, tiles))
     return update_codebook(Quadratic(latent.T, tiles.T), codebook.T).T, latent
 
@@ -308,9 +309,9 @@ def solve_rate_aware(
         States of the trellis: 4, 8, 16, 32 (default) or 64; 1: scalar quantization.
     iterations, tolerance
         Limits as in `tersor.factorization.solve.solve`. The default of the first is 4, or 6 at
-        rates below about 1 bit, at which costs take longer to settle. The default of the second,
-        2e-4, is so small that the number of iterations rarely changes with the step size: if it
-        did, so would the bytes, up and down.
+        rates below about 1.5 bits, at which costs take longer to settle. The default of the
+        second, 2e-4, is so small that the number of iterations rarely changes with the step size:
+        if it did, so would the bytes, up and down.
 
     Returns
     -------

@@ -39,6 +39,9 @@ _DOUBT, _MOST_TRIED = 1.005, 2
 """Tile sizes whose estimate exceeds that of single weights by more than this factor are not tried,
 and of the others only the two with the lowest estimates."""
 
+_GAIN = 1.004
+"""Factor by which another tile size must cost less than single weights: samples are not exact."""
+
 _KERNEL_NAMES = ("weight", "original", "kernel")
 """Beginnings of the last part of the name of a kernel, parametrized or not."""
 
@@ -111,7 +114,7 @@ def choose(weight: Tensor, step_size: float, *, stack: bool = False) -> Choice:
     single, others = choices[0], sorted(choices[1:], key=_estimate)[:_MOST_TRIED]
     likely = [c for c in others if _estimate(c) <= _DOUBT * _estimate(single)]
     tried = [_tried(weight, step_size, choice) for choice in (single, *likely)]
-    return min(tried, key=lambda pair: (pair[0], pair[1].tile))[1]
+    return min(tried, key=lambda pair: pair[0] * (1 if pair[1] is tried[0][1] else _GAIN))[1]
 
 
 def is_candidate(weight: Tensor, step_size: float, choice: Choice, *, stack: bool = False) -> bool:
