@@ -68,16 +68,16 @@ void code(Coder& given, Model& model, Number* first, const Shape& shape, int sta
     given = std::move(coder);
 }
 
-struct Prices {
-    float bits[kLevels][2][kPrices];
-    Prices() = default;
-    explicit Prices(const Model& model) {
+struct Rates {
+    float bits[kLevels][2][kRates];
+    Rates() = default;
+    explicit Rates(const Model& model) {
         const auto& cost = kTables.cost;
         for (int level = 0; level < kLevels; ++level)
             for (int grid = 0; grid < 2; ++grid) {
                 const uint32_t* bins = model.bins(level, grid);
                 float sum = 0;
-                for (int m = 0; m < kPrices; ++m) {
+                for (int m = 0; m < kRates; ++m) {
                     float end = 0;
                     if (m < kEscape) {
                         const uint32_t p = probability(bins[std::min(m, kBins - 1)]);
@@ -94,22 +94,22 @@ struct Prices {
     }
 };
 
-// Means of prices, as they are where slices of a matrix end.
-class MeanPrices {
+// Means of rates, as they are where slices of a matrix end.
+class MeanRates {
 public:
-    void add(const Prices& prices, double weight) {
-        for (size_t i = 0; i < sum_.size(); ++i) sum_[i] += weight * (&prices.bits[0][0][0])[i];
+    void add(const Rates& rates, double weight) {
+        for (size_t i = 0; i < sum_.size(); ++i) sum_[i] += weight * (&rates.bits[0][0][0])[i];
         weight_ += weight;
     }
-    Prices mean() const {
-        Prices prices;
+    Rates mean() const {
+        Rates rates;
         for (size_t i = 0; i < sum_.size(); ++i)
-            (&prices.bits[0][0][0])[i] = static_cast<float>(sum_[i] / weight_);
-        return prices;
+            (&rates.bits[0][0][0])[i] = static_cast<float>(sum_[i] / weight_);
+        return rates;
     }
 
 private:
-    std::vector<double> sum_ = std::vector<double>(kLevels * 2 * kPrices, 0.0);
+    std::vector<double> sum_ = std::vector<double>(kLevels * 2 * kRates, 0.0);
     double weight_ = 0;
 };
 
@@ -119,8 +119,8 @@ inline float slope(float z, const float* bits, int shift, int grid, int states) 
     const float spacing = states == 1 ? 1.0f : 2.0f, first = states == 1 ? 0.0f : static_cast<float>(grid);
     const auto joined = [&](float a) {  // `first` moves the magnitudes of indices above 0 only
         const float whole = a < spacing - first ? a / (spacing - first) : (a + first) / spacing;
-        const float position = std::min(std::ldexp(whole, -shift), kPrices - 1.0f);
-        const int below = position < kPrices - 2 ? static_cast<int>(position) : kPrices - 2;  // of NaN too
+        const float position = std::min(std::ldexp(whole, -shift), kRates - 1.0f);
+        const int below = position < kRates - 2 ? static_cast<int>(position) : kRates - 2;  // of NaN too
         return bits[below] + (position - static_cast<float>(below)) * (bits[below + 1] - bits[below]);
     };
     const float a = std::fabs(z), half = 0.5f * spacing;

@@ -86,20 +86,20 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         for (size_t i = 0; i < z.size(); ++i) {
             const int level = analysis.places[i] >> 1, grid = analysis.places[i] & 1;
-            z.data()[i] = slope(z.data()[i], analysis.prices.bits[level][grid], coarseness(level), grid, states);
+            z.data()[i] = slope(z.data()[i], analysis.rates.bits[level][grid], coarseness(level), grid, states);
         }
     });
     m.def("search_run", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
-                           States carried, int states, float price, int sweeps) {
+                           States carried, int states, float lagrangian, int sweeps) {
         nb::gil_scoped_release release;
-        search_run(*solver, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices,
-                   analysis.shape, offset, z.shape(1), carried.data(), states, price, sweeps);
+        search_run(*solver, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.rates,
+                   analysis.shape, offset, z.shape(1), carried.data(), states, lagrangian, sweeps);
     });
     m.def("search", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
-                       int states, float price, std::optional<Floats> importance, int threads) {
+                       int states, float lagrangian, std::optional<Floats> importance, int threads) {
         nb::gil_scoped_release release;
-        search(*solver, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices,
-               analysis.shape, offset, z.shape(1), states, price,
+        search(*solver, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.rates,
+               analysis.shape, offset, z.shape(1), states, lagrangian,
                importance ? importance->data() : nullptr, threads);
     });
     m.def("instructions", [] {

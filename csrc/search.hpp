@@ -25,27 +25,27 @@ void in_threads(int64_t jobs, int64_t threads, const Work& work) {
     for (auto& thread : others) thread.join();
 }
 
-inline std::unique_ptr<Costs> costs_of(const Prices& prices, float price, int states) {
+inline std::unique_ptr<Costs> costs_of(const Rates& rates, float lagrangian, int states) {
     static_assert(kGrades == kLevels, "one table for each level");
     auto costs = std::make_unique<Costs>();
     costs->states = states;
     for (int level = 0; level < kLevels; ++level) {
         costs->shift[level] = coarseness(level);
         for (int grid = 0; grid < 2; ++grid)
-            for (int m = 0; m < kPrices; ++m)
-                costs->bits[level][grid][m] = price * prices.bits[level][grid][m];
+            for (int m = 0; m < kRates; ++m)
+                costs->bits[level][grid][m] = lagrangian * rates.bits[level][grid][m];
     }
     return costs;
 }
 
-// Row by row, with the others fixed, the integers of least curvature * error + price * bits, in n
+// Row by row, with the others fixed, the integers of least curvature * error + lagrangian * bits, in n
 // columns from `offset` on, a multiple of kBlock. `importance`, if any, is what the error of each
 // element counts for.
 inline void search(const Solver& solver, const float* target, const float* gram, float* z,
-                   const uint8_t* places, const Prices& prices, const Shape& shape, int64_t offset,
-                   int64_t n, int states, float price, const float* importance, int threads) {
+                   const uint8_t* places, const Rates& rates, const Shape& shape, int64_t offset,
+                   int64_t n, int states, float lagrangian, const float* importance, int threads) {
     const int64_t k = shape.rows;
-    const auto costs = costs_of(prices, price, states);
+    const auto costs = costs_of(rates, lagrangian, states);
     in_threads((n + kBlock - 1) / kBlock, threads, [&](int64_t block, Scratch& scratch) {
         const int64_t start = block * kBlock, size = std::min(kBlock, n - start);
         for (int64_t r = 0; r < k; ++r) {
@@ -65,10 +65,10 @@ inline void search(const Solver& solver, const float* target, const float* gram,
 // The same for one run of `size` columns, which begins at column `offset` of the whole; the paths
 // begin in the given states, which become those in which they end.
 inline void search_run(const Solver& solver, const float* target, const float* gram, float* z,
-                       const uint8_t* places, const Prices& prices, const Shape& shape, int64_t offset,
-                       int64_t size, int32_t* carried, int states, float price, int sweeps) {
+                       const uint8_t* places, const Rates& rates, const Shape& shape, int64_t offset,
+                       int64_t size, int32_t* carried, int states, float lagrangian, int sweeps) {
     const int64_t n = shape.columns(), k = shape.rows;
-    const auto costs = costs_of(prices, price, states);
+    const auto costs = costs_of(rates, lagrangian, states);
     const auto scratch = std::make_unique<Scratch>();
     std::vector<float> wanted(size);
     std::vector<int32_t> ends(k);

@@ -28,12 +28,12 @@ void both(Coder& coder, int16_t* codebook, const Shape& first, int codebook_star
 
 struct Analysis {
     Shape shape;
-    Prices prices;
+    Rates rates;
     std::vector<uint8_t> places;  // in the model: level of the expected magnitude << 1 | grid
     std::vector<double> bits;
 };
 
-// Analyses slices of a matrix that lie side by side, of runs of these lengths. Prices are those of the
+// Analyses slices of a matrix that lie side by side, of runs of these lengths. Rates are those of the
 // coder where slices end; or, if `expected` is not 0, those that it begins with for so many states.
 inline Analysis analyse(float* z, int64_t rows, int64_t columns, const std::vector<int64_t>& outers,
                         int states, int start, int expected = 0) {
@@ -44,8 +44,8 @@ inline Analysis analyse(float* z, int64_t rows, int64_t columns, const std::vect
     }
     const Shape whole = shape_of(rows, columns, outer);
     const int64_t n = whole.columns();
-    Analysis found{whole, Prices(), std::vector<uint8_t>(rows * columns), std::vector<double>(whole.rows, 0.0)};
-    MeanPrices prices;
+    Analysis found{whole, Rates(), std::vector<uint8_t>(rows * columns), std::vector<double>(whole.rows, 0.0)};
+    MeanRates rates;
     int64_t first = 0;
     for (const int64_t length : outers) {
         const Shape shape{whole.rows, whole.inner, length, n};
@@ -59,10 +59,10 @@ inline Analysis analyse(float* z, int64_t rows, int64_t columns, const std::vect
         });
         if (shape.rows) ends.back() = coder.bits;
         for (int64_t r = 0; r < shape.rows; ++r) found.bits[r] += r ? ends[r] - ends[r - 1] : ends[r];
-        prices.add(Prices(model), static_cast<double>(std::max<int64_t>(shape.columns(), 1)));
+        rates.add(Rates(model), static_cast<double>(std::max<int64_t>(shape.columns(), 1)));
         first += shape.columns();
     }
-    found.prices = expected ? Prices(Model(0, 0, start, expected)) : prices.mean();
+    found.rates = expected ? Rates(Model(0, 0, start, expected)) : rates.mean();
     return found;
 }
 

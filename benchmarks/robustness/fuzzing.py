@@ -76,7 +76,9 @@ def build(name: str, folder: Path) -> Command:
         objects = compiled([FUZZ / "fuzz_structure.cpp", *LIBRARY], folder / "o", *covered)
         objects += compiled([FUZZ / "mutate.cpp"], folder / "mutate")  # is not what is fuzzed
     elif name == _NATIVE:
-        objects = compiled([FUZZ / "fuzz_native.cpp"], folder / "o", *covered, "-ffp-contract=off")
+        flags = [*covered, "-ffp-contract=off", *kernel_sources.SOLVER_FLAGS]
+        sources = [FUZZ / "fuzz_native.cpp", CSRC / "solver" / "solver.cpp"]
+        objects = compiled(sources, folder / "o", *flags)
     else:
         objects = compiled([FUZZ / "fuzz_kernels.cpp"], folder / "o", *covered, UNCHECKED)
         for target, flags in kernel_sources.TARGETS.items():

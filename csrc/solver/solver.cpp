@@ -14,7 +14,7 @@ namespace TERSOR_TARGET {
 
 using tersor::Costs;
 using tersor::kBlock;
-using tersor::kPrices;
+using tersor::kRates;
 using tersor::Row;
 using tersor::Scratch;
 
@@ -68,7 +68,7 @@ void candidates(const Costs& costs, const Row& row, Scratch& s) {
     constexpr int last = trellis ? (LARGEST + grid) / 2 : LARGEST;
     constexpr float spacing = trellis ? 2.0f : 1.0f, first = trellis ? grid : 0;
     constexpr int64_t SOME = 64;
-    const float* bits = &costs.bits[0][0][0] + grid * kPrices;
+    const float* bits = &costs.bits[0][0][0] + grid * kRates;
     for (int64_t start = 0; start < row.count; start += SOME) {
         const int count = static_cast<int>(row.count - start < SOME ? row.count - start : SOME);
         float *even = s.costs[2 * grid] + start, *odd = s.costs[2 * grid + 1] + start;
@@ -77,7 +77,7 @@ void candidates(const Costs& costs, const Row& row, Scratch& s) {
         int32_t base[SOME] = {}, shift[SOME] = {}, floor[SOME], at[3][SOME];
         for (int c = 0; c < count; ++c) {
             const int level = row.places[start + c] >> 1;
-            base[c] = level * 2 * kPrices;
+            base[c] = level * 2 * kRates;
             shift[c] = costs.shift[level];
             wanted[c] = __builtin_fabsf(row.wanted[start + c]);
         }
@@ -89,9 +89,9 @@ void candidates(const Costs& costs, const Row& row, Scratch& s) {
             const int l = f > 0 ? f - 1 : 0, u = f < last ? f + 1 : last;
             const int sf = f >> shift[c], sl = l >> shift[c], su = u >> shift[c];
             floor[c] = f;
-            at[0][c] = base[c] + (sf < kPrices - 1 ? sf : kPrices - 1);
-            at[1][c] = base[c] + (sl < kPrices - 1 ? sl : kPrices - 1);
-            at[2][c] = base[c] + (su < kPrices - 1 ? su : kPrices - 1);
+            at[0][c] = base[c] + (sf < kRates - 1 ? sf : kRates - 1);
+            at[1][c] = base[c] + (sl < kRates - 1 ? sl : kRates - 1);
+            at[2][c] = base[c] + (su < kRates - 1 ? su : kRates - 1);
         }
         for (int c = 0; c < SOME; ++c) here[c] = bits[at[0][c]];
         for (int c = 0; c < SOME; ++c) low[c] = bits[at[1][c]];

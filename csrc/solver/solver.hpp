@@ -7,7 +7,7 @@
 namespace tersor {
 
 constexpr int kGrades = 40;        // levels of the expected magnitude, as in the model
-constexpr int kPrices = 64;        // magnitudes in a table of costs
+constexpr int kRates = 64;        // magnitudes in a table of costs
 constexpr int64_t kBlock = 4096;   // columns after which the trellis starts anew
 constexpr int kMostStates = 64;
 
@@ -20,9 +20,9 @@ struct Row {
     int64_t count;
 };
 
-// Prices of an index in squared error, and what the trellis is.
+// Rates of an index in squared error, and what the trellis is.
 struct Costs {
-    float bits[kGrades][2][kPrices];
+    float bits[kGrades][2][kRates];
     int32_t shift[kGrades];   // lowest bits of an index that are coded as they are
     int states;
 };
@@ -37,7 +37,7 @@ struct Scratch {
 
 struct Solver {
     const char* name;
-    // The integers of least error + price from a state on; returns the state that the path ends in.
+    // The integers of least error + lagrangian from a state on; returns the state that the path ends in.
     int (*cheapest)(const Costs&, const Row&, int state, float* z, Scratch&);
     // What row r of z (k, stride) should be, in real numbers, while the others stay as they are.
     void (*best_row)(const float* target, const float* gram, const float* z, int64_t stride, int64_t r,

@@ -89,20 +89,20 @@ void search(Input& input) {
                                                           : std::vector<int64_t>{outer}, states, start);
     const std::vector<float> gram = floats(input, k * k), target = floats(input, k * n),
                              importance = floats(input, k * n);
-    float price = 0;
-    input.fill(&price, 4);
+    float lagrangian = 0;
+    input.fill(&lagrangian, 4);
     for (size_t i = 0; i < z.size(); ++i) {
         const int level = analysis.places[i] >> 1, grid = analysis.places[i] & 1;
-        slope(target[i], analysis.prices.bits[level][grid], coarseness(level), grid, states);
+        slope(target[i], analysis.rates.bits[level][grid], coarseness(level), grid, states);
     }
     if (input.number(0, 1)) {
-        search(kSolverBaseline, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices, analysis.shape, 0,
-               n, states, price, input.number(0, 1) ? importance.data() : nullptr, 1);
+        search(kSolverBaseline, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.rates, analysis.shape, 0,
+               n, states, lagrangian, input.number(0, 1) ? importance.data() : nullptr, 1);
     } else {
         std::vector<int32_t> carried(k);
         for (int32_t& state : carried) state = input.number(0, states - 1);
-        search_run(kSolverBaseline, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.prices, analysis.shape,
-                   0, n, carried.data(), states, price, input.number(0, 2));
+        search_run(kSolverBaseline, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.rates, analysis.shape,
+                   0, n, carried.data(), states, lagrangian, input.number(0, 2));
     }
     demand_integers(z);
 }

@@ -12,6 +12,9 @@ _FLAGS = {"avx2": _AVX2, "avx512": _AVX512} if platform.machine() == "x86_64" el
 TARGETS = {name: [f"-DTERSOR_TARGET={name}", *flags] for name, flags in _FLAGS.items()}
 """Flags of the compiler for each instruction set."""
 
+SOLVER_FLAGS = ["-DTERSOR_TARGET=Baseline", "-Wno-psabi"]
+"""Flags of the compiler for the solver that any machine runs."""
+
 
 def of(csrc: Path) -> list[Path]:
     """Return the files that are compiled for each instruction set."""

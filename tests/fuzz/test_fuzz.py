@@ -47,7 +47,18 @@ def replayed(folder, harness, sources, times, files, objects=()):
 
 @pytest.mark.slow
 def test_the_native_coder(tmp_path):
-    replayed(tmp_path, HERE / "fuzz_native.cpp", [], 200, NATIVE)
+    c_decoder.require("c++", *c_decoder.SANITIZED)
+    options = [
+        "-std=c++17",
+        *c_decoder.SANITIZED,
+        *kernel_sources.SOLVER_FLAGS,
+        "-ffp-contract=off",
+    ]
+    solver = tmp_path / "solver" / "solver.o"
+    solver.parent.mkdir()
+    command = ["c++", *options, "-c", CSRC / "solver" / "solver.cpp", "-o", solver]
+    subprocess.run(command, check=True)
+    replayed(tmp_path, HERE / "fuzz_native.cpp", [], 200, NATIVE, [solver])
 
 
 @pytest.mark.slow
