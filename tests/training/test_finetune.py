@@ -32,7 +32,7 @@ def content(model):
 
 
 def test_the_accuracy_comes_back_and_the_file_gives_it(tmp_path, teacher):
-    model = compressed(teacher, 27)
+    model = compressed(teacher, 36)
     size = tersor.save(model, tmp_path / "a.tersor").nbytes
     before = accuracy(model)
     result = tersor.finetune(
@@ -65,7 +65,7 @@ def test_in_a_loop_of_your_own(tmp_path, teacher):
     tersor.project(model.eval(), target_size=size)
     assert tersor.save(model, tmp_path / "b.tersor").nbytes <= size
     back = tersor.load(tmp_path / "b.tersor", Net().eval())
-    assert accuracy(back) == accuracy(model) > accuracy(compressed(teacher, 20))
+    assert accuracy(back) == accuracy(model) > 0.95
     assert sum(losses[-4:]) < sum(losses[:4])
 
 
