@@ -118,6 +118,13 @@ def project(
         If the model holds no quantized factors, they are NaN or infinite, λ is not a
         positive number, or the optimizer keeps no second moments.
 
+    Notes
+    -----
+    Bits are counted by what integers cost at the last projection, so that they cost less the more
+    of them there are. At one λ far above 0.3, that of a compressed file, weights can lose their
+    information step by step in training. Where the file is to become smaller, give ``target_size``
+    now and then, which finds λ anew, or use `tersor.finetune`.
+
     Examples
     --------
     >>> model = torch.nn.Linear(32, 32)
