@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run all benchmarks that this machine can, and write the pages.
 
 A benchmark whose data, programs or packages are missing is skipped, and the reason is said. What

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Search for a binary latent, a few rows at a time.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Matrices of integers <-> bytes, and what an integer costs.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The adaptive model of integers, and the binary arithmetic coder that it drives.
 // docs/format.md, "Entropy model" and "Coder", is the specification of both.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What Python sees of the native code; everything is checked here or by the caller in Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The search for the integers that are cheapest in error and bits, and sums over matrices, in threads:
 // the work is cut in the same way for any number of them.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Streams of a codebook and a latent, and what a latent costs: what the module offers, without Python.
 #pragma once
 

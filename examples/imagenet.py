@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the ImageNet recipes share: images, the steps from dense weights to a small file, options.
 
 Images are in ImageFolder layout: ``DATA/train/CLASS/*`` and ``DATA/val/CLASS/*``, classes numbered

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MobileNetV1 on ImageNet in 0.72 MiB, the size of DKM's (63.9 % top-1, of width 1).
 
 The network is of width 0.75, with the weights of TensorFlow's MobileNetV1 0.75 224 under the names

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ResNet-18 on ImageNet in 1.54 or 1.03 MiB, the sizes of BGD and PQF.
 
 Published: BGD 65.81 / 61.18 %, PQF 66.74 / 63.33 % top-1; dense 69.76 %, 44.7 MiB. Sizes there are

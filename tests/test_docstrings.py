@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Public docstrings say all that numpydoc asks for, and their examples run."""
 
 import doctest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ImageNet recipes run from dense weights to a file that is evaluated, in a few steps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The map in CONTRIBUTING is that of the import contract."""
 
 import re
@@ -31,3 +32,11 @@ def test_the_method_page_names_modules_that_are_there():
     named = re.findall(r"`([a-z_/]+\.py)`", page)
     assert len(named) > 10
     assert [n for n in named if not (ROOT / "src" / "tersor" / n).exists()] == []
+
+
+def test_every_source_names_its_licence():
+    folders = ("src", "csrc", "tests", "benchmarks", "examples")
+    endings = {".py", ".pyi", ".c", ".h", ".cpp", ".hpp"}
+    paths = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in endings]
+    without = [p for p in paths if p.stat().st_size and "SPDX-License" not in p.read_text()[:200]]
+    assert len(paths) > 300 and without == []

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files: save, load, load_state_dict, inspect, export."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bar as a terminal shows it."""
 
 import io

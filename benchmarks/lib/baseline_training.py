@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training of the baselines: the same data, teacher, schedule and checkpoints as ours."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CIFAR-10 and the networks that the benchmarks evaluate on it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows about convolutions for `speed.kernels`: a layer from its factors, against torch in fp32.
 
 Factors by lists, of random ones with 16 columns and a spread at which a tile of 3 x 3 has about two

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Environments of their own for peers whose dependencies are not the project's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a benchmark's module in a fresh process."""
 
 from __future__ import annotations

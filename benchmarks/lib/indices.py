@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files in which weights may also be tiles from a codebook, at indices, for the baselines.
 
 Such a file is one of ours, in which these weights are zeros, with a section for them behind it:

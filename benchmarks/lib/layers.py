@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers with random factors, and what times them: in turn, with weights that no cache holds."""
 
 from __future__ import annotations

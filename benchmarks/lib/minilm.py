@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sentence encoder MiniLM-L6, and the pairs of sentences that it is evaluated on (STS-B)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The other networks that the benchmarks evaluate: ResNet-8 and MobileNetV1-0.75."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network on a GPU whose weights a model on the CPU holds, or makes of its factors.
 
 Convolutions are what a GPU is for; factors are small, and the search for their integers is work for

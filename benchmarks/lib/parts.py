@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Name the parts of the source that a benchmark measures, as patterns of files and folders."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Say where the files are that benchmarks read and write."""
 
 from __future__ import annotations

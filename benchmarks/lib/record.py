@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write results as JSON, with what is needed to make them again, and to see when they are old."""
 
 from __future__ import annotations

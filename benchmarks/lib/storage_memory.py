@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak memory of loading into a model, of saving it, or of decompressing, in this process (Linux).
 
 Prints JSON: bytes of the dense tensors, and how far the resident memory rose above what it was

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fill the templates of pages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tensors that rate-distortion benchmarks measure on, and the Gaussian bound of each.
 
 A tensor of more than `MOST_WEIGHTS` is represented by evenly spaced rows of it, for every method.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other ways to compress a network by training, each as a parametrization of its weights.
 
 - ``vq``: k-means on tiles; indices stay, codebooks train, as in BGD (Stock et al., 2020) and PQF

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run takes, measured in turn with others.
 
 Threads that have run spin for a while, 10 ms those of GNU's OpenMP, and take processors from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CIFAR-10's training images as the dense networks saw them, and what those say of each.
 
 A view is the whole training set, each image augmented in its own way, which depends on the number

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The part of docs/results.md about fine-tuning, and its picture; see `results`."""
 
 from __future__ import annotations

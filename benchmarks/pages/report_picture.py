@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write docs/report.png: the report about ResNet-20 at 20 times, in three windows side by side.
 
 Needs the browser of Debian's package chromium.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write docs/results.md, the picture, and the table in the README, from the JSON in results/.
 
 python -m benchmarks.pages.results

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of docs/results.md, as Markdown; see `results`."""
 
 from __future__ import annotations

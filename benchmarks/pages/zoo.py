@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write docs/zoo.md and docs/zoo.png from results/zoo.json.
 
 python -m benchmarks.pages.zoo

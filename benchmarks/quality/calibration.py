@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much smaller is the error of a layer's output if it, not the weight's error, is minimised?
 
 Linear layers of MiniLM-L6, factored at equal bytes with and without second moments of their inputs.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does ``fast`` cost in accuracy, at equal bytes?
 
 Matrices as binary sums, as `tersor.compress` makes them of weights that are to be fast, at 1 and

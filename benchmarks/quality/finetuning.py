@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How accurate are CIFAR-10 networks at 1/20 to 1/60 of their size after fine-tuning?
 
 The dense network is compressed, trained with its own answers as the target (or, with ``--teacher``,

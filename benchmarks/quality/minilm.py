@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a transformer survive compression? The sentence encoder MiniLM-L6, at 8 times.
 
 Compresses the checkpoint with the command line, in a process of its own whose time and peak memory

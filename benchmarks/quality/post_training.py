@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much quality is lost at a byte budget, without training, on four networks?
 
 ResNet-20 and ResNet-8 (CIFAR-10, whole test set), MobileNetV1-0.75 (655 labelled images) and the

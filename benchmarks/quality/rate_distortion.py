@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How close to the Shannon bound is each method, in SNR at equal bytes?
 
 The yardstick is the Gaussian bound of one fixed tile per tensor (`tensors.bound`) at the bytes that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How accurate is ResNet-20 on CIFAR-10 at 1/10 to 1/32 of its size, without training?
 
 Each model is written to a file, loaded back in a fresh process and evaluated on the whole test set.

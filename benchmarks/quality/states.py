@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many states does the trellis need? Gaussian weights, single ones as tiles.
 
 For each number of states and a few step sizes: bits per weight as the coder spends them, and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is the solver steady? Independent Gaussian weights: seeds, sizes and rates.
 
 For each it reports the gap to the Gaussian bound at the bytes that were taken, 6.02 dB a bit, and

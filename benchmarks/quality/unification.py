@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The known decompositions and the default, of one weight, by the same function, in one picture.
 
 Writes results/unification.json, and from it docs/unification.md and its picture. With --page only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What do models that others trained lose? Each by its own measure, at 8, 12 and 16 times smaller.
 
 Methods, all of them without training:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which architectures come back from a file exactly? All those of tests/zoo.
 
 Each is compressed data-free and calibrated with one random batch, and put through what the tests

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is all damage found? Every truncation and every single-bit flip of the golden files.
 
 Each is given to the C decoder (tests/decoder/damage.c, with sanitizers) and to ``tersor verify``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What do fuzzers find? libFuzzer on C decoder and native code, Atheris on the Python reader.
 
 Each decoder is fuzzed in two ways. Guided by coverage alone, checksums do not count; inputs are

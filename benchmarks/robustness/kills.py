@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What do commands leave that are killed, and end with when they go on? SIGKILL at random moments.
 
 python -m benchmarks.robustness.kills [--kills 1000] [--seed 0]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much CPU time does data-free compression take, for each weight?
 
 A synthetic checkpoint has the shapes of a small Llama: heavy-tailed weights (Student's t), rows and

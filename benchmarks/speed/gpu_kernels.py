@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast is a layer computed from its factors on a GPU? Against dense bf16 and int4.
 
 The layers of `kernels.py`, square ones with random factors, for inputs in bf16. Against torch with

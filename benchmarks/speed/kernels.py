@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast is a layer computed from its factors? Against torch in fp32, and low-bit kernels.
 
 Square layers with random factors: latents spread so that nearly all fit in 4 bits, or in 2 bits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How small and how fast is the lossless mode, and how does ZipNN do on the same tensors?
 
 MiniLM-L6 and MobileNetV1-0.75, in fp32 and rounded to bf16. Ours is the whole file: encoding reads

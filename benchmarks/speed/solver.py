@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast is the solver? ``tersor compress`` of MobileNetV1-0.75, and k-means on the same tiles.
 
 The command is timed in a process of its own, start of Python included, in turn with scikit-learn's

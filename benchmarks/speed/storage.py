@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How small is the file, and how fast is it to write, open and decode?
 
 - Coder: latents of a layer of MiniLM factored to 0.5, 1, 2 and 4 bits per weight, coded in memory.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast are whole models that come from compressed files? Against the dense ones.
 
 ResNet-20 (32 x 32), MobileNetV1-0.75 (224 x 224) and MiniLM (32 tokens), one input at a time: from

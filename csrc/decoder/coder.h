@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The range coder: bits with a probability that adapts, and flat ones. */
 #ifndef TERSOR_CODER_H
 #define TERSOR_CODER_H

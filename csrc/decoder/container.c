@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The container: what is before the header, checksums, and the calls that tell what a file holds. */
 #include "internal.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Decode a tersor file into raw tensors:
  *
  *     cc -std=c99 -O2 *.c -o decode && ./decode model.tersor tensors.bin

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Integers of codebook and latent: the adaptive model and the trellis. */
 #include "coder.h"
 #include "internal.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The fields of the header that tell of tensors: columns of one property each. */
 #include "internal.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Deflate (RFC 1951): codes of canonical Huffman trees, decoded bit by bit. */
 #include "internal.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the parts of the decoder share. */
 #ifndef TERSOR_INTERNAL_H
 #define TERSOR_INTERNAL_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Names of tensors: put together from what they share, and all valid and different. */
 #include "internal.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Sections: one for each factored tensor, then one for each group of pieces of unfactored ones. */
 #include "internal.h"
 

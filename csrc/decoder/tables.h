@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The tables of docs/format.md, "Entropy model". tests/decoder compares them with its formulas. */
 #ifndef TERSOR_TABLES_H
 #define TERSOR_TABLES_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What follows the sections: metadata and other things that a file says of itself. */
 #include "internal.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Tensors: the product of factors, and the unfactored ones, element by element. */
 #include <float.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A decoder of tersor files in portable C99, written from docs/format.md.
  *
  * It takes no memory but what the caller gives, calls nothing but memcpy and memset, does not

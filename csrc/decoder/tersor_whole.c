@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "tersor_whole.h"
 
 #include <stdlib.h>

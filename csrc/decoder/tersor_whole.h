@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Whole files, for those who have malloc. */
 #ifndef TERSOR_WHOLE_H
 #define TERSOR_WHOLE_H

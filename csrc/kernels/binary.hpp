@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Sums of what is looked up in tables of 16 bytes, for each row of a panel. Included for each instruction
 // set; all give the same sums.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Compiled once for each instruction set, like integers.cpp, and with the same rule: nothing inline of the
 // standard library.
 #include "convolution.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Convolutions: with factors whose latent is integers, and with a dense weight.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Convolutions of whole tensors: padding, threads, memory.
 #pragma once
 

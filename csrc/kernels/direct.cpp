@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Convolutions with a dense weight, compiled once for each instruction set, like integers.cpp, and with the
 // same rule: nothing inline of the standard library.
 #include "lanes.hpp"

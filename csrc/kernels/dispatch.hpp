@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The product for any number of inputs: which kernel, on how many threads, in which memory.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Compiled once for each instruction set, with TERSOR_TARGET its name: nothing here may be an inline
 // function of the standard library, which the linker would take from any of them.
 #include "integers.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Product with factors whose latent is small integers: what it is given, and by which instruction sets.
 #pragma once
 

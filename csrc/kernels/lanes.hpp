@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Pixels that are computed with at once, one in each lane. Included for each instruction set.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Products with a weight of few small integers per tile: y = Z (C.T x), by tables of 16 entries.
 //
 // Transformed once, a block of inputs is a few numbers, u = C.T x, one for each column of the codebook.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What Python sees of the kernels. Tensors come as addresses and sizes in bytes, which cost a tenth of what
 // arrays do. Sizes are checked here, and places that tensors tell are never outside of others; that tensors
 // are contiguous, on the CPU and of the right type is checked in Python.

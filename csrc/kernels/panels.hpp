@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Product with a dense matrix whose rows lie in the order in which they are multiplied.
 #pragma once
 

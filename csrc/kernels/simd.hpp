@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Vectors of one instruction set, the one that this translation unit is compiled for. Plain arithmetic
 // is written with the compiler's vector extensions; only products of bytes need intrinsics.
 #pragma once

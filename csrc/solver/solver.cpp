@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Compiled once for each instruction set, with TERSOR_TARGET its name: nothing here may be an inline
 // function of another namespace, else the linker could choose the copy of the wrong one.
 #include "solver.hpp"

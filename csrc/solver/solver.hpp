@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The inner loops of the solver, compiled for each instruction set, with the same results on all: each
 // sum has one order, whatever the number of lanes, and no multiplication is fused with an addition.
 #pragma once

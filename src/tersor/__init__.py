@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Terse tensors: make a trained PyTorch model many times smaller, and run it from its file."""
 
 from importlib import import_module

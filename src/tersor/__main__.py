@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the command line, for ``python -m tersor`` and for the script ``tersor``."""
 
 import os

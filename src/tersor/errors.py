@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the errors that a user can cause.
 
 Each message says what was received, what is needed and what to do.

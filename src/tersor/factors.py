@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define `Factors`, the result of factoring a weight, and the product that gives the weight back.
 
 A weight, cut into tiles (see `tersor.tiling`), is the product of two small matrices and a number::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Save models to files, load them, and open, inspect, verify and export files."""
 
 from __future__ import annotations

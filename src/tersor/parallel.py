@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Process items in threads and return the results in order, in bounded memory."""
 
 from __future__ import annotations

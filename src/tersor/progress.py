@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Show the progress of long work as a bar on a terminal, and show nothing elsewhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make text from outside, such as names in a file, safe and short enough to show."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cut a weight tensor into a matrix of tiles, and join the tiles again.
 
 A weight of shape (rows, ...) is read row by row. Each row is flattened and cut into consecutive

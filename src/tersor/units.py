@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parse and format sizes in bytes, such as ``54kB``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The measurement of models that others trained, on models that are made here."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results know the code that they measure."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What models are called with for the batches of a loader."""
 
 from __future__ import annotations

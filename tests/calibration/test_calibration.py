@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Second moments of the inputs of a whole model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folded normalisation computes the same from fewer numbers."""
 
 from __future__ import annotations

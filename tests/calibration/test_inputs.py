@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What weights are multiplied by in modules that do more than one product, step by step."""
 
 from __future__ import annotations

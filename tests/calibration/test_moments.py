@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Second moments against products that are computed in another way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Matching normalisation statistics to the dense model's."""
 
 from __future__ import annotations

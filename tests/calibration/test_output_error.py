@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The error of outputs, on samples held out."""
 
 from __future__ import annotations

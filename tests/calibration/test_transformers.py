@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of Hugging Face, with random weights, calibrated and fine-tuned."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names and texts from outside on a terminal: they must not steer it, nor pass for messages."""
 
 import io

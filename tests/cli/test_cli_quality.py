@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that evaluate a model of the user's: curve, and compress with --max-drop."""
 
 import json

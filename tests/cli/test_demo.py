@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo, with less training and fewer points than a user gets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is imported when: the command line answers without torch, and `import tersor` is quick."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the coder's bits are estimated to be, and the rate-distortion bound."""
 
 from __future__ import annotations

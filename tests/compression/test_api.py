@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compress a model, save it, load it: the same model back."""
 
 import copy

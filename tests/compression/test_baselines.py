@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Baselines get the bytes that were asked for, and do what they say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The curve: what it predicts comes true."""
 
 import numpy as np

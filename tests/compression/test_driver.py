@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The driver, from tensors to an archive of the asked size."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One weight: within a budget, by every special case, by a projection of one's own."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One call that uses data: calibrated, folded, reconstructed, measured."""
 
 from __future__ import annotations

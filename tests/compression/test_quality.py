@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The smallest file that keeps the quality, and evaluations of users."""
 
 import math

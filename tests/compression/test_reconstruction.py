@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers factored again for what reaches them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that was stopped goes on where it was, and ends at the identical file."""
 
 import ast

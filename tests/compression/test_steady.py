@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Independent Gaussian weights take their budget, at an error near the bound, at any rate."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small model for every class of `torch.nn` with parameters, and of Hugging Face's Conv1D."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each class of `torch.nn` with parameters: saved in every way, loaded anywhere, and used."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Arrays of the caller that are one element too small must be refused, and those that are as large
  * as the decoder asks for must do. Prints how many calls were tried. */
 #include <stdio.h>

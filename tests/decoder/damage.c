@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Every truncation and every single-bit flip of a file, each decoded from memory of its exact size.
  * Prints how many there were and how many were accepted. */
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Print the metadata of a file, and its content hash. */
 #include <stdio.h>
 

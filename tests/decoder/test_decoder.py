@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C99 decoder against the Python reader."""
 
 import json

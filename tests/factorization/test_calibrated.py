@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The calibrated solver: the error of the output, not of the weight."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same factors whatever the instruction set and the number of threads."""
 
 from __future__ import annotations

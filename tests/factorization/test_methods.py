@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The known decompositions: the common contract, then each against an independent computation."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each projection: a member of its set, the nearest one, and unchanged when projected again."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The solver, its products and its updates, each against an independent computation."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The search for latents against searches in plain Python, at the same costs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What a fuzzer calls for each input (see inputs.py): decode it, in a build that ignores checksums.
  * Memory errors and undefined behaviour are for the sanitizers to find. */
 #include <stdlib.h>

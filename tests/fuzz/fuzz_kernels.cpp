@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a fuzzer calls for each input: the kernels, as Python does, with sizes and numbers of any kind.
 //
 // Whatever Python passes, the module must refuse it or compute within the buffers that it was given. Each

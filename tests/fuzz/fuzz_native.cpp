@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a fuzzer calls for each input: the coder of the native module on streams and matrices of any
 // content, and the searches for integers and binary latents on any numbers. Shapes are such that the module
 // lets them through. Memory errors are for the sanitizers to find; a stream that was decoded and a

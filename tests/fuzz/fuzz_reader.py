@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a fuzzer calls for each input: the Python reader, and whether the C decoder agrees.
 
 The reader may raise a FileFormatError and nothing else. Whatever it accepts the C decoder must

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The fuzzer of the C decoder that knows the format: inputs are files, changed field by field, whose
 // checksums fit, and the decoder is the one that is shipped. What it gives must not depend on the order
 // in which tensors are asked for.

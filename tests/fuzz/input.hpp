@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What harnesses read a fuzzer's input with.
 #pragma once
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inputs of the fuzzers: what they mean, and those to begin with.
 
 An input that begins with 0x93 is a file as it is. Any other is made into a file that is whole on

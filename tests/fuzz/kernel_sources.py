@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernels are compiled from, and how, for harnesses; as CMakeLists.txt does."""
 
 from __future__ import annotations

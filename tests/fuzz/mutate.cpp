@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Changes of files, field by field, for the fuzzers that know the format.
 #include <algorithm>
 #include <cstring>

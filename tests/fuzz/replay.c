@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Run the harness on files and on seeded random changes of them, where there is no fuzzer:
  *
  *     replay TIMES FILE... */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Files taken apart into their fields, changed, and put together again with sizes and checksums that
 // fit: so that what is behind these is reached. docs/format.md says what the fields are.
 #pragma once

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A short run of what `make fuzz` runs for long, without a fuzzer: the corpus and changes of it."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the golden files of a version of the format, and what they must decode to.
 
 Those of version 1 are made, and stay for ever: this shows how. Files of a later version are added

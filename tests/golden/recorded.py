@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Twelve compressions whose files are recorded, with options of every kind.
 
 A change that shall not change results must leave ``recorded.json`` as it is. After a change that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Twelve compressions give the files that are recorded; `recorded` says how to renew them.
 
 The bytes are compared where torch computes as on the machine that recorded them. Elsewhere last

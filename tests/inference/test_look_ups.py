@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Binary matrices: compressed, saved, loaded, and looked up."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`tersor.optimize`: forms of weights, chosen by time and memory, in models of all kinds."""
 
 import copy

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Prints the bits of look-up products, for comparison between machines.
 #include <cstdio>
 #include <cstring>

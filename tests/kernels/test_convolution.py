@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convolutions with packed weights: native kernels against torch, operator, modules, bad input."""
 
 import copy

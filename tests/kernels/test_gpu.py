@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Triton's kernels against the reference: on a GPU, or else by Triton's interpreter."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Look-up kernels against the product in plain PyTorch, within the bounds of their rounding."""
 
 from concurrent.futures import ThreadPoolExecutor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The look-up kernels compiled for other machines: all print the same bits."""
 
 import shutil

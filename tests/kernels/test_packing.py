@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packings: all are listed, and Python packs by the numbers that the native kernels have."""
 
 import pytest

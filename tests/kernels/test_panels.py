@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A dense matrix in the order of the kernels: products, threads, states, what cannot be."""
 
 import copy

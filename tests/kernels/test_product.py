@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The product with a packed matrix: native kernels against the reference, operator, bad input."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One malformed file for each check of the reader; each must be refused, and say why."""
 
 import contextlib

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Is `divide` the division for every step and divisor? Quotients change at multiples of a divisor
 // only, so that the numbers next to all of these stand for all.
 #include <cstdio>

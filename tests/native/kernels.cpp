@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels of one instruction set against sums of products, for random codes. Prints what differs.
 #include <cmath>
 #include <cstdio>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels of every instruction set that can be compiled for and run here."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batch normalisation that convolutions compute, where nothing else of the model changes."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dense model <-> factored model: names, ties, what is preserved, what is refused."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`tersor.optimize` in every mode leaves the output of every kind of module as it was."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of models that go on side by side."""
 
 from __future__ import annotations

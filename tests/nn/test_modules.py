@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every kind of module with factors does what the dense one with the same weights does."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Factored models under export, compile, fx, functional calls and distributed training."""
 
 import copy

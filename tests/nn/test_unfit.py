@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers ready for inference, given what does not fit them: torch's result, or an error."""
 
 import copy

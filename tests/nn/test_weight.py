@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The holder of factors and the operator below it."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page in headless Chromium: nothing is cut off, loaded, run that should not be, or pale."""
 
 import json

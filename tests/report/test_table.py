@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables at the widths that terminals have."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders, sharded files of every kind, .gguf and .onnx."""
 
 import builtins

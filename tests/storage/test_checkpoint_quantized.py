@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights of 8 bits are read as what they mean; packed ones are refused."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What people have in .pt files: archived anew, nested, with objects of their own, wrapped."""
 
 import argparse

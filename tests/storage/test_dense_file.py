@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Safetensors files that are written tensor by tensor: safetensors reads them back."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a compressed model is doubted, and what is said then."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An independent decoder that follows docs/format.md and shares no code with the package."""
 
 import hashlib

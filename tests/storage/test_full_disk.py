@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disks that fill while a command writes, at any byte: a message, nothing lost, and it goes on."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory is left, by files such as Linux has."""
 
 import pytest

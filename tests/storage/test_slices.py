@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Large latents are coded in slices of weight rows, each decoded alone."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification of whole files."""
 
 from samples import small_archive, to_file_bytes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Headless Chromium, driven over its DevTools pipe: no network and no package."""
 
 from __future__ import annotations

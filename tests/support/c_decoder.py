@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decoder of csrc/decoder, built with the compilers at hand, and run."""
 
 from __future__ import annotations

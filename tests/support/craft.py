@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files made field by field, as docs/format.md lists them, so that any one field can be wrong.
 
 All checksums fit: only what a hostile or faulty writer could produce is left to be found.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disks that fill, for tests of what is written."""
 
 from __future__ import annotations

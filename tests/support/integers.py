@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Matrices of integers that a trellis can reach, for the tests of the coder."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kill commands at random moments, again and again, and look at what they leave and end with.
 
 Everything is imported once; each command runs in a fork, so that a thousand kills take minutes.

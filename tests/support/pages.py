@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pages about small files, and what finds out what is on a page."""
 
 import json

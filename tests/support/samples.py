@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small checkpoints, archives and what generates random ones, for many tests."""
 
 from __future__ import annotations

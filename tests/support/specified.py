@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The coder of docs/format.md in plain Python, written from that page alone. Slow, and readable."""
 
 from __future__ import annotations

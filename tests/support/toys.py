@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small models and random factors for the tests of `tersor.nn`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small model and data that training can be tested with in seconds."""
 
 from __future__ import annotations

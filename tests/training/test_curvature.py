@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The error of a latent counts as much as its mean squared gradient says."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The size of the file with other values: asked without changing the model, encoded once."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images from archives, CIFAR-10's files and folders."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """λ follows the budget."""
 
 import pytest

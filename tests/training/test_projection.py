@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Latents back on the trellis, within a budget; what is in memory is what is in the file."""
 
 import copy

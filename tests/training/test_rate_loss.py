@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bits of a model, with gradients, against the bytes that are written."""
 
 from itertools import pairwise

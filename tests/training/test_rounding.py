@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Biases have few digits where a model computes, and all of them where they are trained."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file from which a stopped run goes on."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What PyTorch lets models do with their parameters, each in a small model."""
 
 from __future__ import annotations

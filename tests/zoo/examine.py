@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model is put through: compressed, saved, loaded into others, compared bit by bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An architecture of the zoo, and models of it with any weights."""
 
 from __future__ import annotations

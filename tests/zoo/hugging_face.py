@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How models of transformers and diffusers are made small, from their configurations."""
 
 from __future__ import annotations

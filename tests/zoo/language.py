@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Families that read and write text."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Families for images, sound and time series."""
 
 from __future__ import annotations

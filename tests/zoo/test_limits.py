@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models that cannot be compressed or filled are refused, and left as they were."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every family of the zoo gives back, in a model with other weights, what was compressed."""
 
 import multiprocessing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Palettization of weights by coremltools, in an environment of its own.
 
 Needs numpy, scikit-learn and coremltools only. Reads convolution weights, and a list of plans; a

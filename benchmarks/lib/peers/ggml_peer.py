@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Products of GGML with a quantized weight, for `kernels.py`. Needs ggml-python.
 
 A weight lies as GGML's kernels want it: with rows interleaved where they have that for its type and

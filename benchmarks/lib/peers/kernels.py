@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Low-bit kernels of others, for `speed.kernels`. Those that are not there are left out."""
 
 from __future__ import annotations

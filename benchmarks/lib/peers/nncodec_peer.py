@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SNR against bits of NNCodec (ISO/IEC 15938-17), in an environment of its own.
 
 Needs numpy and nncodec only. Reads one weight; prints, as JSON, a list of [bits per weight, SNR in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Palettization by coremltools with bits chosen for each weight, for files of given bytes.
 
 Every weight is clustered with every one of `SETTINGS` that coremltools takes for it; which of them

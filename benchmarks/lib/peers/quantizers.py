@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other ways to quantize a weight, each as curves of SNR against bits per weight.
 
 - `scalar`: rounding to a uniform grid; bytes of this project's coder, one table for the weight.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes and speed of ZipNN, in an environment of its own.
 
 Needs zipnn only. Reads raw bytes of tensors; prints, as JSON, the compressed bytes, and the least

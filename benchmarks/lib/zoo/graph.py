@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An ONNX file as a torch module whose layers hold its weights; for graphs of convolutions."""
 
 from __future__ import annotations

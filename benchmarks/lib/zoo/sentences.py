@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pairs of sentences whose likeness people judged: STS-B."""
 
 from __future__ import annotations

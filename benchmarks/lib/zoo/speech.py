@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speech at 16 kHz of several speakers: the voice prompts of the telephone exchange Asterisk.
 
 They are packages of Debian (CC-BY-SA 3.0; the Russian one CC-BY 3.0), each of one speaker, coded as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packages with weights and data, unpacked in a folder: `TERSOR_ZOO`, or ``.cache/zoo``."""
 
 from __future__ import annotations

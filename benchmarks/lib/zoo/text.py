@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Words to find and to read: of WikiText-2, in many fonts, on photographs; all are known."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models that others trained: one file each, with an `Entry`."""
 
 from __future__ import annotations

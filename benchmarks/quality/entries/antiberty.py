@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AntiBERTy: a masked language model of antibodies, a transformer of eight layers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CRAFT: finds text by a VGG-16 and a decoder, all convolutions."""
 
 from __future__ import annotations

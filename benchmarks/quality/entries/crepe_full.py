@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CREPE, the one that is used: 22 million weights, nearly all in convolutions of 64 x 1."""
 
 from __future__ import annotations

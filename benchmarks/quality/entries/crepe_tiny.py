@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CREPE, the small one: the pitch of each 64 ms by six convolutions, normalised, and a matrix."""
 
 from __future__ import annotations

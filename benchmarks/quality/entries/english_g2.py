@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """EasyOCR's reader of words: seven convolutions, two LSTM layers in both directions, a matrix."""
 
 from __future__ import annotations

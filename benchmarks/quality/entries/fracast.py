@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fracast-0: forecasts of time series by shared dilated convolutions; 85 thousand parameters."""
 
 from __future__ import annotations

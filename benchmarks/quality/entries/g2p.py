@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """g2p_en: how English words are spoken, by two GRUs, two embeddings and a matrix."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MiniLM-L6: sentence embeddings by a transformer of six layers."""
 
 from __future__ import annotations

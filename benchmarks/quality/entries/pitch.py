@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames with a pitch, known or not, for models that tell it."""
 
 from __future__ import annotations

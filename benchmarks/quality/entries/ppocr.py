@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PP-OCRv4's text detector: depthwise convolutions, a feature pyramid, transposed convolutions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resemblyzer's speaker encoder: three LSTM layers on mel spectra."""
 
 from __future__ import annotations

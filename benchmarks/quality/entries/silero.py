@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Silero's voice activity detector: a Fourier transform as a convolution, four more, an LSTM."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WordLlama: sentence embeddings as means of a table, 32,000 x 256, in half precision."""
 
 from __future__ import annotations

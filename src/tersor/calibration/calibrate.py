@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure the second moments of the inputs of a model's weights while the model runs.
 
 A layer computes ``W x``. An error ``E`` of its weights causes a mean squared error ``E[|E x|²] =

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fold normalisation statistics into the parameters beside them, so that fewer are stored."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure how much the output of a model changes when noise is added to one of its weights."""
 
 from __future__ import annotations

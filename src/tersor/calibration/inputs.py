@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the vectors that the weights of a module are multiplied by when the module is called.
 
 For linear layers and convolutions these are the inputs of the module. Recurrent layers are run

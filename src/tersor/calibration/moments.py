@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Second moments of what weights are multiplied by, summed in bounded memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Match the normalisation statistics of a compressed model to those of the dense model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure how far the outputs of a model are from those of the dense model, on held-out batches.
 
 Calibration and reconstruction fit a model to their batches, so that its quality must be measured on

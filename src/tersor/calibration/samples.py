@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Call a model with the batches of samples that a loader yields.
 
 A batch is one of these:

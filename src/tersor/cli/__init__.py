@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the command line: parse arguments, call the library, print results.
 
 Each command imports the modules that it needs when it is called, so that the start is quick.

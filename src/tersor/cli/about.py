@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the commands about tersor itself: ``info``, ``demo``, and ``--version``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define what all commands share: the application, types of arguments, and error messages."""
 
 from __future__ import annotations

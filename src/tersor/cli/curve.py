@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the command ``tersor curve``."""
 
 from __future__ import annotations

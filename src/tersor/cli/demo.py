@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the demo: compress a small network for handwritten digits 10 and 30 times, and fine-tune it.
 
 The demo uses real data without a download: the digits that scikit-learn includes, 1,797 images of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the commands about a compressed file: decompress, inspect, report, verify."""
 
 from __future__ import annotations

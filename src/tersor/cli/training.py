@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do the work of ``tersor finetune``, with models and data given by names and paths."""
 
 from __future__ import annotations

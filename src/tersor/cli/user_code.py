@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find and call the models and loaders that a user names as ``module:callable``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do the work that commands share: open checkpoints, calibrate, evaluate, and resume."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encode integers as bytes and decode them, with the native adaptive coder of docs/format.md."""
 
 from __future__ import annotations

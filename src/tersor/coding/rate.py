@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute the rate of a factor, the bits of its integers in the file, and its theoretical bound.
 
 The coder is adaptive (docs/format.md, Entropy model). It learns the expected magnitude of an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encode factors for the file, as a record for its header and coded streams, and decode them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compress a model in place."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sort the tensors of a source into unfactored and factored ones, and assemble archives of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Factor the weights of a checkpoint at some step size, in several threads."""
 
 from __future__ import annotations

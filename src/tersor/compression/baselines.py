@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compress with baseline methods, stored as tightly as tersor's factors, within the same bytes.
 
 - `scalar`: every weight is rounded to a multiple of one step size, and the integers are

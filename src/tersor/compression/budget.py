@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convert the size that the user asks for to bytes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compress one source to any number of sizes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predict the quality at many file sizes from measurements at a few."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read and write the curve of quality against size as a JSON file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compress the tensors of a source to the requested size, or without loss."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Name how much time is spent on a compression with data. Imported without torch, for options."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Factor one weight, within a budget or by any method."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fill a budget by passes over all weights at one step size, and a choice among their versions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose one version of each weight with the least total error within a budget of bytes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resolve the user's decisions about single weights, which are given by patterns of names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compress a model with data: everything that lessens the loss without training, in order.
 
 Normalisation is folded, moments and importance are measured, and after the bytes were given out

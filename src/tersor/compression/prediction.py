@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predict the error of a compressed model from calibration, and warn of inputs it never saw."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure the quality with a function of the user's, and find the smallest file that keeps it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Factor the layers of a compressed model again, so that each corrects the errors before it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Store the results of attempts so that an interrupted run can be resumed."""
 
 from __future__ import annotations

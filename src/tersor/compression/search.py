@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the smallest step size at which everything fits the budget."""
 
 from __future__ import annotations

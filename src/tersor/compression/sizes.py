@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predict the bytes and the error of a weight at a step size by formulas and measurements."""
 
 from __future__ import annotations

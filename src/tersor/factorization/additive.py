@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Quantize a weight by sums of columns, with the largest codebook that fits a budget of bytes."""
 
 from __future__ import annotations

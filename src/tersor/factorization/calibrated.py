@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Solve for rate-aware factors that minimise the error of a layer's output.
 
 With H = E[x xT] of the inputs x, an error E of the weights has the cost tr(E H ET). The tiles of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decompose a weight into factors: cut it into tiles, solve, and convert the result.
 
 A `Method` says which problem is solved and from which starting factors;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute starting factors for the solver.
 
 All results are the same for the same seed: the generator draws on the CPU for tiles on any device.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Return the known decompositions, each as a setting of the same solver.
 
 =====================================  ===================  ====================================

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute matrix products whose result does not depend on threads or machine.
 
 Float32 products of a library add terms in an order that changes with the number of threads and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Project a factor onto constraint sets: map a matrix to the nearest member of a set.
 
 Each function here returns a projection, a pure function: ``project(y)`` minimises ``||x - y||``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Solve for factors of least distortion + λ * bits, with bits counted as the coder spends them.
 
 This is the default factorization. All lengths are in units of the step size, the spacing of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Solve for C and Z, each in its constraint set, such that ``C Z`` approximates W.
 
 With one factor fixed, the squared error is a quadratic function of the other, column by column. An

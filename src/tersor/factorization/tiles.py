@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose the tile size of a weight: the candidate of least cost, tried on a part of the weight."""
 
 from __future__ import annotations

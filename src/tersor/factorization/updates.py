@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Update a factor in a particular set: by the minimiser, or a better search than a gradient step.
 
 No update raises the error, except `use_every_row`: it may until the codebook has been refitted.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Factor one weight into quantized factors, at one step size."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prepare a compressed model for inference: choose the best form of each weight."""
 
 from __future__ import annotations

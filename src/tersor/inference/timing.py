@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure how long a forward pass takes on this machine with each form of a weight."""
 
 from __future__ import annotations

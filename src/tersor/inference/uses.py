@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the factored weights of a model and the modules that use them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Provide operators on factors: the reference implementation of each defines the correct result."""
 
 from tersor.kernels.arguments import fits

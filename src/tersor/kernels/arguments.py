@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check the arguments of operators, which kernels do not check."""
 
 from __future__ import annotations

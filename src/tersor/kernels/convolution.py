@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convolve with packed weights: ``tersor::conv2d`` is one operator for all packings.
 
 There are two: factors as lists of multiples (`tersor.kernels.listed`), and dense weights

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Call the native kernels of this processor, where possible without the operators."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pack dense weights of convolutions for inference.
 
 There are four ways of packing. For images whose channels come first in memory:

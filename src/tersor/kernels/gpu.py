@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multiply by packed matrices on GPUs with Triton, from the same tensors as the CPU's kernels.
 
 Integers: the input is transformed by the codebook, and then multiplied by the small integers, which

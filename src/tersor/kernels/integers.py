@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pack factors with a latent of small integers for inference: ``y = Z @ (C.T @ x)``.
 
 With tiles along the input, the input is transformed tile by tile, by ``C.T``, and multiplied by the

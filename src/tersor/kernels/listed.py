@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pack factors of a convolution for inference, as a list of the multiples that each row adds.
 
 With tiles along the input, ``y = Z @ (C.T @ x)``: a window of the input, x, is transformed tile by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pack factors with few small integers in a tile, or binary latents, for look-up kernels.
 
 With tiles along the input, ``y = Z @ (C.T @ x)``: a tile of inputs becomes a few numbers, one for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define what packed weights have in common: tensors, sizes, and checks of both.
 
 A packing is one file with a subclass of `Matrix` or `Filters`, and one line in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pad tensors, empty ones too, which older versions of PyTorch refuse."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pack a dense matrix into panels, the order in which its rows are multiplied.
 
 Linear algebra libraries reorder a matrix in each call, which takes as long as a product with a few

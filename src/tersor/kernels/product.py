@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multiply by packed matrices: ``tersor::linear`` is one operator for all packings."""
 
 from __future__ import annotations

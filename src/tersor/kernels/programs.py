@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the Triton programs that `tersor.kernels.gpu` runs on a GPU."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the reference operators in plain PyTorch, against which all faster kernels are tested."""
 
 from __future__ import annotations

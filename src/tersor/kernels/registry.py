@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List the packings; a new one is a line here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hold factors in models instead of dense weights: dense model <-> factored model."""
 
 from tersor.nn.convert import insert_factors, state

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merge batch normalisation into the convolution before it: into gains of its rows, and its bias.
 
 The code of a model is unknown; only its calls can be observed. So the model is called twice: once

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Refuse models and weights that cannot hold factors."""
 
 from __future__ import annotations

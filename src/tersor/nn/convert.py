@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replace dense weights of a model by factors, named as in the dense model's ``state_dict``."""
 
 from __future__ import annotations

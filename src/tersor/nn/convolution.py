@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hold weights of convolutions for inference only, in forms that `tersor.optimize` chooses from."""
 
 from __future__ import annotations

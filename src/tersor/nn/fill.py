@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fill a model with the tensors of a file, and check that the model holds them."""
 
 from __future__ import annotations

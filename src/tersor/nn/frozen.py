@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hold weights for inference only, in the forms that `tersor.optimize` chooses from.
 
 Each form holds only the tensors that it computes with. There are no parameters to train.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the module that replaces a dense weight."""
 
 from __future__ import annotations

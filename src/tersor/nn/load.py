@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load dense tensors of a source into a model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run several calls of models side by side, all of which stop before the same modules."""
 
 from __future__ import annotations

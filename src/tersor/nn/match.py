@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compare the names, shapes and ties of a model with those of a file."""
 
 from __future__ import annotations

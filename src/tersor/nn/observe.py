@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observe the inputs of modules while a model runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replace parameters of modules by factors, in place.
 
 The module stays the same object and becomes an instance of a subclass of its own class. In that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hold a weight whose factors are spread over several processes, and handle sharded tensors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the weights of a model, dense or factored, and its buffers."""
 
 from __future__ import annotations

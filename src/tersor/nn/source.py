@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Present the tensors of a model as a source to compress or save."""
 
 from __future__ import annotations

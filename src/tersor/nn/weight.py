@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hold the factors of one weight in a module."""
 
 from __future__ import annotations

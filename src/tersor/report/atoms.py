@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draw the columns of codebooks as small images."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Break the names of tensors between their parts, for narrow columns of a terminal."""
 
 from __future__ import annotations

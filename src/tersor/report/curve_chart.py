@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draw the size-accuracy curve as inline SVG, with the size of the file marked."""
 
 from __future__ import annotations

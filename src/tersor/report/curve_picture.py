@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Show the size-accuracy curve in a terminal, and draw it as a picture."""
 
 from __future__ import annotations

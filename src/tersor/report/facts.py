@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute the figures of the page that are not in a file's summary, one layer at a time."""
 
 from __future__ import annotations

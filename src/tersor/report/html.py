@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write one self-contained page about a file: it loads nothing from a network."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Describe the environment that tersor runs in."""
 
 from __future__ import annotations

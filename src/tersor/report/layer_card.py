@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute the card of a layer: its spectrum, its codebook and its latents."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build SVG elements. Plain strings are text, and are escaped."""
 
 from __future__ import annotations

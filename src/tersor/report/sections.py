@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute what the sections of the page show. The templates say how."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draw charts as inline SVG. The style sheet of the page gives colours to their classes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Render reports as tables for a terminal, and as JSON."""
 
 from __future__ import annotations

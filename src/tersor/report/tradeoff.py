@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute what the section with the size-accuracy curve shows."""
 
 from __future__ import annotations

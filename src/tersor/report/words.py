@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Format names and numbers for the page."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Describe the content of a file before it is written: entries by tensor name."""
 
 from __future__ import annotations

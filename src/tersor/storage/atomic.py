@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write files atomically: other processes see the earlier file or the whole new one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decide which tensors are factored, and how the others are stored."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write an archive as the bytes of a file, and replace an earlier file atomically.
 
 docs/format.md is the specification. In short: a magic number, the sizes and a checksum, then the

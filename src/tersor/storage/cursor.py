@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read and write the fields of a header: bytes, variable-length integers, and arrays of these."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write a safetensors file tensor by tensor, with one tensor in memory at a time.
 
 The format (github.com/huggingface/safetensors): the size of the header in 8 bytes; the header, JSON

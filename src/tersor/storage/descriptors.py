@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lock open files, and read and write them at any position."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find what may have gone wrong in a compressed model, and write warnings that say what to do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List the data types that a file can hold, with their codes and names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encode the entries of an archive, without their sections, as the header of a file.
 
 Fields stand in columns (all names, then all data types and so on), not tensor by tensor, because

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Store results of long work in a file beside the output until the work is done."""
 
 from __future__ import annotations

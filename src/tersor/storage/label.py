@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read and write the label of a file: metadata of its author, and a hash of its content."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check and parse the bytes before the sections: where each section is and what it holds."""
 
 from __future__ import annotations

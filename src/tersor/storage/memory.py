@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure how much memory is available to decode a file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Open a file and decode each tensor when it is asked for.
 
 Nothing in a file is code, and every field is checked before it is used: fields of the header when

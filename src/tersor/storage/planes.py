@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encode elements of tensors as a deflate stream: planes of bytes, the most significant byte first.
 
 The bytes of the elements of a group are sorted by significance: first the most significant byte of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Summarize an archive or a file in numbers, for `inspect` and for tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encode and decode the unfactored tensors in groups.
 
 An unfactored tensor is stored exactly or rounded to bfloat16. A large tensor is cut into pieces and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check whether a file is intact: check and decode all its parts, and report every problem."""
 
 from __future__ import annotations

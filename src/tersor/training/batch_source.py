@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Provide the batches of an epoch, the same ones however often a run is stopped and continued."""
 
 from __future__ import annotations

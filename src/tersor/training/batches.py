@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convert the items of a data loader to batches: arguments of the model, and targets."""
 
 from __future__ import annotations

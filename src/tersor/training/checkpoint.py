@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write and read the checkpoint from which a stopped fine-tuning run continues.
 
 A checkpoint is one file. A new checkpoint replaces the old one atomically.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute the bits of a weight's integers once, for the loss, the budget and the search."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute how much the error of each latent counts, from the second moments of an optimizer.
 
 The mean squared gradient is the diagonal of the empirical Fisher information, an approximation of

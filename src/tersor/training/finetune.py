@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train a model with factors within a budget of bytes: `finetune` checks, runs and finishes."""
 
 from __future__ import annotations

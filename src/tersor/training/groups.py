@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Divide the parameters of a factored model into groups for an optimizer."""
 
 from __future__ import annotations

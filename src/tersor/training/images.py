@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load labelled images from arrays, from CIFAR-10's own files, or from a folder for each class."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the training: steps, each followed by a projection, and a file after each epoch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute the loss that training minimises: the user's loss, and the distance from a teacher."""
 
 from __future__ import annotations

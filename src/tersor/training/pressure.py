@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keep a model within its budget while it trains, by λ, the price of a bit.
 
 λ follows the budget and has two effects. In the projection it decides which integers are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Project trained latents onto the trellis, at a given λ or within a budget."""
 
 from __future__ import annotations

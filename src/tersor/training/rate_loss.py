@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute the bits of a model's factors, with gradients."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train unfactored parameters as real numbers that are rounded as in the file.
 
 These parameters are biases, normalisation parameters and weights of a few elements.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute the quantities that change in a run: learning rate, budget, and which parameters move."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train a model in several processes, of which each holds the whole or a part (FSDP2)."""
 
 from __future__ import annotations

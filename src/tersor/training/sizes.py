@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Return the bytes of a model's file, as it is or with other values, without changing the model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 // In the place of nanobind, for a fuzzer of what is behind it: the module is compiled without Python, and
 // what makes it known to Python is a template that nobody calls.
 #pragma once

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the checkpoint in a folder that Hugging Face's libraries wrote."""
 
 from __future__ import annotations

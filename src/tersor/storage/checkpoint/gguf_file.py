@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read and dequantize ``.gguf`` files with the package ``gguf``."""
 
 from __future__ import annotations

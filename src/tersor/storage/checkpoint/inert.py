@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replace the unknown classes and functions that a checkpoint names by classes that do nothing.
 
 A training script often saves objects beside the weights, such as its options, whose classes PyTorch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remove from tensor names the parts that wrappers around a model add."""
 
 from __future__ import annotations

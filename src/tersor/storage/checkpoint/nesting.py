@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the state dict in the nested dictionaries that a training script saved."""
 
 from __future__ import annotations

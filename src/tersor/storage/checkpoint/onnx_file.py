@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read the initializers and constants of ``.onnx`` files with the package ``onnx``."""
 
 from __future__ import annotations

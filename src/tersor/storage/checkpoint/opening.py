@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Open a checkpoint of any kind from its path, as named tensors."""
 
 from __future__ import annotations

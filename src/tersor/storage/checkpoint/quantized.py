@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dequantize the 8-bit numbers and scales of quantized checkpoints to weights."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read a checkpoint in several files, using the index that says which file holds which tensor."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the named tensors that the readers of all kinds of files return."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read files that ``torch.save`` wrote, without running code from them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check a zip archive before PyTorch reads it, because PyTorch trusts it."""
 
 from __future__ import annotations
