@@ -60,6 +60,7 @@ CC, CLANG = partial(program, "cc", "gcc"), partial(program, "clang", "clang")
 
 BENCHMARKS: dict[str, tuple[list[str], list[Check]]] = {
     "quality.resnet20_cifar10": ([], [missing_data]),
+    "quality.one_call": ([], [missing_data]),
     "quality.post_training": ([], [missing_data, MINILM, TRANSFORMERS]),
     "quality.minilm": ([], [missing_data, MINILM, TRANSFORMERS]),
     "quality.rate_distortion": (["--recompute", "tersor"], [missing_data, MINILM, LEARN]),
