@@ -9,6 +9,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 from toys import CASES, TOKENS, SameConv, TiedModel, output, pair
+from versions import export_is_old
 
 from tersor.errors import InputError
 from tersor.nn import insert_factors
@@ -16,6 +17,7 @@ from tersor.nn import insert_factors
 every_case = pytest.mark.parametrize("make, inputs", CASES.values(), ids=CASES.keys())
 
 
+@export_is_old
 @every_case
 def test_export(make, inputs):
     _, factored, factors = pair(make)
@@ -42,6 +44,7 @@ def test_compile(case):
     torch.testing.assert_close([parameter.grad for parameter in factored.parameters()], grads)
 
 
+@export_is_old
 def test_exported_file(tmp_path):
     make, inputs = CASES["transformer"]
     _, factored, _ = pair(make)

@@ -173,7 +173,7 @@ def test_no_module_of_a_stranger_is_imported(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (collections.defaultdict(int, a=1), r"collections\.defaultdict"),
+        (collections.defaultdict(int, a=1), r"defaultdict"),
         (sys.getsizeof, r"sys\.getsizeof.*blocked"),
         ({"model": nn.Linear(3, 3), "epoch": 3}, r"model \(pickled torch.*Linear\), epoch \(int\)"),
         (nn.Linear(3, 3), r"holds a pickled torch\.nn\.modules\.linear\.Linear"),
