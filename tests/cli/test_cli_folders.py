@@ -56,6 +56,7 @@ def test_other_files_are_copied_and_weights_are_not(small):
     assert (small / "tokenizer.json").read_text() == "tokenizer.json"
     config = json.loads((small / "config.json").read_text())
     assert config["quantization_config"] == {"quant_method": "tersor"} and config["name"] == "ä"
+    assert config["dtype"] == "float32"
     assert not (small / config["transformers_weights"]).exists()
 
 
@@ -86,7 +87,7 @@ def test_decompress_gives_a_dense_folder(small, tmp_path):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert config == {"model_type": "bert", "name": "ä"}
+    assert config == {"model_type": "bert", "name": "ä", "dtype": "float32"}
     assert "tokenizer.json" in names(tmp_path / "back")
 
 

@@ -183,7 +183,7 @@ def test_metadata_stay(folders, tmp_path):
     model = AutoModel.from_pretrained(folders("bert"))
     said = {"licence": "MIT", "output-error": "0.1"}
     tersor.save(model, tmp_path / "m.tersor", metadata=said, content_hash=True)
-    model_folder.write_compressed(folders("bert"), tmp_path / "a", tmp_path / "m.tersor")
+    model_folder.write_compressed(folders("bert"), tmp_path / "a", tmp_path / "m.tersor", "float32")
     loaded = AutoModel.from_pretrained(tmp_path / "a")
     loaded.save_pretrained(tmp_path / "same")
     assert tersor.inspect(tmp_path / "same").metadata == said
@@ -323,6 +323,13 @@ def test_the_command_line_compresses_folders(shards, folders, tmp_path):
     assert files[0] == files[1]
     run("decompress", tmp_path / "small", "-o", tmp_path / "back")
     assert same(AutoModel.from_pretrained(tmp_path / "back"), copy.deepcopy(model).dequantize())
+
+
+def test_a_configuration_without_a_type(folders, tmp_path):
+    AutoModel.from_pretrained(folders("bert")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": None}))
+    assert same(AutoModel.from_pretrained(tmp_path), AutoModel.from_pretrained(folders("bert")))
 
 
 def test_kept_weights_stay(folders):

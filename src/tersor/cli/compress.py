@@ -198,7 +198,8 @@ def _write_folder(model: Path, output: Path, archive: Archive) -> int:
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name[:40]}.") as folder:
         file = Path(folder, "model.tersor")
         size = _write(model, file, archive)
-        write_compressed(model, output, file)
+        kinds = (e.dtype for e in archive.entries.values() if e.dtype.is_floating_point)
+        write_compressed(model, output, file, str(next(kinds, "float32")).removeprefix("torch."))
     return size
 
 

@@ -142,7 +142,7 @@ def check_folder(source: Path, output: Path) -> None:
     check_writable(output)
 
 
-def write_compressed(source: Path, output: Path, tersor_file: Path) -> None:
+def write_compressed(source: Path, output: Path, tersor_file: Path, dtype: str) -> None:
     """Write a folder with the configuration and tokenizer of another one, and compressed weights.
 
     Parameters
@@ -153,12 +153,17 @@ def write_compressed(source: Path, output: Path, tersor_file: Path) -> None:
         Folder to write, new or empty. It appears when it is complete.
     tersor_file
         The weights.
+    dtype
+        Data type of the weights, such as ``"float32"``, for a configuration that does not say it.
+        transformers would take the type of the tensor in the file, which is uint8.
     """
     with _new_folder(output) as folder:
         _copy_others(source, folder)
         embed(tersor_file, folder / WEIGHTS)
         config = _read_config(folder)
-        _write_config(folder, {**config, "quantization_config": {"quant_method": METHOD}})
+        given = config.get("dtype") or config.get("torch_dtype") or dtype
+        changes = {"quantization_config": {"quant_method": METHOD}, "dtype": given}
+        _write_config(folder, {**config, **changes})
         mark(folder)
 
 

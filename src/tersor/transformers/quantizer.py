@@ -116,6 +116,22 @@ class TersorQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is not
             config.transformers_weights = model_folder.WEIGHTS
         return config
 
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type for the model.
+
+        Parameters
+        ----------
+        dtype
+            Type that transformers has found. Without one in the configuration it is that of the
+            only tensor in the file, uint8.
+
+        Returns
+        -------
+        dtype
+            The same, or float32.
+        """
+        return dtype if dtype.is_floating_point else torch.float32
+
     def is_serializable(self) -> bool:
         """Return whether models can be saved.
 
