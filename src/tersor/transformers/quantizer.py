@@ -244,7 +244,7 @@ def _loads(original: Any) -> Any:
         path = Path(files[0])
         with open_file(path) as file:
             file.check_sections()
-            dense = lazy_state_dict(file)
+            dense = lazy_state_dict(model, file, load_config.weight_mapping or [])
             info, index = original(model, dense, files, load_config, *rest, **more)
         quantizer._loading = path, info
         return info, index
