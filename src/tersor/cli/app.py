@@ -57,7 +57,12 @@ Prefix = Annotated[
     ),
 ]
 TersorFile = Annotated[
-    Path, typer.Argument(metavar="MODEL.tersor", help="Compressed file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL.tersor",
+        help="Compressed file, or folder of Hugging Face with one.",
+        show_default=False,
+    ),
 ]
 MaxBytes = Annotated[
     Optional[str],  # noqa: UP045  (typer on Python 3.10)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # slow imports are done where they are used
     "- `tersor compress model.safetensors -o model.tersor --ratio 20`\n"
     "- `tersor compress model.pt -o model.tersor --target-size 54kB`\n"
     "- `tersor compress model.safetensors.index.json -o model.tersor --bits-per-weight 1.5`\n"
+    "- `tersor compress hf-folder -o small --ratio 8`\n"
     "- `tersor compress model.safetensors -o model.tersor --lossless`\n"
     "- `tersor compress model.pt -o model.tersor --ratio 20 --keep 'head.*' --bits 'conv1*=4'`\n"
     "- `tersor compress model.pt -o model.tersor --max-drop 0.5 --model net:make "
@@ -59,7 +61,14 @@ if TYPE_CHECKING:  # slow imports are done where they are used
 def compress(
     model: Checkpoint,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write. If MODEL is a folder of Hugging Face and this does not end in "
+            ".tersor: folder to write.",
+            show_default=False,
+        ),
     ],
     ratio: Annotated[
         Optional[float],  # noqa: UP045  (typer on Python 3.10)
@@ -106,6 +115,9 @@ def compress(
 ) -> None:
     """Compress a checkpoint into a file of at most the asked size. Needs no model code.
 
+    A folder of Hugging Face becomes a folder with the same configuration and tokenizer, which
+    transformers loads after `import tersor.transformers`; about 100 bytes are added to the file.
+
     Give exactly one of --ratio, --target-size, --bits-per-weight, --max-drop and --lossless. With
     --model and --data, which are looked up from the current folder on, the model is run to see
     which weights matter, and layers make up for the errors of those before them. --max-drop needs
@@ -116,14 +128,19 @@ def compress(
         from tersor.progress import shown
         from tersor.storage.atomic import check_writable
         from tersor.storage.label import OUTPUT_ERROR, output_error_text, parse_metadata
+        from tersor.storage.model_folder import check_folder
 
-        check_writable(output, model)
+        into_folder = model.is_dir() and output.suffix != ".tersor"
+        if into_folder:
+            check_folder(model, output)
+        else:
+            check_writable(output, model)
         overrides = overrides_of(keep, bits, lookup)
         if lossless:
             budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
             check_lossless(budgets, data or architecture, overrides)
         said = parse_metadata(metadata or [])
-        source = opened(model, [output], key, prefix, exact=lossless)
+        source = opened(model, [] if into_folder else [output], key, prefix, exact=lossless)
         given = prepared(source, architecture, data, effort, evaluate)
         # This reserves the bytes, because the error is measured only at the end.
         measures = given.post_training is not None and given.post_training.held
@@ -150,7 +167,7 @@ def compress(
                     progress=progress,
                 )
             archive = _with_error(archive, given, said)
-            written = _write(output, archive)
+            written = (_write_folder if into_folder else _write)(model, output, archive)
         _tell(archive, written, source, calibration)
         say(f"wrote {output}")
 
@@ -165,12 +182,25 @@ def _with_error(archive: Archive, given: Prepared, said: Mapping[str, str]) -> A
     return archive if error is None else labelled(archive, error)
 
 
-def _write(output: Path, archive: Archive) -> int:
+def _write(model: Path, output: Path, archive: Archive) -> int:
+    """Write the file; the checkpoint at ``model`` is not used."""
     from tersor.progress import shown
     from tersor.storage import container
 
     with shown("writing") as progress:
         return container.write(output, archive, progress)
+
+
+def _write_folder(model: Path, output: Path, archive: Archive) -> int:
+    """Write a folder with the other files of the folder ``model``, and return the file's size."""
+    from tersor.storage.model_folder import write_compressed
+
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name[:40]}.") as folder:
+        file = Path(folder, "model.tersor")
+        size = _write(model, file, archive)
+        kinds = (e.dtype for e in archive.entries.values() if e.dtype.is_floating_point)
+        write_compressed(model, output, file, str(next(kinds, "float32")).removeprefix("torch."))
+    return size
 
 
 def _tell(archive: Archive, nbytes: int, source: Source, calibration: Calibration | None) -> None:

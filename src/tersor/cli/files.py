@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -23,21 +24,39 @@ from tersor.cli.app import (
 )
 
 
-@app.command(epilog="Example: `tersor decompress model.tersor -o dense.safetensors`")
+@app.command(
+    epilog="Examples:\n\n- `tersor decompress model.tersor -o dense.safetensors`\n"
+    "- `tersor decompress small -o dense`"
+)
 def decompress(
     model: TersorFile,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Safetensors file to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Safetensors file to write. If MODEL.tersor is a folder and this does not end in "
+            ".safetensors: folder to write.",
+            show_default=False,
+        ),
     ],
     max_bytes: MaxBytes = None,
 ) -> None:
-    """Give back the dense tensors, with the names, shapes and types that they came with."""
+    """Give back the dense tensors, with the names, shapes and types that they came with.
+
+    A folder that `tersor compress` wrote becomes a folder that transformers loads without tersor.
+    """
     with reporting_errors():
         from tersor.io import export_safetensors
         from tersor.progress import shown
+        from tersor.storage.model_folder import check_folder, is_compressed, write_dense
 
+        into_folder = is_compressed(model) and output.suffix != ".safetensors"
+        if into_folder:
+            check_folder(model, output)
         with shown("decompressing") as progress:
-            written = export_safetensors(model, output, max_bytes=max_bytes, progress=progress)
+            export = partial(export_safetensors, model, max_bytes=max_bytes, progress=progress)
+            written = write_dense(model, output, export) if into_folder else export(output)
         say(f"wrote {output}: {written} bytes")
 
 

@@ -152,6 +152,23 @@ def forget(module: nn.Module, name: str) -> None:
         _let_go_of_flat_weights(module)
 
 
+def detach(module: nn.Module, name: str, weight: nn.Parameter) -> None:
+    """Replace the factors of parameter ``name`` by a dense weight; the reverse of `attach`."""
+    assert isinstance(module, FactoredOwner)
+    del module._modules[name + SUFFIX]
+    order = module.__dict__[ORDER]
+    dense = {**module._parameters, name: weight}
+    left = tuple(other for other in module.factored_names if other != name)
+    module.__class__ = factored_class(module.dense_class, left) if left else module.dense_class
+    # The order is that of the dense module; a dictionary keeps the order of its first assignments.
+    module._parameters.clear()
+    module._parameters.update({n: dense[n] for n in order if n in dense})
+    if not left:
+        del module.__dict__[ORDER]
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
+
+
 def attaching_problem(module: nn.Module, name: str) -> str | None:
     """Return why a module cannot get a child with the factors of a parameter, or None if it can."""
     child = name + SUFFIX

@@ -62,11 +62,18 @@ class FileBytes:
     """Bytes of a file that are read when they are indexed; safe to use from several threads.
 
     A mapped file would offer the same, but the process dies if somebody else truncates that file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    part
+        First byte and number of bytes, where only a part of the file is meant.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, part: tuple[int, int] | None = None) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
-        self._size = os.fstat(self._descriptor).st_size
+        self._first, self._size = part or (0, os.fstat(self._descriptor).st_size)
 
     def __len__(self) -> int:
         return self._size
@@ -75,7 +82,7 @@ class FileBytes:
         if self._descriptor == _CLOSED:
             raise ValueError("the file is closed")
         start, stop, _ = part.indices(self._size)
-        return read_at(self._descriptor, start, max(stop - start, 0))
+        return read_at(self._descriptor, self._first + start, max(stop - start, 0))
 
     def close(self) -> None:
         """Close the file."""

@@ -20,7 +20,7 @@ from tersor.coding.records import EncodedFactors, Part
 from tersor.errors import FileFormatError, InputError
 from tersor.factors import Factors
 from tersor.parallel import ordered
-from tersor.storage import layout, unfactored
+from tersor.storage import layout, model_folder, unfactored
 from tersor.storage.archive import Contents
 from tersor.storage.descriptors import FileBytes
 from tersor.storage.header import Field
@@ -352,17 +352,27 @@ def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
 
 
 def file_bytes(path: str | os.PathLike[str]) -> FileBytes:
-    """Return the bytes of a file, which are read from the disk when they are indexed.
+    """Return the bytes of a tersor file, which are read from the disk when they are indexed.
+
+    Parameters
+    ----------
+    path
+        The file, or a folder of Hugging Face with such a file as its weights, or those weights.
 
     Raises
     ------
     InputError
         If there is no such file.
+    FileFormatError
+        If it is a safetensors file without a tersor file in it.
     """
     path = Path(path)
+    if model_folder.is_compressed(path):
+        path = path / model_folder.WEIGHTS
     if not path.is_file():
         raise InputError(
             f"{path} is {'a directory' if path.is_dir() else 'not there'}; "
             "give the path of a .tersor file"
         )
-    return FileBytes(path)
+    part = model_folder.embedded(path) if path.suffix == ".safetensors" else None
+    return FileBytes(path, part)

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tersor.errors import InputError
 from tersor.storage import dtypes
 from tersor.storage.checkpoint.source import Content, Stored
+from tersor.storage.model_folder import KEY
 
 _DTYPES = {name: dtype for dtype, name in dtypes.NAMES.items()}
 
@@ -36,6 +38,11 @@ def read(path: Path) -> Content:
         stored = _stored(path, names)
     except SafetensorError as error:
         raise InputError(f"{path} is not a valid safetensors file: {error}") from None
+
+    if names == [KEY] and stored[KEY].dtype == torch.uint8:
+        raise InputError(
+            f"{path} is compressed by tersor already; decompress it first (tersor decompress)"
+        )
 
     def load(name: str) -> Tensor:
         # Opened again each time: a file that stays mapped would in the end be in memory as a whole.
