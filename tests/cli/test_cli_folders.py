@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of Hugging Face as input and output of the command line, without transformers."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compressed models in transformers: loaded, saved, used, and refused without tersor."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Docstrings of `tersor.transformers` are complete, and their examples run."""
 
 import doctest

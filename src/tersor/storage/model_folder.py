@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read and write folders of Hugging Face whose weights are a tersor file.
 
 The tersor file is the only tensor, of type uint8, in a safetensors file of a name of its own.

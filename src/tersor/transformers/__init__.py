@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load, compress and save models of Hugging Face's transformers: importing this registers tersor.
 
 ``AutoModel.from_pretrained("small")`` then loads a folder that ``tersor compress`` wrote. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define the configuration with which transformers compresses a model."""
 
 from __future__ import annotations

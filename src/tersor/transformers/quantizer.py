@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Define what transformers calls when it loads and saves compressed models."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Give the tensors of a tersor file to transformers, and then their factors to its model."""
 
 from __future__ import annotations
