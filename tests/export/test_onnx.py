@@ -204,6 +204,38 @@ def test_names_can_be_given(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_an_input_that_is_an_output_keeps_its_name(tmp_path):
+    class Both(Wrapped):
+        def forward(self, x, unused):
+            return super().forward(x), x
+
+    model = compressed(Both(nn.ReLU()))
+    tersor.export.onnx(model, (torch.randn(2, 64), torch.randn(2, 3)), tmp_path / "out")
+    feeds = {"x": torch.randn(3, 64), "unused": torch.randn(3, 3)}
+    found = run(tmp_path / "out", feeds)
+    assert close(found["output_0"], reference(model, **feeds)[0])
+    assert np.array_equal(found["output_1"], feeds["x"].numpy())
+
+
+def test_nested_inputs_and_integer_outputs(tmp_path):
+    class Nested(Wrapped):
+        def forward(self, parts, flag=True):
+            y = super().forward(parts["a"]) + parts["b"][0]
+            return y.argmax(-1) if flag else y
+
+    model = compressed(Nested(nn.ReLU()))
+    example = {"parts": {"a": torch.randn(2, 64), "b": [torch.randn(2, 64)]}, "flag": True}
+    assert tersor.export.onnx(model, example, tmp_path / "out").error == 0
+    a, b = torch.randn(3, 64), torch.randn(3, 64)
+    found = run(tmp_path / "out", {"parts_a": a, "parts_b_0": b})["output"]
+    assert np.array_equal(found, reference(model, {"a": a, "b": [b]}).numpy())
+
+
+def test_infinite_outputs_are_compared(tmp_path):
+    model = compressed(Wrapped(lambda x: x.masked_fill(x > 0, float("-inf"))))
+    assert tersor.export.onnx(model, torch.randn(2, 64), tmp_path / "out").error < 1e-5
+
+
 def test_half_precision(tmp_path):
     model = compressed(mlp().half())
     assert tersor.export.onnx(model, torch.randn(2, 64).half(), tmp_path / "out").error < 5e-3
@@ -397,6 +429,12 @@ def test_a_branch_on_values_is_refused_with_its_module(tmp_path):
 def test_an_operation_that_onnx_lacks_is_named(tmp_path):
     model = compressed(Wrapped(lambda x: torch.linalg.svd(x)[1]))
     with pytest.raises(InputError, match="linalg_svd"):
+        tersor.export.onnx(model, torch.randn(2, 64), tmp_path / "out")
+
+
+def test_outputs_that_are_no_tensors_are_refused(tmp_path):
+    model = compressed(Wrapped(lambda x: (x, 3)))
+    with pytest.raises(InputError, match="returns int among its outputs"):
         tersor.export.onnx(model, torch.randn(2, 64), tmp_path / "out")
 
 

@@ -20,6 +20,9 @@ SKELETON, FILE, MAP = "skeleton.onnx", "model.tersor", "map.json"
 """Names of the files in a folder: the graph without weights, the weights, and which of the weights
 the graph takes."""
 
+HASH = "tersor.content_hash"
+"""Key of the metadata of the graph that holds the content hash of its file."""
+
 VERSION = 1
 """Version of the map."""
 
@@ -183,8 +186,6 @@ def check_hash(session: Any, stated: str, skeleton: Path) -> None:
     InputError
         If the content hash in the graph is not the stated one.
     """
-    from tersor.export.skeleton import HASH
-
     if session.get_modelmeta().custom_metadata_map.get(HASH) != stated:
         raise InputError(
             f"{skeleton} was exported with another file than the one beside it; export again"

@@ -13,13 +13,11 @@ from torch.export import ExportedProgram
 
 from tersor.errors import InputError
 from tersor.export.packages import needed, quiet
+from tersor.export.session import HASH
 from tersor.export.trace import Axes, Traced, reason_of
 
 WEIGHTS = "weights.bin"
 """File that the graph names for its weights. There is none: a session is given the weights."""
-
-HASH = "tersor.content_hash"
-"""Key of the metadata of the graph that holds the content hash of its file."""
 
 
 _PURPOSE = "the export to ONNX"
@@ -94,6 +92,7 @@ def skeleton_of(
         for name, value in model.graph.initializers.items()
         if name not in weights
     )
+    _name_inputs(model, inputs or traced.program.graph_signature.user_inputs)
     proto = ir.to_proto(model)
     _name_axes(proto.graph, traced.axes)
     _strip(proto.graph)
@@ -126,6 +125,14 @@ def _converted(
         ) from error
     assert exported is not None  # as always with dynamo
     return exported.model
+
+
+def _name_inputs(model: Any, names: Sequence[Any]) -> None:
+    """Give inputs their names, since one that is an output as well was renamed."""
+    named = [name for name in names if isinstance(name, str)]  # others are constants
+    if len(named) == len(model.graph.inputs):
+        for value, name in zip(model.graph.inputs, named, strict=True):
+            value.name = name
 
 
 def _simplify(model: Any) -> None:

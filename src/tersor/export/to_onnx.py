@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tersor.calibration.samples import tensors_in
 from tersor.errors import InputError, explained
@@ -247,6 +248,12 @@ def _compared(
 
 def _output_names(call: Call, plain: nn.Module) -> list[str]:
     output = call.run(plain)
+    others = {type(x).__name__ for x in tree_leaves(output) if not isinstance(x, Tensor | None)}
+    if others:
+        raise InputError(
+            f"the model returns {' and '.join(sorted(others))} among its outputs; ONNX has tensors "
+            "only: wrap the model in one that returns tensors, or tuples, lists or dicts of them"
+        )
     if isinstance(output, Mapping):
         held = {name: value for name, value in output.items() if value is not None}
         if all(isinstance(value, Tensor) for value in held.values()):

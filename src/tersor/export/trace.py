@@ -39,7 +39,7 @@ class Call:
     args, kwargs
         The arguments, in the order of the signature.
     named
-        The same by the names of the parameters, as `torch.export` takes dynamic axes.
+        The same by name.
     """
 
     args: tuple[Any, ...]
