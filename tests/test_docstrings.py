@@ -3,6 +3,7 @@
 
 import doctest
 import inspect
+from operator import attrgetter
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from numpydoc.validate import validate
 import tersor
 
 PUBLIC = [name for name in tersor.__all__ if name != "__version__"]
+PUBLIC += [f"export.{name}" for name in tersor.export.__all__]
 
 LEFT_OUT = {
     "ES01",  # many need no more than the summary
@@ -40,7 +42,7 @@ def members(thing: object) -> list[str]:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_docstrings_are_complete(name):
-    thing = getattr(tersor, name)
+    thing = attrgetter(name)(tersor)
     path = f"{thing.__module__}.{thing.__qualname__}"
     found = problems(path, set())
     for member in members(thing):
@@ -53,12 +55,15 @@ def test_docstrings_are_complete(name):
 def test_examples_run(name, tmp_path, monkeypatch):
     if name in ("TrainingError", "Finetuned", "finetune"):
         pytest.importorskip("accelerate", reason="pip install 'tersor[finetune]'")
+    if name.startswith("export."):
+        for package in ("onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="pip install 'tersor[onnx,onnx-runtime]'")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     runner = doctest.DocTestRunner(verbose=False, optionflags=options)
     examples = doctest.DocTestFinder().find(
-        getattr(tersor, name), name, globs={"tersor": tersor, "torch": torch}
+        attrgetter(name)(tersor), name, globs={"tersor": tersor, "torch": torch}
     )
     for example in examples:
         runner.run(example)

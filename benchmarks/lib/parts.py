@@ -21,6 +21,7 @@ MODELS = (
     "src/tersor/storage",
 )
 TRAINING = (*MODELS, "src/tersor/training")
+EXPORT = (*MODELS, "src/tersor/export")
 COMMANDS = (*TRAINING, "src/tersor/cli")
 DECODERS = (*CODER, "csrc/decoder")
 KERNELS = ("csrc/kernels", "src/tersor/kernels", "src/tersor/nn")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tersor.version import __version__
 
 if TYPE_CHECKING:
+    from tersor import export as export
     from tersor.calibration.calibrate import Calibration, calibrate
     from tersor.calibration.folding import fold_normalization
     from tersor.calibration.normalization import match_normalization
@@ -97,6 +98,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 
 
 def __getattr__(name: str) -> object:
+    if name == "export":
+        return import_module("tersor.export")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'tersor' has no attribute {name!r}")
     value: object = getattr(import_module(f"tersor.{_HOME_OF[name]}"), name)
@@ -105,4 +108,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "export"})

@@ -24,7 +24,10 @@ def python(code, *arguments):
 HEAVY = "sorted({'torch', 'numpy', 'safetensors'} & {*sys.modules})"
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], *([c, "-h"] for c in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--version"], ["--help"], *([c, "-h"] for c in COMMANDS), ["export", "onnx", "-h"]],
+)
 def test_help_does_not_import_torch(arguments):
     code = f"""
 import sys, io, contextlib

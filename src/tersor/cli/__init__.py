@@ -12,9 +12,9 @@ import typer
 
 from tersor.cli.app import app, reporting_errors
 
-from tersor.cli import compress, finetune, curve, files, about  # isort: skip  (the order of commands in the help)
+from tersor.cli import compress, finetune, curve, files, export, about  # isort: skip  (the order of commands in the help)
 
-__all__ = ["about", "app", "compress", "curve", "files", "finetune", "main"]
+__all__ = ["about", "app", "compress", "curve", "export", "files", "finetune", "main"]
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ class Progress:
     step
         Number of optimizer steps so far.
     lagrangian
-        λ, which is adjusted so that the file stays within its budget.
+        Lagrangian, λ, which is adjusted so that the file stays within its budget.
     overhead_bytes
         Approximate bytes of the file besides the integers of the latents.
     losses

@@ -170,7 +170,7 @@ def fit(
     target
         Largest size of the file in bytes.
     lagrangian
-        λ; the search begins at a tenth of it.
+        Lagrangian, λ; the search begins at a tenth of it.
     counts
         Importance of the errors, see `tersor.training.curvature.curvature`.
     digits
