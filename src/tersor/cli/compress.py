@@ -130,7 +130,7 @@ def compress(
         from tersor.storage.label import OUTPUT_ERROR, output_error_text, parse_metadata
         from tersor.storage.model_folder import check_folder
 
-        into_folder = model.is_dir() and output.suffix != ".tersor"
+        into_folder = model.is_dir() and output.suffix != ".tersor" and not output.is_file()
         if into_folder:
             check_folder(model, output)
         else:

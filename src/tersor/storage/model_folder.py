@@ -131,7 +131,7 @@ def check_folder(source: Path, output: Path) -> None:
     if not (source / _CONFIG).is_file():
         raise InputError(
             f"{source} has no {_CONFIG}, so that it is not a folder of a Hugging Face model; to "
-            "write a file, give a name that ends in .tersor or .safetensors"
+            "write a file, give a name that ends in .tersor"
         )
     _read_config(source)
     if output.is_dir() and not any(output.iterdir()):
