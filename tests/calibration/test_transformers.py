@@ -73,7 +73,7 @@ def test_calibration_makes_inputs_of_the_decoder_of_labels(make):
 @BOTH
 def test_fine_tuning_with_the_loss_of_the_model(make):
     _, model = pair(make)
-    result = tersor.finetune(model, batches(), epochs=3)
+    result = tersor.finetune(model, batches(), epochs=8, lr=3e-3)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     batch = batches()[0]
     with torch.no_grad():
