@@ -364,7 +364,7 @@ READ = [
     ("text.tersor", "text.tersor: not a tersor file"),
     ("empty.tersor", "empty.tersor: not a tersor file"),
     ("cut.tersor", "cut.tersor: the file has"),
-    ("model.safetensors", "model.safetensors: not a tersor file"),
+    ("model.safetensors", "a safetensors file without a tersor file in it; give a .tersor"),
 ]
 FLIPPED = ("flipped.tersor", "flipped.tersor: section 1 is damaged (its checksum differs)")
 
@@ -751,7 +751,7 @@ def test_report_measures_against_a_checkpoint_and_shows_a_curve(folder):
     ("arguments", "message"),
     [
         (("none.tersor", "-o", "page.html"), "none.tersor is not there"),
-        (("model.safetensors", "-o", "page.html"), "not a tersor file"),
+        (("model.safetensors", "-o", "page.html"), "a safetensors file without a tersor file"),
         (("model.tersor", "-o", "model.tersor"), "is the input itself"),
         (("model.tersor", "-o", "none/page.html"), "does not exist"),
         (("model.tersor", "-o", "p.html", "--dense", "none.safetensors"), "no such file"),

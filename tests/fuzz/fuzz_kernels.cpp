@@ -185,7 +185,7 @@ void listed(Input& input) {
         block("the block", input), needs("the needs", input), entries("the entries", input),
         runs("the runs", input), order("the order", input), codes("the codes", input);
     entries.resize(4 * input.number(0, 60)), runs.resize(8 * input.number(0, 6)), codes.resize(input.number(0, 200));
-    const bool small = std::max({window[1], window[4], window[5], d, rank, rows}) < 256;
+    const bool small = std::max({window[1], window[4], window[5], d, rank, rows, blocks}) < 256;
     if (small && std::min({window[1], window[4], window[5], d, rank, rows, blocks}) > 0 && input.number(0, 7)) {
         const int64_t columns = (window[1] * window[4] * window[5] + d - 1) / d * rank;
         const Lists lists(input, rows, columns, blocks);
