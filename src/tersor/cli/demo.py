@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tersor.calibration.calibrate import calibrate
 from tersor.calibration.normalization import match_normalization
 from tersor.compression import baselines
 from tersor.compression.api import compress
-from tersor.errors import MissingExtraError
+from tersor.errors import MissingExtraError, QualityWarning
 from tersor.io import load, save
 from tersor.progress import shown
 from tersor.storage.checkpoint import open_checkpoint
@@ -139,8 +141,11 @@ def accuracy_of_file(path: Path) -> float:
 
 def compressed(dense: nn.Module, ratio: float, data: Split) -> nn.Module:
     """Return a compressed copy of the dense model, its normalisation matched to it."""
-    model = copy.deepcopy(dense)
-    compress(model, ratio=ratio * 1.01)  # room for matched statistics, which take more bytes
+    model, found = copy.deepcopy(dense), calibrate(dense, torch.split(data.train, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QualityWarning)  # the accuracy is measured and shown
+        # There must be room for matched statistics, which take more bytes.
+        compress(model, ratio=ratio * 1.01, calibration=found)
     match_normalization(model, dense, [data.train])
     return model
 
