@@ -40,7 +40,7 @@ def test_a_small_weight(seed: int, rate: float) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_weight(seed: int, rate: float) -> None:
     share, gap = share_and_gap(gaussian(512, seed), rate)
-    assert 0.97 <= share <= 1  # 98 % but for 0.5 bits
+    assert (0.97 if rate == 0.5 else 0.98) <= share <= 1
     assert gap < 0.75
 
 

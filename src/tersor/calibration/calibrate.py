@@ -23,13 +23,19 @@ from tersor.calibration.importance import importances
 from tersor.calibration.inputs import callers, groups_of, inputs_of, reason_to_skip
 from tersor.calibration.moments import Moment
 from tersor.calibration.samples import NEEDED, batches_of, call, check_loader
+from tersor.calibration.unseen import (
+    NOT_CALLED,
+    SMALLEST,
+    UNUSED,
+    unseen_weights,
+    warn_of_unseen,
+)
 from tersor.errors import InputError, explained
 from tersor.nn.checks import check_model
 from tersor.nn.observe import Look, observing
 from tersor.nn.sites import Site, Weight, find_sites
 from tersor.progress import shown
 from tersor.storage.classify import reason_to_keep
-from tersor.text import some
 
 _DAMPING = 0.01
 """Ridge as a share of the mean diagonal, as in GPTQ."""
@@ -49,13 +55,6 @@ _MEASURING = 0.2
 """Approximate share of the time that the measurement of moments takes."""
 
 _OUTPUT = "it is given what the model returns and the batch, and must return tensors"
-
-_SMALLEST = 1e-36
-"""Mean squares below this count as zero, because their ridge would not be a normal number."""
-
-_NOT_CALLED = "no input reached it: its module was not called"
-
-_UNUSED = "the output does not depend on it"
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def ridge(moments: Tensor, rows: int) -> Tensor:
     diagonal = moments.diagonal(dim1=-2, dim2=-1)
     # A group without inputs gets the ridge of the others, because other samples may have inputs.
     overall = float(diagonal.mean())
-    mean = diagonal.mean(-1).clamp_min(overall if overall > _SMALLEST else 1.0)
+    mean = diagonal.mean(-1).clamp_min(overall if overall > SMALLEST else 1.0)
     share = _DAMPING + min(1.0, _SAMPLING * moments.shape[-1] / rows)
     return share * mean[..., None, None] * torch.eye(moments.shape[-1])
 
@@ -241,7 +240,7 @@ def calibrate(
         if not seen:
             raise InputError(f"the loader is empty; {NEEDED} (a generator can be used only once)")
         for name in [name for name, moment in moments.items() if not moment.rows]:
-            skipped[name] = _NOT_CALLED
+            skipped[name] = NOT_CALLED
             del moments[name]
         means = {name: _checked(name, moment.mean()) for name, moment in moments.items()}
         rows = {name: moment.rows for name, moment in moments.items()}
@@ -258,9 +257,9 @@ def calibrate(
 
         importance, idle = importances(model, weights, found.metric, _calls(tried, output), told)
     found = replace(found, importance=importance)
-    unseen = _unseen(found, idle, all_tried=number <= _TRIED)
-    _warn_of_unseen(unseen)
-    known = {n: v for n, v in importance.items() if unseen.get(n, _UNUSED) == _UNUSED}
+    unseen = unseen_weights(found, idle, all_tried=number <= _TRIED)
+    warn_of_unseen(unseen)
+    known = {n: v for n, v in importance.items() if unseen.get(n, UNUSED) == UNUSED}
     return replace(found, importance=known, unseen=unseen)
 
 
@@ -304,37 +303,6 @@ def _warn_of_few(moments: Mapping[str, Moment]) -> None:
             f"{len(few)} of {len(moments)} weights saw fewer input vectors than they have inputs, "
             f"such as {worst!r}: {moments[worst].rows} for {moments[worst].inputs}. Their moments "
             "are regularized more; give more samples",
-            stacklevel=3,
-        )
-
-
-def _unseen(found: Calibration, idle: Iterable[str], *, all_tried: bool) -> dict[str, str]:
-    """Return the reason, by name, for weights without information or without effect."""
-    reasons = {name: why for name, why in found.skipped.items() if why == _NOT_CALLED}
-    for name, moments in found.moments.items():
-        if float(moments.diagonal(dim1=-2, dim2=-1).max()) <= _SMALLEST:
-            reasons[name] = "all its inputs were zero"
-    if not found.importance:
-        return reasons
-    for name in idle:
-        seen = all_tried and name in found.moments
-        reasons.setdefault(name, _UNUSED if seen else "noise in it does not change the output")
-    return {name: reasons[name] for name in idle}  # a parent module reads the others
-
-
-def _warn_of_unseen(unseen: Mapping[str, str]) -> None:
-    unknown = [f"{name!r} ({why})" for name, why in unseen.items() if why != _UNUSED]
-    unused = [repr(name) for name, why in unseen.items() if why == _UNUSED]
-    if unknown:
-        warnings.warn(
-            f"calibration says nothing about {some(unknown)}: compressed as without it. Give "
-            "batches that reach all weights, with all arguments that the model takes",
-            stacklevel=3,
-        )
-    if unused:
-        warnings.warn(
-            f"what the model returns does not depend on {some(unused)}: few bytes go there. "
-            "Give batches, and a function 'output', for which it does, or keep these weights",
             stacklevel=3,
         )
 

@@ -102,7 +102,7 @@ def module_of(
 
 
 class Prepared(NamedTuple):
-    """What the options --model, --data, --effort and --eval give, before the work."""
+    """Results of the options --model, --data, --effort and --eval, before the work."""
 
     source: Source
     """Tensors of the checkpoint, with normalisation folded if there are data."""

@@ -37,7 +37,7 @@ LARGE = 1_000_000
 
 @dataclass(frozen=True)
 class Exported:
-    """What `onnx` wrote, which prints as a few lines.
+    """Report of an export by `onnx`, which prints as a few lines.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ BATCH = "batch"
 
 _ASIDES = ("For ", "consider using", "Caused by", "If you")
 _HINTS = re.compile(r" For more information, run with .*| If you're using mark_dynamic.*")
-"""What the errors of torch.export say besides the reason: settings for its developers."""
+"""Parts of messages of torch.export that give no reason, but settings for its developers."""
 
 
 @dataclass(frozen=True)
