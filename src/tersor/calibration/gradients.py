@@ -30,8 +30,9 @@ from tersor.calibration.output_error import outputs_in
 from tersor.nn.lockstep import Call
 from tersor.nn.observe import observing, removing
 
-_DRAWS = 4
-"""Sets of signs for each batch. A single one is off by half for the weights of one output."""
+_DRAWS, _MANY = 4, 10**7
+"""Sets of signs for each batch, of which a single one may be off by half for the weights of one
+output; and from how many weights in all one is taken, whose weights average over many elements."""
 
 Shape = Callable[[str], Tensor | None]
 """Function of a weight's name: the covariance of the noise of each of its rows, None if white."""
@@ -64,13 +65,12 @@ def squared_changes(
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
-        plain = _squares(model, weights, shape, calls, _signs)
-        divergence = _squares(model, weights, shape, calls, _score)
+        draws = _DRAWS if sum(w.numel() for w in weights.values()) < _MANY else 1
+        divergence = _squares(model, weights, shape, calls, _score, draws)
+        plain = _squares(model, weights, shape, calls[:1] if divergence else calls, _signs, draws)
     finally:
         torch.random.set_rng_state(state)
-    if plain is None or divergence is None:
-        return plain
-    return _in_unit_of(plain, divergence, weights)
+    return _in_unit_of(plain, divergence, weights) if plain and divergence else plain
 
 
 def _in_unit_of(
@@ -88,19 +88,20 @@ def _squares(
     shape: Shape,
     calls: Sequence[Call],
     directions: Callable[[Any], tuple[list[Tensor], list[Tensor]]],
+    draws: int,
 ) -> dict[str, float] | None:
     found = dict.fromkeys(weights, 0.0)
 
     def add(name: str, gradient: Tensor) -> None:
         rows, covariance = gradient.flatten(1).float(), shape(name)
         shaped = rows if covariance is None else rows @ covariance.to(rows.device)
-        found[name] += float((shaped * rows).mean()) / len(calls) / _DRAWS
+        found[name] += float((shaped * rows).mean()) / len(calls) / draws
 
     with observing(model, {}), _differentiable(model, weights, add), torch.enable_grad():
         for call in calls:
             try:
                 returned = call(model)
-                for left in reversed(range(_DRAWS)):
+                for left in reversed(range(draws)):
                     outputs, given = directions(returned)
                     if not outputs or not all(output.requires_grad for output in outputs):
                         return None

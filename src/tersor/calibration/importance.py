@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ def _by_gradients(
 ) -> tuple[dict[str, float], list[str]]:
     """Return the same by backward passes; noise is tried where they find nothing."""
     progress("importance of all weights", 0.0)
-    found = squared_changes(model, weights, partial(_covariance, metric), calls)
+    found = squared_changes(model, weights, cache(partial(_covariance, metric)), calls)
     if found is None:
         return _by_noise(model, weights, metric, calls, progress)
     least = _LEAST * max(found.values(), default=0.0)
