@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 import tersor
+from tersor.cli.user_code import for_checkpoint
+from tersor.compression.driver import compress_source
 from tersor.errors import InputError
+from tersor.storage.checkpoint import open_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="models of Hugging Face")
 
@@ -165,6 +168,18 @@ def test_compress_with_data_uses_all_of_it():
     assert not any("without calibration" in warning for warning in report.warnings)
     better = tersor.output_error(model, dense, texts(2))
     assert better < 0.7 * tersor.output_error(plain, dense, texts(2))
+
+
+def test_the_command_line_knows_which_are_transposed(tmp_path):
+    """Also of weights that the checkpoint has and the model does not."""
+    dense = gpt2()
+    weights = {n: w.clone() for n, w in dense.state_dict().items()} | {"more": torch.ones(32, 32)}
+    torch.save(weights, tmp_path / "model.pt")
+    source = open_checkpoint(tmp_path / "model.pt")
+    found = for_checkpoint(tersor.calibrate(dense, texts(3)), dense, source)
+    assert sorted(found.inputs_first) == sorted(conv1d_weights(dense))
+    archive = compress_source(source, ratio=6, calibration=found)
+    assert all(archive.is_factored(name) for name in found.inputs_first)
 
 
 def test_a_weight_that_is_read_along_both_axes_is_left_out():
