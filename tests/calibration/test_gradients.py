@@ -36,6 +36,10 @@ def called(batch: Tensor, model: nn.Module) -> Tensor:
     return model(batch)
 
 
+def white(name: str, gradient: Tensor) -> float:
+    return float(gradient.square().mean())
+
+
 def tower() -> tuple[Tower, list[Tensor]]:
     torch.manual_seed(0)
     return Tower().eval(), [torch.randint(50, (16, 12)) for _ in range(4)]
@@ -45,7 +49,7 @@ def tower() -> tuple[Tower, list[Tensor]]:
 def test_importance_is_the_error_that_noise_causes(name):
     dense, batches = tower()
     weights, calls = {name: dense.get_parameter(name)}, [partial(called, b) for b in batches]
-    found = squared_changes(dense, weights, lambda name: None, calls)
+    found = squared_changes(dense, weights, white, calls)
     assert found is not None
     shares = []
     for seed in range(8):
@@ -78,7 +82,7 @@ def test_errors_of_logits_count_as_they_change_probabilities():
     weights = {name: p for name, p in model.named_parameters()}
 
     def ratio() -> float:
-        found = squared_changes(model, weights, lambda name: None, [partial(called, x)] * 4)
+        found = squared_changes(model, weights, white, [partial(called, x)] * 4)
         assert found is not None
         return found["shift.weight"] / found["classes.weight"]
 
@@ -96,7 +100,7 @@ def test_weights_before_a_step_are_tried_with_noise():
     model, x = Steps(nn.Linear(32, 32), nn.Linear(32, 32)), torch.randn(300, 32)
     weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
     found, idle = importances(
-        model, weights, lambda name: None, [partial(called, x)], lambda *_: None
+        model, weights, Calibration({}, 1, {}), [partial(called, x)], lambda *_: None
     )
     assert not idle
     assert found["0.weight"] > 0.01 * found["1.weight"]

@@ -34,12 +34,12 @@ _DRAWS, _MANY = 4, 10**7
 """Sets of signs for each batch, of which a single one may be off by half for the weights of one
 output; and from how many weights in all one is taken, whose weights average over many elements."""
 
-Shape = Callable[[str], Tensor | None]
-"""Function of a weight's name: the covariance of the noise of each of its rows, None if white."""
+Effect = Callable[[str, Tensor], float]
+"""Given a weight's name and a gradient: the expected square of its product with unit noise."""
 
 
 def squared_changes(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], shape: Shape, calls: Sequence[Call]
+    model: nn.Module, weights: Mapping[str, nn.Parameter], effect: Effect, calls: Sequence[Call]
 ) -> dict[str, float] | None:
     """Return the squared change of the output per squared noise of each weight, by its name.
 
@@ -49,9 +49,9 @@ def squared_changes(
         The dense model, which runs in evaluation mode and is not changed.
     weights
         The weights to measure, by name.
-    shape
-        The shape of the noise, scaled so that the squared error that it causes, in the sense that
-        the result is about, is one per element.
+    effect
+        Function of a weight's name and of a gradient: the expected square of its product with noise
+        whose squared error is 1. For white noise this is the mean square of the gradient.
     calls
         Functions that call a model with one batch each and return tensors, nested or not.
 
@@ -66,8 +66,8 @@ def squared_changes(
     torch.manual_seed(0)
     try:
         draws = _DRAWS if sum(w.numel() for w in weights.values()) < _MANY else 1
-        divergence = _squares(model, weights, shape, calls, _score, draws)
-        plain = _squares(model, weights, shape, calls[:1] if divergence else calls, _signs, draws)
+        divergence = _squares(model, weights, effect, calls, _score, draws)
+        plain = _squares(model, weights, effect, calls[:1] if divergence else calls, _signs, draws)
     finally:
         torch.random.set_rng_state(state)
     return _in_unit_of(plain, divergence, weights) if plain and divergence else plain
@@ -85,7 +85,7 @@ def _in_unit_of(
 def _squares(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
-    shape: Shape,
+    effect: Effect,
     calls: Sequence[Call],
     directions: Callable[[Any], tuple[list[Tensor], list[Tensor]]],
     draws: int,
@@ -93,9 +93,7 @@ def _squares(
     found = dict.fromkeys(weights, 0.0)
 
     def add(name: str, gradient: Tensor) -> None:
-        rows, covariance = gradient.flatten(1).float(), shape(name)
-        shaped = rows if covariance is None else rows @ covariance.to(rows.device)
-        found[name] += float((shaped * rows).mean()) / len(calls) / draws
+        found[name] += effect(name, gradient) / len(calls) / draws
 
     with observing(model, {}), _differentiable(model, weights, add), torch.enable_grad():
         for call in calls:

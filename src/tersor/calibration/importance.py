@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from tersor.nn.lockstep import Call, lockstep
 from tersor.nn.observe import observing
 from tersor.progress import Progress
 from tersor.tiling import as_float32
+
+if TYPE_CHECKING:
+    from tersor.calibration.calibrate import Calibration
 
 NOISE = 0.05
 """Energy of the noise in a layer's output, as a share of the output's energy: 13 dB."""
@@ -50,7 +54,7 @@ _NOTHING = 1e-6
 def importances(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
-    metric: Callable[[str], Tensor | None],
+    known: Calibration,
     calls: Sequence[Call],
     progress: Progress,
 ) -> tuple[dict[str, float], list[str]]:
@@ -68,9 +72,9 @@ def importances(
         The dense model. Its values are restored at the end.
     weights
         The weights to measure, by name.
-    metric
-        Function of a weight's name. It returns the matrix H, (m, m), by which the squared error
-        ``tr(E H Eᵀ)`` of rows E is measured, or None for the identity.
+    known
+        Its `metric` is the matrix H, (m, m), by which the squared error ``tr(E H Eᵀ)`` of rows E is
+        measured, or None for the identity.
     calls
         Functions that call a model with one batch each and return tensors, nested or not.
     progress
@@ -85,33 +89,40 @@ def importances(
         Names of the weights that the outputs do not depend on.
     """
     if not normalizations(model):
-        return _by_gradients(model, weights, metric, calls, progress)
-    return _by_noise(model, weights, metric, calls, progress)
+        return _by_gradients(model, weights, known, calls, progress)
+    return _by_noise(model, weights, known, calls, progress)
 
 
 def _by_gradients(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
-    metric: Callable[[str], Tensor | None],
+    known: Calibration,
     calls: Sequence[Call],
     progress: Progress,
 ) -> tuple[dict[str, float], list[str]]:
     """Return the same by backward passes; noise is tried where they find nothing."""
     progress("importance of all weights", 0.0)
-    found = squared_changes(model, weights, cache(partial(_covariance, metric)), calls)
+    shape = cache(partial(_covariance, known.metric))
+
+    def effect(name: str, gradient: Tensor) -> float:
+        rows, covariance = known.oriented(name, gradient).flatten(1).float(), shape(name)
+        shaped = rows if covariance is None else rows @ covariance.to(rows.device)
+        return float((shaped * rows).mean())
+
+    found = squared_changes(model, weights, effect, calls)
     if found is None:
-        return _by_noise(model, weights, metric, calls, progress)
+        return _by_noise(model, weights, known, calls, progress)
     least = _LEAST * max(found.values(), default=0.0)
     # Steps and choices have no derivative, but noise may change them.
     flat = {name: weights[name] for name, value in found.items() if value <= least}
-    tried, idle = _by_noise(model, flat, metric, calls, progress) if flat else ({}, [])
+    tried, idle = _by_noise(model, flat, known, calls, progress) if flat else ({}, [])
     return {name: max(value, least) or 1.0 for name, value in (found | tried).items()}, idle
 
 
 def _by_noise(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
-    metric: Callable[[str], Tensor | None],
+    known: Calibration,
     calls: Sequence[Call],
     progress: Progress,
 ) -> tuple[dict[str, float], list[str]]:
@@ -122,7 +133,7 @@ def _by_noise(
         warnings.warn(
             "all weights are taken to matter alike: what the model returns holds no floating-point "
             "tensors; let the function 'output' of tersor.calibrate return some",
-            stacklevel=4,
+            stacklevel=6,
         )
         return {}, []
     # Matched normalisation gives the same outputs with other rounding, which is no effect of noise.
@@ -131,7 +142,9 @@ def _by_noise(
     found, idle = dict[str, float](), list[str]()
     for number, (name, weight) in enumerate(weights.items()):
         progress(f"importance of {name}", number / len(weights))
-        noise, size = _noise(name, as_float32(weight), metric(name))
+        oriented = known.oriented(name, as_float32(weight))
+        noise, size = _noise(name, oriented, known.metric(name))
+        noise = known.oriented(name, noise)
 
         def error_of(part: float, weight: nn.Parameter = weight, noise: Tensor = noise) -> float:
             with _changed(model, weight, math.sqrt(part) * noise):
