@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tersor
+from tersor.calibration.calibrate import Calibration
 from tersor.calibration.gradients import squared_changes
 from tersor.calibration.importance import importances
 
