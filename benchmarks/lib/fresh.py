@@ -28,5 +28,6 @@ def output_of(module: str, *arguments: object) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise RuntimeError(said[-1])
     return done.stdout

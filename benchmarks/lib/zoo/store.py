@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -43,11 +44,16 @@ def module(requirement: str, name: str) -> ModuleType:
 
 def fetch(entry: Entry) -> None:
     """Download what an entry needs and the folder lacks."""
-    root().mkdir(parents=True, exist_ok=True)
-    for requirement in entry.packages:
-        _made(requirement, _from_pypi)
+    fetch_packages(entry.packages)
     for package in entry.debian:
         _made(package, _from_debian)
+
+
+def fetch_packages(requirements: Iterable[str]) -> None:
+    """Download the packages of PyPI that the folder lacks."""
+    root().mkdir(parents=True, exist_ok=True)
+    for requirement in requirements:
+        _made(requirement, _from_pypi)
 
 
 def _made(name: str, unpack: object) -> None:

@@ -199,9 +199,10 @@ def calibrate(
     of its rows. Vectors of padding tokens count like others: batches of texts of about one length
     are better.
 
-    The importance of each weight is measured by adding noise to the weight and comparing the output
-    of the model with the original output. This takes four of the batches, chosen at random, so that
-    small batches save time.
+    The importance of each weight is measured with four of the batches, chosen at random, so that
+    small batches save time: by backward passes, or, if the model has batch normalisation, by adding
+    noise to one weight at a time and comparing the output of the model with the original output. If
+    the model returns ``logits``, their errors count by the probabilities that they change.
 
     Parameters
     ----------

@@ -8,11 +8,13 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from tersor.calibration.gradients import squared_changes
 from tersor.calibration.moments import energy
 from tersor.calibration.normalization import (
     Moments,
@@ -58,10 +60,11 @@ def importances(
 ) -> tuple[dict[str, float], list[str]]:
     """Return the relative squared error of the output per squared error of each weight.
 
-    Noise is added to one weight at a time, while all others are unchanged. Normalisation is
-    matched, as it will be after compression. A layer therefore counts less if later layers damp
-    its errors, or if normalisation removes them. If the noise leaves nothing of the output, weaker
-    noise is tried too.
+    A layer counts less if later layers damp its errors. Backward passes measure this for small
+    errors of all weights at once. If the model has batch normalisation, noise is added to one
+    weight at a time instead, while all others are unchanged, and normalisation is matched, as it
+    will be after compression, because that removes some errors. If the noise leaves nothing of the
+    output, weaker noise is tried too.
 
     Parameters
     ----------
@@ -85,6 +88,44 @@ def importances(
     list
         Names of the weights that the outputs do not depend on.
     """
+    if not normalizations(model):
+        return _by_gradients(model, weights, known, calls, progress)
+    return _by_noise(model, weights, known, calls, progress)
+
+
+def _by_gradients(
+    model: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    known: Calibration,
+    calls: Sequence[Call],
+    progress: Progress,
+) -> tuple[dict[str, float], list[str]]:
+    """Return the same by backward passes; noise is tried where they find nothing."""
+    progress("importance of all weights", 0.0)
+    shape = cache(partial(_covariance, known.metric))
+
+    def effect(name: str, gradient: Tensor) -> float:
+        rows, covariance = known.oriented(name, gradient).flatten(1).float(), shape(name)
+        shaped = rows if covariance is None else rows @ covariance.to(rows.device)
+        return float((shaped * rows).mean())
+
+    found = squared_changes(model, weights, effect, calls)
+    if found is None:
+        return _by_noise(model, weights, known, calls, progress)
+    least = _LEAST * max(found.values(), default=0.0)
+    # Steps and choices have no derivative, but noise may change them.
+    flat = {name: weights[name] for name, value in found.items() if value <= least}
+    tried, idle = _by_noise(model, flat, known, calls, progress) if flat else ({}, [])
+    return {name: max(value, least) or 1.0 for name, value in (found | tried).items()}, idle
+
+
+def _by_noise(
+    model: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    known: Calibration,
+    calls: Sequence[Call],
+    progress: Progress,
+) -> tuple[dict[str, float], list[str]]:
     before = input_moments(model, calls)
     with observing(model, {}):
         wanted = [tensor for call in calls for tensor in outputs_in(call(model))]
@@ -92,7 +133,7 @@ def importances(
         warnings.warn(
             "all weights are taken to matter alike: what the model returns holds no floating-point "
             "tensors; let the function 'output' of tersor.calibrate return some",
-            stacklevel=4,
+            stacklevel=6,
         )
         return {}, []
     # Matched normalisation gives the same outputs with other rounding, which is no effect of noise.
@@ -144,6 +185,16 @@ def _matched_outputs(
         layer = layers[stop.name]
         match_layer(layer, layer, moments_of(stop.inputs[0]), wanted[stop.name])
     return [tensor for number in range(len(calls)) for tensor in found[number]]
+
+
+def _covariance(metric: Callable[[str], Tensor | None], name: str) -> Tensor | None:
+    """Return the covariance of `_noise` in a row, with an error of one per element."""
+    matrix = metric(name)
+    if matrix is None:
+        return None
+    factor = torch.linalg.cholesky(matrix / NOISE + torch.eye(len(matrix)))
+    covariance = torch.cholesky_inverse(factor)
+    return covariance * (len(matrix) / float((covariance * matrix).sum()))
 
 
 def _noise(name: str, weight: Tensor, metric: Tensor | None) -> tuple[Tensor, float]:

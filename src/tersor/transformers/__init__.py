@@ -23,8 +23,9 @@ if int(_transformers.__version__.partition(".")[0]) < 5:
     )
 
 from tersor.transformers.config import TersorConfig
+from tersor.transformers.generated import generated
 from tersor.transformers.quantizer import TersorQuantizer, register
 
-__all__ = ["TersorConfig", "TersorQuantizer"]
+__all__ = ["TersorConfig", "TersorQuantizer", "generated"]
 
 register()
