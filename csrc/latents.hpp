@@ -76,12 +76,12 @@ struct Rates {
         const auto& cost = kTables.cost;
         for (int level = 0; level < kLevels; ++level)
             for (int grid = 0; grid < 2; ++grid) {
-                const uint32_t* bins = model.bins(level, grid);
+                const Bin* bins = model.bins(level, grid);
                 float sum = 0;
                 for (int m = 0; m < kRates; ++m) {
                     float end = 0;
                     if (m < kEscape) {
-                        const uint32_t p = probability(bins[std::min(m, kBins - 1)]);
+                        const uint32_t p = bins[std::min(m, kBins - 1)].probability();
                         bits[level][grid][m] = sum + cost[(32768 - p) >> 3];
                         sum += cost[p >> 3];
                     } else {

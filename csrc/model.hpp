@@ -18,25 +18,28 @@ namespace tersor {
 // Parity-check polynomials of Ungerboeck (IEEE Trans. Inf. Theory 28(1), 1982, Table I), without
 // their first and last terms.
 struct Trellis {
-    int states = 1, shift = 0, h0 = 0, h1 = 0;
+    int states = 1, top = 30;  // bits of a state below the highest; 30: there is none
+    uint8_t after[2 * 64] = {};  // the next state, by state << 1 | parity
 
     explicit constexpr Trellis(int states_) : states(states_) {
         constexpr int masks[7][2] = {{0, 0}, {0, 0}, {0, 1}, {1, 2}, {1, 2}, {2, 4}, {1, 10}};
-        while ((1 << shift) < states) ++shift;
-        h0 = masks[shift][0];
-        h1 = masks[shift][1];
+        if (states == 1) return;
+        top = 0;
+        while ((2 << top) < states) ++top;
+        for (int state = 0; state < states; ++state)
+            for (int odd = 0; odd < 2; ++odd) {
+                const int low = state & ((states >> 1) - 1), highest = state >> top;
+                const int mixed = low ^ (highest ? masks[top + 1][0] : 0) ^ (odd ? masks[top + 1][1] : 0);
+                after[state << 1 | odd] = static_cast<uint8_t>(mixed << 1 | highest);
+            }
     }
     // 0: even numbers; 1: zero and odd numbers.
-    int grid(int state) const { return shift ? state >> (shift - 1) : 0; }
-    int next(int state, int index) const {
-        if (!shift) return 0;
-        const int top = grid(state), low = state & ((states >> 1) - 1);
-        return ((low ^ (top ? h0 : 0) ^ ((index & 1) ? h1 : 0)) << 1) | top;
-    }
+    int grid(int state) const { return state >> top; }
+    int next(int state, int index) const { return after[state << 1 | (index & 1)]; }
 };
 
 // ---------------------------------------------------------------------------------------------
-// Binary decisions with probabilities that adapt: 22 bits of probability, 10 of a count.
+// Binary decisions with probabilities that adapt.
 
 constexpr int kLevels = 40;  // contexts by expected magnitude, two per octave
 constexpr int kBins = 16;    // decisions "is it larger than 0, 1, ..." with a context of their own
@@ -65,34 +68,52 @@ constexpr int32_t kSteepest = 3 << 12;  // gradient, 12 bits of fraction
 constexpr int kLeastDivisor = kStrength >> 4, kDivisors = ((kMost + 255 + kStrength) >> 4) + 1;
 constexpr int kSteps = 4;  // indices below this are nearly all: their steps are tabulated
 
-struct Tables {
-    std::array<int32_t, 320> mean;     // expected magnitude, 8 bits of fraction, by 1/16 octave
-    std::array<int32_t, 320> inverse;  // 2^20 / (1 + mean)
-    std::array<int32_t, 320> weight;   // mean / (1 + mean), 8 bits of fraction
-    std::array<int32_t, 1024> rate;    // 2^16 / (count + 1.5)
-    std::array<uint32_t, kDivisors> reciprocal;  // by which `divide` multiplies
-    std::array<int32_t, 320> steps[kSteps];      // `step` of the smallest indices
-    std::array<float, 4097> cost;      // -log2 of a probability of 12 bits
-    uint32_t prior[2][kLevels][2][kBins];  // with and without a trellis
+// The probability of a one in one context.
+struct Bin {
+    int32_t p;   // 22 bits
+    uint32_t n;  // decisions so far and kConfidence, at most kLimit
+
+    uint32_t probability() const {  // 15 bits
+        const uint32_t whole = static_cast<uint32_t>(p) >> 7;
+        return whole < 8 ? 8 : whole > 32760 ? 32760 : whole;
+    }
+    void adapt(int bit);
+};
+
+// What is looked up by an index's expected magnitude.
+struct Expected {
+    int32_t mean;           // the magnitude, 8 bits of fraction
+    int32_t inverse;        // 2^20 / (1 + mean)
+    int32_t weight;         // mean / (1 + mean), 8 bits of fraction
+    int32_t small[kSteps];  // `step` of the smallest indices
 
     // By how much an index moves the scales, before their information divides it.
-    int32_t step(int index, int at) const {
-        const int64_t gap = (index << 8) - mean[at];
-        return std::min(static_cast<int32_t>((gap * inverse[at]) >> 16), kSteepest) * kLearning;
+    int32_t step(int index) const { return index < kSteps ? small[index] : computed_step(index); }
+    int32_t computed_step(int index) const {
+        const int64_t gap = (index << 8) - mean;
+        return std::min(static_cast<int32_t>((gap * inverse) >> 16), kSteepest) * kLearning;
     }
+};
+
+struct Tables {
+    std::array<Expected, 320> expected;  // by 1/16 octave
+    std::array<int32_t, kLimit + 1> rate;  // 2^16 / (count + 1.5)
+    std::array<uint32_t, kDivisors> reciprocal;  // by which `divide` multiplies
+    std::array<float, 4097> cost;      // -log2 of a probability of 12 bits
+    Bin prior[2][kLevels][2][kBins];   // with and without a trellis
 
     Tables() {
         for (int i = 0; i < 320; ++i) {
             const double m = std::exp2((i - 128) / 16.0);
-            mean[i] = static_cast<int32_t>(std::lround(256 * m));
-            inverse[i] = static_cast<int32_t>(std::lround(1048576 / (1 + m)));
-            weight[i] = static_cast<int32_t>(std::lround(256 * m / (1 + m)));
+            Expected& e = expected[i];
+            e.mean = static_cast<int32_t>(std::lround(256 * m));
+            e.inverse = static_cast<int32_t>(std::lround(1048576 / (1 + m)));
+            e.weight = static_cast<int32_t>(std::lround(256 * m / (1 + m)));
+            for (int index = 0; index < kSteps; ++index) e.small[index] = e.computed_step(index);
         }
-        for (int index = 0; index < kSteps; ++index)
-            for (int i = 0; i < 320; ++i) steps[index][i] = step(index, i);
         for (int d = kLeastDivisor; d < kDivisors; ++d)
             reciprocal[d] = static_cast<uint32_t>((INT64_C(1) << 36) / d + 1);
-        for (int n = 0; n < 1024; ++n) rate[n] = static_cast<int32_t>(65536 / (n + 1.5));
+        for (int n = 0; n <= kLimit; ++n) rate[n] = static_cast<int32_t>(65536 / (n + 1.5));
         for (int p = 0; p <= 4096; ++p) cost[p] = static_cast<float>(-std::log2((p + 0.5) / 4097));
         for (int trellis = 0; trellis < 2; ++trellis)
             for (int level = 0; level < kLevels; ++level)
@@ -100,24 +121,17 @@ struct Tables {
                     for (int bin = 0; bin < kBins; ++bin) {
                         const int row = bin == 0 ? (trellis ? grid : 4) : trellis ? std::min(bin, 2) + 1 : 5;
                         const uint32_t p = kPriors[row][std::min(level, 23)];
-                        prior[trellis][level][grid][bin] = (p << 24) | kConfidence;
+                        prior[trellis][level][grid][bin] = {static_cast<int32_t>(p << 14), kConfidence};
                     }
     }
 };
 
 inline const Tables kTables;  // not within a function, which would ask at each use whether they are there
 
-inline uint32_t probability(uint32_t state) {  // of a one, 15 bits
-    const uint32_t p = state >> 17;
-    return p < 8 ? 8 : p > 32760 ? 32760 : p;
-}
-
-inline void adapt(uint32_t& state, int bit) {
-    const uint32_t n = state & 1023;
-    const int32_t p = static_cast<int32_t>(state >> 10);
+inline void Bin::adapt(int bit) {
     const int64_t gap = (bit ? 4194303 : 0) - p;
-    const int32_t moved = p + static_cast<int32_t>((gap * kTables.rate[n]) >> 16);
-    state = (static_cast<uint32_t>(moved) << 10) | (n < kLimit ? n + 1 : n);
+    p += static_cast<int32_t>((gap * kTables.rate[n]) >> 16);
+    n += n < kLimit;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -231,8 +245,9 @@ struct Scale {       // a factor of the expected magnitude, in 1/4096 octave
     int32_t log = 0;
     int32_t seen = 0;  // information so far, 8 bits of fraction
     void learn(int32_t step, int32_t weight) {
-        log += divide(step, kTables.reciprocal[(seen + kStrength) >> 4]);
-        log = log < -kFarthest ? -kFarthest : log > kFarthest ? kFarthest : log;
+        log += divide(step, kTables.reciprocal[(seen >> 4) + (kStrength >> 4)]);
+        if (__builtin_expect(static_cast<uint32_t>(log + kFarthest) > 2 * kFarthest, 0))
+            log = log < 0 ? -kFarthest : kFarthest;
         if (seen < kMost) seen += weight;
     }
 };
@@ -242,9 +257,8 @@ public:
     Model(int64_t outer, int64_t inner, int start, int states)
         : outers_(outer), inners_(inner) {
         row_.log = (start - 128) * 256;
-        const uint32_t* prior = &kTables.prior[states > 1][0][0][0];
-        std::copy(prior, prior + kLevels * 2 * kBins,
-                  &bins_[0][0][0]);
+        const Bin* prior = &kTables.prior[states > 1][0][0][0];
+        std::copy(prior, prior + kLevels * 2 * kBins, &bins_[0][0][0]);
     }
     void new_row() { row_.seen = 0; }
 
@@ -252,23 +266,38 @@ public:
     int expect(int64_t i, int64_t j) const {
         const int32_t sum = row_.log + outers_[i].log + inners_[j].log;
         const int32_t at = (sum >> 8) + 128;
-        return at < 0 ? 0 : at > 319 ? 319 : at;
+        if (__builtin_expect(static_cast<uint32_t>(at) > 319, 0)) return at < 0 ? 0 : 319;
+        return at;
     }
     static int level(int at) { return at >> 3; }
 
     template <class Coder>
     int magnitude(Coder& coder, int at, int grid, int value) {
-        auto& bins = bins_[level(at)][grid];
+        Bin* bin = bins_[level(at)][grid];
         const int shift = coarseness(level(at));
         const int coarse = value >> shift;
         int m = 0;
         while (m < kEscape) {
-            uint32_t& state = bins[m < kBins ? m : kBins - 1];
-            const int more = coder.bit(probability(state), coarse > m);
-            adapt(state, more);
+            const int more = coder.bit(bin->probability(), coarse > m);
+            bin->adapt(more);
             if (!more) break;
-            ++m;
+            bin += ++m < kBins;
         }
+        if (__builtin_expect(shift == 0 && m < kEscape, 1)) return m;
+        return rest(coder, shift, m, value, coarse);
+    }
+    void learn(int64_t i, int64_t j, int at, int value) {
+        const Expected& expected = kTables.expected[at];
+        const int32_t step = expected.step(value), weight = expected.weight;
+        row_.learn(step, weight);
+        outers_[i].learn(step, weight);
+        inners_[j].learn(step, weight);
+    }
+    const Bin* bins(int level, int grid) const { return bins_[level][grid]; }
+
+private:
+    template <class Coder>
+    int rest(Coder& coder, int shift, int m, int value, int coarse) {  // what few magnitudes need
         if (m == kEscape) m += golomb(coder, coarse - kEscape);
         int low = 0;
         for (int b = shift - 1; b >= 0; --b) low |= coder.flat((value >> b) & 1) << b;
@@ -276,16 +305,6 @@ public:
         if (out > kLargest) throw std::invalid_argument("an integer is too large");
         return static_cast<int>(out);
     }
-    void learn(int64_t i, int64_t j, int at, int value) {
-        const Tables& t = kTables;
-        const int32_t step = value < kSteps ? t.steps[value][at] : t.step(value, at);
-        row_.learn(step, t.weight[at]);
-        outers_[i].learn(step, t.weight[at]);
-        inners_[j].learn(step, t.weight[at]);
-    }
-    const uint32_t* bins(int level, int grid) const { return bins_[level][grid]; }
-
-private:
     template <class Coder>
     int golomb(Coder& coder, int value) {  // Exp-Golomb of order 2
         int bits = 2;
@@ -298,7 +317,7 @@ private:
     }
     std::vector<Scale> outers_, inners_;
     Scale row_;
-    uint32_t bins_[kLevels][2][kBins];
+    Bin bins_[kLevels][2][kBins];
 };
 
 }  // namespace tersor

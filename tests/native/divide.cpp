@@ -19,7 +19,7 @@ int main() {
                     }
     for (int32_t at = 0; at < 320; ++at)
         for (int32_t index = 0; index <= kLargest; ++index)
-            if (std::abs(kTables.step(index, at)) > most || kTables.weight[at] > 256) {
+            if (std::abs(kTables.expected[at].step(index)) > most || kTables.expected[at].weight > 256) {
                 std::printf("index %d, place %d\n", index, at);
                 return 1;
             }
