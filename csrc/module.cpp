@@ -90,11 +90,23 @@ NB_MODULE(_native, m) {
             z.data()[i] = slope(z.data()[i], analysis.rates.bits[level][grid], coarseness(level), grid, states);
         }
     });
+    m.attr("CHUNK") = kChunk;
     m.def("search_run", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
                            States carried, int states, float lagrangian, int sweeps) {
         nb::gil_scoped_release release;
-        search_run(*solver, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.rates,
-                   analysis.shape, offset, z.shape(1), carried.data(), states, lagrangian, sweeps);
+        Prices prices(analysis.places.data(), analysis.rates, analysis.shape, states, lagrangian);
+        search_run(*solver, target.data(), gram.data(), z.data(), prices, offset, z.shape(1), carried.data(),
+                   sweeps);
+    });
+    m.def("search_fed_run", [](Floats wanted, Floats codebook, Floats gram, Floats z,
+                               const Analysis& analysis, int64_t offset, States carried, int states,
+                               float lagrangian, int sweeps, Floats importance, Floats feedback,
+                               int64_t first) {
+        nb::gil_scoped_release release;
+        Prices prices(analysis.places.data(), analysis.rates, analysis.shape, states, lagrangian);
+        search_fed_run(*solver, wanted.data(), codebook.data(), gram.data(), z.data(), prices, offset,
+                       z.shape(1), carried.data(), sweeps, importance.data(), feedback.data(),
+                       wanted.shape(0), wanted.shape(1), first);
     });
     m.def("search", [](Floats target, Floats gram, Floats z, const Analysis& analysis, int64_t offset,
                        int states, float lagrangian, std::optional<Floats> importance, int threads) {

@@ -7,6 +7,7 @@ Reals = NDArray[np.float32]
 
 LARGEST: int
 BLOCK: int
+CHUNK: int
 
 class Analysis:
     @property
@@ -57,6 +58,22 @@ def search_run(
     states: int,
     lagrangian: float,
     sweeps: int,
+    /,
+) -> None: ...
+def search_fed_run(
+    wanted: Reals,
+    codebook: Reals,
+    gram: Reals,
+    z: Reals,
+    analysis: Analysis,
+    offset: int,
+    carried: NDArray[np.int32],
+    states: int,
+    lagrangian: float,
+    sweeps: int,
+    importance: Reals,
+    feedback: Reals,
+    first: int,
     /,
 ) -> None: ...
 def instructions() -> list[str]: ...

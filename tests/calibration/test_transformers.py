@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 import tersor
+from tersor.cli.user_code import for_checkpoint
+from tersor.compression.driver import compress_source
 from tersor.errors import InputError
+from tersor.storage.checkpoint import open_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="models of Hugging Face")
 
@@ -104,3 +107,93 @@ def test_what_the_decoder_lacks_is_explained():
     ):
         with pytest.raises(InputError, match=r"called with .*batch.*raised ValueError"):
             work()
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 60}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def texts(count: int) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(count)
+    return [{"input_ids": torch.randint(60, (8, 32), generator=generator)} for _ in range(count)]
+
+
+def conv1d_weights(model: nn.Module) -> list[str]:
+    kind = transformers.pytorch_utils.Conv1D
+    return [f"{n}.weight" for n, m in model.named_modules() if isinstance(m, kind)]
+
+
+def test_transposed_linear_layers_are_measured():
+    """Hugging Face's Conv1D, of which GPT-2 consists."""
+    model, seen = gpt2(), list[torch.Tensor]()
+    layer = model.transformer.h[1].mlp.c_proj
+    with layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1))):
+        found = tersor.calibrate(model, texts(3))
+    assert not found.unseen and len(conv1d_weights(model)) == 8
+    assert sorted(found.inputs_first) == sorted(conv1d_weights(model))
+    assert not {*found.skipped} & {*conv1d_weights(model)}
+    name = "transformer.h.1.mlp.c_proj.weight"
+    x = torch.cat(seen[:3])
+    torch.testing.assert_close(found.moments[name], x.T @ x / len(x))
+    assert found.metric(name).shape == (256, 256) and found.importance[name] > 0
+
+
+@pytest.mark.slow
+def test_transposed_linear_layers_gain_by_calibration():
+    """The output is closer at the same size, and closer still once layers make up for others."""
+    dense, held = gpt2(), texts(2)
+    plain, calibrated = copy.deepcopy(dense), copy.deepcopy(dense)
+    size = tersor.compress(plain, ratio=8).nbytes
+    tersor.compress(calibrated, target_size=size, calibration=tersor.calibrate(dense, texts(12)))
+    error = tersor.output_error(calibrated, dense, held)
+    assert error < 0.8 * tersor.output_error(plain, dense, held)
+    weights = calibrated.state_dict()
+    tersor.reconstruct(calibrated, dense, texts(12))
+    assert tersor.output_error(calibrated, dense, held) < error
+    renewed = calibrated.state_dict()
+    for name in conv1d_weights(dense):
+        assert not torch.equal(renewed[f"{name}_factors.latent"], weights[f"{name}_factors.latent"])
+
+
+@pytest.mark.slow
+def test_compress_with_data_uses_all_of_it():
+    dense, model = gpt2(), gpt2()
+    plain = gpt2()
+    size = tersor.compress(plain, ratio=8).nbytes
+    report = tersor.compress(model, target_size=size, data=texts(16))
+    assert report.nbytes <= size and report.output_error is not None
+    assert not any("without calibration" in warning for warning in report.warnings)
+    better = tersor.output_error(model, dense, texts(2))
+    assert better < 0.7 * tersor.output_error(plain, dense, texts(2))
+
+
+def test_the_command_line_knows_which_are_transposed(tmp_path):
+    """Also of weights that the checkpoint has and the model does not."""
+    dense = gpt2()
+    weights = {n: w.clone() for n, w in dense.state_dict().items()} | {"more": torch.ones(32, 32)}
+    torch.save(weights, tmp_path / "model.pt")
+    source = open_checkpoint(tmp_path / "model.pt")
+    found = for_checkpoint(tersor.calibrate(dense, texts(3)), dense, source)
+    assert sorted(found.inputs_first) == sorted(conv1d_weights(dense))
+    archive = compress_source(source, ratio=6, calibration=found)
+    assert all(archive.is_factored(name) for name in found.inputs_first)
+
+
+def test_a_weight_that_is_read_along_both_axes_is_left_out():
+    layer = transformers.pytorch_utils.Conv1D(24, 24)
+    other = nn.Linear(24, 24)
+    other.weight = layer.weight
+    found = tersor.calibrate(nn.Sequential(layer, other), [torch.randn(64, 24)])
+    assert "different axes" in found.skipped["0.weight"] and not found.inputs_first
+
+
+def test_a_conv1d_with_a_forward_of_its_own_is_left_out():
+    class Doubled(transformers.pytorch_utils.Conv1D):
+        def forward(self, x):
+            return super().forward(2 * x)
+
+    found = tersor.calibrate(nn.Sequential(Doubled(24, 24)), [torch.randn(64, 24)])
+    assert "inputs are not measured" in found.skipped["0.weight"]

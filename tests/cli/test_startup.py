@@ -82,3 +82,24 @@ def test_shells_complete_commands_and_options(shell):
         prog_name="tersor",
     )
     assert "compress" in result.stdout and "verify" not in result.stdout
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_compressed_models_run_without_the_compiler(factored):
+    """As dense ones do: importing `torch._dynamo` takes seconds."""
+    code = f"""
+import sys, torch, tersor
+model = torch.nn.Sequential(
+    torch.nn.Conv2d(3, 16, 3), torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.Linear(32, 8)
+)
+if {factored}:
+    tersor.compress(model, ratio=8)
+    assert any(name.endswith("_factors") for name, _ in model.named_modules())
+x = torch.randn(5, 3, 4, 4)
+model(x).sum().backward()
+if {factored}:
+    tersor.optimize(model)
+    model(x)
+print("torch._dynamo" in sys.modules)
+"""
+    assert python(code) == "False\n"

@@ -102,8 +102,18 @@ void search(Input& input) {
     } else {
         std::vector<int32_t> carried(k);
         for (int32_t& state : carried) state = input.number(0, states - 1);
-        search_run(kSolverBaseline, target.data(), gram.data(), z.data(), analysis.places.data(), analysis.rates, analysis.shape,
-                   0, n, carried.data(), states, lagrangian, input.number(0, 2));
+        Prices prices(analysis.places.data(), analysis.rates, analysis.shape, states, lagrangian);
+        const int sweeps = input.number(0, 2), first = input.number(0, 2), d = input.number(0, 2);
+        if (d == 0) {
+            search_run(kSolverBaseline, target.data(), gram.data(), z.data(), prices, 0, n, carried.data(), sweeps);
+        } else {
+            const int rows = first + n + input.number(0, 2);
+            std::vector<float> wanted = floats(input, d * rows);
+            const std::vector<float> codebook = floats(input, d * k), weights = floats(input, rows),
+                                     feedback = floats(input, rows * rows);
+            search_fed_run(kSolverBaseline, wanted.data(), codebook.data(), gram.data(), z.data(), prices, 0, n,
+                           carried.data(), sweeps, weights.data(), feedback.data(), d, rows, first);
+        }
     }
     demand_integers(z);
 }

@@ -28,7 +28,7 @@ def operands(requires_grad=True, dtype=torch.float32):
 @pytest.mark.parametrize("requires_grad", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_operator_is_well_formed(requires_grad, dtype):
-    torch.library.opcheck(recompose, operands(requires_grad, dtype))
+    torch.library.opcheck(torch.ops.tersor.recompose.default, operands(requires_grad, dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import fcntl
 import os
+from contextlib import nullcontext
 
 import pytest
 from disks import full_after
@@ -169,17 +171,48 @@ def test_what_changes_while_it_is_open_is_not_taken_for_a_result(path):
     journal.close(remove=True)
 
 
+GONE = "The file is removed to leave its space to the output"
+
+
 @pytest.mark.parametrize("room", [0, 5, 30, 100, 200, 300, 420])
-def test_a_full_disk_keeps_what_was_there(path, room):
-    """And the work goes on."""
-    with full_after(room):
+@pytest.mark.parametrize("earlier", [{}, {"one": b"1"}])
+def test_on_a_full_disk_the_work_goes_on_without_the_file(path, room, earlier):
+    """And its space is free for the output."""
+    write(path, earlier)
+    with full_after(room), pytest.warns(UserWarning, match=GONE) as caught:
         journal = Journal(path, IDENTITY)
         for key, value in RESULTS.items():
             journal.put(key, value)
-        kept = {key: journal.get(key) for key in RESULTS}
-        assert path.exists() == any(v is not None for v in kept.values())
+        journal.put("more", bytes(1000))
+        assert not path.exists() and not len(journal) and not journal.nbytes
+        assert [journal.get(key) for key in RESULTS] == [None] * len(RESULTS)
         journal.close(remove=False)
-    assert read(path)[0] == {k: v for k, v in kept.items() if v is not None}
+    assert len(caught) == 1  # it is said once
+    assert "File too large" in str(caught[0].message)
+    assert read(path) == ({}, None)
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("which", range(4))
+def test_writes_that_fail(path, monkeypatch, reason, which):
+    """One write of these bytes fails; only where the disk is full the earlier ones are removed."""
+    journal, writes, pwrite = Journal(path, IDENTITY), iter(range(10)), os.pwrite
+
+    def failing(*args):
+        if next(writes) < 1 + which:  # the magic number and the head are two
+            return pwrite(*args)
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    full = reason != errno.EIO
+    with pytest.warns(UserWarning, match=GONE) if full else nullcontext():
+        for key, value in RESULTS.items():
+            journal.put(key, value)
+    assert path.exists() == (which > 1 and not full)
+    journal.close(remove=False)
+    monkeypatch.undo()
+    kept = dict(list(RESULTS.items())[: 0 if full else max(0, which - 1)])
+    assert read(path)[0] == kept
 
 
 def test_records_of_other_work_count_as_damaged(path, tmp_path):

@@ -76,7 +76,9 @@ class Palettizer:
                 for name, rebuilt in state.items():
                     noise = self.weights[name] - rebuilt
                     importance = calibration.importance.get(name, 1.0)
-                    felt = importance * energy(noise, calibration.metric(name))
+                    felt = importance * energy(
+                        calibration.oriented(name, noise), calibration.metric(name)
+                    )
                     self.errors[name].append((energy(noise, None), felt))
 
     def fit(self, target: int) -> list[tuple[int, State]]:

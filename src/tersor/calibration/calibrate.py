@@ -8,7 +8,6 @@ one pass over a few batches. Inputs are not stored: only one matrix is kept for 
 
 from __future__ import annotations
 
-import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from tersor.calibration.importance import importances
 from tersor.calibration.inputs import callers, groups_of, inputs_of, reason_to_skip
-from tersor.calibration.moments import Moment
+from tersor.calibration.moments import Moment, inputs_first, inputs_of_layer
 from tersor.calibration.samples import NEEDED, batches_of, call, check_loader
 from tersor.calibration.unseen import (
     NOT_CALLED,
@@ -84,6 +83,9 @@ class Calibration:
     unseen
         Reason, by name, why the batches say nothing about a weight, or why the output does not
         depend on it.
+    inputs_first
+        Names of matrices whose inputs run along the first axis, as in Hugging Face's Conv1D. For
+        these, m is the number of rows.
 
     Examples
     --------
@@ -99,6 +101,7 @@ class Calibration:
     skipped: Mapping[str, str] = field(default_factory=dict)
     importance: Mapping[str, float] = field(default_factory=dict)
     unseen: Mapping[str, str] = field(default_factory=dict)
+    inputs_first: tuple[str, ...] = ()
 
     def metric(self, name: str) -> Tensor | None:
         """Return the matrix (m, m) that weighs errors of a weight, or None for the identity.
@@ -121,6 +124,23 @@ class Calibration:
         moments = self.regularized(name)
         matrix = moments.mean(dim=0) if moments.dim() == 3 else moments
         return matrix / matrix.diagonal().mean()
+
+    def oriented(self, name: str, weight: Tensor) -> Tensor:
+        """Return a weight, or an error of it, with the inputs that `metric` is about last.
+
+        Parameters
+        ----------
+        name
+            Name of the weight.
+        weight
+            Tensor of the weight's shape, or of the returned one, which is turned back.
+
+        Returns
+        -------
+        Tensor
+            The tensor itself, or its transpose for names in ``inputs_first``.
+        """
+        return weight.T if name in self.inputs_first else weight
 
     def regularized(self, name: str) -> Tensor:
         """Return the second moments plus a ridge: positive definite, of the same shape.
@@ -174,9 +194,10 @@ def calibrate(
 
     Inputs are measured, by their second moments, of weights that `tersor.compress` would factor in
     Linear, Conv1d, Conv2d and Conv3d, LSTM, GRU, RNN and their cells, MultiheadAttention and
-    Bilinear, except for rows longer than 4096. Embeddings are not among them: what reaches those
-    is no vector. Each weight takes 4 m² bytes, where m is the length of its rows. Vectors of
-    padding tokens count like others: batches of texts of about one length are better.
+    Bilinear, and in Hugging Face's Conv1D, except for rows longer than 4096. Embeddings are not
+    among them: what reaches those is no vector. Each weight takes 4 m² bytes, where m is the length
+    of its rows. Vectors of padding tokens count like others: batches of texts of about one length
+    are better.
 
     The importance of each weight is measured by adding noise to the weight and comparing the output
     of the model with the original output. This takes four of the batches, chosen at random, so that
@@ -245,17 +266,15 @@ def calibrate(
         means = {name: _checked(name, moment.mean()) for name, moment in moments.items()}
         rows = {name: moment.rows for name, moment in moments.items()}
         _warn_of_few(moments)
-        found = Calibration(means, seen, rows, skipped)
-        weights = {
-            name: sites[0].weight
-            for name, sites in _factored_weights(model).items()
-            if isinstance(sites[0].weight, nn.Parameter)
-        }
+        first = {name: sites[0] for name, sites in _factored_weights(model).items()}
+        turned = tuple(n for n in means if inputs_first(first[n].module))
+        found = Calibration(means, seen, rows, skipped, inputs_first=turned)
+        weights = {n: s.weight for n, s in first.items() if isinstance(s.weight, nn.Parameter)}
 
         def told(message: str, done: float) -> None:
             progress(message, _MEASURING + (1 - _MEASURING) * done)
 
-        importance, idle = importances(model, weights, found.metric, _calls(tried, output), told)
+        importance, idle = importances(model, weights, found, _calls(tried, output), told)
     found = replace(found, importance=importance)
     unseen = unseen_weights(found, idle, all_tried=number <= _TRIED)
     warn_of_unseen(unseen)
@@ -325,7 +344,8 @@ def _prepare(
         if reason is not None:
             skipped[name] = reason
             continue
-        moments[name] = Moment(groups_of(sites), math.prod(sites[0].weight.shape[1:]))
+        module, _, weight = sites[0]
+        moments[name] = Moment(groups_of(sites), inputs_of_layer(module, weight.shape))
         filled |= {(site.module, site.attribute): name for site in sites}
 
     def look(module: nn.Module) -> Look:

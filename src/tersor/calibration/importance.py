@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from tersor.nn.lockstep import Call, lockstep
 from tersor.nn.observe import observing
 from tersor.progress import Progress
 from tersor.tiling import as_float32
+
+if TYPE_CHECKING:
+    from tersor.calibration.calibrate import Calibration
 
 NOISE = 0.05
 """Energy of the noise in a layer's output, as a share of the output's energy: 13 dB."""
@@ -48,7 +52,7 @@ _NOTHING = 1e-6
 def importances(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
-    metric: Callable[[str], Tensor | None],
+    known: Calibration,
     calls: Sequence[Call],
     progress: Progress,
 ) -> tuple[dict[str, float], list[str]]:
@@ -65,9 +69,9 @@ def importances(
         The dense model. Its values are restored at the end.
     weights
         The weights to measure, by name.
-    metric
-        Function of a weight's name. It returns the matrix H, (m, m), by which the squared error
-        ``tr(E H Eᵀ)`` of rows E is measured, or None for the identity.
+    known
+        Its `metric` is the matrix H, (m, m), by which the squared error ``tr(E H Eᵀ)`` of rows E is
+        measured, or None for the identity.
     calls
         Functions that call a model with one batch each and return tensors, nested or not.
     progress
@@ -97,7 +101,9 @@ def importances(
     found, idle = dict[str, float](), list[str]()
     for number, (name, weight) in enumerate(weights.items()):
         progress(f"importance of {name}", number / len(weights))
-        noise, size = _noise(name, as_float32(weight), metric(name))
+        oriented = known.oriented(name, as_float32(weight))
+        noise, size = _noise(name, oriented, known.metric(name))
+        noise = known.oriented(name, noise)
 
         def error_of(part: float, weight: nn.Parameter = weight, noise: Tensor = noise) -> float:
             with _changed(model, weight, math.sqrt(part) * noise):

@@ -9,7 +9,6 @@ between the steps.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from tersor.calibration.moments import Convolution, Layer
+from tersor.calibration.moments import Convolution, Layer, inputs_first, inputs_of_layer
 from tersor.nn.observe import first_input
 from tersor.nn.owner import FactoredOwner
 from tersor.nn.sites import Site
@@ -38,9 +37,14 @@ _MOST_GROUPED = 2**22
 """Most elements of moments that are kept for each group of a convolution separately."""
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Return whether a module multiplies its input by its weight, and does nothing else."""
+    return isinstance(module, Layer) or inputs_first(module)
+
+
 def is_observable(module: nn.Module, attribute: str) -> bool:
     """Return whether it is known what a weight of a module is multiplied by."""
-    if isinstance(module, Layer):
+    if is_layer(module):
         return attribute == "weight"
     return type(module).forward in _READERS and "weight" in attribute
 
@@ -54,8 +58,10 @@ def reason_to_skip(sites: Sequence[Site]) -> str | None:
             return f"used by the {kind}, whose inputs are no vectors"
         if not is_observable(module, attribute):
             return f"used by the {kind}, whose inputs are not measured"
-        if (length := math.prod(weight.shape[1:])) > MOST_INPUTS:
+        if (length := inputs_of_layer(module, weight.shape)) > MOST_INPUTS:
             return f"its rows have {length} inputs, more than {MOST_INPUTS}"
+    if len({inputs_first(module) for module, _, _ in sites}) > 1:
+        return "used by layers whose inputs run along different axes of it"
     return None
 
 
@@ -63,7 +69,7 @@ def groups_of(sites: Sequence[Site]) -> int:
     """Return the number of groups with moments of their own; 1 if they share them."""
     modules = [site.module for site in sites]
     groups = {module.groups if isinstance(module, Convolution) else 1 for module in modules}
-    inputs = math.prod(sites[0].weight.shape[1:])
+    inputs = inputs_of_layer(sites[0].module, sites[0].weight.shape)
     largest = max(groups)
     return largest if len(groups) == 1 and largest * inputs**2 <= _MOST_GROUPED else 1
 
@@ -82,7 +88,7 @@ def inputs_of(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[Input]:
 
     A weight may come several times. The module is in evaluation mode.
     """
-    if not isinstance(module, Layer):
+    if not is_layer(module):
         yield from _READERS[type(module).forward](module, *args, **kwargs)
     elif (x := first_input(args, kwargs)) is not None:
         yield module, "weight", x

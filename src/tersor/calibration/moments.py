@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,21 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 Layer = nn.Linear | Convolution
 """Modules whose output is their weight, as a matrix, times vectors that are seen in their input."""
+
+
+def inputs_first(module: nn.Module) -> bool:
+    """Return whether the inputs of a layer run along the first axis of its weight.
+
+    So they do in Hugging Face's Conv1D, a linear layer with a transposed weight.
+    """
+    library = sys.modules.get("transformers.pytorch_utils")
+    return library is not None and type(module).forward is library.Conv1D.forward
+
+
+def inputs_of_layer(module: nn.Module, weight_shape: Sequence[int]) -> int:
+    """Return the length of the vectors that a weight of a module is multiplied by."""
+    return weight_shape[0] if inputs_first(module) else math.prod(weight_shape[1:])
+
 
 _MOST_ROWS = 2**18
 """Approximate largest number of vectors over which moments in two models are taken."""
@@ -85,9 +101,10 @@ class Joint:
 def mean_vector(layer: Layer, batches: Sequence[Tensor]) -> Tensor:
     """Return the mean of the vectors that a weight is multiplied by, (groups, m), on the CPU."""
     total, rows = torch.zeros((), dtype=torch.float64), 0
+    inputs = inputs_of_layer(layer, layer.weight.shape)
     for x in batches:
         for block in _blocks(*_thinned(*input_vectors(layer, x), _MOST_ROWS // len(batches))):
-            vectors = block.reshape(len(block), -1, layer.weight[0].numel())
+            vectors = block.reshape(len(block), -1, inputs)
             total = total + vectors.float().sum(1).cpu()
             rows += vectors.shape[1]
     return (total / rows).to(torch.float32)
@@ -115,11 +132,12 @@ def joint_moments(
     Joint
         Means of ``x xᵀ`` and ``y xᵀ``, with x from ``first`` and y from ``second``.
     """
-    inputs, groups = layer.weight[0].numel(), getattr(layer, "groups", 1)
+    inputs = inputs_of_layer(layer, layer.weight.shape)
+    groups = getattr(layer, "groups", 1)
     own = torch.zeros(groups, inputs, inputs, device=first[0].device)
     crossed, rows = torch.zeros_like(own), 0
     with torch.autocast(own.device.type, enabled=False):
-        for x, y in _paired_blocks(layer, first, second):
+        for x, y in _paired_blocks(layer, inputs, first, second):
             if shifts is not None:
                 x, y = (v - s.to(v.device)[:, None] for v, s in zip((x, y), shifts, strict=True))
             own.baddbmm_(x.mT, x)
@@ -130,7 +148,7 @@ def joint_moments(
 
 
 def _paired_blocks(
-    layer: Layer, first: Sequence[Tensor], second: Sequence[Tensor]
+    layer: Layer, inputs: int, first: Sequence[Tensor], second: Sequence[Tensor]
 ) -> Iterator[list[Tensor]]:
     """Yield blocks of the vectors of two inputs, (groups, rows, m) each."""
     most = _MOST_ROWS // len(first)
@@ -138,7 +156,7 @@ def _paired_blocks(
         a, positions = _thinned(*input_vectors(layer, x), most)
         b, _ = _thinned(*input_vectors(layer, y), most)
         for pair in zip(_blocks(a, positions), _blocks(b, positions), strict=True):
-            yield [block.reshape(len(a), -1, layer.weight[0].numel()).float() for block in pair]
+            yield [block.reshape(len(a), -1, inputs).float() for block in pair]
 
 
 def energy(weight: Tensor, moments: Tensor | None) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -37,12 +38,14 @@ from tersor.cli.work import (
     quality_of,
     resuming,
     show,
+    with_room,
 )
 
 if TYPE_CHECKING:  # slow imports are done where they are used
     from tersor.calibration.calibrate import Calibration
     from tersor.storage.archive import Archive
     from tersor.storage.checkpoint import Source
+    from tersor.storage.journal import Journal
 
 
 @app.command(
@@ -167,7 +170,8 @@ def compress(
                     progress=progress,
                 )
             archive = _with_error(archive, given, said)
-            written = (_write_folder if into_folder else _write)(model, output, archive)
+            write = _write_folder if into_folder else _write
+            written = write(model, output, archive, journal)
         _tell(archive, written, source, calibration)
         say(f"wrote {output}")
 
@@ -182,22 +186,24 @@ def _with_error(archive: Archive, given: Prepared, said: Mapping[str, str]) -> A
     return archive if error is None else labelled(archive, error)
 
 
-def _write(model: Path, output: Path, archive: Archive) -> int:
+def _write(model: Path, output: Path, archive: Archive, journal: Journal | None) -> int:
     """Write the file; the checkpoint at ``model`` is not used."""
     from tersor.progress import shown
     from tersor.storage import container
 
     with shown("writing") as progress:
-        return container.write(output, archive, progress)
+        write = partial(container.write, output, archive, progress)
+        # The sections wait in a file of their own until the header is known.
+        return with_room(write, output, 2 * container.size(archive), journal)
 
 
-def _write_folder(model: Path, output: Path, archive: Archive) -> int:
+def _write_folder(model: Path, output: Path, archive: Archive, journal: Journal | None) -> int:
     """Write a folder with the other files of the folder ``model``, and return the file's size."""
     from tersor.storage.model_folder import write_compressed
 
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name[:40]}.") as folder:
         file = Path(folder, "model.tersor")
-        size = _write(model, file, archive)
+        size = _write(model, file, archive, journal)
         kinds = (e.dtype for e in archive.entries.values() if e.dtype.is_floating_point)
         write_compressed(model, output, file, str(next(kinds, "float32")).removeprefix("torch."))
     return size

@@ -70,6 +70,7 @@ def for_checkpoint(calibration: Calibration, model: nn.Module, source: Source) -
         rows=rename(calibration.rows),
         importance=rename(calibration.importance),
         unseen=rename(calibration.unseen),
+        inputs_first=tuple(rename(dict.fromkeys(calibration.inputs_first, True))),
         skipped=rename(calibration.skipped)
         | dict.fromkeys(unknown, "the model has no such weight"),
     )

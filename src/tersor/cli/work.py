@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tersor.cli.app import console, errors, say
 from tersor.errors import BudgetError, TersorError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # slow imports are done where they are used
     from tersor.storage.journal import Journal
     from tersor.storage.summary import Report
 
+
+Result = TypeVar("Result")
 
 Mend = Callable[["Archive"], "Archive"]
 """Function that lets the layers of a compressed model compensate for each other's errors."""
@@ -293,8 +296,42 @@ def resuming(
     with journaling(path, identity(source, calibration, options)) as journal:
         if journal.note:
             say(f"note: {journal.note}", errors)
-        with telling(path, lambda: len(journal) > 0, unless=BudgetError):
+        with _noted(), telling(path, lambda: len(journal) > 0, unless=BudgetError):
             yield journal
+
+
+def with_room(
+    write: Callable[[], Result], output: Path, nbytes: int, journal: Journal | None
+) -> Result:
+    """Write an output, and again without the journal if the disk is full because of that.
+
+    Parameters
+    ----------
+    write
+        Function that writes the output, and leaves nothing behind if it fails.
+    output
+        Path of the output.
+    nbytes
+        Bytes that are needed on the disk.
+    journal
+        Journal of the work, beside the output; None if there is none.
+
+    Returns
+    -------
+    object
+        Result of ``write``.
+    """
+    from tersor.storage.journal import FULL
+
+    try:
+        return write()
+    except OSError as error:
+        if journal is None or error.errno not in FULL:
+            raise
+        if nbytes > journal.nbytes + shutil.disk_usage(output.parent).free:
+            raise  # it would not help, and the results so far are of use later
+        journal.make_room(f"{error.strerror}")
+    return write()
 
 
 @contextmanager

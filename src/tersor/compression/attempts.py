@@ -139,14 +139,15 @@ class Attempts:
 
     def _choose(self, step_size: float, weight: Weight) -> _Chosen:
         values, moments = as_float32(self._source.load(weight.name)), self._moments(weight)
+        whole = energy(self._oriented(weight, values), moments)
         if weight.lookup:
             spectrum = np.array([weight.variance / (step_size * weight.scale) ** 2])
-            return _Chosen(tiles.Choice(1, spectrum, weight.numel), energy(values, moments))
+            return _Chosen(tiles.Choice(1, spectrum, weight.numel), whole)
         key, stack = ("tiles", weight.name, step_size), tiles.is_stack(weight.name, weight.shape)
         given = values, step_size * weight.scale
         make = partial(tiles.choose, *given, stack=stack)
         holds = partial(tiles.is_candidate, *given, stack=stack)
-        return _Chosen(recalled(self._journal, CHOICES, key, make, holds), energy(values, moments))
+        return _Chosen(recalled(self._journal, CHOICES, key, make, holds), whole)
 
     def _tile(self, step_size: float, weight: Weight) -> int:
         if weight.lookup:
@@ -173,11 +174,14 @@ class Attempts:
 
     def _version(self, step_size: float, weight: Weight) -> Version[EncodedFactors]:
         values, moments = self._source.load(weight.name), self._moments(weight)
-        tile = self._tile(step_size, weight)
+        tile, turned = self._tile(step_size, weight), self._inputs_first(weight)
         if weight.lookup:
-            factors = factorize_binary(values, tile, moments=moments)
+            factors = factorize_binary(values, tile, moments=None if turned else moments)
         else:
-            factors = factorize_weight(values, tile, step_size * weight.scale, moments=moments)
+            step_size *= weight.scale
+            factors = factorize_weight(
+                values, tile, step_size, moments=moments, inputs_first=turned
+            )
         return self._measured(weight, values, factors)
 
     def _measured(
@@ -188,18 +192,29 @@ class Attempts:
         squares, signal = energy(error, None), energy(as_float32(values), None)
         encoded = records.encode(factors, decibels(signal, squares))
         if moments is not None:
-            squares = energy(error, moments)
+            squares = energy(self._oriented(weight, error), moments)
         return Version(encoded.coded_bytes, squares / weight.scale**2, encoded)
 
     def _moments(self, weight: Weight) -> Tensor | None:
         """Return the second moments of a weight's inputs, or None if they are unknown."""
         moments = self._calibration.metric(weight.name) if self._calibration else None
-        if moments is not None and moments.shape[-1] != (inputs := math.prod(weight.shape[1:])):
+        turned = self._inputs_first(weight)
+        inputs = weight.shape[0] if turned else math.prod(weight.shape[1:])
+        if moments is not None and moments.shape[-1] != inputs:
             raise InputError(
                 f"the calibration does not fit: {weight.name!r} has rows of {inputs} weights, its "
                 f"moments are of {moments.shape[-1]} inputs; calibrate this model"
             )
         return moments
+
+    def _inputs_first(self, weight: Weight) -> bool:
+        return self._calibration is not None and weight.name in self._calibration.inputs_first
+
+    def _oriented(self, weight: Weight, values: Tensor) -> Tensor:
+        """Return values, or errors, of a weight with the inputs last, as `energy` takes them."""
+        return (
+            values if self._calibration is None else self._calibration.oriented(weight.name, values)
+        )
 
     def _each(
         self, work: Callable[[Weight], Result], weights: Sequence[Weight], what: str

@@ -74,12 +74,11 @@ def predicted_error(
         Relative error: the norm of the difference divided by the norm of the dense outputs.
     """
     known = [n for n in calibration.importance if n in archive.entries and archive.is_factored(n)]
+    errors = ((n, as_float32(load(n)) - as_float32(archive.tensor(n))) for n in known)
     squares = [
         calibration.importance[name]
-        * energy(
-            as_float32(load(name)) - as_float32(archive.tensor(name)), calibration.metric(name)
-        )
-        for name in known
+        * energy(calibration.oriented(name, error), calibration.metric(name))
+        for name, error in errors
     ]
     return math.sqrt(sum(squares)) if squares else None
 

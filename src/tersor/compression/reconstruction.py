@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -12,8 +11,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tersor.calibration.calibrate import ridge
-from tersor.calibration.inputs import MOST_INPUTS
-from tersor.calibration.moments import Joint, Layer, joint_moments, mean_vector
+from tersor.calibration.inputs import MOST_INPUTS, is_layer
+from tersor.calibration.moments import (
+    Convolution,
+    Joint,
+    Layer,
+    inputs_first,
+    inputs_of_layer,
+    joint_moments,
+    mean_vector,
+)
 from tersor.calibration.normalization import match_layer, moments_of, normalizations, replace_values
 from tersor.calibration.samples import calls_of
 from tersor.coding import records
@@ -137,6 +144,7 @@ def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], left: 
                     match_layer(matched[stop.name], cast(_BatchNorm, twin), now, wanted)
                     continue
                 weight = as_float32(dense(weights[join_names(stop.name, "weight")]))
+                weight = _turned(twin, weight)
                 allowed = int(share * old[stop.name]) + spare
                 pair = layers[stop.name], cast(Layer, twin)
                 spare = allowed - _renew(model, stop, pair, weight, max(0, allowed))
@@ -179,9 +187,9 @@ def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Lay
         site.module: name.rpartition(".")[0]
         for name, site in sites.items()
         if isinstance(site.weight, FactoredWeight)
-        and isinstance(site.module, Layer)
+        and is_layer(site.module)
         and site.attribute == "weight"
-        and math.prod(site.weight.shape[1:]) <= MOST_INPUTS
+        and inputs_of_layer(site.module, site.weight.shape) <= MOST_INPUTS
         and uses[site.weight] == 1
     }
     called: dict[nn.Module, int] = {}
@@ -197,7 +205,10 @@ def _layers(model: nn.Module, call: Callable[[nn.Module], Any]) -> dict[str, Lay
 def _renew(
     model: nn.Module, stop: Stop, pair: tuple[Layer, Layer], weight: Tensor, allowed: int
 ) -> int:
-    """Factor the weight of a layer again, and return the bytes that it takes."""
+    """Factor the weight of a layer again, and return the bytes that it takes.
+
+    The dense weight has the inputs along its last axes.
+    """
     layer, twin = pair
     _check_shapes(stop)
     means = [mean_vector(layer, batches) for batches in stop.inputs]
@@ -206,15 +217,20 @@ def _renew(
     moments = halves[0] + halves[1]
     wanted = _wanted(weight, moments, halves)
     metric = (moments.own + ridge(moments.own, moments.rows)).mean(dim=0)
-    factors = _factorize(wanted, metric / metric.diagonal().mean(), _held(layer), allowed)
+    factors = _factorize(layer, wanted, metric / metric.diagonal().mean(), allowed)
     if factors is not None:  # otherwise keep the old factors
         insert_factors(model, {join_names(stop.name, "weight"): factors})
     # Keep a bias of zeros: it was folded into the next normalisation layer, which is matched.
     if layer.bias is not None and twin.bias is not None and twin.bias.any():
-        now = as_float32(dense(state(layer)["weight"]))
+        now = _turned(layer, as_float32(dense(state(layer)["weight"])))
         shift = _outputs(weight, means[1]) - _outputs(now, means[0])
         replace_values(layer.bias, twin.bias + shift.to(twin.bias))
     return _factors_bytes(layer)
+
+
+def _turned(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Return a weight with the inputs along its last axes; of such a one, as the layer has it."""
+    return weight.T.contiguous() if inputs_first(layer) else weight
 
 
 def _check_shapes(stop: Stop) -> None:
@@ -231,7 +247,7 @@ def _halves(stop: Stop, layer: Layer, shifts: tuple[Tensor, Tensor] | None) -> t
 
     A single batch is divided in the same way by samples. A single sample is in both halves.
     """
-    axes = 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
+    axes = 1 + len(layer.kernel_size) if isinstance(layer, Convolution) else 1
     batches = ([x if x.ndim > axes else x[None] for x in of_model] for of_model in stop.inputs)
     pairs = list(zip(*batches, strict=True))
     if len(pairs) == 1:
@@ -285,19 +301,18 @@ def _outputs(weight: Tensor, inputs: Tensor) -> Tensor:
     return (rows @ inputs[..., None]).flatten()
 
 
-def _factorize(
-    wanted: Tensor, moments: Tensor, old: FactoredWeight, allowed: int
-) -> Factors | None:
+def _factorize(layer: Layer, wanted: Tensor, moments: Tensor, allowed: int) -> Factors | None:
     """Return factors of at most ``allowed`` bytes with the old tile size, or None if not found."""
     if allowed <= 0:  # layers before this one took its bytes
         return None
-    tile = old.codebook.shape[0]
+    old, first = _held(layer), inputs_first(layer)
+    wanted, tile = _turned(layer, wanted), old.codebook.shape[0]
     if old.binary:
-        factors = factorize_binary(wanted, tile, moments=moments)
+        factors = factorize_binary(wanted, tile, moments=None if first else moments)
         return factors if records.encode(factors).nbytes <= allowed else None
 
     def attempt(step_size: float) -> tuple[int, Factors]:
-        factors = factorize_weight(wanted, tile, step_size, moments=moments)
+        factors = factorize_weight(wanted, tile, step_size, moments=moments, inputs_first=first)
         return records.encode(factors).nbytes, factors
 
     try:

@@ -116,7 +116,7 @@ def solve_calibrated(
     tiling, rows = Tiling(tuple(weight.shape), tile), weight.shape[0]
     metric = Metric.of(moments, tile)
     tiles = coding_order(tiling.split(weight), rows)
-    coder = _Coder(tiling.slices, states)
+    coder = CalibratedCoder(tiling.slices, states)
     codebook = _start(tiles, metric)
     latent = _sweep(tiles, codebook, None, metric, coder)
     best, history = (codebook, latent), [float("inf")]
@@ -178,7 +178,7 @@ def solve_binary(
     return best[0], natural_order(best[1], rows)
 
 
-class _Coder(Coder):
+class CalibratedCoder(Coder):
     """A `Coder` of latents that are sorted by position across all slices."""
 
     rows: tuple[int, ...]
@@ -211,7 +211,7 @@ def _start(tiles: Tensor, metric: Metric) -> Tensor:
 
 
 def _sweep(
-    tiles: Tensor, codebook: Tensor, latent: Tensor | None, metric: Metric, coder: _Coder
+    tiles: Tensor, codebook: Tensor, latent: Tensor | None, metric: Metric, coder: CalibratedCoder
 ) -> Tensor:
     """Return a latent, searched on the trellis position after position.
 
@@ -223,11 +223,11 @@ def _sweep(
     if latent is None:
         grams = codebook.T @ metric.local @ codebook
         wanted = tiles.reshape(d, positions, rows).transpose(0, 1)
-        rounded = [
-            _rounded(codebook.T @ (h @ w), g)
+        nearest = [
+            rounded(codebook.T @ (h @ w), g)
             for h, w, g in zip(metric.local, wanted, grams, strict=True)
         ]
-        latent = torch.stack(rounded, dim=1).reshape(k, n)
+        latent = torch.stack(nearest, dim=1).reshape(k, n)
         indices = latent if coder.states == 1 else (latent / 2).round()
         analysis = analyse(coder.sliced(indices), coder.rows, expected=coder.states)
     else:
@@ -283,7 +283,8 @@ def _by_positions(
     return result.reshape(-1, n)
 
 
-def _rounded(target: Tensor, gram: Tensor) -> Tensor:
+def rounded(target: Tensor, gram: Tensor) -> Tensor:
+    """Return a latent whose rows are rounded, each as if it were the only one."""
     curvature = gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
     return (target / curvature[:, None]).round().clamp(-LARGEST, LARGEST).contiguous()
 
@@ -331,7 +332,9 @@ def _refit(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric) -> T
     return x * scale
 
 
-def _drop(tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder: _Coder) -> Tensor:
+def _drop(
+    tiles: Tensor, codebook: Tensor, latent: Tensor, metric: Metric, coder: CalibratedCoder
+) -> Tensor:
     """Return the latent with zeros in the rows whose bits cost more than the error they avoid."""
     d, positions = len(tiles), len(metric.local)
     slope = codebook.T @ _from_rows(_by_rows(tiles - codebook @ latent, metric) @ metric.moments, d)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from tersor.factorization.rate_aware import (
     codebook_exponent,
     solve_rate_aware,
 )
+from tersor.factorization.transposed import solve_transposed
 from tersor.factors import EXACT_INTEGERS, Factors, largest_sum, magnitudes
 from tersor.tiling import Tiling, as_float32, coding_order, natural_order
 
@@ -39,6 +42,7 @@ def factorize_weight(
     step_size: float,
     *,
     moments: Tensor | None = None,
+    inputs_first: bool = False,
     states: int = STATES,
 ) -> Factors:
     """Return rate-aware factors of a weight.
@@ -56,6 +60,9 @@ def factorize_weight(
     moments
         Positive definite second moments of the inputs, (m, m), with m the length of a flattened
         row. If given, the error of the layer's output is minimised, else the error of the weight.
+    inputs_first
+        Whether the inputs run along the first axis of a matrix instead, so that the moments are
+        (rows, rows); False by default.
     states
         States of the trellis, default 32; 1: scalar quantization.
 
@@ -74,9 +81,9 @@ def factorize_weight(
     least = norm / ((LARGEST - 1) * FINEST_SPACING)
     if (step_size := max(step_size, least / _FINER, _SMALLEST_STEP_SIZE)) < least:
         unit = 2.0 ** math.ceil(math.log2(least / step_size))
-        parts = _in_two_parts(weight, tile, step_size, unit, moments)
-        coarser = 1.5 * step_size
-        return parts or factorize_weight(weight, tile, coarser, moments=moments, states=states)
+        solved = partial(factorize_weight, moments=moments, inputs_first=inputs_first)
+        parts = _in_two_parts(weight, tile, step_size, unit, solved)
+        return parts or solved(weight, tile, 1.5 * step_size, states=states)
     while True:
         step_size = float(torch.tensor(step_size, dtype=torch.float32))
         if moments is None:
@@ -84,7 +91,8 @@ def factorize_weight(
             result = solve_rate_aware(tiles, tiling.slices, states=states)
             del tiles
         else:
-            result = solve_calibrated(values / step_size, moments, tile, states=states)
+            solver = solve_transposed if inputs_first else solve_calibrated
+            result = solver(values / step_size, moments, tile, states=states)
         live = result.latent.any(dim=1)
         exponent = codebook_exponent(result.codebook)
         codebook, latent = result.codebook[:, live] * 2.0**-exponent, result.latent[live]
@@ -96,9 +104,13 @@ def factorize_weight(
 
 
 def _in_two_parts(
-    weight: Tensor, tile: int, step_size: float, unit: float, moments: Tensor | None
+    weight: Tensor,
+    tile: int,
+    step_size: float,
+    unit: float,
+    solved: Callable[[Tensor, int, float], Factors],
 ) -> Factors | None:
-    """Return factors of two parts, multiples of ``unit`` steps and the rest.
+    """Return factors of two parts, multiples of ``unit`` steps and the rest, which is ``solved``.
 
     Integers of one part would be too large. None if the product would not be exact.
     """
@@ -106,7 +118,7 @@ def _in_two_parts(
     step_size = float(torch.tensor(step_size, dtype=torch.float32))
     multiples = (tiling.split(values) / (unit * step_size)).round()
     rest = values - tiling.join(multiples) * (unit * step_size)
-    fine = factorize_weight(rest, tile, step_size, moments=moments)
+    fine = solved(rest, tile, step_size)
     scale = min(fine.scale, unit * step_size) if fine.rank else unit * step_size
     column = unit * step_size / scale
     codebook = torch.cat([column * torch.eye(tile), fine.codebook * (fine.scale / scale)], dim=1)

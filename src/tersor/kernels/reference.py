@@ -22,7 +22,14 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent + 127) << 23).view(torch.float32)
 
 
-@torch.library.custom_op("tersor::recompose", mutates_args=())
+# Not by `torch.library.custom_op`: operators made by that import the compiler, `torch._dynamo`, in
+# the first call, which takes seconds.
+torch.library.define(
+    "tersor::recompose",
+    "(Tensor codebook, Tensor latent, Tensor scale, Tensor exponent) -> Tensor",
+)
+
+
 def recompose(codebook: Tensor, latent: Tensor, scale: Tensor, exponent: Tensor) -> Tensor:
     """Return the tiles of a weight: ``scale * 2 ** exponent * codebook @ latent``, in float32.
 
@@ -46,11 +53,17 @@ def recompose(codebook: Tensor, latent: Tensor, scale: Tensor, exponent: Tensor)
         Tiles, float32, shape (d, n). For factors with integer values they have the same bits as
         those of `Factors.recompose`.
     """
+    tiles: Tensor = torch.ops.tersor.recompose(codebook, latent, scale, exponent)
+    return tiles
+
+
+@torch.library.impl("tersor::recompose", "default")  # on all devices
+def _recompose(codebook: Tensor, latent: Tensor, scale: Tensor, exponent: Tensor) -> Tensor:
     return multiply(codebook, latent, scale.to(torch.float32) * power_of_two(exponent))
 
 
-@recompose.register_fake
-def _(codebook: Tensor, latent: Tensor, scale: Tensor, exponent: Tensor) -> Tensor:
+@torch.library.register_fake("tersor::recompose")  # type: ignore[untyped-decorator]
+def _fake(codebook: Tensor, latent: Tensor, scale: Tensor, exponent: Tensor) -> Tensor:
     return codebook.new_empty((codebook.shape[0], latent.shape[1]), dtype=torch.float32)
 
 
@@ -73,4 +86,4 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
     return of_codebook, of_latent, of_scale, None
 
 
-recompose.register_autograd(_gradients, setup_context=_save)
+torch.library.register_autograd("tersor::recompose", _gradients, setup_context=_save)

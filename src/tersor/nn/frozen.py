@@ -165,9 +165,7 @@ class RecomposedWeight(FrozenWeight):
 
     def forward(self) -> Tensor:
         """Return the dense weight, of shape ``shape`` and type ``dtype``."""
-        tiles = cast(
-            Tensor, kernels.recompose(self.codebook, self._whole(), self.scale, self.exponent)
-        )
+        tiles = kernels.recompose(self.codebook, self._whole(), self.scale, self.exponent)
         return self.tiling.join(tiles).to(self.dtype)
 
     def to_factors(self) -> Factors:

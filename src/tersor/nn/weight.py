@@ -112,7 +112,7 @@ class FactoredWeight(HeldWeight):
             latent = through(latent, sign(latent))
         elif self.integer_latent:
             latent = round_through(latent) if self.coded is None else through(latent, self.coded)
-        tiles = cast(Tensor, recompose(codebook, latent, self.scale, self.exponent))
+        tiles = recompose(codebook, latent, self.scale, self.exponent)
         return self.tiling.join(tiles).to(self.dtype)
 
     def to_factors(self, latent: Tensor | None = None) -> Factors:

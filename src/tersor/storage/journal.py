@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -25,13 +26,17 @@ _FRAME = struct.Struct("<QQ16s")
 
 _CLOSED = -1
 
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""Errors of a disk that is full, for all or for this user."""
+
 
 class Journal:
     """Results by key, written to a file as they come, which survive if the process is killed.
 
     A record that was only half written is dropped. Digests are keyed with the identity, so that
     records of other work count as damaged. Only one process at a time uses the file. If the file
-    cannot be written, is a link or is not a journal, the work continues without it.
+    cannot be written, is a link or is not a journal, the work continues without it. If the disk is
+    full, the file is removed too, because the output needs the space.
 
     Parameters
     ----------
@@ -92,8 +97,26 @@ class Journal:
                 start = self._end
                 self._append(key, value, self._seal)
                 self._places[key] = start
-            if not self._places:  # not even one record fitted on the disk
+            if not self._places:  # not even one record could be written
                 self._let_go(remove=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes that the file takes."""
+        return self._end if self._descriptor != _CLOSED else 0
+
+    def make_room(self, reason: str) -> None:
+        """Remove the file, so that its space is free for the output, and warn of what that means.
+
+        The work goes on without a journal. The results so far are not found any more.
+
+        Parameters
+        ----------
+        reason
+            Reason, for the warning.
+        """
+        with self._lock:
+            self._make_room(reason)
 
     def close(self, *, remove: bool) -> None:
         """Close the file, and remove it if ``remove`` is set."""
@@ -109,6 +132,22 @@ class Journal:
         except OSError as error:
             self._given_up = True
             self.note = f"results are not kept for a later run in {self.path}: {error.strerror}"
+            if error.errno in FULL | {errno.EFBIG}:
+                self._make_room(f"{error.strerror}")
+
+    def _make_room(self, reason: str) -> None:
+        self._given_up = True
+        self._places.clear()
+        if self._descriptor != _CLOSED:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
+        self._let_go(remove=True)
+        warnings.warn(
+            f"{self.path}: {reason}. The file is removed to leave its space to the output, and the "
+            "work goes on without it; if it is interrupted now, it starts anew. To keep results "
+            "for a later run, free some space, or write to another disk",
+            stacklevel=5,
+        )
 
     def _resume(self) -> None:
         """Find the results of an earlier process."""
