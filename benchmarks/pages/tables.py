@@ -31,6 +31,50 @@ def resnet20_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def front_table(dense: Row, ours: list[Row], peers: list[Row]) -> str:
+    """The README's table: one call of ours against scalar quantization, one line per size.
+
+    Parameters
+    ----------
+    dense
+        Row of the network as it was trained.
+    ours
+        Rows of `one_call.py`.
+    peers
+        Rows of `resnet20_cifar10.py`.
+    """
+    trained = f"{dense['top1']:.2f} %"
+    lines = [
+        "| size of the file | accuracy with tersor | accuracy with rounded weights, same size |",
+        "| --- | ---: | ---: |",
+        f"| {dense['bytes'] / 1e3:,.0f} kB, as trained | {trained} | {trained} |",
+    ]
+    scalar = {r["asked"]: r["top1"] for r in peers if r["method"] == "scalar"}
+    for row in one_calls(ours):
+        size = f"{row['bytes'] / 1e3:.0f} kB, {row['asked']:g} times smaller"
+        accuracies = f"**{row['quality']:.2f} %** | {scalar[row['asked']]:.2f} %"
+        lines.append(f"| {size} | {accuracies} |")
+    return "\n".join(lines)
+
+
+def one_calls(rows: list[Row]) -> list[Row]:
+    """Rows of `one_call.py` with the default effort, by size."""
+    return sorted((r for r in rows if r["effort"] == "balanced"), key=lambda r: float(r["asked"]))
+
+
+def effort_table(rows: list[Row]) -> str:
+    """One line per effort: what it gives, and what it takes."""
+    lines = [
+        "| effort | accuracy | bytes of the file | error of the outputs | processor time |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for effort in ("fast", "balanced", "best"):
+        for row in (r for r in rows if (r["asked"], r["effort"]) == (20, effort)):
+            cells = f"{row['quality']:.2f} % | {row['bytes']:,} | {row['output_error']:.3f}"
+            lines.append(f"| `{effort}` | {cells} | {row['processor_seconds']:.0f} s |")
+    return "\n".join(lines)
+
+
 def cell(rows: list[Row], method: str, asked: float) -> str:
     row = next(r for r in rows if r["method"] == method and r["asked"] == asked)
     top1 = f"{row['top1']:.2f} %"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/zoo.md and docs/zoo.png from results/zoo.json.
+"""Write docs/zoo.md and docs/zoo.png from results/zoo.json, finetuning.json and artifacts/.
 
 python -m benchmarks.pages.zoo
 """
@@ -7,6 +7,7 @@ python -m benchmarks.pages.zoo
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.lib import record
 from benchmarks.lib.places import DOCS, ROOT
 from benchmarks.lib.template import fill
+from benchmarks.pages import finetuned
 
 PAGE, PICTURE = DOCS / "zoo.md", DOCS / "zoo.png"
 STYLES = {
@@ -96,6 +98,54 @@ def remarks(rows: list[Row]) -> list[str]:
     return found
 
 
+def overview(models: dict[str, Row], by_model: dict[str, list[Row]]) -> list[str]:
+    """One line per model: the figure as shipped, and the best of ours at each size."""
+    sizes = sorted({r["asked"] for rows in by_model.values() for r in rows} - {1.0})
+    lines = [
+        "| model | measured | as shipped | " + " | ".join(f"{n:g}x" for n in sizes) + " |",
+        "| --- | --- | ---: |" + " ---: |" * len(sizes),
+    ]
+    for name, rows in by_model.items():
+        dense = next(r for r in rows if r["method"] == "dense")
+        cells = [_best_of_ours([r for r in rows if r["asked"] == asked]) for asked in sizes]
+        title = f"{name}: {models[name]['purpose']}"
+        anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        shipped = f"{figure_of(dense):.4g} at {dense['bytes'] / 1e3:,.0f} kB"
+        heads = [f"[{title}](#{anchor})", models[name]["measure"].split(",")[0], shipped]
+        lines.append("| " + " | ".join(heads + cells) + " |")
+    return lines
+
+
+def _best_of_ours(rows: list[Row]) -> str:
+    ours = [r for r in rows if r["method"] != "scalar" and "figures" in r]
+    if not ours:
+        return ""
+    best = max(ours, key=lambda r: figure_of(r) or -math.inf)
+    only = ", data-free" if methods(ours) == {"data-free"} else ""
+    return f"{figure_of(best):.4g} at {best['bytes'] / 1e3:,.0f} kB{only}"
+
+
+def artifacts(rows: list[Row]) -> list[str]:
+    """One line per file that is in the repository, with the accuracy of the run that made it."""
+    lines = [
+        "| file | bytes | accuracy on CIFAR-10 | taught by |",
+        "| --- | ---: | ---: | --- |",
+    ]
+    for path in sorted((ROOT / "benchmarks" / "artifacts").glob("*.tersor")):
+        network, _, rest = path.stem.partition("_")
+        found = [
+            r
+            for r in rows
+            if (r["network"], r["bytes"]) == (network, path.stat().st_size)
+            and (r["teacher"] != network) == rest.endswith("taught")
+        ]
+        assert len(found) == 1, f"{path} is of {len(found)} runs"
+        teacher = finetuned.names(found[0]["teacher"])
+        cells = f"{found[0]['bytes']:,} | {found[0]['top1']:.2f} % | {teacher}"
+        lines.append(f"| `{path.name}` | {cells} |")
+    return lines
+
+
 def section(name: str, facts: Row, rows: list[Row]) -> str:
     dense = next(r for r in rows if r["method"] == "dense")
     layers = ", ".join(f"{n} {kind}" for kind, n in dense["layers"].items())
@@ -160,7 +210,14 @@ def main() -> None:
         "`python -m benchmarks.pages.zoo`, makes it anew.\n"
     )
     parts = [section(name, models[name], found) for name, found in by_model.items()]
-    PAGE.write_text(fill("zoo.md", parts=parts, foot=foot), encoding="utf-8")
+    shown = {
+        "overview": "\n".join(overview(models, by_model)),
+        "artifacts": "\n".join(artifacts(record.content("finetuning")["rows"])),
+        "dense": {
+            r["network"]: r for r in record.content("post_training")["rows"] if r["asked"] == 1
+        },
+    }
+    PAGE.write_text(fill("zoo.md", parts=parts, foot=foot, **shown), encoding="utf-8")
     picture(models, by_model)
     print(f"wrote {PAGE.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)}")
 

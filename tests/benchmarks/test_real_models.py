@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import tersor
+from benchmarks.lib import record
 from benchmarks.lib.zoo import store
 from benchmarks.pages import zoo as page
 from benchmarks.quality import zoo
@@ -75,3 +76,18 @@ def test_the_page_says_where_the_peer_is_better_and_load_differs():
     assert "At 8x the peer is better: 85, ours 80." in said
     assert "calibrated at 12x: 89 by it" in said
     assert "scalar at 12x refused: too small" in said
+
+
+def test_the_overview_shows_the_best_of_ours():
+    rows = [row("dense", 1.0, 90.0), row("data-free", 8, 80.0), row("calibrated", 8, 85.0)]
+    rows += [row("scalar", 8, 86.0), row("data-free", 12, 70.0)]
+    *_, line = page.overview({"net": {"purpose": "tests", "measure": "hits, %"}}, {"net": rows})
+    assert line.startswith("| [net: tests](#net-tests) | hits | 90 at 1 kB |")
+    assert line.endswith("| 85 at 1 kB | 70 at 1 kB, data-free |")
+
+
+def test_every_file_in_the_repository_is_of_one_run():
+    lines = page.artifacts(record.content("finetuning")["rows"])[2:]
+    assert len(lines) > 5
+    with pytest.raises(AssertionError, match="is of 0 runs"):
+        page.artifacts([])

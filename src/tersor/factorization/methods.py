@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Return the known decompositions, each as a setting of the same solver.
 
-=====================================  ===================  ====================================
-Method                                 Codebook C           Columns of the latent Z
-=====================================  ===================  ====================================
-`weight_svd`                           real                 real
-`vector_quantization`                  real                 a single one, else zeros
-`additive_vector_quantization`         real                 a fixed number of ones
-`dictionary_learning` (sparse PCA)     real                 a limited number of nonzeros
-`scalar`                               identity             integers
-`ternary`, `binary`                    identity             -1, 0, 1; -1, 1
-`rate_aware` (the default of tersor)   integers             integers, least error + λ * bits
-`few_integers`                         integers             a few small integers
-`binary_sums`                          integers             -1, 1
-`projected_gradient`                   real, or your set    your set
-=====================================  ===================  ====================================
+| method                               | codebook C         | columns of the latent Z            |
+| ------------------------------------ | ------------------ | ---------------------------------- |
+| `weight_svd`                         | real               | real                               |
+| `vector_quantization`                | real               | a single one, else zeros           |
+| `additive_vector_quantization`       | real               | a fixed number of ones             |
+| `dictionary_learning` (sparse PCA)   | real               | a limited number of nonzeros       |
+| `scalar`                             | identity           | integers                           |
+| `ternary`, `binary`                  | identity           | -1, 0, 1; -1, 1                    |
+| `rate_aware` (the default of tersor) | integers           | integers, least error + λ * bits   |
+| `few_integers`                       | integers           | a few small integers               |
+| `binary_sums`                        | integers           | -1, 1                              |
+| `projected_gradient`                 | real, or your set  | your set                           |
 """
 
 from __future__ import annotations
