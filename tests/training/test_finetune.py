@@ -66,7 +66,7 @@ def test_in_a_loop_of_your_own(tmp_path, teacher):
     tersor.project(model.eval(), target_size=size)
     assert tersor.save(model, tmp_path / "b.tersor").nbytes <= size
     back = tersor.load(tmp_path / "b.tersor", Net().eval())
-    assert accuracy(back) == accuracy(model) > 0.95
+    assert accuracy(back) == accuracy(model) > 0.9
     assert sum(losses[-4:]) < sum(losses[:4])
 
 
