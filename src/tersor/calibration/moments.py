@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -247,7 +248,7 @@ def _columns(block: Tensor, positions: int) -> Tensor:
         return moved.flatten(2).float()
     shape = (*moved.shape[:2], *window, *moved.shape[2 : 2 + positions])
     columns = torch.empty(shape, device=block.device)
-    places: Iterator[tuple[int, ...]] = product(*map(range, window))
+    places: Iterator[Any] = product(*map(range, window))
     for at in places:
         columns[(slice(None), slice(None), *at)] = moved[(..., *at)]
     return columns.flatten(1, 1 + len(window)).flatten(2)
