@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from tersor.lowrank.forms import FORMS, Ranks
 from tersor.lowrank.layers import Splittable, as_kernel, groups_of, shapes_of
 from tersor.nn.observe import observing, removing
 
-_GROWTH = 1.2
+_GROWTH = 1.05
 """Ratio of neighbouring ranks that are tried."""
 
 _FEWEST = 1024
@@ -128,7 +128,7 @@ def _reason(module: nn.Module, name: str, weight: Tensor, shared: bool) -> str |
 def sizes_of(model: nn.Module, batch: Any) -> dict[nn.Module, Sizes]:
     """Return the positions of all linear layers and convolutions for a sample of a batch."""
     layers = [m for m in model.modules() if isinstance(m, Splittable)]
-    found = {layer: Sizes() for layer in layers}
+    found: dict[nn.Module, Sizes] = {layer: Sizes() for layer in layers}
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         axes = len(cast(nn.Conv2d, module).kernel_size) if not isinstance(module, nn.Linear) else 0
@@ -139,9 +139,9 @@ def sizes_of(model: nn.Module, batch: Any) -> dict[nn.Module, Sizes]:
             found[module].before.append((output.numel() // output.shape[-1],))
             found[module].after.append((output.numel() // output.shape[-1],))
 
-    with torch.no_grad(), observing(model, {}):
-        with removing([layer.register_forward_hook(note) for layer in layers]):
-            _, samples = call(model, batch, 1)
+    hooks = removing([layer.register_forward_hook(note) for layer in layers])
+    with torch.no_grad(), observing(model, {}), hooks:
+        _, samples = call(model, batch, 1)
     for layer, sizes in found.items():
         if isinstance(layer, nn.Linear):  # its positions are those of all samples
             sizes.before = sizes.after = [(-(-n // samples),) for (n,) in sizes.after]
@@ -174,7 +174,7 @@ def ways(
     Returns
     -------
     list of Way
-        Those that save operations and parameters, with ranks that grow by a fifth.
+        Those that save operations and parameters, with ranks that grow by a twentieth.
     """
     weight = as_kernel(layer.weight)
     metric, scale = _error_of(name, weight, calibration)
@@ -197,8 +197,8 @@ def ways(
 def squared(rows: Tensor, metric: Tensor | None) -> float:
     """Return ``tr(E H Eᵀ)`` for rows E, or the sum of squares; ``H`` may be smaller, for groups."""
     if metric is None or metric.shape[0] != rows.shape[1]:
-        return float((rows**2).sum())
-    return float(((rows @ metric) * rows).sum())
+        return float(rows.square().sum().item())
+    return float(((rows @ metric) * rows).sum().item())
 
 
 def _error_of(
@@ -213,9 +213,7 @@ def _error_of(
     return None if metric is None else metric.to(torch.float64), calibration.importance[name]
 
 
-def _way(
-    layer: Splittable, sizes: Sizes | None, form: str, ranks: Ranks, error: float
-) -> Way:
+def _way(layer: Splittable, sizes: Sizes | None, form: str, ranks: Ranks, error: float) -> Way:
     shapes = [tuple(layer.weight.shape)] if form == "dense" else shapes_of(layer, form, ranks)
     operations = 0 if sizes is None else sizes.operations(shapes, form)
     return Way(form, ranks, operations, sum(math.prod(shape) for shape in shapes), error)
@@ -225,7 +223,7 @@ def _ladder(most: Ranks) -> Iterator[Ranks]:
     """Yield ranks from 1 to the largest; of pairs, those that keep about equal shares."""
     rungs = [1]
     while rungs[-1] < max(most):
-        rungs.append(max(rungs[-1] + 1, round(rungs[-1] * _GROWTH)))
+        rungs.append(max(rungs[-1] + 1, int(rungs[-1] * _GROWTH)))
     seen = set()
     for rung in rungs:
         share = min(1.0, rung / max(most))
@@ -235,8 +233,3 @@ def _ladder(most: Ranks) -> Iterator[Ranks]:
             if ranks not in seen:
                 seen.add(ranks)
                 yield ranks
-
-
-def total(ways: Mapping[str, Way], attribute: str) -> float:
-    """Return the sum of an attribute over layers."""
-    return sum(getattr(way, attribute) for way in ways.values())

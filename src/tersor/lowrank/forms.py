@@ -23,6 +23,9 @@ Kernels = list[Tensor]
 Split = Callable[[Ranks], Kernels]
 """Function that splits one weight at given ranks; what all ranks share is done before."""
 
+_RIDGE = 1e-12
+"""Part of the mean diagonal that is added to a matrix before it is inverted, in float64."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -57,19 +60,29 @@ def truncated(matrix: Tensor, metric: Tensor | None) -> Callable[[int], tuple[Te
     Chen, Yu, Dhillon, Hsieh, 2021: *DRONE: Data-aware Low-rank Compression for Large NLP Models*,
     NeurIPS 34.
     """
-    root = None if metric is None else torch.linalg.cholesky(metric)
-    u, s, v = torch.linalg.svd(matrix if root is None else matrix @ root, full_matrices=False)
+    lower = None if metric is None else root(metric)
+    u, s, v = torch.linalg.svd(matrix if lower is None else matrix @ lower, full_matrices=False)
     half = s.sqrt()
     after, before = u * half, half[:, None] * v
-    if root is not None:
-        before = torch.linalg.solve_triangular(root, before, upper=False, left=False)
+    if lower is not None:
+        before = torch.linalg.solve_triangular(lower, before, upper=False, left=False)
     return lambda rank: (after[:, :rank], before[:rank])
 
 
 def fitted(matrix: Tensor, metric: Tensor, features: Tensor) -> Tensor:
     """Return the B of the least error of ``B M`` for a weight W, given features M (f, m)."""
     seen = features @ metric
-    return torch.linalg.lstsq(seen @ features.mT, seen @ matrix.mT).solution.mT
+    found: Tensor = torch.cholesky_solve(seen @ matrix.mT, root(seen @ features.mT))
+    return found.transpose(0, 1)
+
+
+def root(metric: Tensor) -> Tensor:
+    """Return L with H = L Lᵀ, for a metric that may lack a rank, after a tiny ridge is added.
+
+    Features of a weight of lower rank depend on each other, and those of zeros are zeros.
+    """
+    ridge = _RIDGE * float(metric.diagonal().mean()) or 1.0
+    return torch.linalg.cholesky(metric + ridge * torch.eye(len(metric), dtype=metric.dtype))
 
 
 def _outputs(weight: Tensor, metric: Tensor | None) -> Split:

@@ -87,7 +87,7 @@ def _layer(
     layer: Splittable, shape: Sequence[int], geometry: Mapping[str, Any], *, last: bool
 ) -> Splittable:
     bias = last and layer.bias is not None
-    like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     if isinstance(layer, nn.Linear):
         return nn.Linear(shape[1], shape[0], bias=bias, **like)
     groups = groups_of(layer)
