@@ -78,6 +78,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[Check]]] = {
     "quality.language_model": (["--fetch"], [missing_data, TRANSFORMERS, GGUF]),
     "speed.solver": ([], [missing_data, LEARN]),
     "speed.factorization": ([], []),
+    "speed.memory": ([], []),
     "speed.kernels": ([], []),
     "speed.gpu_kernels": ([], [gpu]),
     "speed.whole_models": ([], [missing_data, MINILM, TRANSFORMERS]),

@@ -349,7 +349,14 @@ def _under_each_name(file: OpenFile, progress: Progress) -> Iterator[tuple[str, 
     uses: dict[str, list[str]] = {}
     for name in file:
         uses.setdefault(file.original(name), []).append(name)
-    for done, (original, value) in enumerate(file.stream(uses)):
+    streams = file.layout.streams
+    sliced = [name for name in uses if len(streams.get(name, ())) > 1]
+    for done, original in enumerate(sliced):  # the others are decoded in threads, as a whole
+        progress(original, done / len(uses))
+        for name in uses[original]:
+            yield name, file.pieces(original)
+    others = file.stream(uses.keys() - set(sliced))
+    for done, (original, value) in enumerate(others, start=len(sliced)):
         progress(original, done / len(uses))
         for name in uses[original]:
             yield name, value.pieces() if isinstance(value, Factors) else [value]

@@ -11,8 +11,9 @@ the tile size is padded with zeros; `Tiling.join` drops them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,43 @@ weights that costs below 0.1 %. Large weights still have enough slices for all c
 BLOCK = _native.BLOCK
 """Columns in coding order after which a trellis starts again in state 0 (docs/format.md). Slices
 consist of whole blocks, so that a search need not know where slices begin."""
+
+
+LARGE = 1 << 24
+"""Number of elements of a tensor above which it is read and factored in blocks of rows."""
+
+
+class Rowwise(Protocol):
+    """A tensor, in memory or in a file, whose rows are taken by indexing."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of its elements."""
+
+    def __getitem__(self, rows: slice | Tensor, /) -> Tensor:
+        """Return the rows of a slice, or of a tensor of row numbers."""
+
+
+def row_blocks(tensor: Rowwise, most: int = LARGE) -> Iterator[Tensor]:
+    """Yield consecutive rows of a tensor, of at most ``most`` elements where a row is not longer.
+
+    Parameters
+    ----------
+    tensor
+        Any tensor in memory, or one in a file that has an axis.
+    most
+        Number of elements up to which there is a single block; by default `LARGE`.
+    """
+    if isinstance(tensor, Tensor) and tensor.numel() <= most:
+        yield tensor
+        return
+    step = max(1, most // max(1, math.prod(tensor.shape[1:])))
+    for start in range(0, max(1, tensor.shape[0]), step):
+        yield tensor[start : start + step]
 
 
 @dataclass(frozen=True)
@@ -152,11 +190,14 @@ def _transposed(latent: Tensor, rows: Rows, axes: Callable[[int, int], tuple[int
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).contiguous()
 
 
-def evenly_spaced_rows(weight: Tensor, elements: int) -> Tensor:
-    """Return evenly spaced rows of a weight with at least ``elements`` elements, or all rows."""
+def evenly_spaced_rows(weight: Rowwise, elements: int) -> Tensor:
+    """Return evenly spaced rows of a weight with at least ``elements`` elements, or all rows.
+
+    They are float32.
+    """
     rows = weight.shape[0]
-    wanted = max(1, min(rows, math.ceil(elements * rows / weight.numel())))
-    return weight[torch.linspace(0, rows - 1, wanted).round().long()]
+    wanted = max(1, min(rows, math.ceil(elements * rows / math.prod(weight.shape))))
+    return as_float32(weight[torch.linspace(0, rows - 1, wanted).round().long()])
 
 
 def window_size(shape: tuple[int, ...]) -> int:

@@ -63,7 +63,8 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize("layer", CONVOLUTIONS, ids=str)
-def test_convolutions(layer):
+def test_convolutions(layer, monkeypatch):
+    monkeypatch.setattr(moments, "_SAMPLED", 1000)
     axes = len(layer.kernel_size)
     x = torch.randn(3, 4, *(11, 9, 8)[:axes], generator=generator())
     found = measured(layer, x, groups=layer.groups)
@@ -98,6 +99,15 @@ def test_blocks_of_any_size_and_any_batches_give_the_same(layer, monkeypatch):
         torch.testing.assert_close(parts, whole)
     row = layer.weight[0].numel() * getattr(layer, "groups", 1)
     assert all(s <= max(b, row) for s, b in zip(sizes, (1, 100, 2000), strict=True))
+
+
+def test_of_many_positions_of_a_sample_some_count():
+    layer, x = nn.Conv2d(1, 2, 1), torch.randn(3, 1, 20, 9, generator=generator())
+    moment = Moment(1, 1)
+    moment.add(layer, x)
+    some = x[:, :, ::4]
+    assert moment.rows == some.numel() < 3 * 64
+    torch.testing.assert_close(moment.mean().view(()), some.square().mean())
 
 
 def test_vectors_are_a_view():
@@ -142,10 +152,11 @@ def test_joint_moments_of_two_models(shifted):
 @pytest.mark.parametrize("most, every", [(96, (1, 1)), (95, (2, 1)), (24, (2, 2)), (1, (4, 2))])
 def test_of_many_positions_some_count_and_all_samples(monkeypatch, most, every):
     """Neighbours in an image are alike; axes of fewer than 4 positions stay whole."""
-    monkeypatch.setattr(moments, "_MOST_ROWS", most)
+    monkeypatch.setattr(moments, "_ROWS", most)
+    monkeypatch.setattr(moments, "_ROWS_PER_INPUT", 0)
     x = torch.randn(2, 1, 8, 6, generator=generator())
     some = x[:, :, :: every[0], :: every[1]]
     found = joint_moments(nn.Conv2d(1, 1, 1), [x], [x])
     assert found.rows == some.numel()
     torch.testing.assert_close(found.own.view(()), some.square().mean())
-    torch.testing.assert_close(mean_vector(nn.Conv2d(1, 1, 1), [x]).view(()), some.mean())
+    torch.testing.assert_close(mean_vector(nn.Conv2d(1, 1, 1), [x]).view(()), x.mean())

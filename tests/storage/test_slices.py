@@ -2,11 +2,13 @@
 """Large latents are coded in slices of weight rows, each decoded alone."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from samples import random_factors, to_file_bytes
 
 import tersor
@@ -18,9 +20,9 @@ from tersor.compression.resume import VERSIONS
 from tersor.errors import FileFormatError
 from tersor.factorization import weights
 from tersor.factorization.rate_aware import STATES
-from tersor.io import dense_tensors
+from tersor.io import dense_tensors, export_safetensors
 from tersor.storage import container
-from tersor.storage.archive import Archive, Entry
+from tersor.storage.archive import Alias, Archive, Entry
 from tersor.storage.opened import OpenFile
 from tersor.storage.verify import verify
 from tersor.tiling import BLOCK, Tiling, coding_order, cut, natural_order
@@ -133,6 +135,19 @@ def test_rows_of_a_weight_are_read_alone(monkeypatch):
         decoded.clear()
         assert torch.equal(file.rows("w", start, stop), factors.recompose()[start:stop])
         assert sorted(decoded) == slices
+
+
+def test_a_weight_is_given_back_slice_by_slice(tmp_path, monkeypatch):
+    archive, factors = archive_of(32)
+    entry = archive.entries["w"]
+    entries = {"w": entry, "tied": replace(entry, content=Alias("w"))}
+    container.write(tmp_path / "m.tersor", replace(archive, entries=entries))
+    joined, join = [], records.join
+    monkeypatch.setattr(records, "join", lambda *a: joined.append(len(a[3])) or join(*a))
+    export_safetensors(tmp_path / "m.tersor", tmp_path / "m.safetensors")
+    assert joined == [1, 1] * 2  # one slice at a time
+    for tensor in load_file(tmp_path / "m.safetensors").values():
+        assert torch.equal(tensor, factors.recompose())
 
 
 def test_damage_of_one_slice_is_found():

@@ -72,7 +72,8 @@ class Calibration:
         Sum of the sizes of the batches.
     rows
         Number of the input vectors of each mean, by the same names. A convolution has one vector
-        for each position.
+        for each position. Of many positions of a sample, every other is left out until there are
+        about 64, or half as many as elements of a vector.
     skipped
         Reason, by name, why a weight that will be factored has no moments.
     importance

@@ -7,6 +7,8 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +34,14 @@ def inputs_of_layer(module: nn.Module, weight_shape: Sequence[int]) -> int:
     return weight_shape[0] if inputs_first(module) else math.prod(weight_shape[1:])
 
 
-_MOST_ROWS = 2**18
-"""Approximate largest number of vectors over which moments in two models are taken."""
+_ROWS = 2**16
+_ROWS_PER_INPUT = 64
+"""Approximate largest number of vectors over which moments in two models are taken: the first, and
+the second for each element of a vector."""
+
+_SAMPLED = 64
+"""Approximate largest number of positions of a sample over which moments in one model are taken, or
+half the number of elements of a vector, if that is more."""
 
 _BLOCK = 2**22
 """Largest number of elements that are copied and multiplied at once: 16 MB."""
@@ -62,11 +70,15 @@ class Moment:
         if self._total is None:
             self._total = torch.zeros(self.groups, self.inputs, self.inputs, device=x.device)
         vectors, positions = input_vectors(layer, x)
+        most = max(_SAMPLED, self.inputs // 2) * vectors.shape[1]
+        vectors, positions = _thinned(vectors, positions, most)
         with torch.autocast(x.device.type, enabled=False):  # a caller's autocast sums in 16 bits
             for block in _blocks(vectors, positions):
-                rows = block.reshape(self.groups, -1, self.inputs).to(torch.float32)
-                self._total.baddbmm_(rows.mT, rows)
-                self.rows += rows.shape[1]
+                columns = _columns(block, positions)
+                if len(columns) != self.groups:  # all groups share one sum
+                    columns = columns.movedim(0, 1).flatten(1)[None]
+                self._total.baddbmm_(columns, columns.mT)
+                self.rows += columns.shape[2]
 
     def mean(self) -> Tensor:
         """Return the mean on the CPU: (groups, inputs, inputs), or a matrix for one group."""
@@ -103,10 +115,14 @@ def mean_vector(layer: Layer, batches: Sequence[Tensor]) -> Tensor:
     total, rows = torch.zeros((), dtype=torch.float64), 0
     inputs = inputs_of_layer(layer, layer.weight.shape)
     for x in batches:
-        for block in _blocks(*_thinned(*input_vectors(layer, x), _MOST_ROWS // len(batches))):
-            vectors = block.reshape(len(block), -1, inputs)
-            total = total + vectors.float().sum(1).cpu()
-            rows += vectors.shape[1]
+        samples = 1
+        if isinstance(layer, Convolution) and x.ndim == len(layer.kernel_size) + 2:
+            # The mean of the patches is the patches' mean of one mean sample.
+            samples, x = len(x), x.float().mean(0, keepdim=True)
+        vectors, _ = input_vectors(layer, x)
+        vectors = vectors.reshape(len(vectors), -1, inputs).float()
+        total = total + samples * vectors.sum(1).cpu().double()
+        rows += samples * vectors.shape[1]
     return (total / rows).to(torch.float32)
 
 
@@ -139,10 +155,10 @@ def joint_moments(
     with torch.autocast(own.device.type, enabled=False):
         for x, y in _paired_blocks(layer, inputs, first, second):
             if shifts is not None:
-                x, y = (v - s.to(v.device)[:, None] for v, s in zip((x, y), shifts, strict=True))
-            own.baddbmm_(x.mT, x)
-            crossed.baddbmm_(y.mT, x)
-            rows += x.shape[1]
+                x, y = (v - s.to(v)[..., None] for v, s in zip((x, y), shifts, strict=True))
+            own.baddbmm_(x, x.mT)
+            crossed.baddbmm_(y, x.mT)
+            rows += x.shape[2]
     count = max(rows, 1)
     return Joint((own / count).cpu(), (crossed / count).cpu(), rows)
 
@@ -150,13 +166,13 @@ def joint_moments(
 def _paired_blocks(
     layer: Layer, inputs: int, first: Sequence[Tensor], second: Sequence[Tensor]
 ) -> Iterator[list[Tensor]]:
-    """Yield blocks of the vectors of two inputs, (groups, rows, m) each."""
-    most = _MOST_ROWS // len(first)
+    """Yield blocks of the vectors of two inputs, (groups, m, rows) each."""
+    most = (_ROWS + _ROWS_PER_INPUT * inputs) // len(first)
     for x, y in zip(first, second, strict=True):
         a, positions = _thinned(*input_vectors(layer, x), most)
         b, _ = _thinned(*input_vectors(layer, y), most)
         for pair in zip(_blocks(a, positions), _blocks(b, positions), strict=True):
-            yield [block.reshape(len(a), -1, inputs).float() for block in pair]
+            yield [_columns(block, positions) for block in pair]
 
 
 def energy(weight: Tensor, moments: Tensor | None) -> float:
@@ -218,3 +234,21 @@ def _blocks(vectors: Tensor, positions: int) -> Iterator[Tensor]:
         return
     for half in vectors.tensor_split(2, longest):
         yield from _blocks(half, positions)
+
+
+def _columns(block: Tensor, positions: int) -> Tensor:
+    """Return vectors as columns in float32, (groups, inputs, vectors).
+
+    Of a convolution, one element of the window is copied after the other, for all vectors at once:
+    that is several times faster than to copy one vector after the other.
+    """
+    window = block.shape[2 + positions :]
+    moved = block.movedim(1 + positions, 1)
+    if not window:
+        return moved.flatten(2).float()
+    shape = (*moved.shape[:2], *window, *moved.shape[2 : 2 + positions])
+    columns = torch.empty(shape, device=block.device)
+    places: Iterator[Any] = product(*map(range, window))
+    for at in places:
+        columns[(slice(None), slice(None), *at)] = moved[(..., *at)]
+    return columns.flatten(1, 1 + len(window)).flatten(2)

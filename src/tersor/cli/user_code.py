@@ -84,7 +84,7 @@ def with_tensors_of(model: nn.Module, source: Source) -> Source:
         tensor = source.load(name)
         return known[name].detach().cpu().to(tensor.dtype) if name in known else tensor
 
-    return replace(source, load=load)
+    return replace(source, load=load, view=None)
 
 
 def model_of(source: Source, reference: str) -> nn.Module:

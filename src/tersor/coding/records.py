@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,6 +194,35 @@ def decode_slice(
     columns = rows * Tiling(shape, encoded.tile).tiles_per_row
     d = 0 if position else encoded.tile
     return entropy.decode(stream, encoded.coding, d, encoded.rank, columns, rows)
+
+
+def pieces(
+    encoded: EncodedFactors, shape: tuple[int, ...], dtype: torch.dtype, parts: Iterable[Part]
+) -> Iterator[Tensor]:
+    """Yield the dense weight a few rows at a time, from the decoded parts of one slice at a time.
+
+    Parameters
+    ----------
+    encoded, shape, dtype
+        As in `join`.
+    parts
+        Decoded parts of all slices, in their order.
+
+    Yields
+    ------
+    Tensor
+        The next rows, of type ``dtype``.
+
+    Raises
+    ------
+    FileFormatError
+        If integers are too large for an exact product.
+    """
+    per_row, codebook = Tiling(shape, encoded.tile).tiles_per_row, None
+    for first, latent in parts:
+        codebook = first if codebook is None else codebook
+        rows = (latent.shape[1] // per_row, *shape[1:])
+        yield from join(encoded, rows, dtype, [(codebook, latent)]).pieces()
 
 
 def join(

@@ -19,6 +19,7 @@ from tersor.progress import Progress, silent
 from tersor.storage import classify, container
 from tersor.storage.archive import Alias, Archive, Entry, Reason
 from tersor.storage.checkpoint import Source
+from tersor.tiling import row_blocks
 
 
 def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry], list[Weight]]:
@@ -42,7 +43,7 @@ def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry
     weights: list[Weight] = []
     for name in source.names:
         progress(f"reading {name}", 0.0)
-        tensor = source.load(name)
+        tensor = source.rows(name)
         reason = classify.reason_to_keep(name, tensor)
         if reason is None and name in source.unchanged:
             reason = Reason.LEFT_DENSE
@@ -50,9 +51,10 @@ def survey(source: Source, progress: Progress = silent) -> tuple[dict[str, Entry
         if name in source.aliases:
             entries[name] = Entry(shape, dtype, Alias(source.aliases[name]))
         elif reason is not None:
-            entries[name] = classify.keep(name, tensor, reason)
+            entries[name] = classify.keep(name, source.load(name), reason)
         else:
-            variance = energy(tensor.detach(), None) / tensor.numel()
+            squares = sum(energy(block.detach(), None) for block in row_blocks(tensor))
+            variance = squares / math.prod(shape)
             entries[name] = Entry(
                 shape, dtype, records.zero(shape, dtype, 0 if variance else math.inf)
             )

@@ -49,6 +49,12 @@ _TRIALS = 6
 _USUAL = 0.65
 """Usual step size as a share of the length of the codebook's columns; it is tried first."""
 
+_LAST = 3
+"""Number of layers that are given what the file has left, rather than their share of it."""
+
+_SLACK = 16
+"""Bytes by which what is not factored may grow after the last layer."""
+
 _ROUNDS = 4
 """Largest number of passes over all layers until the file is small enough."""
 
@@ -115,12 +121,10 @@ def reconstruct(
     """
     _check(model, state(reference))
     calls = calls_of(loader)
-    size = container.size(archive_of(model))
-    target = parse_size(target_size) if target_size is not None else size
+    target = parse_size(target_size) if target_size is not None else _size(model)
     for _ in range(_ROUNDS):
-        _sweep(model, reference, calls, target - size)
-        size = container.size(archive_of(model))
-        if size <= target:
+        _sweep(model, reference, calls, target)
+        if (size := _size(model)) <= target:
             return
     raise BudgetError(
         f"{target} bytes are too few for the reconstructed model, which has {size}; leave "
@@ -128,12 +132,15 @@ def reconstruct(
     )
 
 
-def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], left: int) -> None:
-    """Factor all layers again once, with ``left`` bytes more in total than now (less if < 0)."""
+def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], target: int) -> None:
+    """Factor all layers again once, so that the file has about ``target`` bytes.
+
+    What a layer leaves goes to the next. The last layers make up for other changes of the size.
+    """
     weights, layers, matched = state(reference), _layers(model, calls[0]), normalizations(model)
     old = {name: _factors_bytes(layer) for name, layer in layers.items()}
-    share = 1 + left / max(1, sum(old.values()))
-    watched, spare = [*layers, *matched], 0
+    share = 1 + (target - _size(model)) / max(1, sum(old.values()))
+    watched, spare, last = [*layers, *matched], 0, list(layers)[-_LAST:]
     with shown("reconstructing") as progress:
         try:
             for number, stop in enumerate(lockstep((model, reference), watched, calls)):
@@ -146,6 +153,8 @@ def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], left: 
                 weight = as_float32(dense(weights[join_names(stop.name, "weight")]))
                 weight = _turned(twin, weight)
                 allowed = int(share * old[stop.name]) + spare
+                if stop.name in last:
+                    allowed = old[stop.name] + target - _SLACK - _size(model)
                 pair = layers[stop.name], cast(Layer, twin)
                 spare = allowed - _renew(model, stop, pair, weight, max(0, allowed))
         except DivergedError:
@@ -153,6 +162,10 @@ def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], left: 
                 "the two models do not run the same layers; give the dense model that was "
                 "compressed"
             ) from None
+
+
+def _size(model: nn.Module) -> int:
+    return container.size(archive_of(model))
 
 
 def _factors_bytes(layer: nn.Module) -> int:

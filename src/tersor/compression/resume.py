@@ -21,9 +21,10 @@ from tersor.coding.records import EncodedFactors
 from tersor.compression.fill import Version
 from tersor.factorization.tiles import Choice
 from tersor.storage import container, dtypes
-from tersor.storage.checkpoint import Source
+from tersor.storage.checkpoint import Source, StoredTensor
 from tersor.storage.journal import Journal
 from tersor.storage.planes import elements
+from tersor.tiling import row_blocks
 from tersor.version import __version__
 
 Result = TypeVar("Result")
@@ -57,8 +58,9 @@ def identity(
     """
     tensors = blake2b(digest_size=16)
     for name in source.names:
-        tensor = source.load(name)
-        dtypes.check(name, tensor)
+        tensor = source.rows(name)
+        if isinstance(tensor, Tensor):
+            dtypes.check(name, tensor)
         _update(tensors, name, tensor)
     return {
         "the input": tensors.hexdigest(),
@@ -79,9 +81,10 @@ def _digest(calibration: Calibration | None) -> str:
 
 
 def _update(digest: Any, name: str, value: object) -> None:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | StoredTensor):
         digest.update(repr(f"{name} {tuple(value.shape)} {value.dtype}").encode())
-        digest.update(elements(value, exact=True).words.data)
+        for block in row_blocks(value):
+            digest.update(elements(block, exact=True).words.data)
     else:
         digest.update(repr((name, value)).encode())
 

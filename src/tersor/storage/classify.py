@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tersor.errors import InputError
 from tersor.storage import dtypes
 from tersor.storage.archive import Entry, Plain, Reason
-from tersor.tiling import is_tileable
+from tersor.tiling import Rowwise, is_tileable, row_blocks
 
 FEWEST_WEIGHTS = 256
 """Tensors with fewer weights stay unfactored: a codebook and a header entry would cost more
@@ -25,7 +27,7 @@ these to bfloat16 changes them by at most 1/256. Other tensors, such as tables o
 tolerate that."""
 
 
-def reason_to_keep(name: str, tensor: Tensor) -> Reason | None:
+def reason_to_keep(name: str, tensor: Rowwise) -> Reason | None:
     """Return the reason why a tensor is not factored, or None if it is factored.
 
     Parameters
@@ -33,7 +35,7 @@ def reason_to_keep(name: str, tensor: Tensor) -> Reason | None:
     name
         Name of the tensor, for error messages.
     tensor
-        Any dense tensor.
+        Any dense tensor; its elements are read in blocks of rows.
 
     Returns
     -------
@@ -47,30 +49,31 @@ def reason_to_keep(name: str, tensor: Tensor) -> Reason | None:
         elements. Vectors and single numbers may be infinite, because observers start with infinite
         values.
     """
-    dtypes.check(name, tensor)
-    if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+    if isinstance(tensor, Tensor):
+        dtypes.check(name, tensor)
+    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
         return Reason.NOT_FLOAT
-    if tensor.numel() == 0:
+    if (numel := math.prod(tensor.shape)) == 0:
         return Reason.EMPTY
     if not is_tileable(tuple(tensor.shape)):
-        if bool(tensor.isnan().any()):
+        if any(bool(block.isnan().any()) for block in row_blocks(tensor)):
             check_finite(name, tensor)
         return Reason.VECTOR
     check_finite(name, tensor)
-    if tensor.numel() < FEWEST_WEIGHTS:
+    if numel < FEWEST_WEIGHTS:
         return Reason.SMALL
     return None if _is_moderate(tensor) else Reason.RANGE
 
 
-def _is_moderate(tensor: Tensor) -> bool:
+def _is_moderate(tensor: Rowwise) -> bool:
     """Return whether squares of the weights fit float32, and their fourfold its own type."""
-    largest = float(tensor.detach().abs().amax())
+    largest = max(float(block.detach().abs().amax()) for block in row_blocks(tensor))
     return largest == 0 or _SMALLEST <= largest <= min(
         1 / _SMALLEST, torch.finfo(tensor.dtype).max / 4
     )
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
+def check_finite(name: str, tensor: Rowwise) -> None:
     """Refuse a weight with NaN or infinite elements.
 
     Raises
@@ -78,11 +81,11 @@ def check_finite(name: str, tensor: Tensor) -> None:
     InputError
         If any element is NaN or infinite; the message counts them.
     """
-    if not bool(tensor.isfinite().all()):
-        bad = int((~tensor.isfinite()).sum())
+    blocks = row_blocks(tensor)
+    if bad := sum(block.numel() - int(block.isfinite().sum()) for block in blocks):
         raise InputError(
-            f"tensor {name!r} has {bad} elements that are NaN or infinite, of {tensor.numel()}; "
-            "repair the checkpoint first"
+            f"tensor {name!r} has {bad} elements that are NaN or infinite, of "
+            f"{math.prod(tensor.shape)}; repair the checkpoint first"
         )
 
 

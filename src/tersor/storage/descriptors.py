@@ -58,6 +58,17 @@ def read_at(descriptor: int, start: int, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def read_into(descriptor: int, start: int, buffer: memoryview) -> int:
+    """Fill a buffer with bytes of an open file from ``start`` on; return how many there were."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], start + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
 class FileBytes:
     """Bytes of a file that are read when they are indexed; safe to use from several threads.
 

@@ -230,6 +230,25 @@ class OpenFile(Contents, Mapping[str, Tensor]):
         weight = records.join(field.detail, shape, field.dtype, found).recompose()
         return weight[start - first * length : stop - first * length]
 
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Yield the dense tensor of a factored one, a few rows at a time, in the memory of a slice.
+
+        Parameters
+        ----------
+        name
+            Name of a factored tensor.
+
+        Yields
+        ------
+        Tensor
+            The next rows.
+        """
+        field = self._fields[self.original(name)]
+        assert isinstance(field.detail, EncodedFactors)  # it is factored
+        with self._named():
+            parts = ordered(self._decode, ((field, i) for i in range(field.slices)))
+            yield from records.pieces(field.detail, field.shape, field.dtype, parts)
+
     def value(self, name: str) -> Factors | Tensor:
         """Return the factors of that name if the tensor is factored, else the tensor.
 

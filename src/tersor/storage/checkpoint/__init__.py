@@ -3,5 +3,6 @@
 
 from tersor.storage.checkpoint.opening import open_checkpoint
 from tersor.storage.checkpoint.source import Source, shared
+from tersor.storage.checkpoint.stored_tensor import StoredTensor
 
-__all__ = ["Source", "open_checkpoint", "shared"]
+__all__ = ["Source", "StoredTensor", "open_checkpoint", "shared"]

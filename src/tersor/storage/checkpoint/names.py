@@ -68,5 +68,6 @@ def _renamed(content: Content, new: dict[str, str]) -> Content:
         content,
         stored={name: content.stored[former] for name, former in old.items()},
         load=lambda name: content.load(old[name]),
+        view=lambda name: content.rows(old[name]),
         aliases=aliases,
     )

@@ -82,7 +82,7 @@ def open_checkpoint(
             "sizes and ratios refer to the weights",
         )
     found = Source(list(meant.stored), meant.load, nbytes, meant.aliases, meant.ignored)
-    return replace(found, notes=notes, files=meant.files)
+    return replace(found, notes=notes, files=meant.files, view=meant.view)
 
 
 def _read(path: Path, key: str | None) -> Content:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tersor.errors import InputError
 from tersor.storage.checkpoint.source import Content, Stored
+from tersor.tiling import Rowwise
 
 _BLOCK = 128
 """Rows and columns of a square block with one scale, as in DeepSeek's and similar checkpoints."""
@@ -96,10 +97,15 @@ def meant(content: Content) -> Content:
         values *= _spread(scale / scales[name].divisor, values.shape)
         return values.to(torch.bfloat16)
 
+    def view(name: str) -> Rowwise:
+        name = aliases.get(name, name)
+        return load(name) if name in scales else content.rows(name)
+
     return replace(
         content,
         stored=stored,
         load=load,
+        view=view,
         aliases=aliases,
         ignored=(*content.ignored, *(n for n in beside if not n.endswith("_zero_point"))),
         notes=(*content.notes, *_notes(content.stored, scales, aliases)),

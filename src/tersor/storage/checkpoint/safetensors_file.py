@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +13,7 @@ from torch import Tensor
 from tersor.errors import InputError
 from tersor.storage import dtypes
 from tersor.storage.checkpoint.source import Content, Stored
+from tersor.storage.checkpoint.stored_tensor import StoredTensor
 from tersor.storage.model_folder import KEY
 
 _DTYPES = {name: dtype for dtype, name in dtypes.NAMES.items()}
@@ -35,7 +35,7 @@ def read(path: Path) -> Content:
     try:
         with safe_open(path, framework="pt") as file:
             names: list[str] = list(file.keys())
-        stored = _stored(path, names)
+        stored, starts = _stored(path, names)
     except SafetensorError as error:
         raise InputError(f"{path} is not a valid safetensors file: {error}") from None
 
@@ -44,25 +44,30 @@ def read(path: Path) -> Content:
             f"{path} is compressed by tersor already; decompress it first (tersor decompress)"
         )
 
+    def view(name: str) -> StoredTensor:
+        kind = stored[name]
+        if kind.dtype is None:
+            raise InputError(
+                f"{path}: tensor {name!r} cannot be read: PyTorch has no such data type, or tersor "
+                "cannot store it; convert the tensor first"
+            )
+        return StoredTensor(path, name, starts[name], kind.shape, kind.dtype)
+
     def load(name: str) -> Tensor:
-        # Opened again each time: a file that stays mapped would in the end be in memory as a whole.
-        try:
-            with safe_open(path, framework="pt") as file:
-                return cast(Tensor, file.get_tensor(name))
-        except (SafetensorError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: tensor {name!r} cannot be read: {error}") from None
+        return view(name).load()
 
-    return Content(stored, load, (path,))
+    return Content(stored, load, (path,), view=view)
 
 
-def _stored(path: Path, names: list[str]) -> dict[str, Stored]:
-    """Return shapes, types and sizes from the header, which the library has checked."""
+def _stored(path: Path, names: list[str]) -> tuple[dict[str, Stored], dict[str, int]]:
+    """Return shapes, types and sizes from the header, which the library has checked; and starts."""
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    found = {}
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    found, starts = {}, {}
     for name in names:
         start, end = header[name]["data_offsets"]
-        found[name] = Stored(
-            tuple(header[name]["shape"]), _DTYPES.get(header[name]["dtype"]), end - start
-        )
-    return found
+        kind = _DTYPES.get(header[name]["dtype"])
+        found[name] = Stored(tuple(header[name]["shape"]), kind, end - start)
+        starts[name] = 8 + size + start
+    return found, starts

@@ -45,6 +45,7 @@ def read(path: Path, read_file: Callable[[Path], Content]) -> Content:
         tuple(file for content in shards.values() for file in content.files),
         aliases,
         tuple(f"{name} in {shard}" for name, shard in pairs if shard_of.get(name) != shard),
+        view=lambda name: shards[shard_of[name]].rows(name),
     )
 
 

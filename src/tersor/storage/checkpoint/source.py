@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tersor.storage.dtypes import is_dense
+from tersor.tiling import LARGE, Rowwise
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Source:
         obvious.
     files
         Files that the tensors are read from; they must not be overwritten.
+    view
+        Returns the tensor of a name, or one whose rows are read when they are indexed. By default
+        tensors are loaded as a whole.
     """
 
     names: list[str]
@@ -48,6 +53,13 @@ class Source:
     unchanged: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    view: Callable[[str], Rowwise] | None = None
+
+    def rows(self, name: str) -> Rowwise:
+        """Return a tensor, or, where it is large, one whose rows are read when they are indexed."""
+        if self.view and math.prod((found := self.view(name)).shape) > LARGE:
+            return found
+        return self.load(name)
 
 
 class Stored(NamedTuple):
@@ -70,7 +82,7 @@ class Content:
         Returns the tensor of a name.
     files
         All files that hold the tensors, without an index.
-    aliases, ignored, notes
+    aliases, ignored, notes, view
         As in `Source`.
     """
 
@@ -80,6 +92,11 @@ class Content:
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    view: Callable[[str], Rowwise] | None = None
+
+    def rows(self, name: str) -> Rowwise:
+        """Return a tensor whose rows can be indexed, and which may be in a file still."""
+        return (self.view or self.load)(name)
 
     @property
     def file_bytes(self) -> int:
