@@ -82,7 +82,8 @@ def root(metric: Tensor) -> Tensor:
     Features of a weight of lower rank depend on each other, and those of zeros are zeros.
     """
     ridge = _RIDGE * float(metric.diagonal().mean()) or 1.0
-    return torch.linalg.cholesky(metric + ridge * torch.eye(len(metric), dtype=metric.dtype))
+    lower: Tensor = torch.linalg.cholesky(metric + ridge * torch.eye(len(metric)).to(metric))
+    return lower
 
 
 def _outputs(weight: Tensor, metric: Tensor | None) -> Split:
