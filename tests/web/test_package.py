@@ -82,7 +82,9 @@ def test_the_decoder_is_small():
 @contextlib.contextmanager
 def served(folder):
     class Handler(http.server.SimpleHTTPRequestHandler):
-        extensions_map = {".js": "text/javascript", ".wasm": "application/wasm", "": "text/html"}
+        def guess_type(self, path):
+            types = {".js": "text/javascript", ".wasm": "application/wasm"}
+            return types.get(Path(path).suffix, "text/html")
 
         def log_message(self, *_):
             pass
