@@ -152,6 +152,55 @@ static uint8_t *gather(const tersor_tensor *t, const tersor_section *section, in
     return out;
 }
 
+tersor_needs tersor_factor_needs(const tersor_tensor *t)
+{
+    const uint64_t last = tersor_slice_rows(t, tersor_slices(t) - 1); /* the longest */
+    const uint64_t tiles = tersor_tiles(t), both = last + tiles;
+    tersor_needs needs = {0, 0, 0, 0, 0, 0};
+    needs.output = t->numel * tersor_itemsize(t->dtype);
+    needs.integers = t->rank * (t->tile + t->rows * tiles);
+    needs.scales = both > t->tile + 1 ? both : t->tile + 1;
+    return needs;
+}
+
+tersor_status tersor_decode_factors(const tersor_tensor *t, const tersor_section *section,
+                                    tersor_space *space)
+{
+    const tersor_needs needs = tersor_factor_needs(t);
+    if (needs.integers > space->integers_size || needs.scales > space->scales_size)
+        return TERSOR_SPACE;
+    return tersor_read_factors(t, section, space);
+}
+
+/* Where the latents of a row begin, for one row of Z, and how many integers this row of Z has. */
+static size_t find_row(const tersor_tensor *t, uint64_t *row, size_t *rows)
+{
+    size_t latent = (size_t)(t->tile * t->rank);
+    uint64_t slice = 0;
+    while (*row >= (*rows = (size_t)tersor_slice_rows(t, slice))) {
+        latent += (size_t)(t->rank * tersor_tiles(t)) * *rows;
+        *row -= *rows;
+        slice++;
+    }
+    return latent;
+}
+
+void tersor_row(const tersor_tensor *t, const int16_t *integers, uint64_t row, int32_t *sums)
+{
+    const size_t d = (size_t)t->tile, k = (size_t)t->rank;
+    const size_t length = (size_t)(t->numel / t->rows);
+    size_t rows, c, at, i;
+    size_t latent = find_row(t, &row, &rows) + (size_t)row;
+    memset(sums, 0, length * sizeof *sums);
+    for (c = 0; c < k; c++)
+        for (at = 0; at < length; at += d, latent += rows) {
+            const int32_t z = integers[latent];
+            const size_t size = length - at < d ? length - at : d;
+            for (i = 0; z && i < size; i++) /* most are zero */
+                sums[at + i] += z * integers[c * d + i];
+        }
+}
+
 static tersor_status hold(const tersor_section *section, tersor_space *space)
 {
     tersor_status status;
@@ -211,15 +260,10 @@ tersor_needs tersor_tensor_needs(const tersor_file *file, size_t position)
     if (position >= file->count)
         return needs;
     t = file->tensors + original(file, position);
+    if (t->kind == TERSOR_FACTORS)
+        return tersor_factor_needs(t);
     needs.output = t->numel * tersor_itemsize(t->dtype);
-    if (t->kind == TERSOR_FACTORS) {
-        const uint64_t last = tersor_slice_rows(t, tersor_slices(t) - 1); /* the longest */
-        const uint64_t tiles = tersor_tiles(t), both = last + tiles;
-        needs.integers = t->rank * (t->tile + t->rows * tiles);
-        needs.scales = both > t->tile + 1 ? both : t->tile + 1;
-    } else {
-        needs.bytes = group_bytes(file, t);
-    }
+    needs.bytes = group_bytes(file, t);
     return needs;
 }
 

@@ -131,6 +131,15 @@ tersor_needs tersor_tensor_needs(const tersor_file *file, size_t position);
 tersor_status tersor_decode(const tersor_file *file, size_t position, uint8_t *output,
                             size_t output_size, tersor_space *space);
 
+/* One row of factors at a time, for those who have no room for the dense tensor: decode the integers of
+ * both factors into the arrays of the space, from the section of the first slice on; then sum up the
+ * products of a row below `rows`, numel / rows of them. Each sum times the scale is an element, before it is
+ * rounded to the tensor's type. Sums are at most 2^24, so that the product is the same in float32. */
+tersor_needs tersor_factor_needs(const tersor_tensor *tensor);
+tersor_status tersor_decode_factors(const tersor_tensor *tensor, const tersor_section *section,
+                                    tersor_space *space);
+void tersor_row(const tersor_tensor *tensor, const int16_t *integers, uint64_t row, int32_t *sums);
+
 /* A status in words. */
 const char *tersor_message(tersor_status status);
 

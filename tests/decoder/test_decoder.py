@@ -170,6 +170,31 @@ def test_arrays_that_are_too_small_are_refused(path):
     assert int(done.stdout) > 2 * len(open_file(path))
 
 
+def rows_checked(data, folder):
+    """How many tensors of factors of float32 have the same elements row by row as at once."""
+    (folder / "file").write_bytes(data)
+    command = [build(sources=(HERE / "rows.c",)), folder / "file"]
+    return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+def test_rows_are_those_of_whole_tensors(tmp_path):
+    """Padded tiles, a rank of 0, all slices of a latent, sums up to 2^24."""
+    assert sum(rows_checked(path.read_bytes(), tmp_path) for path in GOLDEN) > 3
+    assert rows_checked(to_file_bytes(solved(8)), tmp_path) == 3
+    assert rows_checked(to_file_bytes(extreme()), tmp_path) == 10
+    assert rows_checked(to_file_bytes(sliced()), tmp_path) == 2
+
+
+def sliced():
+    """A latent of 3 slices, of which the last is longer, and a weight of zeros."""
+    weight = torch.randn(100, 4096, generator=torch.Generator().manual_seed(0))
+    factors = factorize_weight(weight, 32, 0.7)
+    encoded = records.encode(factors, slice_rows=32)
+    entries = {"w": Entry((100, 4096), torch.float32, encoded)}
+    entries["zeros"] = Entry((4, 4), torch.float32, records.zero((4, 4), torch.float32, 0.0))
+    return Archive(entries, 1)
+
+
 @pytest.mark.parametrize("elements", [517, 1031])
 def test_what_a_section_cannot_hold_is_refused_at_once(tmp_path, elements):
     """One byte gives 1032 at most: claims of up to twice as many once passed until decoding."""

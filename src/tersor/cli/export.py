@@ -21,6 +21,28 @@ targets = typer.Typer(
 app.add_typer(targets, name="export")
 
 
+Architecture = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODULE:CALLABLE",
+        help="Returns the nn.Module that MODEL.tersor holds the weights of.",
+        show_default=False,
+    ),
+]
+Inputs = Annotated[
+    str,
+    typer.Option(
+        metavar="MODULE:CALLABLE",
+        help="Returns typical inputs: a tensor, a tuple of all arguments, or a dict by name.",
+        show_default=False,
+    ),
+]
+Folder = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
+]
+
+
 @targets.command(
     epilog="Examples:\n\n- `tersor export onnx model.tersor --model net.py:make --inputs "
     "net.py:example -o folder`\n- `tersor export onnx model.tersor --model net.py:make --inputs "
@@ -28,26 +50,9 @@ app.add_typer(targets, name="export")
 )
 def onnx(
     model: TersorFile,
-    architecture: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            metavar="MODULE:CALLABLE",
-            help="Returns the nn.Module that MODEL.tersor holds the weights of.",
-            show_default=False,
-        ),
-    ],
-    inputs: Annotated[
-        str,
-        typer.Option(
-            metavar="MODULE:CALLABLE",
-            help="Returns typical inputs: a tensor, a tuple of all arguments, or a dict by name.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
-    ],
+    architecture: Architecture,
+    inputs: Inputs,
+    output: Folder,
     dynamic: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -77,6 +82,26 @@ def onnx(
             say(f"largest relative error of outputs against torch: {done.error:.1e}")
         for note in done.notes:
             say(f"note: {note}", errors)
+
+
+@targets.command(
+    epilog="Example: `tersor export c model.tersor --model net.py:make --inputs net.py:example "
+    "-o firmware`"
+)
+def c(model: TersorFile, architecture: Architecture, inputs: Inputs, output: Folder) -> None:
+    """Write a program in C99 that computes with the small file, for microcontrollers.
+
+    It takes no memory but what the application gives it. `make check` in the folder compares its
+    outputs with those of torch. Prints what it takes.
+    """
+    with reporting_errors():
+        from tersor.cli import user_code
+        from tersor.export.to_c import c as export
+
+        network, example = user_code.make(architecture), user_code.call("--inputs", inputs)
+        done = export(network, example, output, file=model)
+        for name, number in done.rows.items():
+            say(f"{name}: {number}")
 
 
 def _axes(text: str) -> dict[str, dict[int, str]]:

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tersor.export.session import onnx_session
+    from tersor.export.to_c import ExportedC, c
     from tersor.export.to_onnx import Exported, onnx
 
-__all__ = ["Exported", "onnx", "onnx_session"]
+__all__ = ["Exported", "ExportedC", "c", "onnx", "onnx_session"]
 
-_HOMES = {"Exported": "to_onnx", "onnx": "to_onnx", "onnx_session": "session"}
+_HOMES = {
+    "Exported": "to_onnx",
+    "ExportedC": "to_c",
+    "c": "to_c",
+    "onnx": "to_onnx",
+    "onnx_session": "session",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -3,33 +3,33 @@
 
 from __future__ import annotations
 
-import copy
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tersor.calibration.samples import tensors_in
-from tersor.errors import InputError, explained
+from tersor.errors import InputError
 from tersor.export import compare, session
 from tersor.export.packages import needed
+from tersor.export.prepared import (
+    PathLike,
+    checked,
+    dense_copy,
+    holds_factors,
+    new_folder,
+    replacing_all,
+    without_shortcuts,
+)
 from tersor.export.skeleton import Skeleton, skeleton_of
 from tersor.export.trace import Call, Traced, call_of, trace
-from tersor.io import dense_tensors, load, save
-from tersor.nn import FactoredWeight
-from tersor.nn.restore import restore_dense
-from tersor.storage.atomic import replacing
+from tersor.io import dense_tensors, save
 from tersor.storage.opened import open_file
 from tersor.units import format_size
-
-PathLike = str | os.PathLike[str]
 
 LARGE = 1_000_000
 """Bytes of constants inside a skeleton that are worth a note."""
@@ -142,7 +142,7 @@ def onnx(
     """
     for package in ("onnx", "onnxscript", *(["onnxruntime"] if check else [])):
         needed(package, "the export to ONNX" if package != "onnxruntime" else "check=True")
-    if file is None and not any(isinstance(m, FactoredWeight) for m in model.modules()):
+    if file is None and not holds_factors(model):
         raise InputError(
             "the model holds no factors to store in a small file; call tersor.compress first or "
             "tersor.load a file, and export before tersor.optimize; for a dense model, "
@@ -150,70 +150,19 @@ def onnx(
         )
     target = Path(folder)
     names = (session.SKELETON, session.FILE, session.MAP)
-    with _folder(target), _replacing_all([target / name for name in names]) as temporary:
+    with new_folder(target), replacing_all([target / name for name in names]) as temporary:
         if file is None:
             save(model, temporary[1], content_hash=True)
         else:
-            shutil.copyfile(_checked(file), temporary[1])
-        with _without_shortcuts():
-            plain = _plain(model, temporary[1])
+            shutil.copyfile(checked(file), temporary[1])
+        with without_shortcuts():
+            plain = dense_copy(model, temporary[1])
             traced = trace(plain, call_of(plain, inputs), dynamic)
             skeleton = _write(plain, traced, temporary, input_names, output_names)
             error, notes = _compared(plain, traced, skeleton, temporary) if check else (None, ())
     notes = (*traced.notes, *_notes(skeleton), *notes)
     sizes = {name: (target / name).stat().st_size for name in names}
     return Exported(target, sizes, error, notes)
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """Make a folder, and remove it if the work in it fails and leaves nothing."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; give the name of a folder to write")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} does not exist; create it first")
-    made = not path.exists()
-    path.mkdir(exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if made and not any(path.iterdir()):
-            path.rmdir()
-        raise
-
-
-@contextmanager
-def _replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yield temporary files that replace all paths when the context ends."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(replacing(path)) for path in paths]
-
-
-@contextmanager
-def _without_shortcuts() -> Iterator[None]:
-    """Let transformer layers of torch compute by operations that ONNX has."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _checked(path: PathLike) -> Path:
-    """Return the path of a file after checking its header and checksums."""
-    with open_file(path) as opened:
-        opened.check_sections()
-    return Path(path)
-
-
-def _plain(model: nn.Module, stored: Path) -> nn.Module:
-    """Return a dense copy of a model, on the CPU, with the values of a file."""
-    with explained("copying the model", "it has to work with copy.deepcopy"):
-        plain = copy.deepcopy(model).cpu()
-    load(stored, plain, assign=True)
-    restore_dense(plain)
-    return plain.eval().requires_grad_(False)
 
 
 def _write(
