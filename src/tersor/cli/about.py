@@ -23,10 +23,10 @@ def info() -> None:
 @app.command(epilog="Example: `tersor demo --output demo`")
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the files, a picture and a report.")
+        Path, typer.Option("--output", "-o", help="Folder for the files, a picture and reports.")
     ] = Path("demo"),
 ) -> None:
-    """Train a small network on handwritten digits, compress it, and compare with other methods."""
+    """Compress a network that is trained on digits, and a pretrained sentence encoder; compare."""
     with reporting_errors():
         from tersor.cli.demo.run import run
 

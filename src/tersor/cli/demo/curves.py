@@ -19,7 +19,7 @@ from tersor.errors import MissingExtraError
 from tersor.storage.atomic import replacing
 from tersor.storage.checkpoint import open_checkpoint
 
-RATIOS = (20, 30, 40, 60, 80)
+RATIOS = (20, 40, 60, 80)
 """Compression ratios at which methods are compared. At lower ones all are like the dense model."""
 
 Curves = dict[str, list[Row]]

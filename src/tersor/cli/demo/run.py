@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tersor.cli.app import say
-from tersor.cli.demo import curves, digits
+from tersor.cli.demo import curves, digits, search
 from tersor.cli.demo.digits import Row, Split, measure
+from tersor.errors import MissingExtraError
 from tersor.io import save
 from tersor.report import html
 from tersor.report.facts import gather
+from tersor.units import format_size
 
 
 def run(folder: Path, console: Console) -> None:
@@ -36,6 +38,17 @@ def run(folder: Path, console: Console) -> None:
         If a package is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _classify(folder, console)
+    try:
+        weights = search.model_folder() / "model.safetensors"
+    except MissingExtraError as error:
+        say(f"search by meaning is left out: {error}", console)
+    else:
+        _search(folder, weights, console)
+
+
+def _classify(folder: Path, console: Console) -> None:
+    """Train, compress, fine-tune and compare a small network."""
     torch.manual_seed(digits.SEED)
     data, dense, checkpoint = digits.digits(), digits.Network(), folder / "digits.safetensors"
     say("training a small network on handwritten digits ...", console)
@@ -50,8 +63,28 @@ def run(folder: Path, console: Console) -> None:
     curves.draw(found | {"tersor, fine-tuned": [last]}, first, folder / "accuracy.png")
     say(f"picture: {folder / 'accuracy.png'}", console)
     facts = gather(folder / f"digits{curves.RATIOS[0]}.tersor", checkpoint)
-    html.write(folder / "report.html", facts, curves.as_curve(rows, first))
-    say(f"report: {folder / 'report.html'}", console)
+    html.write(folder / "digits.html", facts, curves.as_curve(rows, first))
+    say(f"report: {folder / 'digits.html'}", console)
+
+
+def _search(folder: Path, weights: Path, console: Console) -> None:
+    """Search with a pretrained sentence encoder before and after compression."""
+    search.quiet()
+    say("\nsearching with a pretrained sentence encoder ...", console)
+    model = search.encoder()
+    dense = search.search(model)
+    say(f"compressing it {search.RATIO} times ...", console)
+    size = save(search.compressed(model), path := folder / "encoder.tersor").nbytes
+    say("searching with the file, in a fresh process ...", console)
+    small = search.search_with_file(path)
+    titles = [
+        f"{when}, {format_size(n)}"
+        for when, n in (("as trained", weights.stat().st_size), ("from the file", size))
+    ]
+    console.print("", search.table(dense, small, titles), "")
+    say(search.verdict(dense, small), console)
+    html.write(folder / "encoder.html", gather(path))
+    say(f"report: {folder / 'encoder.html'}", console)
 
 
 def _rows(folder: Path, dense: nn.Module, data: Split, console: Console) -> Iterator[Row]:
