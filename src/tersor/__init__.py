@@ -8,6 +8,7 @@ from tersor.version import __version__
 
 if TYPE_CHECKING:
     from tersor import export as export
+    from tersor import lowrank as lowrank
     from tersor.calibration.calibrate import Calibration, calibrate
     from tersor.calibration.folding import fold_normalization
     from tersor.calibration.normalization import match_normalization
@@ -94,12 +95,15 @@ _HOMES = {
 """Public names by the module that defines them. Each is imported when it is first used, since
 torch takes seconds to import."""
 
+_PACKAGES = ("export", "lowrank")
+"""Public packages, imported when they are first used."""
+
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:
-    if name == "export":
-        return import_module("tersor.export")
+    if name in _PACKAGES:
+        return import_module(f"tersor.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'tersor' has no attribute {name!r}")
     value: object = getattr(import_module(f"tersor.{_HOME_OF[name]}"), name)
@@ -108,4 +112,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "export"})
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -32,6 +32,7 @@ def shown():
 def test_every_public_name_is_on_one_page():
     names = [f"tersor.{name}" for name in tersor.__all__ if name != "__version__"]
     names += [f"tersor.export.{name}" for name in tersor.export.__all__]
+    names += [f"tersor.lowrank.{name}" for name in tersor.lowrank.__all__]
     names += [f"tersor.factorization.{name}" for name in ("methods", "projections")]
     if importlib.util.find_spec("transformers"):
         module = importlib.import_module("tersor.transformers")

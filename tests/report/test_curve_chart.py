@@ -16,7 +16,11 @@ def drawn(curve, nbytes=2000):
     root = ET.fromstring(curve_chart.draw(curve, nbytes))
     paths = {p.get("class"): p.get("d") for p in root.iter("path")}
     line = [tuple(map(float, p.split())) for p in re.split("[ML]", paths.get("line", ""))[1:]]
-    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
+    dots = [
+        (float(c.get("cx")), float(c.get("cy")))
+        for c in root.iter("circle")
+        if c.get("class") == "dot"
+    ]
     mark = float(re.match(r"M([\d.]+)", paths["mark"])[1])
     return line, dots, mark, paths
 
@@ -64,3 +68,14 @@ def test_everything_is_inside_the_picture(points, nbytes):
     texts = list(ET.fromstring(curve_chart.draw(curve, nbytes)).iter("text"))
     assert any(t.text.startswith("this file: ") for t in texts)
     assert 3 < len(texts) < 16
+
+
+def test_points_name_their_size_and_value_under_the_mouse():
+    root = ET.fromstring(curve_chart.draw(CURVE, 2000))
+    titles = [(c.get("class"), c.findtext("title")) for c in root.iter("circle")]
+    assert titles == [
+        ("spot", "1000 bytes: 88.5, predicted"),
+        ("spot", "2000 bytes: 90.5, predicted"),
+        ("dot", "1000 bytes: 88.5, measured"),
+        ("dot", "4000 bytes: 91, measured"),
+    ]

@@ -23,12 +23,12 @@ def info() -> None:
 @app.command(epilog="Example: `tersor demo --output demo`")
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the files and the picture.")
+        Path, typer.Option("--output", "-o", help="Folder for the files, a picture and a report.")
     ] = Path("demo"),
 ) -> None:
-    """Train a small network on handwritten digits, compress it 10 and 30 times, compare."""
+    """Train a small network on handwritten digits, compress it, and compare with other methods."""
     with reporting_errors():
-        from tersor.cli.demo import run
+        from tersor.cli.demo.run import run
 
         run(output, console)
 

@@ -75,19 +75,19 @@ def skeleton_of(
     model = _converted(traced.program, inputs, outputs)
     ir = needed("onnx_ir", _PURPOSE)
     state = traced.program.state_dict
-    weights, offset = {}, 0
+    weights = {}
     for name, value in model.graph.initializers.items():
         if _same(state.get(name), tensors.get(name)):
-            constant, value.const_value = value.const_value, None
-            weights[name] = ir.ExternalTensor(
-                WEIGHTS, offset, constant.nbytes, constant.dtype, shape=constant.shape, name=name
-            )
-            offset += constant.nbytes
+            weights[name], value.const_value = value.const_value, None
     _simplify(model)
-    for name, weight in weights.items():
-        if name in model.graph.initializers:
-            model.graph.initializers[name].const_value = weight
     names = [name for name in model.graph.initializers if name in weights]
+    offset = 0  # one weight directly after the other, in the order of the map
+    for name in names:
+        weight = weights[name]
+        model.graph.initializers[name].const_value = ir.ExternalTensor(
+            WEIGHTS, offset, weight.nbytes, weight.dtype, shape=weight.shape, name=name
+        )
+        offset += weight.nbytes
     inside = sum(
         value.const_value.nbytes
         for name, value in model.graph.initializers.items()

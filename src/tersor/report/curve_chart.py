@@ -73,6 +73,7 @@ def draw(curve: Curve, nbytes: int) -> Markup:
     x = _scale(math.log(min(sizes)), math.log(max(sizes)), _LEFT + 8, _RIGHT - 8)
     y = _scale(ticks[0], ticks[-1], _BOTTOM, _TOP + 8)
     at = [(x(math.log(size)), y(value)) for size, value in line]
+    titles = [f"{format_size(size)}: {value:.4g}, predicted" for size, value in line]
     label = f"{quantity(curve)} against the size of the file, which has {format_size(nbytes)}"
     return chart(
         label,
@@ -81,15 +82,23 @@ def draw(curve: Curve, nbytes: int) -> Markup:
         tag("path", d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in at), class_="line")
         if at
         else Markup(),
-        *(_dot(x(math.log(size)), y(value)) for size, value in dots),
+        *(_point(*place, title, "spot") for place, title in zip(at, titles, strict=True)),
+        *(
+            _point(
+                x(math.log(size)), y(value), f"{format_size(size)}: {value:.4g}, measured", "dot"
+            )
+            for size, value in dots
+        ),
         *_here(x(math.log(nbytes)), nbytes),
         height=_HEIGHT,
         width=_WIDTH,
     )
 
 
-def _dot(x: float, y: float) -> Markup:
-    return tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3.5, class_="dot")
+def _point(x: float, y: float, title: str, kind: str) -> Markup:
+    """Return a point, whose title the browser shows when the mouse is over it."""
+    r = 3.5 if kind == "dot" else 6
+    return tag("circle", tag("title", title), cx=f"{x:.1f}", cy=f"{y:.1f}", r=r, class_=kind)
 
 
 def _here(x: float, nbytes: int) -> list[Markup]:

@@ -9,6 +9,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
+// Paper has nothing to click on.
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});
+
 function sort(table, heading) {
   // Numbers begin with the largest, names with the first letter of the alphabet.
   const column = heading.cellIndex;
