@@ -75,6 +75,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[Check]]] = {
     "quality.onnx_export": ([], [missing_data, ONNX, ONNX_RUNTIME]),
     "quality.zoo": (["--fetch", "--again"], [missing_data]),
     "quality.finetuning": ([], [on_request]),
+    "quality.low_rank": ([], [missing_data]),
     "quality.language_model": (["--fetch"], [missing_data, TRANSFORMERS, GGUF]),
     "speed.solver": ([], [missing_data, LEARN]),
     "speed.factorization": ([], []),

@@ -20,7 +20,7 @@ PICTURE = DOCS / "resnet20_cifar10.png"
 TRAINED_PICTURE = DOCS / "finetuning.png"
 START, END = "<!-- results: made by benchmarks/pages/results.py -->", "<!-- end of results -->"
 FRONTS = ROOT / "README.md", DOCS / "index.md"
-EFFORT = DOCS / "how-to" / "effort.md"
+EFFORT, LOW_RANK = DOCS / "how-to" / "effort.md", DOCS / "low-rank.md"
 Row = dict[str, Any]
 
 
@@ -105,6 +105,8 @@ def main() -> None:
     front = tables.front_table(dense, one_call, resnet20["rows"])
     for path in FRONTS:
         path.write_text(between(front, path.read_text()))
+    low_rank = tables.low_rank_table(results["low_rank"]["rows"])
+    LOW_RANK.write_text(between(low_rank, LOW_RANK.read_text()))
     EFFORT.write_text(between(tables.effort_table(one_call), EFFORT.read_text()))
     print("wrote docs/results.md, its pictures and the tables in other pages")
 

@@ -75,6 +75,27 @@ def effort_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+LOW_RANK = {
+    "tersor": "`lowrank.decompose`",
+    "svd": "plain SVD, equal energy",
+    "tucker": "Tucker-2, ranks by variational Bayes",
+}
+
+
+def low_rank_table(rows: list[Row]) -> str:
+    """One line per share of the operations, one column per method: accuracies."""
+    found = {(r["asked"], r["method"]): f"{r['accuracy']:.2f} %" for r in rows}
+    lines = [
+        f"| operations left | {' | '.join(LOW_RANK.values())} |",
+        "| ---: | ---: | ---: | ---: |",
+    ]
+    lines.append("| 100 % | " + " | ".join([found[1.0, "dense"]] * len(LOW_RANK)) + " |")
+    for asked in sorted({r["asked"] for r in rows} - {1.0}, reverse=True):
+        cells = [found.get((asked, method), "") for method in LOW_RANK]
+        lines.append(f"| {100 * asked:.0f} % | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def cell(rows: list[Row], method: str, asked: float) -> str:
     row = next(r for r in rows if r["method"] == method and r["asked"] == asked)
     top1 = f"{row['top1']:.2f} %"

@@ -7,6 +7,8 @@ import sys
 from contextlib import suppress
 from types import FrameType
 
+from tersor.version import __version__
+
 _INTERRUPTED = 130
 
 
@@ -16,6 +18,9 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
+        if sys.argv[1:] == ["--version"]:  # at once: the command line itself takes longer to import
+            print(f"tersor {__version__}")
+            return
         from tersor.cli import main as run
 
         run()

@@ -82,8 +82,8 @@ def test_sizes_without_any_order_end_the_search(sizes, target):
     except BudgetError:
         assert min(sizes[: len(curve.steps)]) > target
     else:
-        fitting = [s for s, size in zip(curve.steps, sizes, strict=False) if size <= target]
-        assert step_size == min(fitting)
+        fitting = [(n, -s) for s, n in zip(curve.steps, sizes, strict=False) if n <= target]
+        assert step_size == -max(fitting)[1]
 
 
 def test_fewer_trials_can_be_asked_for():

@@ -8,16 +8,19 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli.app import app, console, reporting_errors, say
+from tersor.cli.app import app, reporting_errors
+from tersor.cli.output import AsJson, console, emit, restart, say
 
 
 @app.command(epilog="Example: `tersor info`")
-def info() -> None:
+def info(as_json: AsJson = False) -> None:
     """Show versions, which kernels are there, and the number of threads."""
     from tersor.report.info import environment
 
-    for name, value in environment().items():
+    found = environment()
+    for name, value in found.items():
         say(f"{name:<14}{value}")
+    emit(found)
 
 
 @app.command(epilog="Example: `tersor demo --output demo`")
@@ -48,4 +51,5 @@ def options(
         bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options of all commands."""
+    """Print as each command says, whatever the last one did."""
+    restart()

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 
+from tersor.cli.output import errors, say
 from tersor.compression.effort import Effort
 from tersor.errors import TersorError
-from tersor.text import printable_lines
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,8 +23,6 @@ app = typer.Typer(
     help="Make a trained PyTorch model many times smaller, as one real file.",
     epilog="Start with: `tersor compress model.safetensors -o model.tersor --ratio 20`",
 )
-console = Console()
-errors = Console(stderr=True)
 
 FAILED = 2
 """Exit code after any error, except after Ctrl-C and after a bug in tersor."""
@@ -171,18 +168,3 @@ def _message(error: Exception) -> str | None:
             "are as they were. Close other programs, or use a machine with more"
         )
     return None
-
-
-def say(text: str, where: Console = console) -> None:
-    """Print a message literally, without markup and without control characters.
-
-    Names in it come from files: they may look like markup, be long, or hold control sequences.
-
-    Parameters
-    ----------
-    text
-        The message.
-    where
-        Console to print to; by default standard output.
-    """
-    where.print(printable_lines(text), markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -26,8 +26,9 @@ from tersor.cli.app import (
     Prefix,
     app,
     reporting_errors,
-    say,
 )
+from tersor.cli.next_steps import next_steps
+from tersor.cli.output import AsJson, Quiet, bar, emit, say
 from tersor.cli.work import (
     Prepared,
     calibration_of,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # slow imports are done where they are used
     from tersor.storage.archive import Archive
     from tersor.storage.checkpoint import Source
     from tersor.storage.journal import Journal
+    from tersor.storage.summary import Report
 
 
 @app.command(
@@ -115,6 +117,8 @@ def compress(
     data: Data = None,
     effort: EffortOption = "balanced",
     evaluate: Evaluate = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compress a checkpoint into a file of at most the asked size. Needs no model code.
 
@@ -128,16 +132,10 @@ def compress(
     """
     with reporting_errors():
         from tersor.compression.driver import check_lossless, compress_source
-        from tersor.progress import shown
-        from tersor.storage.atomic import check_writable
-        from tersor.storage.label import OUTPUT_ERROR, output_error_text, parse_metadata
-        from tersor.storage.model_folder import check_folder
+        from tersor.report.table import to_json
+        from tersor.storage.label import parse_metadata
 
-        into_folder = model.is_dir() and output.suffix != ".tersor" and not output.is_file()
-        if into_folder:
-            check_folder(model, output)
-        else:
-            check_writable(output, model)
+        into_folder = _check(model, output)
         overrides = overrides_of(keep, bits, lookup)
         if lossless:
             budgets = (ratio, target_size, bits_per_weight, max_drop, evaluate)
@@ -145,35 +143,54 @@ def compress(
         said = parse_metadata(metadata or [])
         source = opened(model, [] if into_folder else [output], key, prefix, exact=lossless)
         given = prepared(source, architecture, data, effort, evaluate)
-        # This reserves the bytes, because the error is measured only at the end.
-        measures = given.post_training is not None and given.post_training.held
-        reserved = {OUTPUT_ERROR: output_error_text(0.0)} if measures else {}
-        quality = quality_of(given.measure, max_drop, given.mend)
         calibration = calibration_of(given)
         options = [ratio, target_size, bits_per_weight, max_drop, keep, bits, lookup]
         keeping = resuming(output, given.source, calibration, options)
         with nullcontext() if lossless else keeping as journal:
-            with shown("compressing") as progress:
+            with bar("compressing") as progress:
                 archive = compress_source(
                     given.source,
                     ratio=ratio,
                     target_size=target_size,
                     bits_per_weight=bits_per_weight,
-                    quality=quality,
+                    quality=quality_of(given.measure, max_drop, given.mend),
                     mend=given.mend,
                     lossless=lossless,
                     calibration=calibration,
                     overrides=overrides,
-                    metadata=said | reserved,
+                    metadata=said | _reserved(given),
                     hashed=content_hash,
                     journal=journal,
                     progress=progress,
                 )
             archive = _with_error(archive, given, said)
             write = _write_folder if into_folder else _write
-            written = write(model, output, archive, journal)
-        _tell(archive, written, source, calibration)
+            report = _report(archive, write(model, output, archive, journal), calibration)
+        _tell(report, source)
         say(f"wrote {output}")
+        next_steps(model, output, key, prefix)
+        emit(to_json(report), output)
+
+
+def _check(model: Path, output: Path) -> bool:
+    """Return whether the output is a folder; raise an error if it cannot be written."""
+    from tersor.storage.atomic import check_writable
+    from tersor.storage.model_folder import check_folder
+
+    into_folder = model.is_dir() and output.suffix != ".tersor" and not output.is_file()
+    if into_folder:
+        check_folder(model, output)
+    else:
+        check_writable(output, model)
+    return into_folder
+
+
+def _reserved(given: Prepared) -> dict[str, str]:
+    """Return metadata of the length that the error will take, which is measured at the end."""
+    from tersor.storage.label import OUTPUT_ERROR, output_error_text
+
+    measures = given.post_training is not None and given.post_training.held
+    return {OUTPUT_ERROR: output_error_text(0.0)} if measures else {}
 
 
 def _with_error(archive: Archive, given: Prepared, said: Mapping[str, str]) -> Archive:
@@ -188,10 +205,9 @@ def _with_error(archive: Archive, given: Prepared, said: Mapping[str, str]) -> A
 
 def _write(model: Path, output: Path, archive: Archive, journal: Journal | None) -> int:
     """Write the file; the checkpoint at ``model`` is not used."""
-    from tersor.progress import shown
     from tersor.storage import container
 
-    with shown("writing") as progress:
+    with bar("writing") as progress:
         write = partial(container.write, output, archive, progress)
         # The sections wait in a file of their own until the header is known.
         return with_room(write, output, 2 * container.size(archive), journal)
@@ -209,15 +225,21 @@ def _write_folder(model: Path, output: Path, archive: Archive, journal: Journal 
     return size
 
 
-def _tell(archive: Archive, nbytes: int, source: Source, calibration: Calibration | None) -> None:
-    """Print the summary of the file, and what was left out of it."""
+def _report(archive: Archive, nbytes: int, calibration: Calibration | None) -> Report:
+    """Return the summary of the file, with a warning if batches did not reach all weights."""
     from tersor.compression.prediction import unseen
     from tersor.storage.summary import summarize
-    from tersor.text import printable
 
     report = summarize(archive, nbytes)
-    if calibration is not None:
-        report = replace(report, warnings=report.warnings + unseen(calibration))
+    if calibration is None:
+        return report
+    return replace(report, warnings=report.warnings + unseen(calibration))
+
+
+def _tell(report: Report, source: Source) -> None:
+    """Print the summary of the file, and what was left out of it."""
+    from tersor.text import printable
+
     show(report)
     if source.ignored:
         say(f"left out: {', '.join(map(printable, source.ignored))}")

@@ -21,10 +21,9 @@ from tersor.cli.app import (
     Lookup,
     Prefix,
     app,
-    console,
     reporting_errors,
-    say,
 )
+from tersor.cli.output import AsJson, Quiet, bar, console, emit, say
 from tersor.cli.work import calibration_of, opened, overrides_of, prepared, resuming
 
 if TYPE_CHECKING:  # slow imports are done where they are used
@@ -56,6 +55,8 @@ def curve(
     data: Data = None,
     effort: EffortOption = "balanced",
     evaluate: Evaluate = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show quality against size, 4 to 40 times smaller, before the work.
 
@@ -63,17 +64,12 @@ def curve(
     of the dense model and at four of the sizes, and predicted at the others.
     """
     with reporting_errors():
+        from tersor.compression import curve_file
         from tersor.compression.compressor import Compressor
         from tersor.compression.curve import trace
-        from tersor.progress import shown
         from tersor.report import curve_picture
-        from tersor.storage.atomic import check_writable
 
-        outputs = [path for path in (output, plot) if path is not None]
-        for path in outputs:
-            check_writable(path, model)
-        if plot is not None:
-            curve_picture.check_picture(plot)
+        outputs = _checked(model, output, plot)
         overrides = overrides_of(keep, bits, lookup)
         source = opened(model, outputs, key, prefix)
         given = prepared(source, architecture, data, effort, evaluate)
@@ -82,7 +78,7 @@ def curve(
         beside, options = output or plot, [points, keep, bits, lookup]
         with (
             resuming(beside, source, calibration, options) if beside else nullcontext() as journal,
-            shown("tracing") as progress,
+            bar("tracing") as progress,
         ):
             compressor = Compressor(
                 source,
@@ -102,6 +98,20 @@ def curve(
         console.print(curve_picture.render(found))
         for path in outputs:
             say(f"wrote {path}")
+        emit(curve_file.to_json(found), *outputs)
+
+
+def _checked(model: Path, output: Path | None, plot: Path | None) -> list[Path]:
+    """Return the files to write; raise an error if one cannot be written."""
+    from tersor.report.curve_picture import check_picture
+    from tersor.storage.atomic import check_writable
+
+    outputs = [path for path in (output, plot) if path is not None]
+    for path in outputs:
+        check_writable(path, model)
+    if plot is not None:
+        check_picture(plot)
+    return outputs
 
 
 def _write(found: Curve, output: Path | None, plot: Path | None) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from tersor.cli.app import TersorFile, app, errors, reporting_errors, say
+from tersor.cli.app import TersorFile, app, reporting_errors
+from tersor.cli.output import AsJson, Quiet, emit, note, say
 
 targets = typer.Typer(
     no_args_is_help=True,
@@ -64,6 +65,8 @@ def onnx(
     check: Annotated[
         bool, typer.Option(help="Compare outputs of ONNX Runtime with those of torch.")
     ] = True,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a graph without weights beside the small file, for ONNX Runtime.
 
@@ -80,15 +83,23 @@ def onnx(
             say(f"wrote {output / name}: {nbytes} bytes")
         if done.error is not None:
             say(f"largest relative error of outputs against torch: {done.error:.1e}")
-        for note in done.notes:
-            say(f"note: {note}", errors)
+        for text in done.notes:
+            note(text)
+        emit({"error": done.error, "notes": list(done.notes)}, *map(output.joinpath, done.nbytes))
 
 
 @targets.command(
     epilog="Example: `tersor export c model.tersor --model net.py:make --inputs net.py:example "
     "-o firmware`"
 )
-def c(model: TersorFile, architecture: Architecture, inputs: Inputs, output: Folder) -> None:
+def c(
+    model: TersorFile,
+    architecture: Architecture,
+    inputs: Inputs,
+    output: Folder,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
     """Write a program in C99 that computes with the small file, for microcontrollers.
 
     It takes no memory but what the application gives it. `make check` in the folder compares its
@@ -102,6 +113,7 @@ def c(model: TersorFile, architecture: Architecture, inputs: Inputs, output: Fol
         done = export(network, example, output, file=model)
         for name, number in done.rows.items():
             say(f"{name}: {number}")
+        emit({"rows": done.rows}, output)
 
 
 def _axes(text: str) -> dict[str, dict[int, str]]:

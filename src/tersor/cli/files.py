@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
@@ -18,10 +17,9 @@ from tersor.cli.app import (
     Prefix,
     TersorFile,
     app,
-    console,
     reporting_errors,
-    say,
 )
+from tersor.cli.output import AsJson, Quiet, bar, console, emit, say
 
 
 @app.command(
@@ -41,6 +39,8 @@ def decompress(
         ),
     ],
     max_bytes: MaxBytes = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Give back the dense tensors, with the names, shapes and types that they came with.
 
@@ -48,16 +48,16 @@ def decompress(
     """
     with reporting_errors():
         from tersor.io import export_safetensors
-        from tersor.progress import shown
         from tersor.storage.model_folder import check_folder, is_compressed, write_dense
 
         into_folder = is_compressed(model) and output.suffix != ".safetensors"
         if into_folder:
             check_folder(model, output)
-        with shown("decompressing") as progress:
+        with bar("decompressing") as progress:
             export = partial(export_safetensors, model, max_bytes=max_bytes, progress=progress)
             written = write_dense(model, output, export) if into_folder else export(output)
         say(f"wrote {output}: {written} bytes")
+        emit({}, output)
 
 
 @app.command(
@@ -67,7 +67,7 @@ def decompress(
 )
 def inspect(
     model: TersorFile,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     architecture: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -99,10 +99,8 @@ def inspect(
             chosen = optimize(filled, memory=memory)
         elif memory is not None:
             raise InputError("--memory needs --model, which says what the weights are used for")
-        if as_json:
-            sys.stdout.write(json.dumps(table.to_json(report, chosen), indent=2) + "\n")
-        else:
-            console.print(table.render(report, chosen))
+        console.print(table.render(report, chosen))
+        emit(table.to_json(report, chosen))
 
 
 @app.command(
@@ -125,11 +123,12 @@ def report(
         typer.Option(help="JSON file that `tersor curve` wrote; this file's size is marked."),
     ] = None,
     max_bytes: MaxBytes = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write one self-contained page: where the bytes are, what was lost, what is in each layer."""
     with reporting_errors():
         from tersor.compression import curve_file
-        from tersor.progress import shown
         from tersor.report import html
         from tersor.report.facts import gather
         from tersor.storage.atomic import check_writable
@@ -139,26 +138,33 @@ def report(
             check_writable(output, source)
         points = None if curve is None else curve_file.read(curve)
         limit = None if max_bytes is None else parse_size(max_bytes)
-        with shown("reading") as progress:
+        with bar("reading") as progress:
             facts = gather(model, dense, progress, key=key, prefix=prefix, max_bytes=limit)
         written = html.write(output, facts, points)
         say(f"wrote {output}: {written} bytes")
+        emit({}, output)
 
 
 @app.command(epilog="Example: `tersor verify model.tersor`")
-def verify(model: TersorFile, max_bytes: MaxBytes = None) -> None:
+def verify(
+    model: TersorFile,
+    max_bytes: MaxBytes = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
     """Check all of a file: header, checksums, and that every tensor can be decoded.
 
     Prints a line for each problem; the exit code is 2 if there is any, else 0.
     """
     with reporting_errors():
         from tersor.io import verify as verify_file
-        from tersor.progress import shown
 
-        with shown("verifying") as progress:
+        with bar("verifying") as progress:
             found = verify_file(model, max_bytes=max_bytes, progress=progress)
     for problem in found.problems:
         say(f"{model}: {problem}")
+    if not found.problems:
+        say(f"{model} is intact: {found.tensors} tensors, {found.nbytes} bytes")
+    emit({"path": str(model), "intact": not found.problems, **asdict(found)})
     if found.problems:
         raise typer.Exit(FAILED)
-    say(f"{model} is intact: {found.tensors} tensors, {found.nbytes} bytes")

@@ -8,7 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from tersor.cli.app import TersorFile, app, reporting_errors, say
+from tersor.cli.app import TersorFile, app, reporting_errors
+from tersor.cli.output import AsJson, Quiet, emit, say
 from tersor.cli.work import telling
 
 
@@ -78,6 +79,8 @@ def finetune(
         Optional[Path],  # noqa: UP045
         typer.Option(help="JSON file to write with the options and what each epoch gave."),
     ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a compressed model further, within its size or a smaller one.
 
@@ -111,3 +114,4 @@ def finetune(
             )
         value = "" if result.value is None else f", accuracy {result.value:.2f} %"
         say(f"wrote {output}: {result.nbytes} bytes{value}")
+        emit({"accuracy": result.value}, output)

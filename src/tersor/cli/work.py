@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from tersor.cli.app import console, errors, say
+from tersor.cli.output import console, errors, note, say
 from tersor.errors import BudgetError, TersorError
 
 if TYPE_CHECKING:  # slow imports are done where they are used
@@ -67,8 +67,8 @@ def opened(
     source = open_checkpoint(model, key=key, prefix=prefix, exact=exact)
     for output, file in product(outputs, source.files):
         check_writable(output, file)
-    for note in source.notes:
-        say(f"note: {note}", errors)
+    for text in source.notes:
+        note(text)
     return source
 
 
@@ -185,19 +185,19 @@ def calibration_of(given: Prepared) -> Calibration | None:
         calibration = for_checkpoint(found, given.post_training.dense, given.source)
     for name, reason in calibration.skipped.items():
         if name not in calibration.unseen:  # a warning names those
-            say(f"note: {name} is compressed without calibration: {reason}", errors)
+            note(f"{name} is compressed without calibration: {reason}")
     return calibration
 
 
 def show(report: Report) -> None:
     """Print the summary of a file.
 
-    If standard output is no terminal, warnings go to standard error too.
+    If it is not printed to a terminal, warnings go to standard error too.
     """
     from tersor.report import table
 
     console.print(table.render(report))
-    if not console.is_terminal:
+    if console.quiet or not console.is_terminal:
         for text in report.warnings:
             say(f"warning: {text}", errors)
 
@@ -222,7 +222,7 @@ def error_of(archive: Archive, post_training: PostTraining) -> float | None:
         with _noted():
             return post_training.error_of(archive)
     except InputError as error:
-        say(f"note: the error of the output is not known: {error}", errors)
+        note(f"the error of the output is not known: {error}")
         return None
 
 
@@ -295,7 +295,7 @@ def resuming(
     path = output.with_name(f"{output.name}.partial")
     with journaling(path, identity(source, calibration, options)) as journal:
         if journal.note:
-            say(f"note: {journal.note}", errors)
+            note(journal.note)
         with _noted(), telling(path, lambda: len(journal) > 0, unless=BudgetError):
             yield journal
 

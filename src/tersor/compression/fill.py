@@ -47,6 +47,11 @@ _STIFFEST = 8
 """Largest change of the logarithm of the step size per change of the logarithm of the bytes, which
 occurs for weights of 12 bits."""
 
+_BLIND = 1.5
+"""Largest factor between the step sizes of a pass that took no bytes and of the next, because no
+bytes do not say how far the step size is off. The square of it is the largest factor between the
+guessed step size and that of the first pass, because samples may also take no bytes."""
+
 _BARREN = 3
 """The search stops after this many passes in a row that come hardly closer to the budget."""
 
@@ -96,7 +101,7 @@ class _Trusted:
 
     below: float = 0.0
     above: float = math.inf
-    farthest: float = math.inf
+    farthest: float = _BLIND**2
     slow: bool = False
 
     def nearest(self, expected: float, last: float) -> float:
@@ -112,8 +117,9 @@ class _Trusted:
             self.below = max(self.below, step_size)
         else:
             self.above = min(self.above, step_size)
-        known = taken > 0 and aim > 0
-        self.farthest = max(taken / aim, aim / taken) ** _STIFFEST if known else math.inf
+        self.farthest = math.inf
+        if aim > 0:
+            self.farthest = max(taken / aim, aim / taken) ** _STIFFEST if taken else _BLIND
 
 
 class _Doubt(Generic[Content]):

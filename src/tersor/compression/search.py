@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the smallest step size at which everything fits the budget."""
+"""Find the step size at which everything fills the budget best."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def finest_fit(
     least: int = 0,
     most: int = MAX_TRIALS,
 ) -> tuple[float, T]:
-    """Find the smallest step size whose bytes are at most ``target``.
+    """Find a step size whose bytes are at most ``target``, and hardly less.
 
     Parameters
     ----------
@@ -101,7 +101,8 @@ def finest_fit(
     Returns
     -------
     tuple
-        Smallest step size found that fits, and the result of its attempt.
+        Of the step sizes that fit, the one of the most bytes, the smallest of several, and the
+        result of its attempt. A slightly smaller step size may take fewer bytes.
 
     Raises
     ------
@@ -117,13 +118,15 @@ def finest_fit(
     """
     trials: list[Trial] = []
     best: tuple[float, T] | None = None
+    fullest = -1
     position: float | None = math.log(guess)
     while position is not None and len(trials) < most:
         step_size = math.exp(position)
         size, made = attempt(step_size)
         trials.append(Trial(position, size))
-        if size <= target and (best is None or step_size < best[0]):
-            best = (step_size, made)
+        finer = size == fullest and best is not None and step_size < best[0]
+        if fullest < size <= target or finer:
+            best, fullest = (step_size, made), size
         position = _next_position(trials, target, least)
     if best is None:
         raise BudgetError(f"{target} bytes were not reached in {len(trials)} attempts")

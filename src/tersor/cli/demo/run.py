@@ -12,9 +12,9 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import nn
 
-from tersor.cli.app import say
 from tersor.cli.demo import curves, digits, search
 from tersor.cli.demo.digits import Row, Split, measure
+from tersor.cli.output import say
 from tersor.errors import MissingExtraError
 from tersor.io import save
 from tersor.report import html
