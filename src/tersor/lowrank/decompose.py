@@ -32,7 +32,7 @@ _EVALUATE = "the function 'evaluate'"
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """What became of a layer.
+    """Form, ranks, costs and error of one layer after `decompose`.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Decomposed:
-    """What `decompose` did.
+    """Result of `decompose`: forms and ranks of all layers, and what the model costs.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ ASKED = 6
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """Answers of a search, and the embeddings that they follow from.
 
     Parameters
     ----------

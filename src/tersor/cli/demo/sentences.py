@@ -32,7 +32,7 @@ class Sentence(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What somebody wants to do, and the function that does it."""
+    """A task in words, and the name of the function that does it."""
 
     text: str
     answer: str
