@@ -45,6 +45,10 @@ def pair(kind: str, ratio: float) -> tuple[nn.Module, nn.Module, Tensor]:
     return dense, model, inputs
 
 
+def factored(model: nn.Module) -> dict[str, FactoredWeight]:
+    return {n: v for n, v in state(model).items() if isinstance(v, FactoredWeight)}
+
+
 def error(model: nn.Module, dense: nn.Module, inputs: Tensor) -> float:
     with torch.no_grad():
         wanted = dense(inputs)
@@ -65,6 +69,14 @@ def test_outputs_come_closer_in_no_more_bytes(kind, ratio, tmp_path):
     back = tersor.load(tmp_path / "b.tersor", copy.deepcopy(dense))
     with torch.no_grad():
         assert torch.equal(back(inputs), model(inputs))
+
+
+def test_layers_keep_their_shares_of_another_size():
+    dense, model, inputs = pair("linear", 12)
+    before = {n: v.to_factors().nbytes for n, v in factored(model).items()}
+    tersor.reconstruct(model, dense, [inputs], target_size=int(1.5 * sum(before.values())))
+    grown = {n: v.to_factors().nbytes / before[n] for n, v in factored(model).items()}
+    assert len(grown) == 3 and all(1.2 < share < 1.5 for share in grown.values())
 
 
 def test_binary_latents_stay_binary(tmp_path):

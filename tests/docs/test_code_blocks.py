@@ -45,6 +45,9 @@ NEEDED = {
 }
 """Packages and files without which a page is skipped."""
 
+PROGRAMS = {"docs/how-to/scripts.md": "jq", "docs/tutorials/microcontroller.md": "xxd"}
+"""Programs that a page calls, by the names of their packages in Debian."""
+
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
@@ -82,6 +85,9 @@ def marked(name):
 @pytest.mark.timeout(900)  # seconds, on an idle machine
 @pytest.mark.filterwarnings("ignore")
 def test_code_blocks_run(name, folder):
+    program = PROGRAMS.get(name)
+    if program and not shutil.which(program):
+        pytest.skip(f"{program} is not installed: apt-get install {program}")
     for needed in NEEDED.get(name, ()):
         if "." not in needed:
             pytest.importorskip(needed)

@@ -50,10 +50,13 @@ _USUAL = 0.65
 """Usual step size as a share of the length of the codebook's columns; it is tried first."""
 
 _LAST = 3
-"""Number of layers that are given what the file has left, rather than their share of it."""
+"""Number of layers before which the size of the file is measured. Elsewhere a layer gets its share,
+and what the layers before it left."""
 
 _SLACK = 16
-"""Bytes by which what is not factored may grow after the last layer."""
+_SLACK_SHARE = 1 / 3000
+"""Bytes by which what is not factored may grow after the last layer, but at most this share of the
+file. If it grows more, another pass is needed."""
 
 _ROUNDS = 4
 """Largest number of passes over all layers until the file is small enough."""
@@ -140,6 +143,8 @@ def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], target
     weights, layers, matched = state(reference), _layers(model, calls[0]), normalizations(model)
     old = {name: _factors_bytes(layer) for name, layer in layers.items()}
     share = 1 + (target - _size(model)) / max(1, sum(old.values()))
+    slack = min(_SLACK, int(_SLACK_SHARE * target))
+    new = {name: int(share * nbytes) for name, nbytes in old.items()}
     watched, spare, last = [*layers, *matched], 0, list(layers)[-_LAST:]
     with shown("reconstructing") as progress:
         try:
@@ -152,9 +157,10 @@ def _sweep(model: nn.Module, reference: nn.Module, calls: Sequence[Call], target
                     continue
                 weight = as_float32(dense(weights[join_names(stop.name, "weight")]))
                 weight = _turned(twin, weight)
-                allowed = int(share * old[stop.name]) + spare
                 if stop.name in last:
-                    allowed = old[stop.name] + target - _SLACK - _size(model)
+                    growth = sum(new[n] - old[n] for n in last[last.index(stop.name) :])
+                    spare = target - slack - _size(model) - growth
+                allowed = new[stop.name] + spare
                 pair = layers[stop.name], cast(Layer, twin)
                 spare = allowed - _renew(model, stop, pair, weight, max(0, allowed))
         except DivergedError:
